@@ -1,0 +1,21 @@
+"""Test settings: two host devices, a shared compilation cache, a PRNG that compiles in no time.
+
+Set before jax is first imported. rbg under vmap is not per key, so tests that compare device
+splits or single samples ask for threefry keys themselves.
+"""
+
+import os
+import pathlib
+import tempfile
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+)
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "skullgen-test-cache")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_DEFAULT_PRNG_IMPL", "rbg")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"
