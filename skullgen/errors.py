@@ -1,8 +1,13 @@
-"""The one exception that speaks to people."""
+"""The exceptions that speak to people: `launch.py` prints their one line, without a traceback."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one line with what is wrong, where, and what to do.
+    """A mistake that the user can mend: what is wrong, where, and what to do. Exit code 2."""
 
-    `launch.py` prints the line, without a traceback, and exits with code 2.
-    """
+    code = 2
+
+
+class Diverged(UserError):
+    """A metric of training is not finite: no one's mistake, and no way to go on. Exit code 1."""
+
+    code = 1

@@ -1,0 +1,19 @@
+"""The VAE, the paper's baseline.
+
+  python launch.py --config experiments/vae.py
+  python launch.py --config experiments/vae.py:paper --config.data.root=SKULLBREAK
+"""
+
+from experiments import common
+
+
+def get_config(size="demo"):
+    """The VAE at a size: `smoke`, `demo`, `paper`."""
+    config = common.vae(common.defaults(size), size)
+    config.model_name = "vae"
+    config.phases = {
+        "smoke": [dict(step="vae", updates=6)],
+        "demo": [dict(step="vae", updates=600)],
+        "paper": [dict(step="vae", epochs=100)],
+    }[size]
+    return config

@@ -1,0 +1,36 @@
+"""VAE/WGAN-GP, section 3.2: the main job.
+
+  python launch.py --config experiments/vae_wgan.py
+  python launch.py --config experiments/vae_wgan.py --config.data.source=skulls --config.data.root=SKULLS
+  python launch.py --config experiments/vae_wgan.py:paper --config.data.root=SKULLBREAK
+"""
+
+from experiments import common
+
+
+def get_config(size="demo"):
+    """The hybrid at a size: `smoke`, `demo`, `paper`."""
+    config = common.defaults(size)
+    config = common.wgan_gp(common.vae(config, size), size)
+    config.model_name = "vae_wgan"
+    config.model.warm_start = size != "paper"  # the generator starts as the VAE's decoder
+    if config.model.warm_start:
+        config.model.generator_norm = "group"
+    config.phases = {
+        "smoke": [
+            dict(step="vae", updates=4),
+            dict(step="bridge", updates=2, batches=5),
+            dict(step="wgan", updates=2, batches=5),
+        ],
+        "demo": [
+            dict(step="vae", updates=600),
+            dict(step="bridge", updates=20, batches=5),
+            dict(step="wgan", updates=40, batches=5),
+        ],
+        "paper": [
+            dict(step="vae", epochs=10),
+            dict(step="bridge", epochs=15, batches=5),
+            dict(step="wgan", epochs=50, batches=5),
+        ],
+    }[size]
+    return config

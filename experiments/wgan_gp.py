@@ -1,0 +1,20 @@
+"""WGAN-GP.
+
+  python launch.py --config experiments/wgan_gp.py
+  python launch.py --config experiments/wgan_gp.py:paper --config.data.root=SKULLBREAK
+"""
+
+from experiments import common
+
+
+def get_config(size="demo"):
+    """WGAN-GP at a size: `smoke`, `demo`, `paper`."""
+    config = common.wgan_gp(common.defaults(size), size)
+    config.model_name = "wgan_gp"
+    config.model.latents = "prior"
+    config.phases = {
+        "smoke": [dict(step="wgan", updates=4, batches=5)],
+        "demo": [dict(step="wgan", updates=300, batches=5)],
+        "paper": [dict(step="wgan", epochs=50, batches=5)],
+    }[size]
+    return config

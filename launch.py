@@ -1,0 +1,74 @@
+"""Runs an experiment: `python launch.py --config experiments/vae_wgan.py[:size]`.
+
+  --workdir FOLDER      all of a run (default: runs/<config>[-<size>][-<overrides>])
+  --config.FIELD=VALUE  any field of the config, for example --config.seed=3
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+
+
+def main(_):
+    """Sets up devices and signals, and runs the stages of the config."""
+    logging.set_verbosity(logging.ERROR)
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    import jax
+
+    from skullgen import jobs, run
+
+    config = _CONFIG.value
+    workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"]))
+    if config.compilation_cache:
+        cache = Path(config.compilation_cache).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    print(f"work directory: {workdir}", flush=True)
+    with jobs.stoppable():
+        run.run(config, workdir)
+
+
+def default_workdir(flag):
+    """`runs/<config>[-<size>][-<overrides>]`."""
+    path, _, size = flag.config_filename.partition(":")
+    overrides = config_flags.get_override_values(flag)
+    parts = [Path(path).stem, size, *(f"{name}={value}" for name, value in overrides.items())]
+    skip = ("stages=", "data.root=")
+    name = "-".join(part for part in parts if part and not part.startswith(skip))
+    return Path("runs") / name.replace("/", "_")
+
+
+def report_error(error):
+    """Prints what a person can use of an error; returns the exit code, or None to raise it."""
+    from skullgen import errors, jobs
+
+    if isinstance(error, jobs.Stopped):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 128 + error.signum
+    if isinstance(error, errors.UserError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    if isinstance(error, OSError) and error.errno in (28, 122):  # no space, quota
+        print(
+            f"error: no room left on the disk of {error.filename or 'the work directory'}: "
+            "make some and run the same command again",
+            file=sys.stderr,
+        )
+        return 2
+    return None
+
+
+if __name__ == "__main__":
+    try:
+        app.run(main)
+    except Exception as error:
+        code = report_error(error)
+        if code is None:
+            raise
+        sys.exit(code)

@@ -1,0 +1,49 @@
+"""Checkpoints of a State: the only orbax import.
+
+States are saved from the host, as numpy arrays (the key as its data): a checkpoint restores on
+any number and kind of devices. Saving is asynchronous; an unfinished step is never listed.
+"""
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+def manager(folder, keep=2, always=()):
+    """A checkpoint manager on `folder`, which is made: the last `keep` and the steps `always`."""
+    policies = ocp.checkpoint_managers
+    return ocp.CheckpointManager(
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(keep), policies.CustomSteps(list(always))]
+            ),
+            cleanup_tmp_directories=True,
+        ),
+    )
+
+
+def save(manager, state):
+    """Starts to save `state` under its step, unless that step is there; copies it first.
+
+    The state may be donated at once afterwards.
+    """
+    step = int(state.step)
+    if step in manager.all_steps():
+        return
+    state = state.replace(key=jax.random.key_data(state.key))
+    copy = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    manager.save(step, args=ocp.args.StandardSave(copy))
+
+
+def restore(manager, model, step=None):
+    """The State at `step` (None: the newest whole one), or None where there is none."""
+    step = manager.latest_step() if step is None else step
+    if step is None:
+        return None
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = shapes.replace(key=jax.eval_shape(jax.random.key_data, shapes.key))
+    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    state = manager.restore(step, args=ocp.args.StandardRestore(target))
+    state = jax.tree.map(jax.numpy.asarray, state)
+    return state.replace(key=jax.random.wrap_key_data(state.key))

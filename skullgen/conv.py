@@ -1,0 +1,300 @@
+"""The 3-D convolutions of the networks: k4 s2 p1, its transpose, and the k4 s1 stem.
+
+Legend: B batch, n voxels a side of the coarse grid (the three sides may differ), C channels on the
+fine side, O channels on the coarse side, R rows of a matrix. Channels last throughout.
+
+A k4 s2 p1 convolution is bilinear in (x, w), so its derivatives are the three contractions of one
+trilinear form: `conv` (over x, w), `conv_transpose` (over g, w) and `weight_gradient` (over x, g).
+Each one's gradient is the other two. A gradient penalty, or a gradient of any order, therefore runs
+these three kernels and nothing else; XLA never derives a dilated convolution of its own, which on
+a CPU is up to 1000 times slower than these.
+"""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_OFFSETS = tuple(itertools.product((0, 1), repeat=3))
+_FORWARD = ("NXYZC", "XYZIO", "NXYZC")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv(x, w, impl="auto"):
+    """Convolve with a kernel of 4, stride 2 and padding 1 (critic, encoders).
+
+    x: `[B, 2n, 2n, 2n, C]`, float32 or bfloat16; the sides are even and may differ.
+    w: `[4, 4, 4, C, O]`, the same dtype.
+    impl: "matmul" (fast on CPU), "lax" (cuDNN) or "auto", which follows the default backend.
+    Returns `[B, n, n, n, O]` in x's dtype; products are summed in float32.
+    Differentiable to any order in reverse mode; forward mode (`jax.jvp`) is refused.
+    Raises ValueError when a side is odd or the kernel does not fit.
+    """
+    _check(x.shape, w.shape, x.shape[-1:] + w.shape[-1:])
+    return (_conv_matmul if _matmul(impl) else _conv_lax)(x, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv_transpose(g, w, impl="auto"):
+    """Transpose `conv` in x: the k4 s2 p1 transposed convolution (generator, decoders).
+
+    g: `[B, n, n, n, O]`, float32 or bfloat16.
+    w: `[4, 4, 4, C, O]`, the kernel of the convolution that this one transposes: a decoder layer
+        from O to C channels stores its kernel as `[4, 4, 4, out, in]`.
+    impl: as in `conv`.
+    Returns `[B, 2n, 2n, 2n, C]` in g's dtype.
+    Raises ValueError when the kernel does not fit.
+    """
+    _check(_fine(g.shape, w.shape[-2]), w.shape, w.shape[-2:-1] + g.shape[-1:])
+    return (_transpose_matmul if _matmul(impl) else _transpose_lax)(g, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def weight_gradient(x, g, impl="auto"):
+    """Differentiate `sum(g * conv(x, w))` with respect to w.
+
+    x: `[B, 2n, 2n, 2n, C]`; g: `[B, n, n, n, O]`; impl: as in `conv`.
+    Returns `[4, 4, 4, C, O]` in x's dtype.
+    Raises ValueError when the two grids do not fit.
+    """
+    if x.shape[:-1] != _fine(g.shape, 0)[:-1]:
+        raise ValueError(f"conv: fine grid {x.shape} and coarse grid {g.shape} do not fit")
+    return (_weight_matmul if _matmul(impl) else _weight_lax)(x, g)
+
+
+conv.defvjp(
+    lambda x, w, impl: (conv(x, w, impl), (x, w)),
+    lambda impl, xw, g: (conv_transpose(g, xw[1], impl), weight_gradient(xw[0], g, impl)),
+)
+conv_transpose.defvjp(
+    lambda g, w, impl: (conv_transpose(g, w, impl), (g, w)),
+    lambda impl, gw, x: (conv(x, gw[1], impl), weight_gradient(x, gw[0], impl)),
+)
+weight_gradient.defvjp(
+    lambda x, g, impl: (weight_gradient(x, g, impl), (x, g)),
+    lambda impl, xg, w: (conv_transpose(xg[1], w, impl), conv(xg[0], w, impl)),
+)
+
+
+def conv_same(x, w, impl="auto"):
+    """Convolve with a kernel of 4, stride 1 and SAME padding (the generator's stem).
+
+    The paper's k4 s1 transposed convolution is this one with the kernel mirrored, so a trained
+    layer need not tell them apart.
+
+    x: `[B, n, n, n, C]`, float32 or bfloat16. w: `[4, 4, 4, C, O]`. impl: as in `conv`.
+    Returns `[B, n, n, n, O]` in x's dtype.
+    """
+    return _same(x, w, 1, impl)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _same(x, w, low, impl):
+    """Convolve with stride 1, `low` zeros before and 3 - low after each axis."""
+    if not _matmul(impl):
+        return _lax(x, w, _FORWARD, padding=((low, 3 - low),) * 3)
+    taps = _taps(x.shape, low)
+    w = w[tuple(slice(t.start, t.stop) for t in taps)].reshape(-1, w.shape[-1])
+    return _dot(_neighbours(x, taps, low), w, ((4,), (0,))).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _same_weight(x, g, low, impl):
+    """Differentiate `sum(g * _same(x, w, low))` with respect to w."""
+    if not _matmul(impl):
+        return _lax(x, g, ("CXYZN", "IXYZO", "XYZNC"), padding=((low, 3 - low),) * 3)
+    taps = _taps(x.shape, low)
+    rows = ((0, 1, 2, 3), (0, 1, 2, 3))
+    w = _dot(_neighbours(x, taps, low), g, rows).astype(x.dtype)
+    w = w.reshape(*map(len, taps), x.shape[-1], g.shape[-1])
+    return jnp.pad(w, (*((t.start, 4 - t.stop) for t in taps), (0, 0), (0, 0)))
+
+
+def _mirror(w):
+    return jnp.flip(w, (0, 1, 2)).swapaxes(3, 4)
+
+
+_same.defvjp(
+    lambda x, w, low, impl: (_same(x, w, low, impl), (x, w)),
+    lambda low, impl, xw, g: (
+        _same(g, _mirror(xw[1]), 3 - low, impl),
+        _same_weight(xw[0], g, low, impl),
+    ),
+)
+_same_weight.defvjp(
+    lambda x, g, low, impl: (_same_weight(x, g, low, impl), (x, g)),
+    lambda low, impl, xg, w: (
+        _same(xg[1], _mirror(w), 3 - low, impl),
+        _same(xg[0], w, low, impl),
+    ),
+)
+
+
+def _matmul(impl):
+    if impl == "auto":
+        return jax.default_backend() == "cpu"
+    return {"matmul": True, "lax": False}[impl]
+
+
+def _fine(shape, channels):
+    return (shape[0], *(2 * n for n in shape[1:4]), channels)
+
+
+def _check(fine, kernel, channels):
+    if any(n % 2 for n in fine[1:4]):
+        raise ValueError(f"conv: the sides of {fine} must be even")
+    if kernel != (4, 4, 4, *channels):
+        raise ValueError(f"conv: kernel {kernel} should be {(4, 4, 4, *channels)}")
+
+
+def _dot(a, b, contract):
+    return lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+
+
+# The lax forms are those that XLA recognises as cuDNN's own backward convolutions. Only their
+# derivatives by autodiff are slow (jax issue 31662), and the closed family never asks for them.
+
+
+def _lax(a, b, layout, strides=(1, 1, 1), padding=((1, 1),) * 3, lhs=None, rhs=None):
+    y = lax.conv_general_dilated(
+        a,
+        b,
+        strides,
+        padding,
+        lhs_dilation=lhs,
+        rhs_dilation=rhs,
+        dimension_numbers=layout,
+        preferred_element_type=jnp.float32,
+    )
+    return y.astype(a.dtype)
+
+
+def _conv_lax(x, w):
+    return _lax(x, w, _FORWARD, strides=(2, 2, 2))
+
+
+def _transpose_lax(g, w):
+    layout = ("NXYZC", "XYZOI", "NXYZC")
+    return _lax(g, jnp.flip(w, (0, 1, 2)), layout, padding=((2, 2),) * 3, lhs=(2, 2, 2))
+
+
+def _weight_lax(x, g):
+    return _lax(x, g, ("CXYZN", "IXYZO", "XYZNC"), rhs=(2, 2, 2))
+
+
+# The matmul forms. Pad x by 1 and fold each 2^3 block into channels: xs [B, n+1, n+1, n+1, 8C]. The
+# kernel becomes k2 s1. Either all 8 neighbours of xs are gathered into rows of 64C ("patches", one
+# product with [64C, O]), or xs is multiplied by [8C, 8O] and 8 shifted pieces of the product are
+# added ("products"). Both write one large intermediate, and memory, not arithmetic, is the limit.
+
+
+def _patches_win(fine, channels_out):
+    """Choose the form with the smaller intermediate, counted in entries per sample."""
+    coarse = [n // 2 for n in fine[1:4]]
+    patches = math.prod(coarse) * 64 * fine[-1]
+    products = math.prod(n + 1 for n in coarse) * 8 * channels_out
+    return patches <= products
+
+
+def _conv_matmul(x, w):
+    xs = _fold(x)
+    if _patches_win(x.shape, w.shape[-1]):
+        return _dot(_gather(xs), _kernel_rows(w), ((4,), (0,))).astype(x.dtype)
+    return _scatter_back(_dot(xs, _kernel_square(w), ((4,), (0,)))).astype(x.dtype)
+
+
+def _transpose_matmul(g, w):
+    if _patches_win(_fine(g.shape, w.shape[-2]), w.shape[-1]):
+        xs = _gather_transpose(_dot(g, _kernel_rows(w), ((4,), (1,))))
+    else:
+        xs = _dot(_scatter(g), _kernel_square(w), ((4,), (1,)))
+    return _unfold(xs.astype(g.dtype))
+
+
+def _weight_matmul(x, g):
+    xs = _fold(x)
+    rows = ((0, 1, 2, 3), (0, 1, 2, 3))
+    shape = (2, 2, 2, 2, 2, 2, x.shape[-1], g.shape[-1])
+    if _patches_win(x.shape, g.shape[-1]):
+        w = _dot(_gather(xs), g, rows).astype(x.dtype).reshape(shape)
+        w = w.transpose(0, 3, 1, 4, 2, 5, 6, 7)
+    else:
+        w = _dot(xs, _scatter(g), rows).astype(x.dtype)
+        w = w.reshape(*shape[:3], shape[6], *shape[3:6], shape[7])
+        w = w.transpose(4, 0, 5, 1, 6, 2, 3, 7)
+    return w.reshape(4, 4, 4, x.shape[-1], g.shape[-1])
+
+
+def _kernel_rows(w):
+    """`[4, 4, 4, C, O]` to `[64C, O]`, rows ordered (offset, place in the block, channel)."""
+    c, o = w.shape[3:]
+    w = w.reshape(2, 2, 2, 2, 2, 2, c, o).transpose(0, 2, 4, 1, 3, 5, 6, 7)
+    return w.reshape(64 * c, o)
+
+
+def _kernel_square(w):
+    """`[4, 4, 4, C, O]` to `[8C, 8O]`: (place in the block, channel) by (offset, channel)."""
+    c, o = w.shape[3:]
+    w = w.reshape(2, 2, 2, 2, 2, 2, c, o).transpose(1, 3, 5, 6, 0, 2, 4, 7)
+    return w.reshape(8 * c, 8 * o)
+
+
+def _fold(x):
+    """`[B, 2n, 2n, 2n, C]` to `[B, n+1, n+1, n+1, 8C]`: pad by 1, move 2^3 blocks to channels."""
+    b, *sides, c = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
+    p, q, r = (s // 2 + 1 for s in sides)
+    x = x.reshape(b, p, 2, q, 2, r, 2, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(b, p, q, r, 8 * c)
+
+
+def _unfold(xs):
+    """Transpose `_fold`: blocks back to voxels, the border dropped."""
+    b, p, q, r, c = xs.shape
+    x = xs.reshape(b, p, q, r, 2, 2, 2, c // 8).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.reshape(b, 2 * p, 2 * q, 2 * r, c // 8)[:, 1:-1, 1:-1, 1:-1]
+
+
+def _cut(x, offset, sides):
+    return x[(slice(None), *(slice(o, o + n) for o, n in zip(offset, sides, strict=True)))]
+
+
+def _gather(xs):
+    """`[B, n+1, n+1, n+1, K]` to `[B, n, n, n, 8K]`: the 8 neighbours side by side."""
+    sides = [n - 1 for n in xs.shape[1:4]]
+    return jnp.concatenate([_cut(xs, a, sides) for a in _OFFSETS], axis=-1)
+
+
+def _gather_transpose(z):
+    """Transpose `_gather`: add the 8 pieces where they came from."""
+    pieces = jnp.split(z, 8, axis=-1)
+    pads = [[(0, 0), *((o, 1 - o) for o in a), (0, 0)] for a in _OFFSETS]
+    return sum(jnp.pad(piece, pad) for piece, pad in zip(pieces, pads, strict=True))
+
+
+def _scatter(g):
+    """`[B, n, n, n, O]` to `[B, n+1, n+1, n+1, 8O]`: g as each of the 8 offsets sees it."""
+    sides = [n + 1 for n in g.shape[1:4]]
+    g = jnp.pad(g, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
+    return jnp.concatenate([_cut(g, [1 - o for o in a], sides) for a in _OFFSETS], axis=-1)
+
+
+def _scatter_back(y):
+    """Transpose `_scatter`: `[B, n+1, n+1, n+1, 8O]` to `[B, n, n, n, O]`."""
+    sides = [n - 1 for n in y.shape[1:4]]
+    return sum(_cut(p, a, sides) for p, a in zip(jnp.split(y, 8, axis=-1), _OFFSETS, strict=True))
+
+
+def _taps(shape, low):
+    """List the kernel's taps along each axis that ever meet a voxel rather than padding."""
+    return [range(max(0, low + 1 - n), min(4, low + n)) for n in shape[1:4]]
+
+
+def _neighbours(x, taps, low):
+    """`[B, n, n, n, C]` to `[B, n, n, n, TC]`: what each of the T taps sees of x."""
+    x = jnp.pad(x, ((0, 0), *(((low, 3 - low),) * 3), (0, 0)))
+    sides = [n - 3 for n in x.shape[1:4]]
+    return jnp.concatenate([_cut(x, a, sides) for a in itertools.product(*taps)], axis=-1)

@@ -1,0 +1,150 @@
+"""Dice (equation 8), and what generated pairs look like beside real ones, in numbers.
+
+Stores are compared packed (`store.pack`): uint8 [N, D^3 * 2 / 8].
+"""
+
+import numpy as np
+
+from skullgen import generate, store
+from skullgen.errors import UserError
+
+CHANNELS = ("skull", "defect")
+
+
+def dice(a, b):
+    """Equation 8, `2 |A and B| / (|A| + |B|)`: bool arrays of one shape -> float.
+
+    Two empty masks have Dice 0, as in the AutoImplant challenge.
+    """
+    total = int(a.sum()) + int(b.sum())
+    return 2 * int((a & b).sum()) / total if total else 0.0
+
+
+def dice_matrix(a, b, size):
+    """Dice of every pair of `a` with every one of `b`, for both channels: float32 [2, n, m].
+
+    a, b: packed pairs uint8 [n, bytes], [m, bytes] of `size` voxels a side. Exact: counts are
+    sums of 0 and 1 in float32 over one slab of voxels at a time, added in float64.
+    """
+    slabs = size if size >= 8 else 1
+    parts = [np.array_split(x, slabs, axis=1) for x in (a, b)]
+    both = np.zeros((2, len(a), len(b)))
+    sums = np.zeros((2, len(a), 1)), np.zeros((2, 1, len(b)))
+    for left, right in zip(*parts, strict=True):
+        x, y = (
+            np.unpackbits(part, axis=1, bitorder="little").reshape(len(part), -1, 2)
+            for part in (left, right)
+        )
+        for channel in (0, 1):
+            p, q = (part[..., channel].astype(np.float32) for part in (x, y))
+            both[channel] += p @ q.T
+            sums[0][channel, :, 0] += p.sum(axis=1)
+            sums[1][channel, 0] += q.sum(axis=1)
+    return (2 * both / np.maximum(sums[0] + sums[1], 1)).astype(np.float32)
+
+
+def mean_pair(bits, size):
+    """The mean of some pairs, packed [1, bytes]: the likeliest voxels, as many as they have.
+
+    Each channel keeps as many voxels as the pairs have in the mean, so that a sparse defect's
+    mean is not simply empty.
+    """
+    share = np.zeros(size**3 * 2)
+    for row in bits:
+        share += np.unpackbits(row, bitorder="little")
+    share = (share / len(bits)).reshape(-1, 2)
+    mask = np.zeros(share.shape, bool)
+    for channel in (0, 1):
+        voxels = round(share[:, channel].sum())
+        order = np.argsort(-share[:, channel], kind="stable")
+        mask[order[:voxels], channel] = True
+    return store.pack(mask.reshape(1, size, size, size, 2))
+
+
+def quality(real, generated, *, pairs=200):
+    """Generated pairs beside their yardsticks: a dict that `describe` puts in words.
+
+    real, generated: paths of stores of one size. pairs: at most so many generated ones are
+    compared (the first), and so many of every group in the pairwise comparison.
+
+    For each channel: mean Dice to the nearest training pair of generated pairs, of held-out real
+    pairs (test and validation; None where there are none), and of the mean training pair; mean
+    Dice of two different pairs, generated and training; mean occupancy of both.
+    """
+    group = store.open_store(generated)
+    size = group["pairs"].shape[1]
+    if store.open_store(real)["pairs"].shape[1] != size:
+        raise UserError(f"{generated}: its pairs are not of the size of those of {real}")
+    train = store.load(real, store.rows(real, "train"))
+    held = store.load(
+        real, np.sort(np.concatenate([store.rows(real, s) for s in ("test", "validation")]))
+    )
+    made = store.load(generated, np.arange(min(pairs, group["pairs"].shape[0])))
+    spread = [x[np.linspace(0, len(x) - 1, min(pairs, len(x))).astype(int)] for x in (made, train)]
+    nearest = {
+        "generated": dice_matrix(made, train, size).max(axis=2),
+        "held_out": dice_matrix(held, train, size).max(axis=2) if len(held) else None,
+        "mean_training_pair": dice_matrix(mean_pair(train, size), train, size).max(axis=2),
+    }
+    result = {"compared": len(made), "removed": generate.removed(generated)}
+    for channel, name in enumerate(CHANNELS):
+        pairwise = [
+            dice_matrix(x, x, size)[channel][~np.eye(len(x), dtype=bool)] for x in spread
+        ]
+        shares = [
+            np.mean([np.unpackbits(row, bitorder="little")[channel::2].mean() for row in x])
+            for x in spread
+        ]
+        result[name] = {
+            "nearest_training_dice": {
+                who: None if values is None else float(values[channel].mean())
+                for who, values in nearest.items()
+            },
+            "pairwise_dice": {
+                who: float(values.mean()) if len(values) else None
+                for who, values in zip(("generated", "training"), pairwise, strict=True)
+            },
+            "occupancy": {
+                who: float(value)
+                for who, value in zip(("generated", "training"), shares, strict=True)
+            },
+        }
+    return result
+
+
+def describe(result):
+    """The numbers of `quality` as lines of text, with what they say."""
+
+    def show(value):
+        return "    -" if value is None else f"{value:.3f}"
+
+    removed = result["removed"]
+    lines = [
+        f"{removed['pairs']} generated pairs: {removed['empty_defects']:.1%} empty defects; "
+        f"equation 6 took {removed['overlap']:.1%} of the defects' voxels; dust, voxels a pair: "
+        f"{removed['dust_skull_voxels']:.1f} of skull, {removed['dust_defect_voxels']:.1f} of "
+        "defect",
+        "",
+        f"{'Dice':38s} skull  defect",
+    ]
+    table = {
+        "nearest training pair: generated": ("nearest_training_dice", "generated"),
+        "nearest training pair: held-out real": ("nearest_training_dice", "held_out"),
+        "nearest training pair: mean pair": ("nearest_training_dice", "mean_training_pair"),
+        "two generated pairs": ("pairwise_dice", "generated"),
+        "two training pairs": ("pairwise_dice", "training"),
+    }
+    for title, (what, who) in table.items():
+        values = [show(result[name][what][who]) for name in CHANNELS]
+        lines.append(f"{title:38s} {values[0]}  {values[1]}")
+    for who in ("generated", "training"):
+        values = [f"{100 * result[name]['occupancy'][who]:.2f}%" for name in CHANNELS]
+        lines.append(f"{'occupancy, ' + who:38s} {values[0]}  {values[1]}")
+    for name in CHANNELS:
+        near = result[name]["nearest_training_dice"]
+        if near["held_out"] is not None and near["generated"] > near["held_out"] + 0.05:
+            lines.append(
+                f"The generated {name}s lie nearer to a training pair than held-out real ones "
+                f"do ({near['generated']:.3f}, {near['held_out']:.3f}): they copy or interpolate."
+            )
+    return lines

@@ -1,0 +1,143 @@
+"""latents -> decode -> binarise -> equation 6 -> dust -> store (sections 4.4 and 5).
+
+Sample i's latent is keyed by i, and the device always runs whole, aligned batches of one size:
+any range of samples can be made alone, in any order, on several machines, and is bit-equal for
+one kind of device, versions and batch size. Binarising, equation 6 and packing happen on the
+device; components on a pool of worker processes, each of which writes whole shards.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from skullgen import jobs, nets, postprocess, steps, store
+from skullgen.resample import FIELD_MM
+
+SHARD = 64  # pairs in a file
+
+
+def sampler(model, state, *, seed, batch, channels, threshold):
+    """`make(first) -> (bits, counts)` for the aligned batches that begin at sample `first`.
+
+    channels: `independent` or `exclusive` (`nets.binarise`). One batch of `batch` samples runs on
+    each local device: n = batch * devices.
+
+    bits: uint8 [n, D^3 * 2 / 8], equation 6 applied. counts: int32 [n, 2], voxels of overlap that
+    it removed and voxels of the defect before.
+    """
+
+    def make(state, index):
+        key = jax.random.fold_in(jax.random.key(seed), 0)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        probability = model.decode(state, model.latents(state, keys))
+        pair = nets.binarise(probability, channels, threshold)
+        skull, defect = pair[..., 0], pair[..., 1]
+        overlap = defect & skull
+        apart = jnp.stack([skull, jnp.logical_xor(defect, overlap)], axis=-1)
+        voxels = [mask.sum((1, 2, 3), dtype=jnp.int32) for mask in (overlap, defect)]
+        return steps.pack(apart), jnp.stack(voxels, axis=-1)
+
+    devices = jax.local_device_count()
+    mapped = jax.pmap(make, axis_name=nets.AXIS, in_axes=(None, 0))
+    state = steps.resident(state)
+
+    def run(first):
+        index = jnp.arange(first, first + devices * batch).reshape(devices, batch)
+        bits, counts = mapped(state, index)
+        return bits.reshape(devices * batch, -1), counts.reshape(devices * batch, -1)
+
+    return run
+
+
+def batches(make, shards, first, batch):
+    """For each range of rows in `shards`: (range, its bits, its counts), as numpy arrays.
+
+    make: as `sampler` returns it. first: the sample in row 0. batch: samples of one call. The
+    next call runs on the device while this one's answer is copied and worked on.
+    """
+    wanted = [
+        start
+        for shard in shards
+        for start in range(
+            (first + shard.start) // batch * batch, first + shard.stop, batch
+        )
+    ]
+    wanted = iter(list(dict.fromkeys(wanted)))
+    ahead, made = [], {}
+    for shard in shards:
+        begin, end = first + shard.start, first + shard.stop
+        while not made or max(made) + batch < end:
+            while len(ahead) < 2 and (start := next(wanted, None)) is not None:
+                ahead.append((start, make(start)))
+            start, answer = ahead.pop(0)
+            made[start] = [np.asarray(part) for part in answer]
+        made = {start: part for start, part in made.items() if start + batch > begin}
+        order = sorted(made)
+        offset = begin - order[0]
+        bits, counts = (np.concatenate([made[s][part] for s in order]) for part in (0, 1))
+        yield shard, bits[offset : offset + len(shard)], counts[offset : offset + len(shard)]
+
+
+def finish(path, start, bits, counts, size, dust, connectivity):
+    """A worker's task: removes dust from one shard's pairs and writes them.
+
+    dust: components of fewer voxels are removed from both channels. Returns the pairs' number.
+    """
+    pairs = store.unpack(bits, size)
+    removed = np.zeros((len(bits), 4), np.int32)
+    removed[:, 0], removed[:, 3] = counts[:, 0], counts[:, 1]
+    for row, pair in enumerate(pairs):
+        for channel in (0, 1):
+            clean = postprocess.remove_dust(pair[..., channel], dust, connectivity)
+            removed[row, 1 + channel] = pair[..., channel].sum() - clean.sum()
+            pair[..., channel] = clean
+    voxel_mm = FIELD_MM / size
+    affine = np.diag([voxel_mm] * 3 + [1.0])
+    affine[:3, 3] = (voxel_mm - FIELD_MM) / 2  # the cube's centre is the origin
+    columns = {"removed": removed, "affine": np.broadcast_to(affine, (len(bits), 4, 4))}
+    store.write(path, start, store.pack(pairs), columns)
+    return len(pairs)
+
+
+def run(model, state, path, *, count, first, seed, batch, channels, threshold, dust_mm3,
+        connectivity, size, workers, attributes):
+    """Generates samples `first` to `first + count` into the store `path`, or goes on.
+
+    dust_mm3: components of a smaller volume are removed. attributes: of the store (`store.create`).
+    """
+    store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
+    shards = store.missing(path)
+    if not shards:
+        print(f"{path}: all {count} pairs are there")
+        return
+    dust = int(np.ceil(dust_mm3 / (FIELD_MM / size) ** 3))
+    make = sampler(
+        model, state, seed=seed, batch=batch, channels=channels, threshold=threshold
+    )
+    whole = batch * jax.local_device_count()
+    tasks = (
+        (path, shard.start, bits, counts, size, dust, connectivity)
+        for shard, bits, counts in batches(make, shards, first, whole)
+    )
+    workers = min(jobs.workers(workers), len(shards))
+    with jobs.progress(count, count - sum(map(len, shards)), "generate", "pair") as bar:
+        for done in jobs.ordered(finish, tasks, workers):
+            bar.update(done)
+
+
+def removed(path):
+    """What post-processing removed from a generated store, as a dict of shares and voxels.
+
+    empty_defects: share of pairs whose defect is empty. overlap: share of defect voxels that lay
+    in the skull (equation 6). dust_skull, dust_defect: mean voxels a pair.
+    """
+    group = store.open_store(path)
+    column = group["removed"][:].astype(np.int64)
+    left = column[:, 3] - column[:, 0] - column[:, 2]
+    return {
+        "pairs": len(column),
+        "empty_defects": float(np.mean(left <= 0)),
+        "overlap": float(column[:, 0].sum() / max(column[:, 3].sum(), 1)),
+        "dust_skull_voxels": float(column[:, 1].mean()),
+        "dust_defect_voxels": float(column[:, 2].mean()),
+    }

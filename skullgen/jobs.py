@@ -1,0 +1,122 @@
+"""How long work is run: progress bars, worker processes, and a stop that loses nothing."""
+
+import collections
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+
+from tqdm import tqdm
+
+from skullgen.errors import UserError
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; what is done has been written."""
+
+    def __init__(self, signum):
+        super().__init__(signum)
+        self.signum = signum
+
+
+_asked = []
+
+
+@contextlib.contextmanager
+def stoppable():
+    """Turns SIGINT and SIGTERM into a wish that `check` reports; a second one stops at once."""
+
+    def ask(signum, frame):
+        if _asked:
+            os._exit(128 + signum)
+        _asked.append(signum)
+        print("\nstopping at the next safe point (again: at once)", file=sys.stderr, flush=True)
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        _asked.clear()
+
+
+def asked():
+    """Whether a signal asked the run to stop."""
+    return bool(_asked)
+
+
+def check():
+    """Raises Stopped where a signal came: call it between two writes that belong together."""
+    if _asked:
+        raise Stopped(_asked[0])
+
+
+def progress(total, done, name, unit):
+    """A tqdm bar on stderr with rate and time left; in a log file one line every 30 s."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=name,
+        unit=unit,
+        mininterval=0.2 if terminal else 30,
+        maxinterval=10 if terminal else 30,
+        dynamic_ncols=terminal,
+        ascii=not terminal,
+    )
+
+
+def _begin_worker():
+    """Leaves signals to the parent, and ends when the parent is gone, even by kill -9."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+
+    def watch():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def ordered(function, tasks, workers):
+    """`function(*task)` for each task, in worker processes, yielded in the order of the tasks.
+
+    Tasks are drawn as they are needed, at most two a worker ahead: memory does not grow with
+    their number. One worker means this process. An exception in a task is raised here; where a
+    worker dies, UserError.
+    """
+    if workers <= 1:
+        for task in tasks:
+            check()
+            yield function(*task)
+        return
+    # Not fork: jax runs threads.
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _begin_worker)
+    pending = collections.deque()
+    try:
+        for task in tasks:
+            check()
+            pending.append(pool.submit(function, *task))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            check()
+            yield pending.popleft().result()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError(
+            "a worker process died (out of memory?): start again to go on, "
+            "with --config.workers=1 to use less memory"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def workers(count):
+    """The number of worker processes: `count`, or one a core that this process may use if 0."""
+    return count or len(os.sched_getaffinity(0))

@@ -1,0 +1,55 @@
+"""Equation 3 and the VAE's loss; every reduction is spelled out, every sum is float32.
+
+Shapes: `B` samples, `D` voxels a side, `Z` latents. A pair's logits have two channels
+(`independent`: skull, defect, each a sigmoid) or three (`exclusive`: a softmax over background,
+skull, defect), as `skullgen.nets.probabilities` reads them.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def gradient_penalty(critic, real, fake, u):
+    """Equation 3's penalty `(||grad C(x_hat)||_2 - 1)^2` and the norms that it is made of.
+
+    critic: `[B, ...] -> float32 [B]`. It must not mix samples (no batch norm): only then is the
+        gradient of the sum over the batch each sample's own gradient.
+    real, fake: [B, D, D, D, 2].
+    u: float32 [B] in [0, 1), one a sample: `x_hat = real + u (fake - real)`.
+
+    Returns float32 [B], [B]. 1e-12 stands under the root, whose second derivative at 0 is NaN.
+    """
+    u = u.reshape(-1, *(1,) * (real.ndim - 1))
+    x_hat = real + u * (fake - real)
+    slope = jax.grad(lambda x: critic(x).sum())(x_hat).astype(jnp.float32)
+    norm = jnp.sqrt(jnp.square(slope).sum(axis=tuple(range(1, slope.ndim))) + 1e-12)
+    return jnp.square(norm - 1), norm
+
+
+def kl(mean, log_variance):
+    """KL(N(mean, exp(log_variance)) || N(0, I)), summed over latents: [B, Z] x 2 -> [B]."""
+    return 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).sum(axis=-1)
+
+
+def reconstruction(logits, pairs, weights):
+    """Negative log-likelihood of binary pairs, summed over voxels and channels (section 4.3).
+
+    logits: float [B, D, D, D, 2 or 3].
+    pairs: [B, D, D, D, 2], 0 or 1.
+    weights: the weight of a skull voxel and of a defect voxel. With two logits it weighs that
+        channel's whole cross-entropy, with three the voxels that belong to the class
+        (background has 1). Sparse defects are ignored for hundreds of updates at weight 1.
+
+    Returns float32 [B].
+    """
+    logits, pairs = logits.astype(jnp.float32), pairs.astype(jnp.float32)
+    weights = jnp.asarray(weights, jnp.float32)
+    if logits.shape[-1] == 2:
+        loss = optax.sigmoid_binary_cross_entropy(logits, pairs) * weights
+    else:
+        background = 1 - pairs.sum(axis=-1, keepdims=True)
+        classes = jnp.concatenate([background, pairs], axis=-1)
+        weights = jnp.concatenate([jnp.ones(1), weights])
+        loss = -(classes * weights) * jax.nn.log_softmax(logits)
+    return loss.sum(axis=tuple(range(1, loss.ndim)))

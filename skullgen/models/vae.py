@@ -1,0 +1,146 @@
+"""VAE, the paper's baseline: summed cross-entropy plus weighted KL (section 4.3).
+
+Shapes: `B` samples, `D` voxels a side, `Z` latents.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from skullgen import losses, nets, steps
+from skullgen.models.wgan_gp import new_net
+from skullgen.types import Model, State
+
+NOISE = 2  # stream of random draws; 0 and 1 are the GAN's
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder under one set of weights, as one optimiser trains them."""
+
+    encoder: nets.Encoder
+    decoder: nets.Generator
+
+    def encode(self, pairs):
+        """[B, D, D, D, 2] -> mean, log-variance: float32 [B, Z] each."""
+        return self.encoder(pairs)
+
+    def decode(self, z):
+        """Z [B, Z] -> logits float32 [B, D, D, D, 2 or 3]."""
+        return self.decoder(z)
+
+    def __call__(self, pairs):
+        return self.decode(self.encode(pairs)[0])
+
+
+def autoencoder(config):
+    """The autoencoder that `config` (an experiment's `config.model`) describes."""
+    dtype = jnp.dtype(config.precision)
+    widths = tuple(config.widths)
+    encoder = nets.Encoder(config.latent, widths, config.groups, config.pool, dtype)
+    decoder = nets.Generator(
+        resolution=config.resolution,
+        widths=widths,
+        norm="group",
+        groups=config.groups,
+        head=config.head,
+        occupancy=tuple(config.occupancy),
+        dtype=dtype,
+    )
+    return Autoencoder(encoder, decoder)
+
+
+def variational(config):
+    """The network's start and the ELBO step, for this method and for its hybrids.
+
+    Returns `init(key) -> Net`, `step(state, batch) -> (state, metrics)` on `state.nets["vae"]`,
+    and `posterior(params, pairs) -> mean, log-variance` (float32 [B, Z] each).
+
+    `Net.stats` follows the aggregate posterior q(z), the mixture of all training pairs'
+    posteriors, by exponential averages of its first two moments (weight: how much they hold).
+    """
+    module = autoencoder(config)
+    tx = optax.adam(config.vae_learning_rate)
+    shape = (1, *(config.resolution,) * 3, 2)
+
+    def init(key):
+        net = new_net(module, tx, key, jnp.zeros(shape))
+        stats = {
+            "mean": jnp.zeros(config.latent),
+            "square": jnp.zeros((config.latent, config.latent)),
+            "weight": jnp.zeros(()),
+        }
+        return net.replace(stats=stats)
+
+    def posterior(params, pairs):
+        return module.apply({"params": params}, pairs, method="encode")
+
+    def step(state, batch):
+        net, pairs = state.nets["vae"], batch[0].astype(jnp.float32)
+        noise = steps.normal(steps.keys(state, NOISE, len(pairs)), config.latent)
+
+        def loss(params):
+            mean, log_variance = posterior(params, pairs)
+            z = mean + jnp.exp(0.5 * log_variance) * noise
+            logits = module.apply({"params": params}, z, method="decode")
+            error = losses.reconstruction(logits, pairs, config.channel_weights).mean()
+            divergence = losses.kl(mean, log_variance).mean()
+            occupancy = nets.probabilities(logits).mean(axis=(0, 1, 2, 3))
+            metrics = {
+                "reconstruction": error,
+                "kl": divergence,
+                "occupancy_skull": occupancy[0],
+                "occupancy_defect": occupancy[1],
+            }
+            stats = _follow(net.stats, mean, log_variance, config.posterior_momentum)
+            return error + config.kl_weight * divergence, (stats, metrics)
+
+        net, metrics = steps.descend(net, tx, loss, "vae")
+        return state.replace(step=state.step + 1, nets={**state.nets, "vae": net}), metrics
+
+    return init, step, posterior
+
+
+def _follow(stats, mean, log_variance, momentum):
+    """Moves the aggregate posterior's moments a little towards this batch's."""
+    variance = jnp.exp(log_variance).mean(axis=0)
+    square = mean.T @ mean / len(mean) + jnp.diag(variance)
+    new = {"mean": mean.mean(axis=0), "square": square, "weight": jnp.ones(())}
+    new = jax.lax.pmean(jax.lax.stop_gradient(new), nets.AXIS)
+    return jax.tree.map(lambda old, now: momentum * old + (1 - momentum) * now, stats, new)
+
+
+def aggregate(stats, keys):
+    """Draws z [B, Z] from the Gaussian with the aggregate posterior's mean and covariance."""
+    mean = stats["mean"] / stats["weight"]
+    covariance = stats["square"] / stats["weight"] - jnp.outer(mean, mean)
+    root = jnp.linalg.cholesky(covariance + 1e-6 * jnp.eye(len(mean)))
+    return mean + steps.normal(keys, len(mean)) @ root.T
+
+
+def sampler(config, source):
+    """`latents(state, keys [B]) -> z [B, Z]` from `config.latents`: `prior` or `aggregate`.
+
+    source: the role in `state.nets` whose stats hold the aggregate posterior.
+    """
+    if config.latents == "prior":
+        return lambda state, keys: steps.normal(keys, config.latent)
+    return lambda state, keys: aggregate(state.nets[source].stats, keys)
+
+
+def make(config):
+    """The VAE; `config` is `config.model` of `experiments/vae.py`."""
+    init, step, posterior = variational(config)
+    module = autoencoder(config)
+
+    def start(key):
+        return State(jnp.zeros((), jnp.int32), key, {"vae": init(jax.random.fold_in(key, 0))})
+
+    def decode(state, z):
+        params = {"params": state.nets["vae"].params}
+        return nets.probabilities(module.apply(params, z, method="decode"))
+
+    def encode(state, pairs):
+        return posterior(state.nets["vae"].params, pairs.astype(jnp.float32))[0]
+
+    return Model(start, {"vae": step}, sampler(config, "vae"), decode, encode)

@@ -1,0 +1,66 @@
+"""VAE/WGAN-GP (section 3.2): VAE, then WGAN-GP fed with its posterior, then with N(0, I).
+
+Shapes: `B` samples, `D` voxels a side, `Z` latents.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from skullgen import steps
+from skullgen.errors import UserError
+from skullgen.models import vae, wgan_gp
+from skullgen.types import Model, State
+
+
+def make(config):
+    """The hybrid; `config` is `config.model` of `experiments/vae_wgan.py`.
+
+    Steps, in the paper's order: `vae`; `bridge`, whose generator is fed with reparametrised
+    posterior latents of training pairs; `wgan`, fed from `config.latents` (`prior` in the paper).
+    With `config.warm_start` the generator starts as the VAE's decoder (equal layers: its norm is
+    then `group`), else from weights of its own, as in the paper.
+    """
+    if config.warm_start and config.generator_norm != "group":
+        raise UserError(
+            f"model.generator_norm is {config.generator_norm!r}: with model.warm_start the "
+            "generator starts as the VAE's decoder, so set it to 'group'"
+        )
+    init_vae, vae_step, posterior = vae.variational(config)
+    init_gan, gan_step = wgan_gp.adversarial(config)
+    draw = vae.sampler(config, "vae")
+
+    def init(key):
+        vae_key, gan_key = (jax.random.fold_in(key, stream) for stream in (0, 1))
+        nets = {"vae": init_vae(vae_key), **init_gan(gan_key)}
+        return State(jnp.zeros((), jnp.int32), key, nets)
+
+    def pretrain(state, batch):
+        state, metrics = vae_step(state, batch)
+        if config.warm_start:
+            weights = state.nets["vae"].params["decoder"]
+            generator = state.nets["generator"].replace(params=weights)
+            state = state.replace(nets={**state.nets, "generator": generator})
+        return state, metrics
+
+    def from_posterior(state, batch, update, keys):
+        # The batch after the one that this update compares with (cyclic): else x_hat would
+        # join each skull to its own reconstruction.
+        pairs = batch[(update + 1) % len(batch)].astype(jnp.float32)
+        mean, log_variance = posterior(state.nets["vae"].params, pairs)
+        return mean + jnp.exp(0.5 * log_variance) * steps.normal(keys, config.latent)
+
+    return Model(
+        init=init,
+        steps={
+            "vae": pretrain,
+            "bridge": lambda state, batch: gan_step(state, batch, from_posterior),
+            "wgan": lambda state, batch: gan_step(
+                state, batch, lambda state, batch, update, keys: draw(state, keys)
+            ),
+        },
+        latents=draw,
+        decode=wgan_gp.decoder(config),
+        encode=lambda state, pairs: posterior(
+            state.nets["vae"].params, pairs.astype(jnp.float32)
+        )[0],
+    )
