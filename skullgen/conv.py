@@ -186,46 +186,46 @@ def _weight_lax(x, g):
 
 
 # The matmul forms. Pad x by 1 and fold each 2^3 block into channels: xs [B, n+1, n+1, n+1, 8C]. The
-# kernel becomes k2 s1. Either all 8 neighbours of xs are gathered into rows of 64C ("patches", one
-# product with [64C, O]), or xs is multiplied by [8C, 8O] and 8 shifted pieces of the product are
-# added ("products"). Both write one large intermediate, and memory, not arithmetic, is the limit.
+# kernel becomes k2 s1 with 8 offsets. Moving data costs more than arithmetic here, so each form
+# lets XLA fuse its shifts into one loop: sums of shifted products, or a stack of shifted copies
+# (a concatenation along channels runs on one thread).
+
+_ENTRY = 100  # moving one intermediate entry costs about as much as so many multiply-adds
 
 
-def _patches_win(fine, channels_out):
-    """Choose the form with the smaller intermediate, counted in entries per sample."""
-    coarse = [n // 2 for n in fine[1:4]]
-    patches = math.prod(coarse) * 64 * fine[-1]
-    products = math.prod(n + 1 for n in coarse) * 8 * channels_out
+def _patches_win(coarse, c, o):
+    """Choose the cheaper form of `conv`: rows of 64C, or 8O products on a grid one larger."""
+    patches = math.prod(coarse) * 64 * c * (_ENTRY + o)
+    products = math.prod(n + 1 for n in coarse) * 8 * o * (_ENTRY + 8 * c)
     return patches <= products
 
 
 def _conv_matmul(x, w):
-    xs = _fold(x)
-    if _patches_win(x.shape, w.shape[-1]):
+    xs, c, o = _fold(x), *w.shape[3:]
+    sides = [n - 1 for n in xs.shape[1:4]]
+    if _patches_win(sides, c, o):
         return _dot(_gather(xs), _kernel_rows(w), ((4,), (0,))).astype(x.dtype)
-    return _scatter_back(_dot(xs, _kernel_square(w), ((4,), (0,)))).astype(x.dtype)
+    w = w.reshape(2, 2, 2, 2, 2, 2, c, o).transpose(1, 3, 5, 6, 0, 2, 4, 7)
+    y = _dot(xs, w.reshape(8 * c, 8 * o), ((4,), (0,)))
+    pieces = zip(jnp.split(y, 8, axis=-1), _OFFSETS, strict=True)
+    return sum(_cut(piece, a, sides) for piece, a in pieces).astype(x.dtype)
 
 
 def _transpose_matmul(g, w):
-    if _patches_win(_fine(g.shape, w.shape[-2]), w.shape[-1]):
-        xs = _gather_transpose(_dot(g, _kernel_rows(w), ((4,), (1,))))
-    else:
-        xs = _dot(_scatter(g), _kernel_square(w), ((4,), (1,)))
-    return _unfold(xs.astype(g.dtype))
+    z = _dot(g, _kernel_rows(w), ((4,), (1,)))
+    pads = [((0, 0), *((o, 1 - o) for o in a), (0, 0)) for a in _OFFSETS]
+    xs = sum(jnp.pad(p, a) for p, a in zip(jnp.split(z, 8, axis=-1), pads, strict=True))
+    b, p, q, r, c = xs.shape
+    x = xs.astype(g.dtype).reshape(b, p, q, r, 2, 2, 2, c // 8).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.reshape(b, 2 * p, 2 * q, 2 * r, c // 8)[:, 1:-1, 1:-1, 1:-1]
 
 
 def _weight_matmul(x, g):
-    xs = _fold(x)
+    c, o = x.shape[-1], g.shape[-1]
     rows = ((0, 1, 2, 3), (0, 1, 2, 3))
-    shape = (2, 2, 2, 2, 2, 2, x.shape[-1], g.shape[-1])
-    if _patches_win(x.shape, g.shape[-1]):
-        w = _dot(_gather(xs), g, rows).astype(x.dtype).reshape(shape)
-        w = w.transpose(0, 3, 1, 4, 2, 5, 6, 7)
-    else:
-        w = _dot(xs, _scatter(g), rows).astype(x.dtype)
-        w = w.reshape(*shape[:3], shape[6], *shape[3:6], shape[7])
-        w = w.transpose(4, 0, 5, 1, 6, 2, 3, 7)
-    return w.reshape(4, 4, 4, x.shape[-1], g.shape[-1])
+    # The left factor of such a product is transposed in memory: let it be the narrow one.
+    w = _dot(g, _gather(_fold(x)), rows).astype(x.dtype).reshape(o, 2, 2, 2, 2, 2, 2, c)
+    return w.transpose(1, 4, 2, 5, 3, 6, 7, 0).reshape(4, 4, 4, c, o)
 
 
 def _kernel_rows(w):
@@ -233,13 +233,6 @@ def _kernel_rows(w):
     c, o = w.shape[3:]
     w = w.reshape(2, 2, 2, 2, 2, 2, c, o).transpose(0, 2, 4, 1, 3, 5, 6, 7)
     return w.reshape(64 * c, o)
-
-
-def _kernel_square(w):
-    """`[4, 4, 4, C, O]` to `[8C, 8O]`: (place in the block, channel) by (offset, channel)."""
-    c, o = w.shape[3:]
-    w = w.reshape(2, 2, 2, 2, 2, 2, c, o).transpose(1, 3, 5, 6, 0, 2, 4, 7)
-    return w.reshape(8 * c, 8 * o)
 
 
 def _fold(x):
@@ -251,41 +244,18 @@ def _fold(x):
     return x.reshape(b, p, q, r, 8 * c)
 
 
-def _unfold(xs):
-    """Transpose `_fold`: blocks back to voxels, the border dropped."""
-    b, p, q, r, c = xs.shape
-    x = xs.reshape(b, p, q, r, 2, 2, 2, c // 8).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-    return x.reshape(b, 2 * p, 2 * q, 2 * r, c // 8)[:, 1:-1, 1:-1, 1:-1]
-
-
 def _cut(x, offset, sides):
     return x[(slice(None), *(slice(o, o + n) for o, n in zip(offset, sides, strict=True)))]
 
 
 def _gather(xs):
     """`[B, n+1, n+1, n+1, K]` to `[B, n, n, n, 8K]`: the 8 neighbours side by side."""
-    sides = [n - 1 for n in xs.shape[1:4]]
-    return jnp.concatenate([_cut(xs, a, sides) for a in _OFFSETS], axis=-1)
+    return _side_by_side(_cut(xs, a, [n - 1 for n in xs.shape[1:4]]) for a in _OFFSETS)
 
 
-def _gather_transpose(z):
-    """Transpose `_gather`: add the 8 pieces where they came from."""
-    pieces = jnp.split(z, 8, axis=-1)
-    pads = [[(0, 0), *((o, 1 - o) for o in a), (0, 0)] for a in _OFFSETS]
-    return sum(jnp.pad(piece, pad) for piece, pad in zip(pieces, pads, strict=True))
-
-
-def _scatter(g):
-    """`[B, n, n, n, O]` to `[B, n+1, n+1, n+1, 8O]`: g as each of the 8 offsets sees it."""
-    sides = [n + 1 for n in g.shape[1:4]]
-    g = jnp.pad(g, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
-    return jnp.concatenate([_cut(g, [1 - o for o in a], sides) for a in _OFFSETS], axis=-1)
-
-
-def _scatter_back(y):
-    """Transpose `_scatter`: `[B, n+1, n+1, n+1, 8O]` to `[B, n, n, n, O]`."""
-    sides = [n - 1 for n in y.shape[1:4]]
-    return sum(_cut(p, a, sides) for p, a in zip(jnp.split(y, 8, axis=-1), _OFFSETS, strict=True))
+def _side_by_side(pieces):
+    stack = jnp.moveaxis(jnp.stack(list(pieces)), 0, 4)
+    return stack.reshape(*stack.shape[:4], -1)
 
 
 def _taps(shape, low):
@@ -297,4 +267,4 @@ def _neighbours(x, taps, low):
     """`[B, n, n, n, C]` to `[B, n, n, n, TC]`: what each of the T taps sees of x."""
     x = jnp.pad(x, ((0, 0), *(((low, 3 - low),) * 3), (0, 0)))
     sides = [n - 3 for n in x.shape[1:4]]
-    return jnp.concatenate([_cut(x, a, sides) for a in itertools.product(*taps)], axis=-1)
+    return _side_by_side(_cut(x, a, sides) for a in itertools.product(*taps))

@@ -17,13 +17,12 @@ SHARD = 64  # pairs in a file
 
 
 def sampler(model, state, *, seed, batch, channels, threshold):
-    """`make(first) -> (bits, counts)` for the aligned batches that begin at sample `first`.
+    """`make(first) -> (bits, overlap)` for the aligned batches that begin at sample `first`.
 
     channels: `independent` or `exclusive` (`nets.binarise`). One batch of `batch` samples runs on
     each local device: n = batch * devices.
 
-    bits: uint8 [n, D^3 * 2 / 8], equation 6 applied. counts: int32 [n, 2], voxels of overlap that
-    it removed and voxels of the defect before.
+    bits: uint8 [n, D^3 * 2 / 8], equation 6 applied. overlap: int32 [n], voxels that it removed.
     """
 
     def make(state, index):
@@ -34,8 +33,7 @@ def sampler(model, state, *, seed, batch, channels, threshold):
         skull, defect = pair[..., 0], pair[..., 1]
         overlap = defect & skull
         apart = jnp.stack([skull, jnp.logical_xor(defect, overlap)], axis=-1)
-        voxels = [mask.sum((1, 2, 3), dtype=jnp.int32) for mask in (overlap, defect)]
-        return steps.pack(apart), jnp.stack(voxels, axis=-1)
+        return steps.pack(apart), overlap.sum((1, 2, 3), dtype=jnp.int32)
 
     devices = jax.local_device_count()
     mapped = jax.pmap(make, axis_name=nets.AXIS, in_axes=(None, 0))
@@ -43,14 +41,14 @@ def sampler(model, state, *, seed, batch, channels, threshold):
 
     def run(first):
         index = jnp.arange(first, first + devices * batch).reshape(devices, batch)
-        bits, counts = mapped(state, index)
-        return bits.reshape(devices * batch, -1), counts.reshape(devices * batch, -1)
+        bits, overlap = mapped(state, index)
+        return bits.reshape(devices * batch, -1), overlap.reshape(devices * batch)
 
     return run
 
 
 def batches(make, shards, first, batch):
-    """For each range of rows in `shards`: (range, its bits, its counts), as numpy arrays.
+    """For each range of rows in `shards`: (range, its bits, its overlap), as numpy arrays.
 
     make: as `sampler` returns it. first: the sample in row 0. batch: samples of one call. The
     next call runs on the device while this one's answer is copied and worked on.
@@ -74,18 +72,18 @@ def batches(make, shards, first, batch):
         made = {start: part for start, part in made.items() if start + batch > begin}
         order = sorted(made)
         offset = begin - order[0]
-        bits, counts = (np.concatenate([made[s][part] for s in order]) for part in (0, 1))
-        yield shard, bits[offset : offset + len(shard)], counts[offset : offset + len(shard)]
+        bits, overlap = (np.concatenate([made[s][part] for s in order]) for part in (0, 1))
+        yield shard, bits[offset : offset + len(shard)], overlap[offset : offset + len(shard)]
 
 
-def finish(path, start, bits, counts, size, dust, connectivity):
+def finish(path, start, bits, overlap, size, dust, connectivity):
     """A worker's task: removes dust from one shard's pairs and writes them.
 
     dust: components of fewer voxels are removed from both channels. Returns the pairs' number.
     """
     pairs = store.unpack(bits, size)
-    removed = np.zeros((len(bits), 4), np.int32)
-    removed[:, 0], removed[:, 3] = counts[:, 0], counts[:, 1]
+    removed = np.zeros((len(bits), 3), np.int32)
+    removed[:, 0] = overlap
     for row, pair in enumerate(pairs):
         for channel in (0, 1):
             clean = postprocess.remove_dust(pair[..., channel], dust, connectivity)
@@ -116,8 +114,8 @@ def run(model, state, path, *, count, first, seed, batch, channels, threshold, d
     )
     whole = batch * jax.local_device_count()
     tasks = (
-        (path, shard.start, bits, counts, size, dust, connectivity)
-        for shard, bits, counts in batches(make, shards, first, whole)
+        (path, shard.start, bits, overlap, size, dust, connectivity)
+        for shard, bits, overlap in batches(make, shards, first, whole)
     )
     workers = min(jobs.workers(workers), len(shards))
     with jobs.progress(count, count - sum(map(len, shards)), "generate", "pair") as bar:
@@ -132,12 +130,13 @@ def removed(path):
     in the skull (equation 6). dust_skull, dust_defect: mean voxels a pair.
     """
     group = store.open_store(path)
-    column = group["removed"][:].astype(np.int64)
-    left = column[:, 3] - column[:, 0] - column[:, 2]
+    removed, defects = group["removed"][:].astype(np.int64), group["voxels"][:, 1]
+    overlap, dust_skull, dust_defect = removed.sum(axis=0).tolist()
+    drawn = overlap + dust_defect + int(defects.sum())
     return {
-        "pairs": len(column),
-        "empty_defects": float(np.mean(left <= 0)),
-        "overlap": float(column[:, 0].sum() / max(column[:, 3].sum(), 1)),
-        "dust_skull_voxels": float(column[:, 1].mean()),
-        "dust_defect_voxels": float(column[:, 2].mean()),
+        "pairs": len(defects),
+        "empty_defects": float(np.mean(defects == 0)),
+        "overlap": overlap / max(drawn, 1),
+        "dust_skull_voxels": dust_skull / len(defects),
+        "dust_defect_voxels": dust_defect / len(defects),
     }

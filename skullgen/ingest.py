@@ -142,6 +142,7 @@ def _write(path, shard, rows, plan):
         "kind": np.array([kind for _, kind, _ in rows]),
         "skull": np.array([skull for _, _, skull in rows]),
         "affine": np.stack([pair.affine for pair in pairs]),
+        "removed": np.zeros((len(pairs), 3)),
     }
     bits = np.stack([pair.bits for pair in pairs])
     store.write(path, shard.start, bits, columns, [pair.native for pair in pairs])
@@ -196,7 +197,7 @@ def _skullbreak_pair(defective_path, implant_path, size, threshold):
     implant = volume.read_reduced(implant_path, size, keep_native=True)
     if defective.shape != implant.shape or not np.allclose(defective.affine, implant.affine):
         raise UserError(f"{implant_path}: its grid is not that of {defective_path}")
-    block = defective.factor**3
+    block = implant.factor**3
     shares = [part.counts / np.float32(block) for part in (defective, implant)]
     if (shares[0] + shares[1]).max() > 1:
         raise UserError(f"{implant_path}: overlaps {defective_path}: they are no pair")

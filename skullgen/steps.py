@@ -22,7 +22,7 @@ def descend(net, tx, loss, name):
     (_, (stats, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(net.params)
     gradient, metrics = jax.lax.pmean((gradient, metrics), AXIS)
     updates, opt = tx.update(gradient, net.opt, net.params)
-    metrics = {**metrics, f"{name}_update_norm": optax.global_norm(gradient)}
+    metrics = {**metrics, f"{name}_update_norm": optax.tree.norm(gradient)}
     return Net(optax.apply_updates(net.params, updates), stats, opt), metrics
 
 
@@ -61,8 +61,10 @@ def pack(pairs):
     return (bits << jnp.arange(8, dtype=jnp.uint8)).sum(axis=-1, dtype=jnp.uint8)
 
 
-def data_parallel(step, size):
-    """A model's step over all local devices: `run(state, data, index) -> (state, metrics)`.
+def data_parallel(step, size, devices=None):
+    """A model's step over `devices` (None: all local ones).
+
+    Returns `run(state, data, index) -> (state, metrics)`.
 
     data: uint8 [N, bytes], packed pairs on every device: all of them (`resident`), or, where they
         are streamed, those of this update.
@@ -70,15 +72,16 @@ def data_parallel(step, size):
 
     `state` is one unreplicated value, donated, and so is the state that comes back.
     """
-    devices = jax.local_device_count()
+    devices = devices or jax.local_devices()
     mapped = jax.pmap(
         lambda state, data, index: step(state, unpack(data[index], size)),
         axis_name=AXIS,
         in_axes=(None, None, 0),
         out_axes=(None, None),
         donate_argnums=0,
+        devices=devices,
     )
-    return lambda state, data, index: mapped(state, data, _split(index, devices))
+    return lambda state, data, index: mapped(state, data, _split(index, len(devices)))
 
 
 def _split(index, devices):

@@ -2,8 +2,8 @@
 
 Arrays, `N` pairs of `D` voxels a side: `pairs` bool [N, D, D, D, 2] (channel 0 the defective
 skull, 1 its defect; one chunk a pair, blosc-zstd with bitshuffle and crc32c, `shard` pairs a
-file), and columns of one row a pair. A shard is the unit of work: its columns are written before
-its pairs, each file atomically, so a shard whose pairs' file exists is whole and any other is
+file), and columns of one row a pair. A shard is the unit of work: each of its files is written
+atomically, that of the column `voxels` last, so a shard that has it is whole and any other is
 made again, after a kill -9 too. Stores hold no times: equal work gives equal bytes.
 
 In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian bits.
@@ -19,15 +19,16 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from skullgen.errors import UserError
 
 FORMAT = "skullgen-pairs-1"
+_REMAKE = "move the store away and make it again"
 SPLITS = ("train", "validation", "test")
 COLUMNS = {
     "split": ("int8", ()),  # 0 train, 1 validation, 2 test; -1 for generated pairs
     "kind": ("int8", ()),  # index into the attribute `kinds`; -1 where unknown
     "skull": ("int32", ()),  # index into the attribute `names`; -1 where unknown
     "affine": ("float64", (4, 4)),  # model voxel to RAS mm of the source
-    # What post-processing removed (eq. 6 and dust): voxels of overlap, of skull dust, of defect
-    # dust, and of the defect before all of it. Zero for real pairs.
-    "removed": ("int32", (4,)),
+    # What post-processing removed: voxels of overlap (eq. 6), of skull dust, of defect dust.
+    "removed": ("int32", (3,)),
+    "voxels": ("int32", (2,)),  # of each channel; written last, and checked when pairs are read
 }
 
 
@@ -56,7 +57,7 @@ def create(path, *, count, size, shard, attributes):
         held = group["pairs"].shape[0]
         if count > held:
             if held % shard:
-                _shard_file(path, held // shard).unlink(missing_ok=True)
+                _mark(path, held // shard).unlink(missing_ok=True)
             for name in (*COLUMNS, "pairs"):  # pairs last: their length is the count
                 group[name].resize((count, *group[name].shape[1:]))
         return
@@ -66,7 +67,6 @@ def create(path, *, count, size, shard, attributes):
     group = zarr.open_group(
         partial, mode="w", zarr_format=3, attributes={"format": FORMAT, **attributes}
     )
-    common = {"config": {"write_empty_chunks": True}}
     group.create_array(
         "pairs",
         shape=(count, size, size, size, 2),
@@ -74,11 +74,11 @@ def create(path, *, count, size, shard, attributes):
         chunks=(1, size, size, size, 2),
         shards=(shard, size, size, size, 2),
         compressors=[BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
-        **common,
     )
     for name, (dtype, shape) in COLUMNS.items():
+        # A chunk that holds nothing but the fill value is not written: no count is -1.
         group.create_array(
-            name, shape=(count, *shape), dtype=dtype, chunks=(shard, *shape), **common
+            name, shape=(count, *shape), dtype=dtype, chunks=(shard, *shape), fill_value=-1
         )
     partial.rename(path)
 
@@ -101,8 +101,9 @@ def open_store(path, mode="r"):
     return group
 
 
-def _shard_file(path, index):
-    return Path(path) / "pairs" / "c" / str(index) / "0" / "0" / "0" / "0"
+def _mark(path, shard):
+    """The file whose presence says that a shard is whole."""
+    return Path(path) / "voxels" / "c" / str(shard) / "0"
 
 
 def missing(path):
@@ -112,7 +113,7 @@ def missing(path):
     return [
         range(start, min(start + shard, count))
         for start in range(0, count, shard)
-        if not _shard_file(path, start // shard).exists()
+        if not _mark(path, start // shard).exists()
     ]
 
 
@@ -120,19 +121,20 @@ def write(path, start, bits, columns, native=()):
     """Writes one shard, or the last one's part, whole.
 
     start: its first pair. bits: uint8 [n, D^3 * 2 / 8]. columns: name -> [n, ...]; those left
-    out are -1 (affine and removed: 0). native: for each pair `None` or a dict of the implant at
+    out are -1. native: for each pair `None` or a dict of the implant at
     the source's own grid: `bits` uint8 [.], `origin` [3], `shape` [3] (of the crop, in voxels),
     `grid` [3] (of the whole source) and `affine` [4, 4] (source voxel to RAS mm).
     """
     group = zarr.open_group(path, mode="r+")
     stop, size = start + len(bits), group["pairs"].shape[1]
+    pairs = unpack(bits, size)
     for row, truth in enumerate(native):
         if truth is not None:
             _write_native(path, start + row, truth)
+    group["pairs"][start:stop] = pairs
+    columns = {**columns, "voxels": pairs.sum(axis=(1, 2, 3))}
     for name, (dtype, shape) in COLUMNS.items():
-        empty = np.full((len(bits), *shape), 0 if shape else -1, dtype)
-        group[name][start:stop] = columns.get(name, empty)
-    group["pairs"][start:stop] = unpack(bits, size)
+        group[name][start:stop] = columns.get(name, np.full((len(bits), *shape), -1, dtype))
 
 
 def _write_native(path, index, truth):
@@ -171,12 +173,21 @@ def rows(path, split=None):
 
 
 def load(path, index):
-    """Packed pairs uint8 [n, D^3 * 2 / 8] of these rows; memory for one shard beside them."""
-    pairs = open_store(path)["pairs"]
-    index = np.asarray(index)
+    """Packed pairs uint8 [n, D^3 * 2 / 8] of these rows.
+
+    Raises UserError for a pair that is damaged, or not the one that was written.
+    """
+    group = open_store(path)
+    pairs, voxels = group["pairs"], group["voxels"][:]
     out = np.empty((len(index), int(np.prod(pairs.shape[1:])) // 8), np.uint8)
-    for row, pair in enumerate(index):
-        out[row] = pack(pairs[int(pair)])
+    for row, number in enumerate(np.asarray(index).tolist()):
+        try:
+            pair = pairs[number]
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{path}: pair {number} is damaged ({error}): {_REMAKE}") from None
+        if not np.array_equal(pair.sum(axis=(0, 1, 2)), voxels[number]):
+            raise UserError(f"{path}: pair {number} is not what was written: {_REMAKE}")
+        out[row] = pack(pair)
     return out
 
 

@@ -1,0 +1,295 @@
+"""Between grids: the frame of the models, exact reduction, enlarging; flips, boxes, block counts.
+
+Arrays are `[X, Y, Z]` in RAS order; an affine `[4, 4]` maps voxel centres to RAS mm. Grids that
+are resampled into each other have parallel axes, so that all of it is separable.
+"""
+
+import itertools
+
+import numpy as np
+
+from skullgen.errors import UserError
+
+FIELD_MM = 204.8  # SkullBreak's field of view
+VERTEX_MM = 125.0  # height of the vertex above the cube's floor
+VAULT_MM = 80.0  # the vault reaches this far below the vertex: above the nose, below the widest
+PLANE_MM2 = 20.0  # a plane that cuts less bone than this is a speck, a wire or noise
+PIECE_MM = 1.0  # pieces are told apart on a grid no coarser than this, where the source allows
+SNAP = 1e-3  # voxels; float32 affines put edges that coincide this far apart at worst
+
+
+def frame(volume_mask: np.ndarray, affine: np.ndarray, size: int) -> np.ndarray:
+    """Place the models' cube on a skull as SkullBreak does (design: framing); nothing is scaled.
+
+    The vertex is the top of the largest piece of bone; the vault is the largest piece of what
+    lies at most 80 mm below it. Planes with under 20 mm^2 of bone count for neither.
+
+    Args:
+      volume_mask: [X, Y, Z] in RAS order, non-zero is bone.
+      affine: [4, 4] voxel -> RAS mm.
+      size: voxels along a side of the model grid.
+
+    Returns:
+      [4, 4], voxel of the model grid -> RAS mm: a cube of 204.8 mm, axes parallel to the source's,
+      the vault in its middle left-right and front-back, the vertex 125 mm above its floor.
+
+    Raises:
+      UserError: there is no bone, or the vault is wider or longer than the cube.
+    """
+    from scipy import ndimage
+
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    mask = volume_mask if volume_mask.dtype == bool else volume_mask != 0
+    sides = box(mask)
+    pools = np.maximum(1, (PIECE_MM / spacing + SNAP).astype(int))
+    bone = _pooled_any(mask[sides], pools)
+    steps = spacing * pools
+    start = np.array([side.start for side in sides]) * spacing
+
+    def largest(bone):
+        labels, count = ndimage.label(bone, np.ones((3, 3, 3)))
+        if not count:
+            raise UserError("no bone to frame: check the mask and, for a CT, bone_hu")
+        return labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
+
+    top = _extent(largest(bone), 2, steps)[1]
+    vault = largest(bone[:, :, max(0, int(np.ceil((top - VAULT_MM) / steps[2]))) :])
+    spans = [_extent(vault, axis, steps) for axis in (0, 1)]
+    for name, (low, high) in zip(("wide", "long"), spans, strict=True):
+        if high - low > FIELD_MM:
+            raise UserError(
+                f"the vault is {high - low:.1f} mm {name} and the frame {FIELD_MM} mm: "
+                "remove what is not skull from the mask, or check its voxel size"
+            )
+    middle = [(low + high) / 2 - FIELD_MM / 2 for low, high in spans]
+    corner = start + np.array([*middle, top - VERTEX_MM])  # mm from the source's outer corner
+    voxel = FIELD_MM / size
+    model = np.eye(4)
+    model[:3, :3] = affine[:3, :3] / spacing * voxel
+    # The source's outer corner lies half a voxel before its first centre.
+    model[:3, 3] = affine[:3, 3] + affine[:3, :3] / spacing @ (corner - spacing / 2 + voxel / 2)
+    return model
+
+
+def reduce(
+    mask: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, size: int
+) -> np.ndarray:
+    """Return the exact share of bone in each voxel of a target grid (area-weighted mean).
+
+    Where the grids are aligned and their ratio is whole, these are block means, bit for bit.
+
+    Args:
+      mask: [X, Y, Z], non-zero is bone; outside of it there is none.
+      affine: [4, 4] voxel -> RAS mm.
+      target_affine: [4, 4] of the target grid, its axes parallel to the source's; coarser or finer.
+      size: voxels along a side of the target grid.
+
+    Returns:
+      float32 [size, size, size], 0 to 1.
+
+    Raises:
+      ValueError: the grids' axes are not parallel.
+    """
+    sides = box(mask)
+    part = mask[sides]
+    edges = _edges(affine, target_affine, size)
+    volume = float(np.prod([(edge[-1] - edge[0]) / size for edge in edges]))
+    taps = [_taps(side, edge) for side, edge in zip(sides, edges, strict=True)]
+    # Whole planes are added along the axis of the longest stride, and the sums of overlaps stay
+    # whole numbers in float32 where the ratio is: the division by the voxel's volume comes last.
+    # No matrix products: BLAS threads of many worker processes fight over the cores.
+    order = np.argsort(np.abs(part.strides), kind="stable")[::-1]
+    part = part.transpose(order)
+    slow, middle, fast = (taps[axis] for axis in order)
+    out = np.zeros([len(where) for _, where, _ in (slow, middle, fast)], np.float32)
+    for plane, where, weight in zip(out, slow[1], slow[2], strict=True):
+        total = np.zeros(part.shape[1:], np.float32)
+        for k, amount in zip(where, weight, strict=True):
+            if amount > 0:
+                np.add(total, amount, out=total, where=part[k] != 0)
+        if total.any():
+            rows = sum(total[k] * w[:, None] for k, w in zip(middle[1].T, middle[2].T, strict=True))
+            plane[:] = sum(rows[:, k] * w for k, w in zip(fast[1].T, fast[2].T, strict=True))
+    places = [place for place, _, _ in taps]
+    share = np.zeros((size,) * 3, np.float32)
+    share[tuple(places)] = out.transpose(np.argsort(order))
+    return np.minimum(share / np.float32(volume), 1, out=share)
+
+
+def enlarge(
+    share: np.ndarray,
+    model_affine: np.ndarray,
+    affine: np.ndarray,
+    shape: tuple[int, int, int],
+    *,
+    threshold: float = 0.5,
+) -> np.ndarray:
+    """Bring a share back to a native grid: trilinear between voxel centres, then `> threshold`.
+
+    Args:
+      share: [D, D, D] on the model grid; beyond its outer centres it is held constant, outside
+        of the cube it is empty.
+      model_affine: [4, 4] voxel of the model grid -> RAS mm.
+      affine: [4, 4] of the native grid, its axes parallel to the model's.
+      shape: voxels of the native grid.
+      threshold: share above which a voxel is bone, not negative.
+
+    Returns:
+      bool `shape`.
+
+    Raises:
+      ValueError: the grids' axes are not parallel.
+    """
+    size = share.shape[0]
+    out = np.zeros(shape, bool)
+    above = box(share > threshold)
+    if above[0].start == above[0].stop:
+        return out
+    places, lows, highs, parts = [], [], [], []
+    for axis, edge in enumerate(_edges(affine, model_affine, size)):
+        centre = np.arange(shape[axis]) + 0.5
+        at = (centre - edge[0]) * size / (edge[-1] - edge[0]) - 0.5
+        # Bone needs a corner above the threshold: only cells that touch one are looked at.
+        near = (at > above[axis].start - 1) & (at < above[axis].stop)
+        rows = np.flatnonzero(near & (at >= -0.5) & (at <= size - 0.5))
+        if not len(rows):
+            return out
+        places.append(slice(rows[0], rows[-1] + 1))
+        at = np.clip(at[places[-1]], 0, size - 1)
+        lows.append(np.minimum(at.astype(int), max(0, size - 2)))
+        highs.append(np.minimum(lows[-1] + 1, size - 1))
+        parts.append((at - lows[-1]).astype(np.float32))
+    used = tuple(slice(low[0], high[-1] + 1) for low, high in zip(lows, highs, strict=True))
+    coarse = np.asarray(share[used], np.float32)
+    lows = [low - side.start for low, side in zip(lows, used, strict=True)]
+    highs = [high - side.start for high, side in zip(highs, used, strict=True)]
+    coarse = coarse[:, :, lows[2]] * (1 - parts[2]) + coarse[:, :, highs[2]] * parts[2]
+    across = parts[1][:, None]
+    for x, low, high, part in zip(itertools.count(), lows[0], highs[0], parts[0]):
+        plane = coarse[low] * (1 - part) + coarse[high] * part
+        plane = plane[lows[1]] * (1 - across) + plane[highs[1]] * across
+        out[places[0].start + x, places[1], places[2]] = plane > threshold
+    return out
+
+
+def split_share(
+    complete_share: np.ndarray, implant_share: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a reduced skull in two: each bone voxel goes to the channel with the larger share.
+
+    Args:
+      complete_share: share of the complete skull, [D, D, D]; bone where >= threshold.
+      implant_share: share of the implant, part of it, [D, D, D].
+      threshold: least share of a bone voxel.
+
+    Returns:
+      (defective, implant), bool [D, D, D]: disjoint, together the complete skull; ties go to the
+      defective skull.
+    """
+    complete = complete_share >= threshold
+    implant = complete & (2 * implant_share > complete_share)
+    return complete & ~implant, implant
+
+
+def box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    """Return the tight box of the non-zero voxels of `mask` [X, Y, Z]; 0:0 where there are none."""
+    order = np.argsort(np.abs(mask.strides), kind="stable")[::-1]
+    ordered = mask.transpose(order)
+    plane = ordered.any(axis=0)
+    sides = [slice(0, 0)] * 3
+    hits = (ordered.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
+    for axis, hit in zip(order, hits, strict=True):
+        where = np.flatnonzero(hit)
+        if len(where):
+            sides[axis] = slice(int(where[0]), int(where[-1]) + 1)
+    return tuple(sides)
+
+
+def block_counts(slab: np.ndarray, factor: int) -> np.ndarray:
+    """Sum 0/1 uint8 [A, B, C] over factor^3 blocks: uint8 where that fits, else uint16.
+
+    `factor` divides every side and is at most 40. Each sum's dtype holds its largest value.
+    """
+    a, b, c = (side // factor for side in slab.shape)
+    rows, blocks = (np.uint8 if factor**n <= 255 else np.uint16 for n in (2, 3))
+    sums = slab.reshape(a, factor, b * factor, c * factor).sum(axis=1, dtype=np.uint8)
+    sums = sums.reshape(a, b, factor, c * factor).sum(axis=2, dtype=rows)
+    out = np.zeros((a, b, c), blocks)
+    for k in range(factor):
+        out += sums[..., k::factor]
+    return out
+
+
+def to_ras(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return [4, 4], voxel of the grid turned closest to RAS -> voxel of this one of `shape`.
+
+    Flips and permutations only: `affine @ to_ras(affine, shape)` is the turned grid's affine.
+    """
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    orders = itertools.permutations(range(3))
+    order = max(orders, key=lambda order: sum(abs(axes[k, axis]) for k, axis in enumerate(order)))
+    turn = np.zeros((4, 4))
+    turn[3, 3] = 1.0
+    for k, axis in enumerate(order):
+        turn[axis, k] = -1.0 if axes[k, axis] < 0 else 1.0
+        turn[axis, 3] = shape[axis] - 1 if axes[k, axis] < 0 else 0.0
+    return turn
+
+
+def turned(data: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """View `data` [., ., .] in the order of `to_ras`'s matrix (its offsets are not used)."""
+    axes = np.abs(turn[:3, :3]).argmax(axis=0)
+    signs = turn[axes, range(3)].astype(int)
+    return data.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
+
+
+def _edges(affine: np.ndarray, target_affine: np.ndarray, size: int) -> list[np.ndarray]:
+    """Return the target's size + 1 voxel edges along each axis, in source voxels from its edge.
+
+    The first edge and the total length are snapped to whole voxels where they nearly are, so that
+    the rounding of float32 headers does not tip shares of exactly one half.
+    """
+    between = np.linalg.inv(affine) @ target_affine
+    ratio = np.diag(between)[:3]
+    if (ratio <= 0).any() or np.abs(between[:3, :3] - np.diag(ratio)).max() * size > 0.1:
+        raise ValueError("the axes of the two grids are not parallel")
+    edges = []
+    for first, length in zip(between[:3, 3] - ratio / 2 + 0.5, ratio * size, strict=True):
+        first = round(first) if abs(first - round(first)) < SNAP else first
+        length = round(length) if abs(length - round(length)) < SNAP else length
+        edges.append(first + length * np.arange(size + 1) / size)
+    return edges
+
+
+def _taps(side: slice, edge: np.ndarray) -> tuple[slice, np.ndarray, np.ndarray]:
+    """Return which target voxels touch `side`, and for each the source voxels that it overlaps.
+
+    `edge` [size + 1] is the target's, in source voxels. The voxels [T, K] are counted from
+    `side.start`; the weights float32 [T, K] are overlaps in source voxels, 0 where there is none.
+    """
+    touched = np.flatnonzero((edge[1:] > side.start) & (edge[:-1] < side.stop))
+    if side.start == side.stop or not len(touched):
+        return slice(0, 0), np.zeros((0, 1), int), np.zeros((0, 1), np.float32)
+    place = slice(touched[0], touched[-1] + 1)
+    low, high = edge[:-1][place, None], edge[1:][place, None]
+    first = np.floor(low).astype(int)
+    where = first + np.arange(int((np.ceil(high) - first).max()))
+    weights = np.minimum(high, where + 1) - np.maximum(low, where)
+    weights[(weights < 0) | (where < side.start) | (where >= side.stop)] = 0
+    return place, np.clip(where, side.start, side.stop - 1) - side.start, weights.astype("f4")
+
+
+def _pooled_any(mask: np.ndarray, pools: np.ndarray) -> np.ndarray:
+    """Return whether there is bone in each block of `pools` voxels; the last may be cut short."""
+    for axis, pool in enumerate(pools):
+        if pool > 1:
+            mask = np.logical_or.reduceat(mask, np.arange(0, mask.shape[axis], pool), axis=axis)
+    return mask
+
+
+def _extent(piece: np.ndarray, axis: int, steps: np.ndarray) -> tuple[float, float]:
+    """Return from where to where, in mm, the planes across `axis` cut bone worth the name."""
+    others = tuple(k for k in range(3) if k != axis)
+    area = np.count_nonzero(piece, axis=others) * np.prod(steps[list(others)])
+    planes = np.flatnonzero(area >= min(PLANE_MM2, area.max()))
+    return planes[0] * steps[axis], (planes[-1] + 1) * steps[axis]

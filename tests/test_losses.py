@@ -1,0 +1,59 @@
+"""Known answers of equation 3's penalty, the KL and the reconstruction."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skullgen import losses
+
+
+def test_penalty_of_a_linear_critic_is_known():
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.normal(size=(4, 4, 4, 2)), jnp.float32)
+    real, fake = (jnp.asarray(rng.random((3, 4, 4, 4, 2)), jnp.float32) for _ in range(2))
+    penalty, norm = losses.gradient_penalty(
+        lambda x: (x * w).sum((1, 2, 3, 4)), real, fake, jnp.array([0.0, 0.4, 1.0])
+    )
+    length = np.linalg.norm(w)
+    np.testing.assert_allclose(norm, [length] * 3, rtol=1e-6)
+    np.testing.assert_allclose(penalty, [(length - 1) ** 2] * 3, rtol=1e-5)
+
+
+def test_penalty_is_taken_on_the_segment_from_real_to_fake():
+    # C(x) = |x|^2 / 2 has gradient x: the norm tells where x_hat lies.
+    real, fake = jnp.zeros((3, 1, 1, 1, 1)), jnp.full((3, 1, 1, 1, 1), 8.0)
+    u = jnp.array([0.0, 0.25, 1.0])
+    _, norm = losses.gradient_penalty(lambda x: 0.5 * (x**2).sum((1, 2, 3, 4)), real, fake, u)
+    np.testing.assert_allclose(norm, [1e-6, 2.0, 8.0], rtol=1e-5)
+
+
+def test_penalty_has_a_finite_gradient_where_the_critic_is_flat():
+    def loss(w):
+        def critic(x):
+            return w * (x**3).sum((1, 2, 3, 4))
+
+        zero = jnp.zeros((1, 2, 2, 2, 2))
+        return losses.gradient_penalty(critic, zero, zero, jnp.zeros(1))[0].sum()
+
+    assert np.isfinite(jax.grad(loss)(1.0))
+
+
+def test_kl_by_hand():
+    mean, log_variance = jnp.array([[0.0, 0.0], [1.0, 2.0]]), jnp.log(jnp.array([[1, 1], [4, 1.0]]))
+    expected = [0.0, 0.5 * ((1 + 4 - 1 - np.log(4)) + (4 + 1 - 1 - 0))]
+    np.testing.assert_allclose(losses.kl(mean, log_variance), expected, rtol=1e-6)
+
+
+def test_reconstruction_by_hand():
+    # Two voxels: one of skull, one empty.
+    pairs = jnp.array([[1.0, 0], [0, 0]]).reshape(1, 2, 1, 1, 2)
+    p = np.array([[0.9, 0.2], [0.3, 0.1]])
+    logits = jnp.log(p / (1 - p)).reshape(1, 2, 1, 1, 2)
+    by_hand = -(np.log(0.9) + np.log(0.7)) - 6 * (np.log(0.8) + np.log(0.9))
+    assert losses.reconstruction(logits, pairs, (1, 6)) == pytest.approx(by_hand, rel=1e-5)
+
+    classes = np.array([[0.2, 0.7, 0.1], [0.5, 0.3, 0.2]])
+    logits = jnp.log(classes).reshape(1, 2, 1, 1, 3)
+    by_hand = -2 * np.log(0.7) - np.log(0.5)
+    assert losses.reconstruction(logits, pairs, (2, 6)) == pytest.approx(by_hand, rel=1e-5)
