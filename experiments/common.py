@@ -107,7 +107,8 @@ def vae(config, size):
 
 def wgan_gp(config, size):
     """Adds WGAN-GP's fields to `config.model`."""
-    config.model.learning_rate = 2e-4
+    config.model.learning_rate = 2e-4  # the generator's
+    config.model.critic_learning_rate = 2e-4
     config.model.b1 = 0.5
     config.model.b2 = 0.9
     config.model.penalty = 100.0 if size == "paper" else 10.0  # lambda of equation 3

@@ -186,46 +186,90 @@ def _weight_lax(x, g):
 
 
 # The matmul forms. Pad x by 1 and fold each 2^3 block into channels: xs [B, n+1, n+1, n+1, 8C]. The
-# kernel becomes k2 s1 with 8 offsets. Moving data costs more than arithmetic here, so each form
-# lets XLA fuse its shifts into one loop: sums of shifted products, or a stack of shifted copies
-# (a concatenation along channels runs on one thread).
+# kernel becomes k2 s1 with 8 offsets, and everything is one product with either rows of 64C (the 8
+# neighbours side by side, "patches") or 8O products on a grid one larger, whose shifts are added.
+# Moving and allocating the large intermediate costs more than the arithmetic, so the batch is
+# worked off a few samples at a time, in memory that stays in the cache.
 
-_ENTRY = 100  # moving one intermediate entry costs about as much as so many multiply-adds
+_CHUNK = 2**20  # entries of an intermediate at a time: 4 MB of float32
+_ENTRY = 100  # moving one entry costs about as much as so many multiply-adds
 
 
 def _patches_win(coarse, c, o):
-    """Choose the cheaper form of `conv`: rows of 64C, or 8O products on a grid one larger."""
+    """Choose the cheaper form of `conv`; depends on the shapes alone."""
     patches = math.prod(coarse) * 64 * c * (_ENTRY + o)
     products = math.prod(n + 1 for n in coarse) * 8 * o * (_ENTRY + 8 * c)
     return patches <= products
 
 
 def _conv_matmul(x, w):
-    xs, c, o = _fold(x), *w.shape[3:]
-    sides = [n - 1 for n in xs.shape[1:4]]
-    if _patches_win(sides, c, o):
-        return _dot(_gather(xs), _kernel_rows(w), ((4,), (0,))).astype(x.dtype)
-    w = w.reshape(2, 2, 2, 2, 2, 2, c, o).transpose(1, 3, 5, 6, 0, 2, 4, 7)
-    y = _dot(xs, w.reshape(8 * c, 8 * o), ((4,), (0,)))
-    pieces = zip(jnp.split(y, 8, axis=-1), _OFFSETS, strict=True)
-    return sum(_cut(piece, a, sides) for piece, a in pieces).astype(x.dtype)
+    c, o = w.shape[3:]
+    coarse = [n // 2 for n in x.shape[1:4]]
+
+    def patches(x):
+        return _dot(_gather(_fold(x)), rows, ((4,), (0,))).astype(x.dtype)
+
+    def products(x):
+        y = jnp.split(_dot(_fold(x), square, ((4,), (0,))), 8, axis=-1)
+        return sum(_cut(p, a, coarse) for p, a in zip(y, _OFFSETS, strict=True)).astype(x.dtype)
+
+    if _patches_win(coarse, c, o):
+        rows = _kernel_rows(w)
+        return _chunked(patches, x, math.prod(coarse) * 64 * c)
+    square = w.reshape(2, 2, 2, 2, 2, 2, c, o).transpose(1, 3, 5, 6, 0, 2, 4, 7)
+    square = square.reshape(8 * c, 8 * o)
+    return _chunked(products, x, math.prod(n + 1 for n in coarse) * 8 * o)
 
 
 def _transpose_matmul(g, w):
-    z = _dot(g, _kernel_rows(w), ((4,), (1,)))
+    rows, c = _kernel_rows(w), w.shape[3]
     pads = [((0, 0), *((o, 1 - o) for o in a), (0, 0)) for a in _OFFSETS]
-    xs = sum(jnp.pad(p, a) for p, a in zip(jnp.split(z, 8, axis=-1), pads, strict=True))
-    b, p, q, r, c = xs.shape
-    x = xs.astype(g.dtype).reshape(b, p, q, r, 2, 2, 2, c // 8).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-    return x.reshape(b, 2 * p, 2 * q, 2 * r, c // 8)[:, 1:-1, 1:-1, 1:-1]
+
+    def overlap(g):
+        z = jnp.split(_dot(g, rows, ((4,), (1,))), 8, axis=-1)
+        xs = sum(jnp.pad(p, pad) for p, pad in zip(z, pads, strict=True)).astype(g.dtype)
+        b, p, q, r, _ = xs.shape
+        x = xs.reshape(b, p, q, r, 2, 2, 2, c).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+        return x.reshape(b, 2 * p, 2 * q, 2 * r, c)[:, 1:-1, 1:-1, 1:-1]
+
+    return _chunked(overlap, g, math.prod(g.shape[1:4]) * 64 * c)
 
 
 def _weight_matmul(x, g):
-    c, o = x.shape[-1], g.shape[-1]
-    rows = ((0, 1, 2, 3), (0, 1, 2, 3))
-    # The left factor of such a product is transposed in memory: let it be the narrow one.
-    w = _dot(g, _gather(_fold(x)), rows).astype(x.dtype).reshape(o, 2, 2, 2, 2, 2, 2, c)
-    return w.transpose(1, 4, 2, 5, 3, 6, 7, 0).reshape(4, 4, 4, c, o)
+    c, o, voxels = x.shape[-1], g.shape[-1], math.prod(g.shape[1:4])
+    samples = _samples(x.shape[0], voxels * 64 * c)
+    # XLA transposes the left factor in memory: let that be g, or the rows where they are few.
+    few = samples * voxels <= 2 * o
+    contract = ((0, 1, 2, 3), (0, 1, 2, 3))
+
+    def part(total, xg):
+        pair = (_gather(_fold(xg[0])), xg[1])
+        return total + _dot(*(pair if few else pair[::-1]), contract).reshape(total.shape), None
+
+    total = jnp.zeros((64 * c, o) if few else (o, 64 * c), jnp.float32)
+    total, _ = lax.scan(part, total, (_parts(x, samples), _parts(g, samples)))
+    w = (total if few else total.T).astype(x.dtype)
+    w = w.reshape(2, 2, 2, 2, 2, 2, c, o).transpose(0, 3, 1, 4, 2, 5, 6, 7)
+    return w.reshape(4, 4, 4, c, o)
+
+
+def _samples(batch, entries):
+    """Samples at a time: the largest divisor of the batch that fits `_CHUNK`, at least 1."""
+    most = max(1, min(batch, _CHUNK // entries))
+    return next(k for k in range(most, 0, -1) if batch % k == 0)
+
+
+def _parts(x, samples):
+    return x.reshape(x.shape[0] // samples, samples, *x.shape[1:])
+
+
+def _chunked(f, x, entries):
+    """Map f over x a few samples at a time; `entries` a sample is f's largest intermediate."""
+    samples = _samples(x.shape[0], entries)
+    if samples == x.shape[0]:
+        return f(x)
+    y = lax.map(f, _parts(x, samples))
+    return y.reshape(x.shape[0], *y.shape[2:])
 
 
 def _kernel_rows(w):

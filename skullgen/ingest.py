@@ -16,7 +16,6 @@ import numpy as np
 from skullgen import defects, jobs, phantom, resample, store, volume
 from skullgen.errors import UserError
 
-SUFFIXES = (".nrrd", ".nhdr", ".nii", ".nii.gz")
 NATIVE_SIDE = 128  # voxels a side at which phantoms are grown and cut
 SHARD = 20  # pairs in a file: what a kill loses at most
 
@@ -227,9 +226,11 @@ def _skullbreak_pair(defective_path, implant_path, size, threshold):
 
 def _plan_skulls(size, config):
     root = _folder(config.root, "a folder of complete skulls (.nrrd, .nii.gz)")
-    files = sorted(p for p in root.iterdir() if p.name.endswith(SUFFIXES))
+    files = sorted(p for p in root.iterdir() if p.name.endswith(volume.SUFFIXES))
     surplus = sorted(p.name for p in root.iterdir() if p not in files)
-    names = [name for file in files for name in [file.name.split(".n")[0]]]
+    names = [file.name.removesuffix(".gz").rsplit(".", 1)[0] for file in files]
+    if not names:
+        raise UserError(f"{root}: holds no skull ({', '.join(volume.SUFFIXES)})")
     doubled = [name for name, times in Counter(names).items() if times > 1]
     if doubled:
         raise UserError(f"{root}: two files are called {doubled[0]}: rename one")
@@ -241,7 +242,7 @@ def _plan_skulls(size, config):
         for number, (file, name) in enumerate(zip(files, names, strict=True))
     ]
     sources = {file.name: _sha256(file) for file in files}
-    problems = [f"{name} is no {', '.join(SUFFIXES)} file" for name in surplus]
+    problems = [f"{name} is no {', '.join(volume.SUFFIXES)} file" for name in surplus]
     return Plan(cases, names, split, sources, problems)
 
 
@@ -249,7 +250,12 @@ def _plan_phantom(size, config):
     names = [f"phantom_{number:04d}" for number in range(config.skulls)]
     kinds = tuple(range(len(defects.KINDS))) * config.cuts
     cases = [
-        Case(_cut_phantom, (_seed(config.seed, name), *_recipe(name, size, config)), kinds, number)
+        Case(
+            _cut_phantom,
+            (_seed(config.seed, name), NATIVE_SIDE, *_recipe(name, size, config)),
+            kinds,
+            number,
+        )
         for number, name in enumerate(names)
     ]
     return Plan(cases, names, assign(names, config), {}, [])
@@ -267,8 +273,8 @@ def _cut_file(path, bone_hu, *recipe):
         raise UserError(f"{path}: {error}") from None
 
 
-def _cut_phantom(seed, *recipe):
-    return cut_skull(phantom.skull(seed, NATIVE_SIDE), phantom.affine(NATIVE_SIDE), *recipe)
+def _cut_phantom(seed, side, *recipe):
+    return cut_skull(phantom.skull(seed, side), phantom.affine(side), *recipe)
 
 
 def cut_skull(complete, affine, name, size, threshold, cuts, seed):

@@ -158,7 +158,7 @@ def read_native(path, index):
         raise UserError(f"{path}: pair {index} has no native truth")
     array = zarr.open_array(place, mode="r")
     shape, origin = array.attrs["shape"], array.attrs["origin"]
-    crop = np.unpackbits(array[:], count=int(np.prod(shape)), bitorder="little").reshape(shape)
+    crop = np.unpackbits(array[:], count=int(np.prod(shape))).reshape(shape)
     mask = np.zeros(array.attrs["grid"], bool)
     mask[tuple(slice(o, o + s) for o, s in zip(origin, shape, strict=True))] = crop
     return mask, np.asarray(array.attrs["affine"])

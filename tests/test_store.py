@@ -32,7 +32,7 @@ def test_round_trip_with_columns_and_native_truth(tmp_path):
     implant = np.zeros((5, 6, 7), bool)
     implant[1:3, 2:5, 3:4] = np.random.default_rng(1).random((2, 3, 1)) < 0.5
     truth = {
-        "bits": np.packbits(implant[1:3, 2:5, 3:4], bitorder="little"),
+        "bits": np.packbits(implant[1:3, 2:5, 3:4]),
         "origin": (1, 2, 3),
         "shape": (2, 3, 1),
         "grid": (5, 6, 7),

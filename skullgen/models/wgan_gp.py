@@ -45,15 +45,16 @@ def adversarial(config):
     [batches, B, D, D, D, 2]: one new real batch for each critic update.
     """
     generator, critic = networks(config)
-    tx = optax.adam(config.learning_rate, b1=config.b1, b2=config.b2)
+    rates = {"generator": config.learning_rate, "critic": config.critic_learning_rate}
+    tx = {role: optax.adam(rate, b1=config.b1, b2=config.b2) for role, rate in rates.items()}
     shape = (1, *(config.resolution,) * 3, 2)
 
     def init(key):
         generator_key, critic_key = jax.random.split(key)
         z = jnp.zeros((1, config.latent))
         return {
-            "generator": new_net(generator, tx, generator_key, z, False),
-            "critic": new_net(critic, tx, critic_key, jnp.zeros(shape)),
+            "generator": new_net(generator, tx["generator"], generator_key, z, False),
+            "critic": new_net(critic, tx["critic"], critic_key, jnp.zeros(shape)),
         }
 
     def generate(net, params, z):
@@ -87,7 +88,7 @@ def adversarial(config):
                 }
                 return config.penalty * penalty.mean() - distance, (judge.stats, metrics)
 
-            return steps.descend(judge, tx, loss, "critic")
+            return steps.descend(judge, tx["critic"], loss, "critic")
 
         judge, metrics = jax.lax.scan(critic_update, judge, jnp.arange(updates))
         z = latents(state, batch, 0, steps.keys(state, Z, count, updates))
@@ -103,7 +104,7 @@ def adversarial(config):
             }
             return -score, (stats, metrics)
 
-        maker, more = steps.descend(maker, tx, loss, "generator")
+        maker, more = steps.descend(maker, tx["generator"], loss, "generator")
         together = {**state.nets, "generator": maker, "critic": judge}
         # The last of the critic's updates, but the largest norm: one bad update must be seen.
         last = {name: value[-1] for name, value in metrics.items()}

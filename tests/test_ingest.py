@@ -1,0 +1,232 @@
+"""Sources become stores: exact pairs, seeded splits, SkullBreak's layout, resuming."""
+
+import pathlib
+
+import hypothesis
+import ml_collections
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from experiments import common
+from skullgen import defects, ingest, phantom, resample, store, volume
+from skullgen.errors import UserError
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def _config(**fields):
+    config = common.defaults("smoke").data
+    config.update(fields)
+    return config
+
+
+def _bytes(path):
+    return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def _shell(size, centre, radius=0.42, thickness=0.12):
+    grid = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"), -1)
+    distance = np.linalg.norm((grid - centre) / size, axis=-1)
+    return (distance < radius) & (distance > radius - thickness)
+
+
+@pytest.fixture(scope="module")
+def skullbreak(tmp_path_factory):
+    """A folder in SkullBreak's layout: 2 training skulls and 1 test skull at 32^3, LAS order."""
+    root = tmp_path_factory.mktemp("skullbreak")
+    affine = np.diag([6.4, 6.4, 6.4, 1.0])
+    for part, number in (("train", "000"), ("train", "001"), ("test", "000")):
+        complete = _shell(32, [15.5, 16 + int(number), 15])
+        volume.write(root / part / "complete_skull" / f"{number}.nrrd", complete, affine)
+        for shift, kind in enumerate(defects.KINDS):
+            hole = np.zeros_like(complete)
+            hole[8 + shift : 18 + shift, :, 20:] = True
+            for folder, mask in (("defective_skull", complete & ~hole), ("implant", complete & hole)):
+                volume.write(root / part / folder / kind / f"{number}.nrrd", mask, affine)
+    return root
+
+
+def test_skullbreaks_pairs_are_their_files_block_means(skullbreak, tmp_path):
+    path = tmp_path / "real.zarr"
+    config = _config(source="skullbreak", root=str(skullbreak), threshold=0.5)
+    ingest.run(path, 16, config, workers=1)
+    group = store.open_store(path)
+    assert group["split"][:].tolist() == [0] * 10 + [2] * 5
+    assert group["kind"][:].tolist() == list(range(5)) * 3
+    assert group["skull"][:].tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert group.attrs["names"] == ["train_000", "train_001", "test_000"]
+    assert len(group.attrs["recipe"]["sources"]) == 30
+    pair = store.unpack(store.load(path, [7]), 16)[0]
+    for channel, folder in enumerate(("defective_skull", "implant")):
+        mask = volume.read(skullbreak / "train" / folder / defects.KINDS[2] / "001.nrrd").data
+        expected = mask.reshape(16, 2, 16, 2, 16, 2).mean((1, 3, 5)) >= 0.5
+        np.testing.assert_array_equal(pair[..., channel], expected)
+    implant = volume.read(skullbreak / "train" / "implant" / defects.KINDS[2] / "001.nrrd")
+    truth, affine = store.read_native(path, 7)
+    np.testing.assert_array_equal(truth, implant.data)
+    np.testing.assert_allclose(affine, implant.affine)
+    # The model's voxel centres lie between their two native ones.
+    np.testing.assert_allclose(group["affine"][7] @ [0, 0, 0, 1], affine @ [0.5, 0.5, 0.5, 1])
+
+
+def test_a_low_threshold_gives_each_bone_voxel_to_the_larger_share(skullbreak, tmp_path):
+    config = _config(source="skullbreak", root=str(skullbreak), threshold=0.2)
+    ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
+    pair = store.unpack(store.load(tmp_path / "real.zarr", [0]), 16)[0]
+    assert not pair.all(axis=-1).any()
+    complete = volume.read(skullbreak / "train" / "complete_skull" / "000.nrrd").data
+    share = complete.reshape(16, 2, 16, 2, 16, 2).mean((1, 3, 5))
+    np.testing.assert_array_equal(pair.any(axis=-1), share >= 0.2)
+
+
+def test_missing_and_surplus_files_are_named(skullbreak, tmp_path, capsys):
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(skullbreak, root)
+    (root / "train" / "implant" / "bilateral" / "001.nrrd").unlink()
+    (root / "train" / "notes.txt").write_text("hello")
+    (root / "test" / "complete_skull" / "000.nrrd").unlink()
+    config = _config(source="skullbreak", root=str(root), threshold=0.5)
+    ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
+    printed = capsys.readouterr().out
+    for line in (
+        "train/implant/bilateral/001.nrrd is missing",
+        "train/notes.txt is not SkullBreak's",
+        "test/complete_skull/000.nrrd is missing",
+    ):
+        assert f"left out: {line}" in printed
+    assert store.open_store(tmp_path / "real.zarr")["pairs"].shape[0] == 14
+
+
+def test_pairs_that_do_not_match_are_refused(skullbreak, tmp_path):
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(skullbreak, root)
+    implant = root / "train" / "implant" / "bilateral" / "000.nrrd"
+    shutil.copy(root / "train" / "defective_skull" / "bilateral" / "000.nrrd", implant)
+    config = _config(source="skullbreak", root=str(root), threshold=0.5)
+    with pytest.raises(UserError, match=r"implant/bilateral/000.nrrd: overlaps .* no pair"):
+        ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
+    volume.write(implant, np.ones((32, 32, 32), bool), np.diag([5.0, 5, 5, 1]))
+    with pytest.raises(UserError, match=r"bilateral/000.nrrd: its grid is not that of"):
+        ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
+
+
+@pytest.fixture(scope="module")
+def skulls(tmp_path_factory):
+    """Phantoms as files of several formats, spacings and sizes."""
+    root = tmp_path_factory.mktemp("skulls")
+    for number, name in enumerate(("a.nrrd", "b.nii.gz", "c.nii.gz", "d.nrrd")):
+        mask = phantom.skull(number, 64)[:, 2 : 64 - number, :]
+        affine = phantom.affine(64) @ np.array(
+            [[1, 0, 0, 0], [0, 1, 0, 2], [0, 0, 1, 0], [0, 0, 0, 1]]
+        )
+        volume.write(root / name, mask, affine)
+    return root
+
+
+def test_skulls_are_cut_into_five_kinds_and_split_by_skull(skulls, tmp_path):
+    path = tmp_path / "real.zarr"
+    config = _config(source="skulls", root=str(skulls), test="b", validation="d")
+    ingest.run(path, 16, config, workers=1)
+    group = store.open_store(path)
+    assert group["split"][:].tolist() == [0] * 5 + [2] * 5 + [0] * 5 + [1] * 5
+    pairs = store.unpack(store.load(path, range(20)), 16)
+    assert not pairs.all(axis=-1).any()
+    assert pairs.any(axis=(1, 2, 3)).all()
+    for skull in range(4):
+        complete = pairs[5 * skull : 5 * skull + 5].any(axis=-1)
+        assert (complete == complete[0]).all()
+    mask = volume.read(skulls / "c.nii.gz")
+    model = resample.frame(mask.data, mask.affine, 16)
+    np.testing.assert_allclose(group["affine"][12], model)
+    share = resample.reduce(mask.data, mask.affine, model, 16)
+    np.testing.assert_array_equal(pairs[12].any(axis=-1), share >= 0.2)
+    truth, affine = store.read_native(path, 12)
+    assert truth.shape == mask.data.shape
+    assert np.all(mask.data[truth])
+    part = resample.reduce(truth, affine, model, 16)
+    expected = resample.split_share(share, part, 0.2)[1]
+    np.testing.assert_array_equal(pairs[12, ..., 1], expected)
+
+
+def test_ingest_goes_on_and_ends_equal_with_any_number_of_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(ingest, "SHARD", 7)  # shards that cut through skulls
+    monkeypatch.setattr(ingest, "NATIVE_SIDE", 48)
+    config = _config(skulls=4)
+    ingest.run(tmp_path / "a.zarr", 16, config, workers=1)
+    ingest.run(tmp_path / "b.zarr", 16, config, workers=1)
+    for shard in (0, 1):
+        (tmp_path / "b.zarr" / "voxels" / "c" / str(shard) / "0").unlink()
+    assert len(store.missing(tmp_path / "b.zarr")) == 2
+    ingest.run(tmp_path / "b.zarr", 16, config, workers=2)
+    assert _bytes(tmp_path / "a.zarr") == _bytes(tmp_path / "b.zarr")
+
+
+def test_other_data_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ingest, "NATIVE_SIDE", 48)
+    ingest.run(tmp_path / "a.zarr", 16, _config(skulls=3), workers=1)
+    with pytest.raises(UserError, match="its fields changed"):
+        ingest.run(tmp_path / "a.zarr", 16, _config(skulls=3, seed=1), workers=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (dict(source="mri"), "data.source is 'mri': choose one of phantom, skullbreak, skulls"),
+        (dict(source="skulls"), "data.root is empty"),
+        (dict(source="skulls", root="/no/where"), "no such folder"),
+    ],
+)
+def test_mistakes_are_named(fields, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        ingest.run(tmp_path / "a.zarr", 16, _config(**fields), workers=1)
+
+
+def test_folders_without_a_skull_and_doubled_names(tmp_path):
+    (tmp_path / "notes.txt").write_text("no skull")
+    with pytest.raises(UserError, match="holds no skull"):
+        ingest.run(tmp_path / "a", 16, _config(source="skulls", root=str(tmp_path)), workers=1)
+    for name in ("x.nrrd", "x.nii"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match="two files are called x"):
+        ingest.run(tmp_path / "a", 16, _config(source="skulls", root=str(tmp_path)), workers=1)
+
+
+def _split_config(**fields):
+    base = dict(seed=0, test="", validation="", test_fraction=0.2, validation_fraction=0.1)
+    return ml_collections.ConfigDict({**base, **fields})
+
+
+@hypothesis.given(st.integers(1, 60), st.integers(0, 5))
+def test_fractions_split_by_skull_whatever_the_order(count, seed):
+    names = [f"s{number}" for number in range(count)]
+    config = _split_config(seed=seed)
+    split = ingest.assign(names, config)
+    assert split == ingest.assign(names[::-1], config)
+    places = list(split.values())
+    assert places.count(2) == round(0.2 * count)
+    assert places.count(1) == round(0.1 * count)
+
+
+def test_splits_by_name_and_their_mistakes():
+    split = ingest.assign(["a", "b", "c"], _split_config(test="c, b"))
+    assert split == {"a": 0, "b": 2, "c": 2}
+    with pytest.raises(UserError, match="names 'z': no such skull"):
+        ingest.assign(["a"], _split_config(test="z"))
+    with pytest.raises(UserError, match="none is left to train on"):
+        ingest.assign(["a"], _split_config(test="a"))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")
+def test_a_real_skull_there_and_back(tmp_path):
+    """Through the store's grid at 128^3 and back to its own: as well as performance.md says."""
+    skull = volume.read(SHARED / "skulls" / "brainweb_04.nii.gz")
+    model = resample.frame(skull.data, skull.affine, 128)
+    share = resample.reduce(skull.data, skull.affine, model, 128)
+    back = resample.enlarge(share, model, skull.affine, skull.data.shape)
+    dice = 2 * np.sum(back & skull.data) / (back.sum() + skull.data.sum())
+    assert dice > 0.95
