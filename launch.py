@@ -5,6 +5,7 @@
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -44,6 +45,33 @@ def default_workdir(flag):
     return Path("runs") / name.replace("/", "_")
 
 
+def parse(argv):
+    """Flags from the command line; a mistake in them is one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is None:
+            _fail("which experiment? For example --config experiments/vae_wgan.py")
+        _ = _CONFIG.value.stages  # a config that could not be loaded raises only when it is used
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        while error.args and isinstance(error.args[0], Exception):
+            error = error.args[0]
+        words = str(error.args[0] if len(error.args) == 1 else error)
+        lines = [line.strip() for line in words.splitlines() if line.strip()]
+        causes = [line for line in lines if re.match(r"\w+Error: ", line)]
+        text = causes[-1].split(": ", 1)[1] if causes else " ".join(lines)
+        if "No such file or directory" in words:
+            text = next(part for part in argv[1:] if ".py" in part) + ": no such config file"
+        _fail(text)
+    if rest[1:]:
+        _fail(f"{rest[1]!r} is no flag: fields are set by --config.FIELD=VALUE")
+    return rest
+
+
+def _fail(text):
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
 def report_error(error):
     """Prints what a person can use of an error; returns the exit code, or None to raise it."""
     from skullgen import errors, jobs
@@ -66,7 +94,7 @@ def report_error(error):
 
 if __name__ == "__main__":
     try:
-        app.run(main)
+        app.run(main, flags_parser=parse)
     except Exception as error:
         code = report_error(error)
         if code is None:

@@ -185,21 +185,18 @@ def _weight_lax(x, g):
     return _lax(x, g, ("CXYZN", "IXYZO", "XYZNC"), rhs=(2, 2, 2))
 
 
-# The matmul forms. Pad x by 1 and fold each 2^3 block into channels: xs [B, n+1, n+1, n+1, 8C]. The
-# kernel becomes k2 s1 with 8 offsets, and everything is one product with either rows of 64C (the 8
-# neighbours side by side, "patches") or 8O products on a grid one larger, whose shifts are added.
-# Moving and allocating the large intermediate costs more than the arithmetic, so the batch is
-# worked off a few samples at a time, in memory that stays in the cache.
+# The matmul forms: everything is one product with either rows of 64C (the patch that each output
+# sees), or, x folded into blocks of 2^3 on a grid one larger, 8O products whose shifts are added.
+# Moving and allocating the large intermediate costs more than the arithmetic, so it is built of
+# few, wide strided copies, and the batch is worked off a few samples at a time, in memory that
+# stays in the cache.
 
 _CHUNK = 2**20  # entries of an intermediate at a time: 4 MB of float32
-_ENTRY = 100  # moving one entry costs about as much as so many multiply-adds
 
 
-def _patches_win(coarse, c, o):
-    """Choose the cheaper form of `conv`; depends on the shapes alone."""
-    patches = math.prod(coarse) * 64 * c * (_ENTRY + o)
-    products = math.prod(n + 1 for n in coarse) * 8 * o * (_ENTRY + 8 * c)
-    return patches <= products
+def _patches_win(coarse):
+    """Choose patches where the larger grid of products would waste more than they save."""
+    return math.prod(n + 1 for n in coarse) > 1.6 * math.prod(coarse)
 
 
 def _conv_matmul(x, w):
@@ -207,14 +204,14 @@ def _conv_matmul(x, w):
     coarse = [n // 2 for n in x.shape[1:4]]
 
     def patches(x):
-        return _dot(_gather(_fold(x)), rows, ((4,), (0,))).astype(x.dtype)
+        return _dot(_patches(x), rows, ((4,), (0,))).astype(x.dtype)
 
     def products(x):
         y = jnp.split(_dot(_fold(x), square, ((4,), (0,))), 8, axis=-1)
         return sum(_cut(p, a, coarse) for p, a in zip(y, _OFFSETS, strict=True)).astype(x.dtype)
 
-    if _patches_win(coarse, c, o):
-        rows = _kernel_rows(w)
+    if _patches_win(coarse):
+        rows = w.reshape(64 * c, o)
         return _chunked(patches, x, math.prod(coarse) * 64 * c)
     square = w.reshape(2, 2, 2, 2, 2, 2, c, o).transpose(1, 3, 5, 6, 0, 2, 4, 7)
     square = square.reshape(8 * c, 8 * o)
@@ -238,19 +235,29 @@ def _transpose_matmul(g, w):
 def _weight_matmul(x, g):
     c, o, voxels = x.shape[-1], g.shape[-1], math.prod(g.shape[1:4])
     samples = _samples(x.shape[0], voxels * 64 * c)
-    # XLA transposes the left factor in memory: let that be g, or the rows where they are few.
-    few = samples * voxels <= 2 * o
-    contract = ((0, 1, 2, 3), (0, 1, 2, 3))
+    narrow = c < 8  # too narrow for copies of single patches: 8 products with a shifted fold
+    # XLA transposes the left factor in memory: let that be g, or the patches where they are few.
+    few = not narrow and samples * voxels <= 2 * o
+    shape = (8, o, 8 * c) if narrow else (64 * c, o) if few else (o, 64 * c)
 
-    def part(total, xg):
-        pair = (_gather(_fold(xg[0])), xg[1])
-        return total + _dot(*(pair if few else pair[::-1]), contract).reshape(total.shape), None
+    def product(x, g):
+        contract = ((0, 1, 2, 3), (0, 1, 2, 3))
+        if narrow:
+            xs = _fold(x)
+            return jnp.stack([_dot(g, _cut(xs, a, g.shape[1:4]), contract) for a in _OFFSETS])
+        pair = (_patches(x), g) if few else (g, _patches(x))
+        return _dot(*pair, contract).reshape(shape)
 
-    total = jnp.zeros((64 * c, o) if few else (o, 64 * c), jnp.float32)
-    total, _ = lax.scan(part, total, (_parts(x, samples), _parts(g, samples)))
-    w = (total if few else total.T).astype(x.dtype)
-    w = w.reshape(2, 2, 2, 2, 2, 2, c, o).transpose(0, 3, 1, 4, 2, 5, 6, 7)
-    return w.reshape(4, 4, 4, c, o)
+    def add(total, xg):
+        return total + product(*xg), None
+
+    parts = _parts(x, samples), _parts(g, samples)
+    w, _ = lax.scan(add, jnp.zeros(shape, jnp.float32), parts)
+    if narrow:
+        w = w.reshape(2, 2, 2, o, 2, 2, 2, c).transpose(0, 4, 1, 5, 2, 6, 7, 3)
+    elif not few:
+        w = w.T
+    return w.reshape(4, 4, 4, c, o).astype(x.dtype)
 
 
 def _samples(batch, entries):
@@ -279,22 +286,30 @@ def _kernel_rows(w):
     return w.reshape(64 * c, o)
 
 
+def _pairs(x):
+    """Pad by 1 and put pairs of z side by side: `[B, 2n+2, 2n+2, n+1, 2C]`, without a copy."""
+    b, p, q, r, c = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
+    return x.reshape(b, p + 2, q + 2, r // 2 + 1, 2 * c)
+
+
 def _fold(x):
     """`[B, 2n, 2n, 2n, C]` to `[B, n+1, n+1, n+1, 8C]`: pad by 1, move 2^3 blocks to channels."""
-    b, *sides, c = x.shape
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
-    p, q, r = (s // 2 + 1 for s in sides)
-    x = x.reshape(b, p, 2, q, 2, r, 2, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-    return x.reshape(b, p, q, r, 8 * c)
+    x = _pairs(x)
+    return jnp.concatenate([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], axis=-1)
+
+
+def _patches(x):
+    """`[B, 2n, 2n, 2n, C]` to `[B, n, n, n, 64C]`: the 4^3 voxels that each output sees."""
+    p, q, r = (n // 2 for n in x.shape[1:4])
+    x = _pairs(x)
+    places = itertools.product(range(4), range(4), range(2))
+    pieces = [x[:, i : i + 2 * p - 1 : 2, j : j + 2 * q - 1 : 2, k : k + r] for i, j, k in places]
+    return jnp.concatenate(pieces, axis=-1)
 
 
 def _cut(x, offset, sides):
     return x[(slice(None), *(slice(o, o + n) for o, n in zip(offset, sides, strict=True)))]
-
-
-def _gather(xs):
-    """`[B, n+1, n+1, n+1, K]` to `[B, n, n, n, 8K]`: the 8 neighbours side by side."""
-    return _side_by_side(_cut(xs, a, [n - 1 for n in xs.shape[1:4]]) for a in _OFFSETS)
 
 
 def _side_by_side(pieces):

@@ -39,22 +39,26 @@ def frame(volume_mask: np.ndarray, affine: np.ndarray, size: int) -> np.ndarray:
     from scipy import ndimage
 
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    mask = volume_mask if volume_mask.dtype == bool else volume_mask != 0
-    sides = box(mask)
+    sides = box(volume_mask)
     pools = np.maximum(1, (PIECE_MM / spacing + SNAP).astype(int))
-    bone = _pooled_any(mask[sides], pools)
-    steps = spacing * pools
-    start = np.array([side.start for side in sides]) * spacing
+    steps, bone = spacing * pools, volume_mask[sides]
+    for axis, pool in enumerate(pools):  # is there bone in each block?
+        if pool > 1:
+            bone = np.logical_or.reduceat(bone, np.arange(0, bone.shape[axis], pool), axis=axis)
 
-    def largest(bone):
-        labels, count = ndimage.label(bone, np.ones((3, 3, 3)))
+    def extents(piece):
+        """From where to where, in mm, the planes across each axis of its largest part matter."""
+        labels, count = ndimage.label(piece, np.ones((3, 3, 3)))
         if not count:
             raise UserError("no bone to frame: check the mask and, for a CT, bone_hu")
-        return labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
+        piece = labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
+        for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
+            area = np.count_nonzero(piece, axis=others) * np.prod(steps[list(others)])
+            planes = np.flatnonzero(area >= min(PLANE_MM2, area.max()))
+            yield planes[0] * steps[axis], (planes[-1] + 1) * steps[axis]
 
-    top = _extent(largest(bone), 2, steps)[1]
-    vault = largest(bone[:, :, max(0, int(np.ceil((top - VAULT_MM) / steps[2]))) :])
-    spans = [_extent(vault, axis, steps) for axis in (0, 1)]
+    top = list(extents(bone))[2][1]
+    *spans, _ = extents(bone[:, :, max(0, int(np.ceil((top - VAULT_MM) / steps[2]))) :])
     for name, (low, high) in zip(("wide", "long"), spans, strict=True):
         if high - low > FIELD_MM:
             raise UserError(
@@ -62,11 +66,11 @@ def frame(volume_mask: np.ndarray, affine: np.ndarray, size: int) -> np.ndarray:
                 "remove what is not skull from the mask, or check its voxel size"
             )
     middle = [(low + high) / 2 - FIELD_MM / 2 for low, high in spans]
-    corner = start + np.array([*middle, top - VERTEX_MM])  # mm from the source's outer corner
+    # In mm from the source's outer corner, which lies half a voxel before its first centre.
+    corner = np.array([side.start for side in sides]) * spacing + [*middle, top - VERTEX_MM]
     voxel = FIELD_MM / size
     model = np.eye(4)
     model[:3, :3] = affine[:3, :3] / spacing * voxel
-    # The source's outer corner lies half a voxel before its first centre.
     model[:3, 3] = affine[:3, 3] + affine[:3, :3] / spacing @ (corner - spacing / 2 + voxel / 2)
     return model
 
@@ -140,35 +144,29 @@ def enlarge(
     Raises:
       ValueError: the grids' axes are not parallel.
     """
-    size = share.shape[0]
-    out = np.zeros(shape, bool)
+    size, out, taps = share.shape[0], np.zeros(shape, bool), []
     above = box(share > threshold)
-    if above[0].start == above[0].stop:
-        return out
-    places, lows, highs, parts = [], [], [], []
-    for axis, edge in enumerate(_edges(affine, model_affine, size)):
-        centre = np.arange(shape[axis]) + 0.5
-        at = (centre - edge[0]) * size / (edge[-1] - edge[0]) - 0.5
+    for count, bone, edge in zip(shape, above, _edges(affine, model_affine, size), strict=True):
+        at = (np.arange(count) + 0.5 - edge[0]) * size / (edge[-1] - edge[0]) - 0.5
         # Bone needs a corner above the threshold: only cells that touch one are looked at.
-        near = (at > above[axis].start - 1) & (at < above[axis].stop)
-        rows = np.flatnonzero(near & (at >= -0.5) & (at <= size - 0.5))
+        near = (at > bone.start - 1) & (at < bone.stop) & (at >= -0.5) & (at <= size - 0.5)
+        rows = np.flatnonzero(near)
         if not len(rows):
             return out
-        places.append(slice(rows[0], rows[-1] + 1))
-        at = np.clip(at[places[-1]], 0, size - 1)
-        lows.append(np.minimum(at.astype(int), max(0, size - 2)))
-        highs.append(np.minimum(lows[-1] + 1, size - 1))
-        parts.append((at - lows[-1]).astype(np.float32))
-    used = tuple(slice(low[0], high[-1] + 1) for low, high in zip(lows, highs, strict=True))
-    coarse = np.asarray(share[used], np.float32)
-    lows = [low - side.start for low, side in zip(lows, used, strict=True)]
-    highs = [high - side.start for high, side in zip(highs, used, strict=True)]
-    coarse = coarse[:, :, lows[2]] * (1 - parts[2]) + coarse[:, :, highs[2]] * parts[2]
-    across = parts[1][:, None]
-    for x, low, high, part in zip(itertools.count(), lows[0], highs[0], parts[0]):
-        plane = coarse[low] * (1 - part) + coarse[high] * part
-        plane = plane[lows[1]] * (1 - across) + plane[highs[1]] * across
-        out[places[0].start + x, places[1], places[2]] = plane > threshold
+        at = np.clip(at[rows], 0, size - 1)
+        low = np.minimum(at.astype(int), max(0, size - 2))
+        part = (at - low).astype(np.float32)
+        taps.append((slice(rows[0], rows[-1] + 1), low, np.minimum(low + 1, size - 1), part))
+    (xs, *x), (ys, *y), (zs, *z) = taps
+
+    def between(values, low, high, part):
+        return values[low] * (1 - part) + values[high] * part
+
+    coarse = np.asarray(share, np.float32).transpose(2, 0, 1)
+    coarse = between(coarse, z[0], z[1], z[2][:, None, None]).transpose(1, 2, 0)
+    for k, *tap in zip(range(xs.start, xs.stop), *x, strict=True):
+        plane = between(between(coarse, *tap), y[0], y[1], y[2][:, None])
+        out[k, ys, zs] = plane > threshold
     return out
 
 
@@ -206,10 +204,7 @@ def box(mask: np.ndarray) -> tuple[slice, slice, slice]:
 
 
 def block_counts(slab: np.ndarray, factor: int) -> np.ndarray:
-    """Sum 0/1 uint8 [A, B, C] over factor^3 blocks: uint8 where that fits, else uint16.
-
-    `factor` divides every side and is at most 40. Each sum's dtype holds its largest value.
-    """
+    """Sum 0/1 uint8 [A, B, C] over blocks of `factor`, at most 40: uint8 where it fits or uint16."""
     a, b, c = (side // factor for side in slab.shape)
     rows, blocks = (np.uint8 if factor**n <= 255 else np.uint16 for n in (2, 3))
     sums = slab.reshape(a, factor, b * factor, c * factor).sum(axis=1, dtype=np.uint8)
@@ -277,19 +272,3 @@ def _taps(side: slice, edge: np.ndarray) -> tuple[slice, np.ndarray, np.ndarray]
     weights = np.minimum(high, where + 1) - np.maximum(low, where)
     weights[(weights < 0) | (where < side.start) | (where >= side.stop)] = 0
     return place, np.clip(where, side.start, side.stop - 1) - side.start, weights.astype("f4")
-
-
-def _pooled_any(mask: np.ndarray, pools: np.ndarray) -> np.ndarray:
-    """Return whether there is bone in each block of `pools` voxels; the last may be cut short."""
-    for axis, pool in enumerate(pools):
-        if pool > 1:
-            mask = np.logical_or.reduceat(mask, np.arange(0, mask.shape[axis], pool), axis=axis)
-    return mask
-
-
-def _extent(piece: np.ndarray, axis: int, steps: np.ndarray) -> tuple[float, float]:
-    """Return from where to where, in mm, the planes across `axis` cut bone worth the name."""
-    others = tuple(k for k in range(3) if k != axis)
-    area = np.count_nonzero(piece, axis=others) * np.prod(steps[list(others)])
-    planes = np.flatnonzero(area >= min(PLANE_MM2, area.max()))
-    return planes[0] * steps[axis], (planes[-1] + 1) * steps[axis]

@@ -6,7 +6,6 @@ held whole. Arrays are `[X, Y, Z]` in RAS order; an affine `[4, 4]` maps voxel c
 
 import contextlib
 import gzip
-import io
 import math
 import os
 import pathlib
@@ -69,10 +68,9 @@ def read(path: str | os.PathLike, *, bone_hu: float | None = None) -> Volume:
       UserError: the file is missing, corrupt or empty of bone, or its geometry is not usable; a
         CT without `bone_hu`, a mask with it.
     """
-    path = pathlib.Path(path)
-    source = headers.read_source(path)
+    source = headers.read_source(pathlib.Path(path))
     mask = np.empty(source.shape[::-1], bool)
-    for first, slab in _slabs(path, source, 1, bone_hu):
+    for first, slab in _slabs(source, 1, bone_hu):
         mask[first : first + len(slab)] = slab
     turn = to_ras(source.affine, source.shape)
     return Volume(turned(mask.T, turn), source.affine @ turn)
@@ -95,15 +93,16 @@ def read_reduced(path: str | os.PathLike, size: int, *, keep_native: bool = Fals
     Raises:
       UserError: as `read`, or sides that are not `size` times one factor.
     """
-    path = pathlib.Path(path)
-    source = headers.read_source(path)
+    source = headers.read_source(pathlib.Path(path))
     side, factor = source.shape[0], source.shape[0] // max(1, size)
     whole = 1 <= factor <= MAX_FACTOR and source.shape == (size * factor,) * 3
     what = f"{source.shape} voxels are not {size} blocks of one size along every side"
-    require(whole, path, f"{what} (at most {MAX_FACTOR} voxels): choose another size or resample")
+    require(
+        whole, source.path, f"{what} (at most {MAX_FACTOR} voxels): choose another size or resample"
+    )
     counts = np.zeros((size,) * 3, np.uint8 if factor**3 <= 255 else np.uint16)
     packed = np.zeros((side, side, -(-side // 8)) if keep_native else 0, np.uint8)
-    for first, slab in _slabs(path, source, factor, None):
+    for first, slab in _slabs(source, factor, None):
         if slab.any():
             last = first + len(slab)
             counts[first // factor : last // factor] = block_counts(slab, factor)
@@ -168,32 +167,33 @@ def unpack(crop: Crop) -> np.ndarray:
 
 
 def _slabs(
-    path: pathlib.Path, source: headers.Source, multiple: int, bone_hu: float | None
+    source: headers.Source, multiple: int, bone_hu: float | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first slice, bone as 0/1 uint8 [t, Y, X]) in file order, t a multiple of `multiple`.
 
     What the values are is only known at the end, so a UserError may come after the last slab: use
     nothing built from slabs before the generator is exhausted.
     """
+    path, (x, y, z) = source.path, source.shape
     usual = "150 to 300 Hounsfield units is usual for bone"
     finite = bone_hu is None or math.isfinite(bone_hu)
     require(finite, path, f"bone_hu {bone_hu} is not a number: {usual}")
-    x, y, z = source.shape
     step = multiple * max(1, SLAB_BYTES // (x * y * source.dtype.itemsize * multiple))
-    buffer = np.empty((min(step, z), y, x), source.dtype)
     low, high, labels, found, scan = math.inf, -math.inf, set(), False, False
-    with headers.decoded(path, source.data, source.zipped, source.offset) as stream:
-        _fill(stream, np.empty(source.skip, np.uint8))
+    with headers.decoded(source) as stream:
+        stream.read(source.skip)
         for first in range(0, z, step):
-            slab = buffer[: min(step, z - first)]
-            _fill(stream, slab)
+            slices = min(step, z - first)
+            block = stream.read(slices * x * y * source.dtype.itemsize)
+            if len(block) < slices * x * y * source.dtype.itemsize:
+                raise EOFError("it ends before its last voxel")
+            slab = np.frombuffer(block, source.dtype).reshape(slices, y, x)
             if source.scale:
                 slab = slab * source.scale[0] + source.scale[1]
             least, most = float(slab.min()), float(slab.max())
             finite = math.isfinite(least) and math.isfinite(most)
             require(finite, path, "has NaN or infinite voxels: set them to 0 (in a CT, to air)")
-            low, high = min(low, least), max(high, most)
-            bone = slab != 0
+            low, high, bone = min(low, least), max(high, most), slab != 0
             if len(labels) <= MAX_LABELS and (most > 1 or slab.dtype.kind == "f"):
                 labels.update(np.unique(slab[bone])[: MAX_LABELS + 1].tolist())
             scan = low < 0 or len(labels) > MAX_LABELS
@@ -205,20 +205,11 @@ def _slabs(
         # Reading on also makes gzip verify the checksum at its end.
         if stream.read(1) and source.exact:
             raise ValueError("more bytes than the header's sizes and type account for")
-    mask = f"is a mask (values {low:g} to {high:g}), not a CT: leave bone_hu out"
-    require(bone_hu is None or scan, path, mask)
-    level = "differs from 0" if bone_hu is None else f"reaches bone_hu {bone_hu:g}"
     values = f"(values {low:g} to {high:g})"
+    mask = bone_hu is not None and not scan
+    require(not mask, path, f"is a mask {values}, not a CT: leave bone_hu out")
+    level = "differs from 0" if bone_hu is None else f"reaches bone_hu {bone_hu:g}"
     require(found, path, f"holds no bone, no voxel {level} {values}: check the file")
-
-
-def _fill(stream: io.BufferedIOBase, slab: np.ndarray) -> None:
-    view = memoryview(slab.reshape(-1).view(np.uint8))
-    while len(view):
-        got = stream.readinto(view)
-        if not got:
-            raise EOFError("it ends before its last voxel")
-        view = view[got:]
 
 
 def _native_crop(packed: np.ndarray, counts: np.ndarray, turn: np.ndarray, factor: int) -> Crop:

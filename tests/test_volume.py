@@ -1,6 +1,5 @@
 """Files in and out: orientation, geometry, streaming, and every refusal that speaks to people."""
 
-import bz2
 import gzip
 import itertools
 import pathlib
@@ -87,7 +86,7 @@ def _nifti(path, data, affine, code=1, units="mm", slope=None, inter=None):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(TURNS), st.sampled_from(["nrrd", "nii.gz", "nii"]), st.integers(0, 99))
 def test_every_orientation_brings_back_the_same_mask(tmp_path_factory, turn, suffix, seed):
-    mask, affine = _mask(seed=seed), _affine()
+    mask, affine = _mask((6, 6, 6), seed), _affine()
     data, turned = _turn(mask, affine, *turn)
     path = tmp_path_factory.mktemp("turn") / f"a.{suffix}"
     if suffix == "nrrd":
@@ -97,7 +96,7 @@ def test_every_orientation_brings_back_the_same_mask(tmp_path_factory, turn, suf
     got = volume.read(path)
     np.testing.assert_array_equal(got.data, mask)
     np.testing.assert_allclose(got.affine, affine, atol=1e-5)
-    reduced = volume.read_reduced(path, 1, keep_native=True)
+    reduced = volume.read_reduced(path, 6, keep_native=True)
     np.testing.assert_array_equal(reduced.counts, mask)
     np.testing.assert_allclose(reduced.native_affine, affine, atol=1e-5)
     assert reduced.shape == mask.shape
@@ -118,14 +117,14 @@ def _same_crop(crop, mask):
 @pytest.mark.parametrize("turn", TURNS[::5])
 @pytest.mark.parametrize("factor", [2, 3, 8])
 def test_block_counts_equal_a_plain_sum_in_every_order(tmp_path, turn, factor):
-    shape = tuple(factor * n for n in (3, 2, 4))
-    mask = _mask(shape)
-    mask[: shape[0] // 2] = True
-    mask[:, :, -factor:] = False
+    mask = _mask((3 * factor,) * 3)
+    mask[:factor] = True
+    mask[:, :, -factor:] = mask[:, :factor] = False
     data, turned = _turn(mask, _affine(), *turn)
     path = _write_nrrd(tmp_path / "a.nrrd", data.astype(np.uint8), turned)
-    got = volume.read_reduced(path, factor, keep_native=True)
-    expected = mask.reshape(3, factor, 2, factor, 4, factor).sum((1, 3, 5))
+    got = volume.read_reduced(path, 3, keep_native=True)
+    assert got.factor == factor
+    expected = mask.reshape(3, factor, 3, factor, 3, factor).sum((1, 3, 5))
     np.testing.assert_array_equal(got.counts, expected)
     assert got.counts.dtype == (np.uint8 if factor < 7 else np.uint16)
     first = got.affine @ [0, 0, 0, 1]
@@ -138,25 +137,25 @@ def test_block_counts_equal_a_plain_sum_in_every_order(tmp_path, turn, factor):
 
 def test_full_blocks_of_the_largest_factor_do_not_overflow(tmp_path):
     path = tmp_path / "a.nrrd"
-    volume.write(path, np.ones((40, 40, 80), bool), np.eye(4))
-    np.testing.assert_array_equal(volume.read_reduced(path, 40).counts, 64000)
+    volume.write(path, np.ones((80, 80, 80), bool), np.eye(4))
+    np.testing.assert_array_equal(volume.read_reduced(path, 2).counts, 64000)
 
 
 @pytest.mark.parametrize(
     "dtype", ["u1", "i1", "<u2", ">u2", "<i2", ">i4", "<i8", ">u8", "<f4", ">f8"]
 )
 def test_every_dtype_and_endianness_is_read(tmp_path, dtype):
-    mask = _mask()
+    mask = _mask((6, 6, 6))
     data = (mask * 3).astype(dtype)
     for path in (
         _write_nrrd(tmp_path / "a.nrrd", data, _affine()),
         _nifti(tmp_path / "a.nii.gz", data, _affine()),
     ):
         np.testing.assert_array_equal(volume.read(path).data, mask)
-        np.testing.assert_array_equal(volume.read_reduced(path, 1).counts, mask)
+        np.testing.assert_array_equal(volume.read_reduced(path, 6).counts, mask)
 
 
-@pytest.mark.parametrize("encoding", ["raw", "gzip", "bzip2", "ascii"])
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
 @pytest.mark.parametrize("suffix", ["nrrd", "nhdr"])
 def test_every_encoding_and_a_detached_header_is_read(tmp_path, encoding, suffix):
     mask = _mask()
@@ -176,13 +175,13 @@ def test_spaces_are_honoured_by_long_and_short_name(tmp_path, space):
     np.testing.assert_allclose(got.affine, _affine())
 
 
-def test_line_skip_and_byte_skip_find_the_voxels(tmp_path):
+def test_byte_skip_finds_the_voxels(tmp_path):
     bits = bytes([1, 0, 0, 0, 0, 0, 0, 1])
-    (tmp_path / "a.raw").write_bytes(b"a line\nanother\nxyz" + bits)
+    (tmp_path / "a.raw").write_bytes(b"xyz" + bits)
     lines = (*PLAIN, "spacings: 1 1 1", "data file: a.raw")
     expected = np.frombuffer(bits, bool).reshape((2, 2, 2), order="F")
-    for skips in (("line skip: 2", "byte skip: 3"), ("byte skip: -1",)):
-        path = _text_nrrd(tmp_path / "a.nhdr", *lines, *skips)
+    for skip in (3, -1):
+        path = _text_nrrd(tmp_path / "a.nhdr", *lines, f"byte skip: {skip}")
         np.testing.assert_array_equal(volume.read(path).data, expected)
 
 
@@ -252,7 +251,7 @@ def test_units_come_to_millimetres(tmp_path):
         _nifti(tmp_path / "u.nii.gz", mask.astype(np.uint8), microns, units="micron"),
         _nifti(tmp_path / "x.nii.gz", mask.astype(np.uint8), affine, units="unknown"),
         _write_nrrd(
-            tmp_path / "m.nrrd", mask.astype(np.uint8), metres, **{"space units": ["m"] * 3}
+            tmp_path / "m.nrrd", mask.astype(np.uint8), affine, **{"space units": ["mm"] * 3}
         ),
     ]
     for path in paths:
@@ -320,7 +319,7 @@ def _refused(path, match, **arguments):
 
 
 def test_scans_and_masks_are_not_confused(tmp_path):
-    noise = np.random.default_rng(0).normal(0, 300, (6, 5, 4))
+    noise = np.random.default_rng(0).normal(0, 300, (6, 6, 6))
     ct = _nifti(tmp_path / "ct.nii.gz", noise.astype(np.int16), _affine())
     soft = _write_nrrd(tmp_path / "soft.nrrd", np.abs(noise).astype(np.float32), _affine())
     mask = _nifti(tmp_path / "mask.nii.gz", _mask().astype(np.uint8) * 255, _affine())
@@ -330,7 +329,7 @@ def test_scans_and_masks_are_not_confused(tmp_path):
     _refused(ct, "no bone", bone_hu=1e5)
     _refused(ct, "not a number", bone_hu=float("nan"))
     with pytest.raises(UserError, match="bone_hu"):
-        volume.read_reduced(ct, 1)
+        volume.read_reduced(ct, 6)
     np.testing.assert_array_equal(volume.read(ct, bone_hu=100).data, noise.astype(np.int16) >= 100)
 
 
@@ -389,6 +388,9 @@ def test_sheared_and_singular_grids_are_refused(tmp_path):
         (("type: block", *PLAIN[1:], "spacings: 1 1 1"), "block"),
         (("type: uint16", *PLAIN[1:], "spacings: 1 1 1"), "endian"),
         ((*PLAIN[:3], "encoding: hex", "spacings: 1 1 1"), "hex"),
+        ((*PLAIN[:3], "encoding: bzip2", "spacings: 1 1 1"), "bzip2"),
+        ((*PLAIN, "spacings: 1 1 1", "line skip: 1"), "line skip"),
+        ((*PLAIN[:3], "encoding: ascii", "spacings: 1 1 1"), "ascii"),
         ((*PLAIN[:2], "sizes: 2 2", *PLAIN[3:], "spacings: 1 1 1"), "sizes"),
         ((*PLAIN[:2], "sizes: 4096 4096 4096", PLAIN[3], "spacings: 1 1 1"), "4096"),
         ((*PLAIN[:2], "sizes: 0 2 2", PLAIN[3], "spacings: 1 1 1"), "sizes"),
@@ -400,7 +402,6 @@ def test_sheared_and_singular_grids_are_refused(tmp_path):
         ((*PLAIN, "spacings: 1 1 1", "data file: ../a.raw"), "outside"),
         ((*PLAIN, "spacings: 1 1 1", "data file: /etc/hostname"), "outside"),
         ((*PLAIN, "spacings: 1 1 1", "data file: x/../../a.raw"), "outside"),
-        ((*PLAIN, "spacings: 1 1 1", "data file: C:\\a.raw"), "outside"),
         ((*PLAIN, "spacings: 1 1 1", "data file: missing.raw"), "missing"),
         ((*PLAIN, "spacings: 1 1 1", "data file: a%02d.raw 1 2 1"), "several"),
         (("no colon",), "header"),
@@ -440,7 +441,7 @@ def test_missing_foreign_and_broken_files_are_refused(tmp_path):
             path.write_bytes(whole[:length])
             _refused(path, "cut short|header")
             with pytest.raises(UserError):
-                volume.read_reduced(path, 2)
+                volume.read_reduced(path, 10)
     for suffix in ("nrrd", "nii.gz"):
         whole = bytearray((tmp_path / f"good.{suffix}").read_bytes())
         whole[-len(whole) // 4] ^= 0x55
@@ -453,9 +454,6 @@ def test_missing_foreign_and_broken_files_are_refused(tmp_path):
     payload = gzip.compress(bytes([1] * 9))
     lines = (*PLAIN[:3], "encoding: gzip", "spacings: 1 1 1")
     _refused(_text_nrrd(tmp_path / "long.nrrd", *lines, data=payload), "more bytes")
-    lines = (*PLAIN[:3], "encoding: bzip2", "spacings: 1 1 1")
-    payload = bz2.compress(bytes([1] * 8))[:-9]
-    _refused(_text_nrrd(tmp_path / "b.nrrd", *lines, data=payload), "cut short")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -472,12 +470,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_factor_must_divide_every_side(tmp_path):
-    path = tmp_path / "a.nrrd"
-    volume.write(path, np.ones((8, 8, 6), bool), np.eye(4))
-    for factor in (4, 0, 41):
-        with pytest.raises(UserError, match="divides every side"):
-            volume.read_reduced(path, factor)
+def test_every_side_must_be_the_size_times_one_factor(tmp_path):
+    for shape, sizes in {(8, 8, 8): (3, 16, 0, -8), (8, 8, 4): (4, 8), (82,) * 3: (2,)}.items():
+        path = tmp_path / f"{shape[2]}.nrrd"
+        volume.write(path, np.ones(shape, bool), np.eye(4))
+        for size in sizes:
+            with pytest.raises(UserError, match="choose another size"):
+                volume.read_reduced(path, size)
 
 
 def test_imports_stay_light():
@@ -536,7 +535,7 @@ def test_streaming_equals_the_area_mean_of_a_real_skull(tmp_path):
     source = SHARED / "skulls" / "brainweb_05.nii.gz"
     mask = np.asanyarray(nibabel.load(source).dataobj) != 0
     mean = mask.reshape(64, 4, 64, 4, 64, 4).mean((1, 3, 5), dtype=np.float32)
-    got = volume.read_reduced(source, 4, keep_native=True)
+    got = volume.read_reduced(source, 64, keep_native=True)
     np.testing.assert_array_equal(got.counts / np.float32(64), mean)
     _same_crop(got.crop, mask)
 
@@ -550,7 +549,7 @@ def test_streaming_512_needs_no_more_memory_than_a_few_slices(tmp_path):
     code = (
         "import resource, sys, nrrd, isal.igzip, skullgen.volume as volume\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "before = peak(); volume.read_reduced(sys.argv[1], 4, keep_native=True)\n"
+        "before = peak(); volume.read_reduced(sys.argv[1], 128, keep_native=True)\n"
         "print((peak() - before) // 1024)"
     )
     out = subprocess.run(

@@ -37,8 +37,8 @@ def make(config):
     def decode(state, z):
         place = jnp.arange(config.resolution)
         inside = (place < 2 + 4 * z)[:, :, None, None] & (place < 6)[None, None, :, None]
-        skull = inside & (place < 6)[None, None, None, :]
-        defect = inside & (place == 5)[None, None, None, :]  # half of its overlap is inside
+        skull = inside & (place < 5)[None, None, None, :]
+        defect = inside & ((place == 4) | (place == 5))[None, None, None, :]  # half overlaps
         share = jax.nn.sigmoid(state.nets["toy"].params["logit"]).sum()
         return jnp.stack([skull, defect], axis=-1) * (0.5 + 0.1 * share)
 

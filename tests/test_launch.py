@@ -1,0 +1,171 @@
+"""The command line: a run from nothing, kill -9 and on, signals, mistakes in one line."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TOY = ["--config", "tests/toy_config.py", "--config.compilation_cache=", "--config.workers=1"]
+
+
+def _start(*arguments, cwd=ROOT):
+    command = [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": ""}
+    environment["JAX_DEFAULT_PRNG_IMPL"] = "threefry2x32"
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+
+
+def _run(*arguments):
+    process = _start(*arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def _bytes(path):
+    return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped: its work directory and what it printed."""
+    work = tmp_path_factory.mktemp("whole") / "run"
+    code, out, err = _run(*TOY, "--workdir", work)
+    assert code == 0, err
+    return work, out
+
+
+def _wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    pytest.fail("the run never came to the place to stop at")
+
+
+def _lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_a_run_leaves_all_that_a_user_looks_for(whole):
+    work, out = whole
+    for name in ("real.zarr", "generated.zarr", "config.json", "versions.json", "metrics.json"):
+        assert (work / name).exists()
+    assert _lines(work / "train.jsonl") == 70
+    pictures = {p.name for p in (work / "figures").iterdir()}
+    assert {"real_pairs.png", "generated_pairs.png", "losses.png"} <= pictures
+    assert "nearest training pair: held-out real" in out
+    versions = json.loads((work / "versions.json").read_text())
+    assert versions["jax"] and versions["commit"] and versions["devices"]
+
+
+def test_a_second_call_does_nothing_again(whole):
+    work, _ = whole
+    before = _bytes(work / "generated.zarr")
+    code, out, _ = _run(*TOY, "--workdir", work, "--config.stages=train,generate")
+    assert code == 0
+    assert "all 300 pairs are there" in out
+    assert _bytes(work / "generated.zarr") == before
+
+
+@pytest.mark.parametrize("when", ["training", "generation"])
+def test_kill_9_and_again_ends_bit_identical(whole, when, tmp_path):
+    work = tmp_path / "run"
+    process = _start(*TOY, "--workdir", work, "--config.stages=ingest,train,generate")
+    if when == "training":
+        _wait_for(lambda: _lines(work / "train.jsonl") > 20, process)
+    else:
+        done = work / "generated.zarr" / "voxels" / "c"
+        _wait_for(lambda: done.exists() and any(done.iterdir()), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    code, out, err = _run(*TOY, "--workdir", work, "--config.stages=ingest,train,generate")
+    assert code == 0, err
+    for name in ("real.zarr", "generated.zarr"):
+        expected, got = _bytes(whole[0] / name), _bytes(work / name)
+        assert expected.keys() == got.keys()
+        different = [str(key) for key in expected if expected[key] != got[key]]
+        assert not different
+    assert (work / "train.jsonl").read_text() == (whole[0] / "train.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "int"]
+)
+def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(number, code, tmp_path):
+    work = tmp_path / "run"
+    long = ["--config.phases[1].updates=100000", "--config.save_every=100000"]
+    process = _start(*TOY, "--workdir", work, "--config.stages=ingest,train", *long)
+    _wait_for(lambda: _lines(work / "train.jsonl") > 40, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "a checkpoint of update" in out
+    assert "the same command goes on from here" in err
+    steps = {int(p.name) for p in (work / "checkpoints" / "tests.toy").iterdir() if p.name.isdigit()}
+    assert max(steps) == _lines(work / "train.jsonl") > 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "experiments/none.py"], "experiments/none.py"),
+        ([], "--config"),
+        ([*TOY, "--config.sede=3"], "sede"),
+        ([*TOY, "--config.seed=three"], "seed"),
+        (["--config", "experiments/vae.py:huge"], "no size 'huge': choose smoke, demo, paper"),
+        (["--config", "experiments/vae_wgan.py:paper"], "data.root is empty"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, words, tmp_path):
+    code, _, err = _run(*arguments, "--workdir", tmp_path / "run")
+    assert code == 2
+    assert "Traceback" not in err
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_locked_field_is_refused_by_name(whole):
+    before = (whole[0] / "config.json").read_text()
+    code, _, err = _run(*TOY, "--workdir", whole[0], "--config.model.learning_rate=0.5")
+    assert code == 2
+    assert "config.model.learning_rate was 0.1 and is now 0.5" in err
+    assert (whole[0] / "config.json").read_text() == before
+
+
+def test_default_work_directory_tells_config_size_and_overrides():
+    sys.path.insert(0, str(ROOT))
+    import launch
+
+    class Flag:
+        config_filename = "experiments/vae.py:smoke"
+
+    overrides = {"seed": 3, "stages": "train", "data.root": "/a/b", "data.source": "skulls"}
+    original = launch.config_flags.get_override_values
+    try:
+        launch.config_flags.get_override_values = lambda flag: overrides
+        assert str(launch.default_workdir(Flag)) == "runs/vae-smoke-seed=3-data.source=skulls"
+    finally:
+        launch.config_flags.get_override_values = original
+
+
+def test_pairs_of_two_seeds_differ(whole, tmp_path):
+    from skullgen import store
+
+    work = tmp_path / "run"
+    code, _, err = _run(*TOY, "--workdir", work, "--config.generate.seed=1")
+    assert code == 0, err
+    a, b = (store.load(place / "generated.zarr", range(8)) for place in (whole[0], work))
+    assert not np.array_equal(a, b)

@@ -1,0 +1,17 @@
+"""The toy model's experiment: all stages in seconds."""
+
+from experiments import common
+
+
+def get_config(size="smoke"):
+    config = common.defaults(size)
+    config.model_name = "tests.toy"
+    config.model.resolution = 8
+    config.model.learning_rate = 0.1
+    config.model.breaks_at = -1
+    config.model.head = "independent"
+    config.data.skulls = 4
+    config.data.threshold = 0.1
+    config.generate.count = 300
+    config.phases = [dict(step="toy", updates=30), dict(step="more", updates=40, batches=2)]
+    return config
