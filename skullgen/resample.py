@@ -94,30 +94,26 @@ def reduce(
     Raises:
       ValueError: the grids' axes are not parallel.
     """
-    sides = box(mask)
-    part = mask[sides]
-    edges = _edges(affine, target_affine, size)
-    volume = float(np.prod([(edge[-1] - edge[0]) / size for edge in edges]))
-    taps = [_taps(side, edge) for side, edge in zip(sides, edges, strict=True)]
+    sides, edges = box(mask), _edges(affine, target_affine, size)
+    share, part = np.zeros((size,) * 3, np.float32), mask[sides]
+    if not part.size:
+        return share
     # Whole planes are added along the axis of the longest stride, and the sums of overlaps stay
     # whole numbers in float32 where the ratio is: the division by the voxel's volume comes last.
     # No matrix products: BLAS threads of many worker processes fight over the cores.
     order = np.argsort(np.abs(part.strides), kind="stable")[::-1]
     part = part.transpose(order)
-    slow, middle, fast = (taps[axis] for axis in order)
-    out = np.zeros([len(where) for _, where, _ in (slow, middle, fast)], np.float32)
-    for plane, where, weight in zip(out, slow[1], slow[2], strict=True):
+    slow, middle, fast = (_taps(sides[axis], edges[axis]) for axis in order)
+    for plane, *taps in zip(share, *slow, strict=True):
         total = np.zeros(part.shape[1:], np.float32)
-        for k, amount in zip(where, weight, strict=True):
+        for k, amount in zip(*taps, strict=True):
             if amount > 0:
                 np.add(total, amount, out=total, where=part[k] != 0)
         if total.any():
-            rows = sum(total[k] * w[:, None] for k, w in zip(middle[1].T, middle[2].T, strict=True))
-            plane[:] = sum(rows[:, k] * w for k, w in zip(fast[1].T, fast[2].T, strict=True))
-    places = [place for place, _, _ in taps]
-    share = np.zeros((size,) * 3, np.float32)
-    share[tuple(places)] = out.transpose(np.argsort(order))
-    return np.minimum(share / np.float32(volume), 1, out=share)
+            rows = sum(total[k] * w[:, None] for k, w in zip(*(tap.T for tap in middle)))
+            plane[:] = sum(rows[:, k] * w for k, w in zip(*(tap.T for tap in fast)))
+    share /= np.float32(np.prod([(edge[-1] - edge[0]) / size for edge in edges]))
+    return np.ascontiguousarray(np.minimum(share, 1).transpose(np.argsort(order)))
 
 
 def enlarge(
@@ -157,16 +153,12 @@ def enlarge(
         low = np.minimum(at.astype(int), max(0, size - 2))
         part = (at - low).astype(np.float32)
         taps.append((slice(rows[0], rows[-1] + 1), low, np.minimum(low + 1, size - 1), part))
-    (xs, *x), (ys, *y), (zs, *z) = taps
-
-    def between(values, low, high, part):
-        return values[low] * (1 - part) + values[high] * part
-
-    coarse = np.asarray(share, np.float32).transpose(2, 0, 1)
-    coarse = between(coarse, z[0], z[1], z[2][:, None, None]).transpose(1, 2, 0)
-    for k, *tap in zip(range(xs.start, xs.stop), *x, strict=True):
-        plane = between(between(coarse, *tap), y[0], y[1], y[2][:, None])
-        out[k, ys, zs] = plane > threshold
+    (xs, *x), (ys, y0, y1, y), (zs, z0, z1, z) = taps
+    y, coarse = y[:, None], np.asarray(share, np.float32)
+    coarse = coarse[:, :, z0] * (1 - z) + coarse[:, :, z1] * z
+    for k, low, high, part in zip(range(xs.start, xs.stop), *x, strict=True):
+        plane = coarse[low] * (1 - part) + coarse[high] * part
+        out[k, ys, zs] = plane[y0] * (1 - y) + plane[y1] * y > threshold
     return out
 
 
@@ -204,7 +196,7 @@ def box(mask: np.ndarray) -> tuple[slice, slice, slice]:
 
 
 def block_counts(slab: np.ndarray, factor: int) -> np.ndarray:
-    """Sum 0/1 uint8 [A, B, C] over blocks of `factor`, at most 40: uint8 where it fits or uint16."""
+    """Sum 0/1 uint8 [A, B, C] over blocks of `factor`, 1 to 40: uint8 where it fits, or uint16."""
     a, b, c = (side // factor for side in slab.shape)
     rows, blocks = (np.uint8 if factor**n <= 255 else np.uint16 for n in (2, 3))
     sums = slab.reshape(a, factor, b * factor, c * factor).sum(axis=1, dtype=np.uint8)
@@ -226,8 +218,7 @@ def to_ras(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     turn = np.zeros((4, 4))
     turn[3, 3] = 1.0
     for k, axis in enumerate(order):
-        turn[axis, k] = -1.0 if axes[k, axis] < 0 else 1.0
-        turn[axis, 3] = shape[axis] - 1 if axes[k, axis] < 0 else 0.0
+        turn[axis, [k, 3]] = (-1, shape[axis] - 1) if axes[k, axis] < 0 else (1, 0)
     return turn
 
 
@@ -256,19 +247,15 @@ def _edges(affine: np.ndarray, target_affine: np.ndarray, size: int) -> list[np.
     return edges
 
 
-def _taps(side: slice, edge: np.ndarray) -> tuple[slice, np.ndarray, np.ndarray]:
-    """Return which target voxels touch `side`, and for each the source voxels that it overlaps.
+def _taps(side: slice, edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return, for each target voxel, the source voxels of `side` that it overlaps.
 
-    `edge` [size + 1] is the target's, in source voxels. The voxels [T, K] are counted from
+    `edge` [T + 1] is the target's, in source voxels. The voxels int [T, K] are counted from
     `side.start`; the weights float32 [T, K] are overlaps in source voxels, 0 where there is none.
     """
-    touched = np.flatnonzero((edge[1:] > side.start) & (edge[:-1] < side.stop))
-    if side.start == side.stop or not len(touched):
-        return slice(0, 0), np.zeros((0, 1), int), np.zeros((0, 1), np.float32)
-    place = slice(touched[0], touched[-1] + 1)
-    low, high = edge[:-1][place, None], edge[1:][place, None]
+    low, high = edge[:-1, None], edge[1:, None]
     first = np.floor(low).astype(int)
     where = first + np.arange(int((np.ceil(high) - first).max()))
     weights = np.minimum(high, where + 1) - np.maximum(low, where)
     weights[(weights < 0) | (where < side.start) | (where >= side.stop)] = 0
-    return place, np.clip(where, side.start, side.stop - 1) - side.start, weights.astype("f4")
+    return np.clip(where, side.start, side.stop - 1) - side.start, weights.astype(np.float32)
