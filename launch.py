@@ -4,6 +4,7 @@
   --config.FIELD=VALUE  any field of the config, for example --config.seed=3
 """
 
+import errno
 import os
 import re
 import sys
@@ -82,12 +83,11 @@ def report_error(error):
     if isinstance(error, errors.UserError):
         print(f"error: {error}", file=sys.stderr)
         return error.code
-    if isinstance(error, OSError) and error.errno in (28, 122):  # no space, quota
-        print(
-            f"error: no room left on the disk of {error.filename or 'the work directory'}: "
-            "make some and run the same command again",
-            file=sys.stderr,
-        )
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or os.strerror(errno.ENOSPC) in str(error):
+        where = getattr(error, "filename", None) or "the work directory"
+        print(f"error: no room left on the disk of {where}: make some and run the same command "
+              "again; what was written is whole", file=sys.stderr)
         return 2
     return None
 

@@ -6,6 +6,7 @@ written in order. What is there already is not made again.
 """
 
 import hashlib
+import shutil
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -78,7 +79,9 @@ def _begin(path, count, size, config, plan):
     recipe = {"config": config.to_dict(), "size": size, "sources": plan.sources}
     recipe["config"].pop("root")
     held = store.recipe(path)
-    if held is not None and held != recipe:
+    if held not in (None, recipe) and store.missing(path) == store.shards(path):
+        shutil.rmtree(path)  # begun, and nothing made: a file was mended, say
+    elif held not in (None, recipe):
         old, new = held["sources"], recipe["sources"]
         changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
         what = f"these files changed: {', '.join(changed[:5])}" if changed else "its fields changed"

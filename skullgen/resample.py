@@ -18,7 +18,7 @@ PIECE_MM = 1.0  # pieces are told apart on a grid no coarser than this, where th
 SNAP = 1e-3  # voxels; float32 affines put edges that coincide this far apart at worst
 
 
-def frame(volume_mask: np.ndarray, affine: np.ndarray, size: int) -> np.ndarray:
+def frame(volume_mask, affine, size):
     """Place the models' cube on a skull as SkullBreak does (design: framing); nothing is scaled.
 
     The vertex is the top of the largest piece of bone; the vault is the largest piece of what
@@ -31,10 +31,8 @@ def frame(volume_mask: np.ndarray, affine: np.ndarray, size: int) -> np.ndarray:
 
     Returns:
       [4, 4], voxel of the model grid -> RAS mm: a cube of 204.8 mm, axes parallel to the source's,
-      the vault in its middle left-right and front-back, the vertex 125 mm above its floor.
-
-    Raises:
-      UserError: there is no bone, or the vault is wider or longer than the cube.
+      the vault in its middle left-right and front-back, the vertex 125 mm above its floor. Raises
+      UserError where there is no bone, or the vault is wider or longer than the cube.
     """
     from scipy import ndimage
 
@@ -61,10 +59,8 @@ def frame(volume_mask: np.ndarray, affine: np.ndarray, size: int) -> np.ndarray:
     *spans, _ = extents(bone[:, :, max(0, int(np.ceil((top - VAULT_MM) / steps[2]))) :])
     for name, (low, high) in zip(("wide", "long"), spans, strict=True):
         if high - low > FIELD_MM:
-            raise UserError(
-                f"the vault is {high - low:.1f} mm {name} and the frame {FIELD_MM} mm: "
-                "remove what is not skull from the mask, or check its voxel size"
-            )
+            what = f"the vault is {high - low:.1f} mm {name} and the frame {FIELD_MM} mm"
+            raise UserError(f"{what}: remove what is not skull, or check the voxel size")
     middle = [(low + high) / 2 - FIELD_MM / 2 for low, high in spans]
     # In mm from the source's outer corner, which lies half a voxel before its first centre.
     corner = np.array([side.start for side in sides]) * spacing + [*middle, top - VERTEX_MM]
@@ -75,9 +71,7 @@ def frame(volume_mask: np.ndarray, affine: np.ndarray, size: int) -> np.ndarray:
     return model
 
 
-def reduce(
-    mask: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, size: int
-) -> np.ndarray:
+def reduce(mask, affine, target_affine, size):
     """Return the exact share of bone in each voxel of a target grid (area-weighted mean).
 
     Where the grids are aligned and their ratio is whole, these are block means, bit for bit.
@@ -89,10 +83,7 @@ def reduce(
       size: voxels along a side of the target grid.
 
     Returns:
-      float32 [size, size, size], 0 to 1.
-
-    Raises:
-      ValueError: the grids' axes are not parallel.
+      float32 [size, size, size], 0 to 1. Raises ValueError where the axes are not parallel.
     """
     sides, edges = box(mask), _edges(affine, target_affine, size)
     share, part = np.zeros((size,) * 3, np.float32), mask[sides]
@@ -110,20 +101,13 @@ def reduce(
             if amount > 0:
                 np.add(total, amount, out=total, where=part[k] != 0)
         if total.any():
-            rows = sum(total[k] * w[:, None] for k, w in zip(*(tap.T for tap in middle)))
-            plane[:] = sum(rows[:, k] * w for k, w in zip(*(tap.T for tap in fast)))
+            rows = sum(total[k] * w[:, None] for k, w in zip(middle[0].T, middle[1].T, strict=True))
+            plane[:] = sum(rows[:, k] * w for k, w in zip(fast[0].T, fast[1].T, strict=True))
     share /= np.float32(np.prod([(edge[-1] - edge[0]) / size for edge in edges]))
     return np.ascontiguousarray(np.minimum(share, 1).transpose(np.argsort(order)))
 
 
-def enlarge(
-    share: np.ndarray,
-    model_affine: np.ndarray,
-    affine: np.ndarray,
-    shape: tuple[int, int, int],
-    *,
-    threshold: float = 0.5,
-) -> np.ndarray:
+def enlarge(share, model_affine, affine, shape, *, threshold=0.5):
     """Bring a share back to a native grid: trilinear between voxel centres, then `> threshold`.
 
     Args:
@@ -135,10 +119,7 @@ def enlarge(
       threshold: share above which a voxel is bone, not negative.
 
     Returns:
-      bool `shape`.
-
-    Raises:
-      ValueError: the grids' axes are not parallel.
+      bool `shape`. Raises ValueError where the axes are not parallel.
     """
     size, out, taps = share.shape[0], np.zeros(shape, bool), []
     above = box(share > threshold)
@@ -162,52 +143,39 @@ def enlarge(
     return out
 
 
-def split_share(
-    complete_share: np.ndarray, implant_share: np.ndarray, threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
+def split_share(complete_share, implant_share, threshold):
     """Cut a reduced skull in two: each bone voxel goes to the channel with the larger share.
 
-    Args:
-      complete_share: share of the complete skull, [D, D, D]; bone where >= threshold.
-      implant_share: share of the implant, part of it, [D, D, D].
-      threshold: least share of a bone voxel.
-
-    Returns:
-      (defective, implant), bool [D, D, D]: disjoint, together the complete skull; ties go to the
-      defective skull.
+    Bone is where `complete_share` [D, D, D] >= threshold; `implant_share` [D, D, D] is the share of
+    a part of it. Returns (defective, implant), bool [D, D, D]: disjoint, together the complete
+    skull; ties go to the defective skull.
     """
     complete = complete_share >= threshold
     implant = complete & (2 * implant_share > complete_share)
     return complete & ~implant, implant
 
 
-def box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+def box(mask):
     """Return the tight box of the non-zero voxels of `mask` [X, Y, Z]; 0:0 where there are none."""
     order = np.argsort(np.abs(mask.strides), kind="stable")[::-1]
     ordered = mask.transpose(order)
     plane = ordered.any(axis=0)
-    sides = [slice(0, 0)] * 3
     hits = (ordered.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
-    for axis, hit in zip(order, hits, strict=True):
-        where = np.flatnonzero(hit)
-        if len(where):
-            sides[axis] = slice(int(where[0]), int(where[-1]) + 1)
-    return tuple(sides)
+    found = [np.flatnonzero(hits[k]).tolist() for k in np.argsort(order)]
+    return tuple(slice(k[0], k[-1] + 1) if k else slice(0, 0) for k in found)
 
 
-def block_counts(slab: np.ndarray, factor: int) -> np.ndarray:
+def block_counts(slab, factor):
     """Sum 0/1 uint8 [A, B, C] over blocks of `factor`, 1 to 40: uint8 where it fits, or uint16."""
-    a, b, c = (side // factor for side in slab.shape)
-    rows, blocks = (np.uint8 if factor**n <= 255 else np.uint16 for n in (2, 3))
-    sums = slab.reshape(a, factor, b * factor, c * factor).sum(axis=1, dtype=np.uint8)
-    sums = sums.reshape(a, b, factor, c * factor).sum(axis=2, dtype=rows)
-    out = np.zeros((a, b, c), blocks)
-    for k in range(factor):
-        out += sums[..., k::factor]
-    return out
+    for axis in range(3):
+        dtype = np.uint8 if factor ** (axis + 1) <= 255 else np.uint16
+        planes = np.moveaxis(slab, axis, 0)
+        sums = sum((planes[k::factor] for k in range(factor)), dtype(0))
+        slab = np.moveaxis(sums, 0, axis)
+    return slab
 
 
-def to_ras(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def to_ras(affine, shape):
     """Return [4, 4], voxel of the grid turned closest to RAS -> voxel of this one of `shape`.
 
     Flips and permutations only: `affine @ to_ras(affine, shape)` is the turned grid's affine.
@@ -222,14 +190,14 @@ def to_ras(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     return turn
 
 
-def turned(data: np.ndarray, turn: np.ndarray) -> np.ndarray:
+def turned(data, turn):
     """View `data` [., ., .] in the order of `to_ras`'s matrix (its offsets are not used)."""
     axes = np.abs(turn[:3, :3]).argmax(axis=0)
     signs = turn[axes, range(3)].astype(int)
     return data.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
 
 
-def _edges(affine: np.ndarray, target_affine: np.ndarray, size: int) -> list[np.ndarray]:
+def _edges(affine, target_affine, size):
     """Return the target's size + 1 voxel edges along each axis, in source voxels from its edge.
 
     The first edge and the total length are snapped to whole voxels where they nearly are, so that
@@ -240,14 +208,13 @@ def _edges(affine: np.ndarray, target_affine: np.ndarray, size: int) -> list[np.
     if (ratio <= 0).any() or np.abs(between[:3, :3] - np.diag(ratio)).max() * size > 0.1:
         raise ValueError("the axes of the two grids are not parallel")
     edges = []
-    for first, length in zip(between[:3, 3] - ratio / 2 + 0.5, ratio * size, strict=True):
-        first = round(first) if abs(first - round(first)) < SNAP else first
-        length = round(length) if abs(length - round(length)) < SNAP else length
+    for ends in zip(between[:3, 3] - ratio / 2 + 0.5, ratio * size, strict=True):
+        first, length = (round(x) if abs(x - round(x)) < SNAP else x for x in ends)
         edges.append(first + length * np.arange(size + 1) / size)
     return edges
 
 
-def _taps(side: slice, edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _taps(side, edge):
     """Return, for each target voxel, the source voxels of `side` that it overlaps.
 
     `edge` [T + 1] is the target's, in source voxels. The voxels int [T, K] are counted from

@@ -106,15 +106,16 @@ def _mark(path, shard):
     return Path(path) / "voxels" / "c" / str(shard) / "0"
 
 
-def missing(path):
-    """The shards not yet written, as ranges of pairs, in order."""
+def shards(path):
+    """All shards of a store, as ranges of pairs, in order."""
     pairs = open_store(path)["pairs"]
     count, shard = pairs.shape[0], pairs.shards[0]
-    return [
-        range(start, min(start + shard, count))
-        for start in range(0, count, shard)
-        if not _mark(path, start // shard).exists()
-    ]
+    return [range(start, min(start + shard, count)) for start in range(0, count, shard)]
+
+
+def missing(path):
+    """The shards not yet written, in order."""
+    return [part for number, part in enumerate(shards(path)) if not _mark(path, number).exists()]
 
 
 def write(path, start, bits, columns, native=()):

@@ -131,11 +131,13 @@ def train(model, plan, workdir, folder, *, seed, batch, log_every, save_every, k
             if len(good) < len(records):
                 _diverged(records[len(good)], manager)
 
-        # The first update compiles, and the bar's rate must not count that.
         name = f"train {phase.step}"
         with jobs.progress(end - begin, first - begin, name, "update") as bar:
             for data, index in _batches(path, rows, draws, budget):
                 state, metrics = run(state, data, index)
+                if bar.n == bar.initial:  # it compiled: the bar's rate begins now
+                    jax.block_until_ready(metrics)
+                    bar.unpause()
                 first += 1
                 pending.append((first, metrics))
                 asked = jobs.asked()

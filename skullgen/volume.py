@@ -10,16 +10,15 @@ import math
 import os
 import pathlib
 import uuid
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from skullgen import headers
-from skullgen.headers import SUFFIXES as SUFFIXES
 from skullgen.headers import require
 from skullgen.resample import block_counts, box, to_ras, turned
 
+SUFFIXES = headers.SUFFIXES
 MAX_FACTOR = 40  # 40^3 voxels still fit the uint16 of a block count
 MAX_LABELS = 64  # more distinct values than this are a scan, not labels
 SLAB_BYTES = 2**21
@@ -51,7 +50,7 @@ class Reduced(NamedTuple):
     factor: int
 
 
-def read(path: str | os.PathLike, *, bone_hu: float | None = None) -> Volume:
+def read(path, *, bone_hu=None):
     """Read a bone mask, or a CT cut at `bone_hu`, into RAS order.
 
     Any non-zero voxel of a mask is bone. A NRRD without `space` is taken as RAS; a NIfTI without
@@ -76,7 +75,7 @@ def read(path: str | os.PathLike, *, bone_hu: float | None = None) -> Volume:
     return Volume(turned(mask.T, turn), source.affine @ turn)
 
 
-def read_reduced(path: str | os.PathLike, size: int, *, keep_native: bool = False) -> Reduced:
+def read_reduced(path, size, *, keep_native=False):
     """Count the bone voxels in each block of a cubic mask file, without holding the file.
 
     Args:
@@ -116,16 +115,12 @@ def read_reduced(path: str | os.PathLike, size: int, *, keep_native: bool = Fals
     return Reduced(counts, crop, native @ centres, native, source.shape, factor)
 
 
-def write(path: str | os.PathLike, mask: np.ndarray, affine: np.ndarray) -> None:
-    """Write a mask as uint8, atomically; equal arguments give equal bytes.
+def write(path, mask, affine):
+    """Write `mask` [X, Y, Z], non-zero is bone, as uint8, atomically; equal arguments, equal bytes.
 
-    Args:
-      path: `.nrrd` (gzip), `.nii.gz` or `.nii`; its folder is made if need be.
-      mask: [X, Y, Z], non-zero is bone.
-      affine: [4, 4] voxel -> RAS mm.
-
-    Raises:
-      UserError: an unknown suffix, an unusable affine, or a place that cannot be written.
+    `path` is `.nrrd` (gzip), `.nii.gz` or `.nii`, and its folder is made if need be; `affine`
+    [4, 4] maps voxels to RAS mm. Raises UserError for an unknown suffix, an unusable affine, or a
+    place that cannot be written.
     """
     path, affine = pathlib.Path(path), np.asarray(affine, float)
     suffix = headers.suffix_of(path)
@@ -153,22 +148,20 @@ def write(path: str | os.PathLike, mask: np.ndarray, affine: np.ndarray) -> None
             temporary.unlink()
 
 
-def pack(mask: np.ndarray) -> Crop:
+def pack(mask):
     """Crop `mask` [X, Y, Z] to its bone's tight box and pack it, one bit a voxel."""
     sides = box(mask)
     part = mask[sides] != 0
     return Crop(np.packbits(part.ravel()), tuple(side.start for side in sides), part.shape)
 
 
-def unpack(crop: Crop) -> np.ndarray:
+def unpack(crop):
     """Return the bool box of a `Crop`, [shape]; it lies at `crop.origin` of the whole mask."""
     bits = np.unpackbits(crop.bits, count=math.prod(crop.shape))
     return bits.view(bool).reshape(crop.shape)
 
 
-def _slabs(
-    source: headers.Source, multiple: int, bone_hu: float | None
-) -> Iterator[tuple[int, np.ndarray]]:
+def _slabs(source, multiple, bone_hu):
     """Yield (first slice, bone as 0/1 uint8 [t, Y, X]) in file order, t a multiple of `multiple`.
 
     What the values are is only known at the end, so a UserError may come after the last slab: use
@@ -183,11 +176,11 @@ def _slabs(
     with headers.decoded(source) as stream:
         stream.read(source.skip)
         for first in range(0, z, step):
-            slices = min(step, z - first)
-            block = stream.read(slices * x * y * source.dtype.itemsize)
-            if len(block) < slices * x * y * source.dtype.itemsize:
+            size = min(step, z - first) * x * y * source.dtype.itemsize
+            block = stream.read(size)
+            if len(block) < size:
                 raise EOFError("it ends before its last voxel")
-            slab = np.frombuffer(block, source.dtype).reshape(slices, y, x)
+            slab = np.frombuffer(block, source.dtype).reshape(-1, y, x)
             if source.scale:
                 slab = slab * source.scale[0] + source.scale[1]
             least, most = float(slab.min()), float(slab.max())
@@ -212,7 +205,7 @@ def _slabs(
     require(found, path, f"holds no bone, no voxel {level} {values}: check the file")
 
 
-def _native_crop(packed: np.ndarray, counts: np.ndarray, turn: np.ndarray, factor: int) -> Crop:
+def _native_crop(packed, counts, turn, factor):
     """Turn and pack a file's bits [Z, Y, X/8]; `counts` [z, y, x] of its blocks say where."""
     z, y, x = (slice(side.start * factor, side.stop * factor) for side in box(counts))
     crop = pack(turned(np.unpackbits(packed[z, y], axis=2)[..., x].T, turn))

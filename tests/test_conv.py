@@ -10,7 +10,7 @@ from skullgen import conv
 
 LAYOUT = ("NXYZC", "XYZIO", "NXYZC")
 IMPLS = ("matmul", "lax")
-# (fine sides, C, O): "products" and "patches" forms, a cube and unequal sides, a grid of one voxel.
+# (fine sides, C, O): every matmul form (products and patches, narrow and few), unequal sides.
 SHAPES = [((16, 16, 16), 2, 3), ((8, 8, 8), 8, 12), ((4, 8, 6), 3, 4), ((2, 2, 4), 9, 20)]
 
 
@@ -75,6 +75,23 @@ def test_value_and_gradients_equal_plain_lax(sides, c, o, impl):
     want, plain_pull = jax.vjp(plain_transpose, g, w)
     close(t, want)
     close(pull(x), plain_pull(x))
+
+
+@pytest.mark.parametrize(("sides", "c", "o"), SHAPES)
+def test_one_sample_at_a_time_gives_the_same(sides, c, o, monkeypatch):
+    x, w, g = arrays(sides, c, o)
+    monkeypatch.setattr(conv, "_CHUNK", 1)
+    assert conv._samples(len(x), 1) == 1
+    matmul = functools.partial(conv.conv, impl="matmul")
+    close(jax.vjp(matmul, x, w)[1](g), jax.vjp(plain_conv, x, w)[1](g))
+    close(matmul(x, w), plain_conv(x, w))
+
+
+def test_samples_at_a_time_divide_the_batch():
+    # 6 samples of a quarter of the chunk: 4 fit, 3 divide.
+    assert conv._samples(6, conv._CHUNK // 4) == 3
+    assert conv._samples(6, 10 * conv._CHUNK) == 1
+    assert conv._samples(7, 1) == 7
 
 
 @pytest.mark.parametrize("impl", IMPLS)
