@@ -29,8 +29,8 @@ def defaults(size):
     config.data = ConfigDict()
     config.data.source = "phantom"  # or skulls, skullbreak
     config.data.root = ""  # folder of the source; phantoms have none
-    config.data.skulls = 40  # phantoms
-    config.data.cuts = 2  # defects of each kind for each skull (phantom, skulls)
+    config.data.skulls = 72  # phantoms
+    config.data.cuts = 1  # defects of each kind for each skull (phantom, skulls)
     config.data.seed = 0  # of phantoms, defects and the split
     config.data.threshold = 0.3  # share of bone that makes a voxel bone
     config.data.bone_hu = 0.0  # for CTs in Hounsfield units: bone is this or more; 0: masks
@@ -68,7 +68,6 @@ def defaults(size):
         config.log_every = 2
         config.save_every = 2
         config.data.skulls = 8
-        config.data.cuts = 1
         config.data.threshold = 0.2
         config.model.resolution = 16
         config.model.widths = (8, 16)

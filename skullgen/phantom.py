@@ -5,14 +5,13 @@ of the frame, for a cranium 180 mm long, 140 mm broad, with its vertex at Z 125 
 length at Z 44) and then stretched to the lengths of the individual.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from scipy import ndimage
 
 from skullgen.errors import UserError
 
 SIDE = 204.8  # mm, the frame
+DEGREE = np.float32(180 / np.pi)
 VERTEX = 125.0  # mm above the floor of the frame
 EQUATOR = 44.0  # standard Z of glabella and opisthocranion, the centre of the radial vault
 
@@ -48,23 +47,18 @@ THICKNESS = (
     ((0.00, -0.95, -0.28), 0.18, 5.0, 1.5),  # occipital protuberance
     ((0.45, -0.75, -0.50), 0.25, -1.2, 0.6),  # cerebellar fossae
 )
+# Bars of the cheek, the orbit and the zygomatic arch: from, to, radius, width of the fillet, mm.
+BARS = (
+    ((50, 66, 12), (46, 70, 2), 7.0, 4),
+    ((50, 66, 14), (50, 66, 40), 3.8, 4),
+    ((50, 65, 40), (44, 52, 56), 3.5, 5),
+    ((8, 83, 44), (46, 68, 46), 4.5, 6),
+    ((53, 62, 9), (60.5, 42, 8), 4.2, 4),
+    ((60.5, 42, 8), (62, 20, 9), 3.8, 3),
+    ((62, 20, 9), (60, 0, 15), 4.2, 3),
+)
 VAULT = 5.2  # mm, mean thickness before the map above
 THINNEST = 4.5  # mm, so that a grid of 6.4 mm voxels still closes
-
-
-class Individual(NamedTuple):
-    """What is drawn for one cranium.
-
-    `lengths` [3] mm, as in `lengths`; `radii` [2, 181, 361] standard mm, the outer and the inner
-    surface by degree of elevation and of azimuth; `scale` [3] and `middle` [3] (standard mm) bring
-    the radii's extent to the standard lengths; `face` [7] standard normal, the small differences.
-    """
-
-    lengths: np.ndarray
-    radii: np.ndarray
-    scale: np.ndarray
-    middle: np.ndarray
-    face: np.ndarray
 
 
 def lengths(seed: int) -> np.ndarray:
@@ -80,7 +74,7 @@ def lengths(seed: int) -> np.ndarray:
 
     Raises UserError when `seed` is negative.
     """
-    return _lengths(_generator(seed))
+    return _begun(seed)[1]
 
 
 def affine(size: int) -> np.ndarray:
@@ -88,7 +82,9 @@ def affine(size: int) -> np.ndarray:
 
     Raises UserError when `size` is below 16.
     """
-    step = SIDE / _checked(size)
+    if size < 16:
+        raise UserError(f"size {size} of a phantom is too small: give at least 16 voxels a side")
+    step = SIDE / size
     out = np.diag([step, step, step, 1.0])
     out[:3, 3] = (step - SIDE) / 2
     return out
@@ -111,86 +107,86 @@ def skull(seed: int, size: int = 128) -> np.ndarray:
 
     Raises UserError when `seed` is negative or `size` is below 16.
     """
-    _checked(size)
-    person = _individual(seed)
-    step = np.float32(SIDE / size)
+    step = np.float32(affine(size)[0, 0])
+    draw, (length, breadth, height) = _begun(seed)
+    radii, scale, middle = _braincase(draw)
+    face = draw.standard_normal(7)
     ticks = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * step
-    length, breadth, height = person.lengths
+    side = (ticks - SIDE / 2) / np.float32(breadth / 140)
+    front = (ticks - SIDE / 2) / np.float32(length / 180)
     low = VERTEX - 81 / 128 * height
-    side = (ticks - np.float32(SIDE / 2)) / np.float32(breadth / 140)
-    front = (ticks - np.float32(SIDE / 2)) / np.float32(length / 180)
-    up = np.where(
-        ticks < low, ticks * (EQUATOR / low), EQUATOR + (ticks - low) * 81.0 / (VERTEX - low)
-    ).astype(np.float32)
-    keep = (np.abs(side) < 82, np.abs(front) < 106, up < 126)
-    x, y, z = np.meshgrid(
-        *(t[k] for t, k in zip((side, front, up), keep, strict=True)), indexing="ij", sparse=True
-    )
-    bone = _bone(person, x, y, z)
-    labels, count = ndimage.label(bone)
-    if count > 1:
-        bone = labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
+    pressed, kept = ticks * (EQUATOR / low), EQUATOR + (ticks - low) * 81.0 / (VERTEX - low)
+    up = np.where(ticks < low, pressed, kept).astype(np.float32)
+    grid = np.ix_(np.abs(side) < 82, np.abs(front) < 106, up < 126)
+    x, y, z = (line[index] for line, index in zip((side, front, up), grid, strict=True))
+
+    px, py, pz = x / scale[0] + middle[0], y / scale[1] + middle[1], (z - EQUATOR) / scale[2]
+    r = np.sqrt(px * px + py * py + pz * pz)
+    tilt, turn = np.arcsin(pz / np.maximum(r, 1e-3)), np.broadcast_to(np.arctan2(px, py), r.shape)
+    place = np.stack([tilt * DEGREE + 90, turn * DEGREE + 180])
+    outer, inner = (ndimage.map_coordinates(t, place, order=1, mode="nearest") for t in radii)
+    floor, under = _base(face, x, y)
+    solid = np.maximum(r - outer, under - z)
+    low = z[0, 0] < 62
+    added, carved = _face(face, x, y, z[:, :, low])
+    solid[:, :, low] = np.maximum(_blend(solid[:, :, low], added, 7), -carved)
+    cavity = (r < inner) & (z > floor)
+    foramen = ((x / 14.5) ** 2 + ((y + 23) / 18) ** 2 < 1) & (z < 24)
+    labels, _ = ndimage.label((solid < 0) & ~cavity & ~foramen)
     out = np.zeros((size, size, size), bool)
-    out[np.ix_(*keep)] = bone
+    out[grid] = labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
     return out
 
 
-def _generator(seed: int) -> np.random.Generator:
+def _begun(seed):
+    """The generator of individual `seed` and the first that it draws, the `lengths` [3]."""
     if seed < 0:
         raise UserError(f"seed {seed} of a phantom is negative: give a whole number from 0 up")
-    return np.random.default_rng(seed)
-
-
-def _checked(size: int) -> int:
-    if size < 16:
-        raise UserError(f"size {size} of a phantom is too small: give at least 16 voxels a side")
-    return size
-
-
-def _lengths(draw: np.random.Generator) -> np.ndarray:
+    draw = np.random.default_rng(seed)
     mean = MEANS[draw.integers(len(MEANS))]
-    return mean + SPREADS * (np.linalg.cholesky(CORRELATION) @ draw.standard_normal(3))
+    return draw, mean + SPREADS * (np.linalg.cholesky(CORRELATION) @ draw.standard_normal(3))
 
 
-def _waves(draw: np.random.Generator, u: np.ndarray, count: int = 20) -> np.ndarray:
+def _dot(p, q):
+    """p . q of three coordinates each, which need not be of one shape: grids stay sparse."""
+    return p[0] * q[0] + p[1] * q[1] + p[2] * q[2]
+
+
+def _waves(draw, u, count=20):
     """Smooth noise of unit variance on directions `u` [3, ...]."""
     out = np.zeros(u.shape[1:])
     for _ in range(count):
         f = draw.standard_normal(3) * 3.0
-        out += np.cos(f[0] * u[0] + f[1] * u[1] + f[2] * u[2] + draw.uniform(0, 2 * np.pi))
+        out += np.cos(_dot(f, u) + draw.uniform(0, 2 * np.pi))
     return out * np.sqrt(2 / count)
 
 
-def _swellings(draw: np.random.Generator, u: np.ndarray, table: tuple) -> np.ndarray:
+def _swellings(draw, u, table):
     """The sum of the bumps of `table`, mirrored left to right, on directions `u` [3, ...]."""
     out = np.zeros(u.shape[1:])
     beside = np.sqrt(u[0] ** 2 + 0.015)  # |X| would leave a crease in the midline
     for where, width, mean, spread in table:
-        d = np.array(where) / np.linalg.norm(where)
-        cosine = d[0] * beside + d[1] * u[1] + d[2] * u[2]
+        cosine = _dot(where / np.linalg.norm(where), (beside, u[1], u[2]))
         out += (mean + spread * draw.standard_normal()) * np.exp((cosine - 1) / width**2)
     return out
 
 
-def _individual(seed: int) -> Individual:
-    draw = _generator(seed)
-    drawn = _lengths(draw)
+def _braincase(draw):
+    """The outer and the inner surface: radii [2, 181, 361] by degree of elevation and azimuth.
+
+    In standard mm but for their scale [3] and middle [3], which bring them to standard lengths.
+    All are float32.
+    """
     tilt = np.linspace(-np.pi / 2, np.pi / 2, 181)[:, None]
-    turn = np.linspace(-np.pi, np.pi, 361)[None, :]
-    u = np.stack(
-        [np.cos(tilt) * np.sin(turn), np.cos(tilt) * np.cos(turn), np.sin(tilt) + 0 * turn]
-    )
+    turn = np.linspace(-np.pi, np.pi, 361)
+    u = [np.cos(tilt) * np.sin(turn), np.cos(tilt) * np.cos(turn), np.sin(tilt) + 0 * turn]
+    u = np.stack(u)
     # A superellipsoid, narrower in front, on which the relief is laid.
     power = 2.25 + 0.09 * draw.standard_normal()
     narrow = 0.09 + 0.05 * draw.standard_normal()
-    half = 70 * (1 - narrow * np.maximum(u[1] + 0.2, 0) ** 2)
-    down = np.where(u[2] > 0, 81.0, 54.0)
-    outer = (
-        (np.abs(u[0]) / half) ** power
-        + (np.abs(u[1]) / 90) ** power
-        + (np.abs(u[2]) / down) ** power
-    ) ** (-1 / power)
-    outer = outer + _swellings(draw, u, RELIEF)
+    axes = 70 * (1 - narrow * np.maximum(u[1] + 0.2, 0) ** 2), 90, np.where(u[2] > 0, 81.0, 54.0)
+    outer = sum((np.abs(v) / axis) ** power for v, axis in zip(u, axes, strict=True))
+    outer = outer ** (-1 / power) + _swellings(draw, u, RELIEF)
     keel = np.clip(u[2] / 0.4, 0, 1) * np.clip(1 - 2 * u[1], 0, 1) * _bell(u[0], 0.14)
     outer += np.abs(0.8 + 0.6 * draw.standard_normal()) * keel
     outer *= 1 + 0.022 * draw.standard_normal() * u[0] * u[1]
@@ -198,37 +194,18 @@ def _individual(seed: int) -> Individual:
     # Stretched so that length, breadth and vertex come out exactly as drawn.
     point = outer * u
     above = point[2] > -14
-    front = point[1][above & (np.abs(point[0]) < 12)]
-    wide = point[0][above]
-    scale = np.array([140 / np.ptp(wide), 180 / np.ptp(front), 81 / point[2].max()])
-    middle = np.array([(wide.max() + wide.min()) / 2, (front.max() + front.min()) / 2, 0.0])
+    wide, front = point[0][above], point[1][above & (np.abs(point[0]) < 12)]
+    scale = np.array([140 / np.ptp(wide), 180 / np.ptp(front), 81 / point[2].max()], np.float32)
+    middle = [(wide.max() + wide.min()) / 2, (front.max() + front.min()) / 2]
     thick = VAULT + _swellings(draw, u, THICKNESS) + 0.5 * _waves(draw, u)
     thick += 0.8 * _bell(u[0], 0.12) * np.clip(u[2] / 0.2, 0, 1)
     thick = thick * np.exp(0.17 * draw.standard_normal())
     thick = THINNEST + np.logaddexp(0, 1.5 * (thick - THINNEST)) / 1.5
-    slope = np.gradient(outer, tilt[:, 0], turn[0])
-    secant = np.sqrt(
-        1 + (slope[0] / outer) ** 2 + (slope[1] / outer / np.maximum(np.cos(tilt), 0.1)) ** 2
-    )
+    rise, run = np.gradient(outer, tilt[:, 0], turn)
+    run /= np.maximum(np.cos(tilt), 0.1)
+    secant = np.sqrt(1 + (rise / outer) ** 2 + (run / outer) ** 2)
     inner = outer - thick * np.minimum(secant, 1.5)
-    radii = np.stack([outer, inner]).astype(np.float32)
-    return Individual(drawn, radii, scale, middle, draw.standard_normal(7))
-
-
-def _radii(person: Individual, x, y, z) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distance from the centre and the outer and inner radius in each voxel's direction."""
-    scale, middle = person.scale.astype(np.float32), person.middle.astype(np.float32)
-    x, y, z = x / scale[0] + middle[0], y / scale[1] + middle[1], (z - EQUATOR) / scale[2]
-    r = np.sqrt(x * x + y * y + z * z)
-    degree = np.float32(180 / np.pi)
-    place = np.stack(
-        [
-            np.arcsin(z / np.maximum(r, 1e-3)) * degree + 90,
-            np.broadcast_to(np.arctan2(x, y) * degree + 180, r.shape),
-        ]
-    )
-    read = [ndimage.map_coordinates(t, place, order=1, mode="nearest") for t in person.radii]
-    return r, read[0], read[1]
+    return np.stack([outer, inner]).astype(np.float32), scale, np.array(middle, np.float32)
 
 
 def _step(value, width):
@@ -240,9 +217,8 @@ def _bell(value, width):
     return np.exp(-((value / width) ** 2))
 
 
-def _base(person: Individual, x, y) -> tuple[np.ndarray, np.ndarray]:
+def _base(f, x, y):
     """Standard Z of the upper and lower surface of the skull base at each (X, Y)."""
-    f = person.face
     a = np.abs(x)
     roof = 43 + f[0] + 5 * _bell(a - 32, 16) * _bell(y - 62, 22) - 6 * _bell(a, 7)
     middle = 16 + 0.8 * f[1] + 17 * _bell(a, 15) - 5 * _bell(a, 8) * _bell(y - 12, 5)
@@ -263,12 +239,10 @@ def _base(person: Individual, x, y) -> tuple[np.ndarray, np.ndarray]:
 
 def _capsule(x, y, z, start, end, radius):
     """Signed distance to the segment from `start` to `end`, thickened by `radius`."""
-    p, q = np.array(start, np.float32), np.array(end, np.float32)
-    v = q - p
-    t = np.clip(((x - p[0]) * v[0] + (y - p[1]) * v[1] + (z - p[2]) * v[2]) / (v @ v), 0, 1)
-    return np.sqrt(
-        (x - p[0] - t * v[0]) ** 2 + (y - p[1] - t * v[1]) ** 2 + (z - p[2] - t * v[2]) ** 2
-    ) - np.float32(radius)
+    p, v = (x - start[0], y - start[1], z - start[2]), np.subtract(end, start, dtype=np.float32)
+    t = np.clip(_dot(p, v) / (v @ v), 0, 1)
+    off = [a - t * b for a, b in zip(p, v, strict=True)]
+    return np.sqrt(_dot(off, off)) - radius
 
 
 def _blend(one, other, width):
@@ -277,9 +251,8 @@ def _blend(one, other, width):
     return np.minimum(one, other) - h * h * width / 4
 
 
-def _face(person: Individual, x, y, z) -> tuple[np.ndarray, np.ndarray]:
+def _face(f, x, y, z):
     """Nearly signed distances (standard mm) to the solid face and to what is carved out of it."""
-    f = person.face
     a = np.abs(x)
     plane = 88 + 0.8 * f[2] - 0.0068 * a * a - 0.10 * np.maximum(32 - z, 0)
     # The orbit: a cone whose section is a rounded rectangle, 39 x 33 mm at its mouth.
@@ -287,10 +260,9 @@ def _face(person: Individual, x, y, z) -> tuple[np.ndarray, np.ndarray]:
     axis = (mouth - apex) / np.linalg.norm(mouth - apex)
     across = np.array([axis[1], -axis[0], 0]) / np.hypot(axis[0], axis[1])
     upward = np.cross(across, axis)
-    px, py, pz = a - apex[0], y - apex[1], z - apex[2]
-    depth = px * axis[0] + py * axis[1] + pz * axis[2]
-    h = px * across[0] + py * across[1]
-    v = px * upward[0] + py * upward[1] + pz * upward[2] + 0.10 * h
+    p = a - apex[0], y - apex[1], z - apex[2]
+    depth, h = _dot(p, axis), p[0] * across[0] + p[1] * across[1]
+    v = _dot(p, upward) + 0.10 * h
     h, v = np.abs(h) / (19.5 + 0.7 * f[3]), np.abs(v) / (16.5 + 0.8 * f[4])
     grow = np.clip(depth / 42, 0.06, 1) ** 0.75
     orbit = np.maximum(((h**2.3 + v**2.3) ** (1 / 2.3) / grow - 1) * 17 * grow, -depth)
@@ -304,13 +276,8 @@ def _face(person: Individual, x, y, z) -> tuple[np.ndarray, np.ndarray]:
     solid = _blend(solid, sheet, 3)
     cheek = np.maximum(np.abs(y + 3 - plane) - 3, np.maximum(np.abs(a - 30) - 19, z - 8))
     solid = _blend(solid, cheek, 3)
-    solid = _blend(solid, _capsule(a, y, z, (50, 66, 12), (46, 70, 2), 7.0), 4)
-    solid = _blend(solid, _capsule(a, y, z, (50, 66, 14), (50, 66, 40), 3.8), 4)
-    solid = _blend(solid, _capsule(a, y, z, (50, 65, 40), (44, 52, 56), 3.5), 5)
-    solid = _blend(solid, _capsule(a, y, z, (8, 83, 44), (46, 68, 46), 4.5), 6)
-    solid = _blend(solid, _capsule(a, y, z, (53, 62, 9), (60.5, 42, 8), 4.2), 4)
-    solid = _blend(solid, _capsule(a, y, z, (60.5, 42, 8), (62, 20, 9), 3.8), 3)
-    solid = _blend(solid, _capsule(a, y, z, (62, 20, 9), (60, 0, 15), 4.2), 3)
+    for start, end, radius, fillet in BARS:
+        solid = _blend(solid, _capsule(a, y, z, start, end, radius), fillet)
     mastoid = ((a - 53) / 10) ** 2 + ((y + 20) / 14) ** 2 + ((z - 14) / (17 + 1.5 * f[6])) ** 2
     solid = _blend(solid, (np.sqrt(mastoid) - 1) * 11, 5)
     condyle = ((a - 18) / 5) ** 2 + ((y + 12) / 10) ** 2 + ((z - 5) / 5) ** 2
@@ -322,16 +289,3 @@ def _face(person: Individual, x, y, z) -> tuple[np.ndarray, np.ndarray]:
     solid = _blend(solid, np.maximum(walls, z - 16), 3)
     meatus = np.maximum(np.hypot(y + 3, z - 12) - 3.2, 56 - a)
     return solid, np.minimum(orbit, meatus)
-
-
-def _bone(person: Individual, x, y, z) -> np.ndarray:
-    """Bone at standard coordinates `x` [X, 1, 1], `y` [1, Y, 1], `z` [1, 1, Z]."""
-    r, outer, inner = _radii(person, x, y, z)
-    floor, under = _base(person, x, y)
-    cavity = (r < inner) & (z > floor)
-    solid = np.maximum(r - outer, under - z)
-    low = z[0, 0] < 62
-    face, carved = _face(person, x, y, z[:, :, low])
-    solid[:, :, low] = np.maximum(_blend(solid[:, :, low], face, 7), -carved)
-    foramen = ((x / 14.5) ** 2 + ((y + 23) / 18) ** 2 < 1) & (z < 24)
-    return (solid < 0) & ~cavity & ~foramen

@@ -95,7 +95,7 @@ def reduce(mask, affine, target_affine, size):
     order = np.argsort(np.abs(part.strides), kind="stable")[::-1]
     part = part.transpose(order)
     slow, middle, fast = (_taps(sides[axis], edges[axis]) for axis in order)
-    for plane, *taps in zip(share, *slow, strict=True):
+    for plane, *taps in zip(share.transpose(order), *slow, strict=True):
         total = np.zeros(part.shape[1:], np.float32)
         for k, amount in zip(*taps, strict=True):
             if amount > 0:
@@ -104,7 +104,7 @@ def reduce(mask, affine, target_affine, size):
             rows = sum(total[k] * w[:, None] for k, w in zip(middle[0].T, middle[1].T, strict=True))
             plane[:] = sum(rows[:, k] * w for k, w in zip(fast[0].T, fast[1].T, strict=True))
     share /= np.float32(np.prod([(edge[-1] - edge[0]) / size for edge in edges]))
-    return np.ascontiguousarray(np.minimum(share, 1).transpose(np.argsort(order)))
+    return np.minimum(share, 1, out=share)
 
 
 def enlarge(share, model_affine, affine, shape, *, threshold=0.5):
@@ -121,7 +121,7 @@ def enlarge(share, model_affine, affine, shape, *, threshold=0.5):
     Returns:
       bool `shape`. Raises ValueError where the axes are not parallel.
     """
-    size, out, taps = share.shape[0], np.zeros(shape, bool), []
+    size, out, used, taps = share.shape[0], np.zeros(shape, bool), [], []
     above = box(share > threshold)
     for count, bone, edge in zip(shape, above, _edges(affine, model_affine, size), strict=True):
         at = (np.arange(count) + 0.5 - edge[0]) * size / (edge[-1] - edge[0]) - 0.5
@@ -132,10 +132,11 @@ def enlarge(share, model_affine, affine, shape, *, threshold=0.5):
             return out
         at = np.clip(at[rows], 0, size - 1)
         low = np.minimum(at.astype(int), max(0, size - 2))
-        part = (at - low).astype(np.float32)
-        taps.append((slice(rows[0], rows[-1] + 1), low, np.minimum(low + 1, size - 1), part))
+        used.append(slice(low[0], low[-1] + 2))
+        part, high = (at - low).astype(np.float32), np.minimum(low + 1, size - 1)
+        taps.append((slice(rows[0], rows[-1] + 1), low - low[0], high - low[0], part))
     (xs, *x), (ys, y0, y1, y), (zs, z0, z1, z) = taps
-    y, coarse = y[:, None], np.asarray(share, np.float32)
+    y, coarse = y[:, None], np.asarray(share[tuple(used)], np.float32)
     coarse = coarse[:, :, z0] * (1 - z) + coarse[:, :, z1] * z
     for k, low, high, part in zip(range(xs.start, xs.stop), *x, strict=True):
         plane = coarse[low] * (1 - part) + coarse[high] * part
