@@ -1,7 +1,7 @@
 """Runs an experiment: `python launch.py --config experiments/vae_wgan.py[:size]`.
 
-  --workdir FOLDER      all of a run (default: runs/<config>[-<size>][-<overrides>])
-  --config.FIELD=VALUE  any field of the config, for example --config.seed=3
+--workdir FOLDER      all of a run (default: runs/<config>[-<size>][-<overrides>])
+--config.FIELD=VALUE  any field of the config, for example --config.seed=3
 """
 
 import errno
@@ -86,8 +86,11 @@ def report_error(error):
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or os.strerror(errno.ENOSPC) in str(error):
         where = getattr(error, "filename", None) or "the work directory"
-        print(f"error: no room left on the disk of {where}: make some and run the same command "
-              "again; what was written is whole", file=sys.stderr)
+        print(
+            f"error: no room left on the disk of {where}: make some and run the same command "
+            "again; what was written is whole",
+            file=sys.stderr,
+        )
         return 2
     return None
 

@@ -1,8 +1,8 @@
 """Defaults shared by the experiments, and the three sizes.
 
-  smoke   16^3, seconds: every stage once, nothing learned
-  demo    32^3, minutes on 2 cores: the default
-  paper   128^3, SkullBreak, the hyper-parameters of section 4.3: needs a GPU and --config.data.root
+smoke   16^3, seconds: every stage once, nothing learned
+demo    32^3, minutes on 2 cores: the default
+paper   128^3, SkullBreak, the hyper-parameters of section 4.3: needs a GPU and --config.data.root
 """
 
 from ml_collections import ConfigDict

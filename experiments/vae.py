@@ -1,7 +1,7 @@
 """The VAE, the paper's baseline.
 
-  python launch.py --config experiments/vae.py
-  python launch.py --config experiments/vae.py:paper --config.data.root=SKULLBREAK
+python launch.py --config experiments/vae.py
+python launch.py --config experiments/vae.py:paper --config.data.root=SKULLBREAK
 """
 
 from experiments import common

@@ -1,7 +1,8 @@
 """VAE/WGAN-GP, section 3.2: the main job.
 
   python launch.py --config experiments/vae_wgan.py
-  python launch.py --config experiments/vae_wgan.py --config.data.source=skulls --config.data.root=SKULLS
+  python launch.py --config experiments/vae_wgan.py \\
+      --config.data.source=skulls --config.data.root=SKULLS
   python launch.py --config experiments/vae_wgan.py:paper --config.data.root=SKULLBREAK
 """
 

@@ -1,7 +1,7 @@
 """WGAN-GP.
 
-  python launch.py --config experiments/wgan_gp.py
-  python launch.py --config experiments/wgan_gp.py:paper --config.data.root=SKULLBREAK
+python launch.py --config experiments/wgan_gp.py
+python launch.py --config experiments/wgan_gp.py:paper --config.data.root=SKULLBREAK
 """
 
 from experiments import common

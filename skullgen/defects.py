@@ -15,13 +15,14 @@ from scipy import ndimage
 from skullgen.errors import UserError
 
 # Each kind's part of [log lowest, log highest] area (of 10 to 150 cm^2: 55 to 150, 20 to 90, 30 to
-# 125, 10 to 60, 25 to 150); least and greatest log(length / width); greatest raggedness.
+# 125, 10 to 60, 25 to 150); least and greatest log(length / width); greatest raggedness; middle of
+# the turns and greatest turn away from it (parietotemporal: longer from front to back).
 _FORM = {
-    "bilateral": (0.63, 1.00, 0.12, 0.55, 0.20),
-    "frontoorbital": (0.26, 0.81, 0.0, 0.45, 0.20),
-    "parietotemporal": (0.41, 0.93, 0.0, 0.45, 0.20),
-    "random_1": (0.0, 0.66, 0.0, 0.45, 0.16),
-    "random_2": (0.34, 1.00, 0.0, 0.70, 0.28),
+    "bilateral": (0.63, 1.00, 0.12, 0.55, 0.20, 0.0, 0.6),
+    "frontoorbital": (0.26, 0.81, 0.0, 0.45, 0.20, 0.0, 0.6),
+    "parietotemporal": (0.41, 0.93, 0.0, 0.45, 0.20, np.pi / 2, 0.6),
+    "random_1": (0.0, 0.66, 0.0, 0.45, 0.16, 0.0, np.pi),
+    "random_2": (0.34, 1.00, 0.0, 0.70, 0.28, 0.0, np.pi),
 }
 KINDS = tuple(_FORM)
 _CHART = 145  # directions a side: about 2 mm apart on an adult's vault
@@ -43,8 +44,9 @@ class _Vault(NamedTuple):
     closed: np.ndarray  # [C, C], > 0 at openings and at the base
     front: np.ndarray  # [C, C], degrees away from straight ahead
     origin: np.ndarray  # [3], middle of the braincase
-    up: np.ndarray  # [3], normal of the base plane: the head's own up
-    base: np.ndarray  # [3], a point of the base plane
+    lift: float  # its height above the base plane
+    up: np.ndarray  # [3], unit, the head's own
+    height: np.ndarray  # [C, C], of the points above the base plane
     length: float  # of the braincase
 
 
@@ -69,21 +71,12 @@ def _braincase(complete, voxel):
     blocks = np.maximum(1, np.rint(3 / voxel).astype(int))
     small = complete.view(np.uint8)
     for axis in np.argsort(complete.strides)[::-1]:  # longest stride first: rows stay contiguous
-        starts = np.arange(0, complete.shape[axis], blocks[axis])
-        small = np.maximum.reduceat(small, starts, axis=axis)
+        small = np.maximum.reduceat(small, np.r_[: small.shape[axis] : blocks[axis]], axis)
     labels = cc3d.connected_components(np.ascontiguousarray(small), connectivity=26)
-    counts = np.bincount(labels.ravel())
-    counts[0] = 0
-    if not counts.any():
-        raise UserError("the complete skull holds no bone: check the file and its threshold")
-    skull, cell = labels == counts.argmax(), blocks * voxel
-    sizes, middles = [], []
-    for axis in (0, 1):
-        rows = skull.any(axis=1 - axis)  # [X or Y, Z]
-        first, last = rows.argmax(0), len(rows) - 1 - rows[::-1].argmax(0)
-        sizes.append(np.where(rows.any(0), last - first + 1, 0) * cell[axis])
-        middles.append((first + last + 1) / 2 * cell[axis])
-    width, length = sizes
+    skull, cell = labels == np.bincount(labels.ravel())[1:].argmax() + 1, blocks * voxel
+    rows = [skull.any(1), skull.any(0)]  # [X or Y, Z]
+    first, last = [r.argmax(0) for r in rows], [len(r) - r[::-1].argmax(0) for r in rows]
+    width, length = np.where(skull.any((0, 1)), np.subtract(last, first), 0) * cell[:2, None]
     vertex = np.flatnonzero(np.minimum(width, length) >= 0.12 * width.max()).max(initial=0)
     depth = (vertex - np.arange(len(width))) * cell[2]
     # No further down than 0.6 widths: the zygomatic arches and the jaw lie lower.
@@ -93,7 +86,7 @@ def _braincase(complete, voxel):
     level &= depth >= 0.2 * widest
     if not level.any() or min(widest, length[level].max()) < 40:
         raise UserError(_NO_VAULT)
-    middle = [np.median(m[level]) for m in middles]
+    middle = np.median((np.add(first, last) / 2 * cell[:2, None])[:, level], axis=1)
     return skull, blocks, np.array([*middle, (vertex + 1) * cell[2] - 0.5 * widest]), widest
 
 
@@ -102,15 +95,15 @@ def _cast(complete, voxel, skull, blocks, centre, reach):
     radii = np.arange(reach, 0.25 * reach, -np.clip(voxel.min() / 2, 0.5, 1.0), dtype=np.float32)
     rays = (_RAYS / voxel).reshape(-1, 3).astype(np.float32)
     start = (centre / voxel).astype(np.float32)[:, None, None]
+    last = np.array(complete.shape, np.int32)[:, None, None] - 1
     hits = np.zeros((len(rays), radii.size), bool)
-    for some in np.array_split(np.flatnonzero(_INSIDE), 8):
-        steps = rays[some].T[..., None] * radii + start
-        index = np.floor(steps).astype(np.int32)
-        there = ((index >= 0) & (index < np.reshape(complete.shape, (3, 1, 1)))).all(0)
-        index = index[:, there]
-        part = np.zeros(there.shape, bool)
-        part[there] = complete[tuple(index)] & skull[tuple(index // blocks[:, None])]
-        hits[some] = part
+    for some in np.array_split(
+        np.flatnonzero(_INSIDE), 8
+    ):  # all at once would take too much memory
+        index = np.floor(rays[some].T[..., None] * radii + start).astype(np.int32)
+        there = np.clip(index, 0, last)
+        hits[some] = (index == there).all(0) & complete[tuple(there)]
+        hits[some] &= skull[tuple(there // blocks[:, None, None])]
     return hits, radii
 
 
@@ -167,11 +160,10 @@ def _vault(complete, voxel):
     middle, length = (low + high) / 2, (high - low)[1]
     pitch = np.arctan2(0.5 * length - _rims(raw, centre, top, length), 0.47 * length)
     up = np.array([0.0, -np.sin(pitch), np.cos(pitch)])
-    base = np.array([*middle, top - 0.5 * length])
-    origin = np.array([*middle, top - 0.5 * width])
+    base, origin = (np.array([*middle, top - 0.5 * size]) for size in (length, width))
+    height = (points - base) @ up
 
     # Gaps between the tables are small, but for the frontal sinus; an orbital rim has no inside.
-    height = (points - base) @ up
     x, y = (points - origin)[..., 0], (points - origin) @ np.cross(up, [1.0, 0.0, 0.0])
     front = np.abs(np.rad2deg(np.arctan2(x, y)))
     brow = (front < 45) & (height < 45)
@@ -189,7 +181,10 @@ def _vault(complete, voxel):
     closed[~_INSIDE] = 30.0
     area = np.linalg.norm(np.cross(*np.gradient(points, axis=(0, 1))), axis=-1) / 100
     area *= ndimage.binary_closing(surface, iterations=3)
-    return _Vault(centre, points, outer, inner, area, closed, front, origin, up, base, length)
+    lift = (origin - base) @ up
+    return _Vault(
+        centre, points, outer, inner, area, closed, front, origin, lift, up, height, length
+    )
 
 
 def _draw(kind, seed, area_cm2):
@@ -217,18 +212,17 @@ def _site(kind, draw, vault):
     """Unit vector [3] from the braincase's middle to the hole's; [C, C] in mm, > 0 off limits."""
     one, two, three = draw["place"][:3]
     radius = np.sqrt(100 * draw["area"] / np.pi)
-    height = (vault.points - vault.base) @ vault.up
     sideways = draw["side"] * (vault.points[..., 0] - vault.origin[0])
-    limit = np.maximum(vault.closed, 6 - height)
+    limit = np.maximum(vault.closed, 6 - vault.height)
     if kind == "bilateral":
         azimuth, polar = 14 * (one - 0.5), 18 + 42 * two
     elif kind == "frontoorbital":
         azimuth = draw["side"] * (12 + 12 * one + 0.13 * radius)
-        above = radius * (0.15 + 0.55 * two) - (vault.origin - vault.base) @ vault.up
+        above = radius * (0.15 + 0.55 * two) - vault.lift
         polar = np.rad2deg(np.arccos(np.clip(above / (0.5 * vault.length), -0.5, 0.95)))
         floor = np.interp(vault.front, [55, 80], [-4 - 6 * three, 6.0])
         closed = np.where((vault.front < 60) & _INSIDE, -6.0, vault.closed)  # open orbits count
-        limit = np.maximum(np.maximum(closed, floor - height), -8 - sideways)
+        limit = np.maximum(np.maximum(closed, floor - vault.height), -8 - sideways)
     elif kind == "parietotemporal":
         azimuth, polar = draw["side"] * (72 + 50 * one), 48 + 36 * two
         limit = np.maximum(limit, 6 - sideways)
@@ -242,10 +236,9 @@ def _site(kind, draw, vault):
 def _gauge(kind, draw, vault, points, cell, which):
     """Mean radius in mm [C, C] at which a hole about a cell would reach each of the others."""
     stretch, power, turn, rough = draw["shape"][which][:4]
-    least, most, roughest = _FORM[kind][2:]
+    least, most, roughest, middle, away = _FORM[kind][2:]
     stretch = np.exp(least + (most - least) * stretch)
-    turn = (np.pi if kind.startswith("random") else 0.6) * (2 * turn - 1)
-    turn += (kind == "parietotemporal") * np.pi / 2  # longer from front to back
+    turn = away * (2 * turn - 1) + middle
     normal = vault.points[cell] - vault.origin
     normal /= np.linalg.norm(normal)
     first = np.cross([0.0, 1.0, 0.0], normal)  # lateral at the vertex, vertical at the side
@@ -378,13 +371,15 @@ def cut(complete, kind, seed, *, voxel_mm, area_cm2=(10.0, 150.0)):
     if kind not in KINDS:
         raise UserError(f"kind {kind!r} is not a defect: choose one of {', '.join(KINDS)}")
     complete = np.asarray(complete)
-    if complete.ndim != 3 or complete.dtype != bool or not complete.size:
+    if complete.ndim != 3 or complete.dtype != bool:
         raise UserError("complete must be a bool array [X, Y, Z]: binarise the skull first")
     voxel = np.asarray(voxel_mm, float)
     if voxel.size not in (1, 3) or not ((voxel > 0) & (voxel < np.inf)).all():
         raise UserError(f"voxel_mm is {voxel_mm}: give one or three lengths above 0")
     if np.shape(area_cm2) != (2,) or not 0 < area_cm2[0] <= area_cm2[1] < np.inf:
         raise UserError(f"area_cm2 is {area_cm2}: give a lowest and a highest area above 0")
+    if not complete.any():
+        raise UserError("the complete skull holds no bone: check the file and its threshold")
     voxel = np.broadcast_to(voxel.ravel(), 3)
     draw = _draw(kind, seed, area_cm2)
     vault = _vault(complete, voxel)

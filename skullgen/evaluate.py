@@ -88,9 +88,7 @@ def quality(real, generated, *, pairs=200):
     }
     result = {"compared": len(made), "removed": generate.removed(generated)}
     for channel, name in enumerate(CHANNELS):
-        pairwise = [
-            dice_matrix(x, x, size)[channel][~np.eye(len(x), dtype=bool)] for x in spread
-        ]
+        pairwise = [dice_matrix(x, x, size)[channel][~np.eye(len(x), dtype=bool)] for x in spread]
         shares = [
             np.mean([np.unpackbits(row, bitorder="little")[channel::2].mean() for row in x])
             for x in spread

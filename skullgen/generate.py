@@ -56,9 +56,7 @@ def batches(make, shards, first, batch):
     wanted = [
         start
         for shard in shards
-        for start in range(
-            (first + shard.start) // batch * batch, first + shard.stop, batch
-        )
+        for start in range((first + shard.start) // batch * batch, first + shard.stop, batch)
     ]
     wanted = iter(list(dict.fromkeys(wanted)))
     ahead, made = [], {}
@@ -76,29 +74,23 @@ def batches(make, shards, first, batch):
         yield shard, bits[offset : offset + len(shard)], overlap[offset : offset + len(shard)]
 
 
-def finish(path, start, bits, overlap, size, dust, connectivity):
-    """A worker's task: removes dust from one shard's pairs and writes them.
-
-    dust: components of fewer voxels are removed from both channels. Returns the pairs' number.
-    """
-    pairs = store.unpack(bits, size)
-    removed = np.zeros((len(bits), 3), np.int32)
-    removed[:, 0] = overlap
-    for row, pair in enumerate(pairs):
-        for channel in (0, 1):
-            clean = postprocess.remove_dust(pair[..., channel], dust, connectivity)
-            removed[row, 1 + channel] = pair[..., channel].sum() - clean.sum()
-            pair[..., channel] = clean
-    voxel_mm = FIELD_MM / size
-    affine = np.diag([voxel_mm] * 3 + [1.0])
-    affine[:3, 3] = (voxel_mm - FIELD_MM) / 2  # the cube's centre is the origin
-    columns = {"removed": removed, "affine": np.broadcast_to(affine, (len(bits), 4, 4))}
-    store.write(path, start, store.pack(pairs), columns)
-    return len(pairs)
-
-
-def run(model, state, path, *, count, first, seed, batch, channels, threshold, dust_mm3,
-        connectivity, size, workers, attributes):
+def run(
+    model,
+    state,
+    path,
+    *,
+    count,
+    first,
+    seed,
+    batch,
+    channels,
+    threshold,
+    dust_mm3,
+    connectivity,
+    size,
+    workers,
+    attributes,
+):
     """Generates samples `first` to `first + count` into the store `path`, or goes on.
 
     dust_mm3: components of a smaller volume are removed. attributes: of the store (`store.create`).
@@ -109,9 +101,7 @@ def run(model, state, path, *, count, first, seed, batch, channels, threshold, d
         print(f"{path}: all {count} pairs are there")
         return
     dust = int(np.ceil(dust_mm3 / (FIELD_MM / size) ** 3))
-    make = sampler(
-        model, state, seed=seed, batch=batch, channels=channels, threshold=threshold
-    )
+    make = sampler(model, state, seed=seed, batch=batch, channels=channels, threshold=threshold)
     whole = batch * jax.local_device_count()
     tasks = (
         (path, shard.start, bits, overlap, size, dust, connectivity)
@@ -119,7 +109,7 @@ def run(model, state, path, *, count, first, seed, batch, channels, threshold, d
     )
     workers = min(jobs.workers(workers), len(shards))
     with jobs.progress(count, count - sum(map(len, shards)), "generate", "pair") as bar:
-        for done in jobs.ordered(finish, tasks, workers):
+        for done in jobs.ordered(postprocess.finish, tasks, workers):
             bar.update(done)
 
 

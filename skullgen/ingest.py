@@ -206,9 +206,7 @@ def _skullbreak_pair(defective_path, implant_path, size, threshold):
     if threshold >= 0.5:
         pair = np.stack([share >= threshold for share in shares], axis=-1)
     else:
-        pair = np.stack(
-            resample.split_share(shares[0] + shares[1], shares[1], threshold), axis=-1
-        )
+        pair = np.stack(resample.split_share(shares[0] + shares[1], shares[1], threshold), axis=-1)
     if not pair[..., 1].any():
         raise UserError(
             f"{implant_path}: vanishes at {size}^3 and data.threshold={threshold}: lower it"
@@ -300,9 +298,7 @@ def cut_skull(complete, affine, name, size, threshold, cuts, seed):
             for attempt in range(8):
                 number = _seed(seed, f"{name} {kind} {turn} {attempt}")
                 area = (10 * 1.4**attempt, 150)
-                _, implant = defects.cut(
-                    complete, kind, number, voxel_mm=voxel_mm, area_cm2=area
-                )
+                _, implant = defects.cut(complete, kind, number, voxel_mm=voxel_mm, area_cm2=area)
                 part = resample.reduce(implant, affine, model, size)
                 pair = np.stack(resample.split_share(share, part, threshold), axis=-1)
                 if pair[..., 1].any():

@@ -34,9 +34,9 @@ def append(path, records):
 
 
 def tensorboard(folder, wanted):
-    """`write(record)` to TensorBoard under `folder`, or a function that does nothing."""
+    """`write(records)` to TensorBoard under `folder`, or a function that does nothing."""
     if not wanted:
-        return lambda record: None
+        return lambda records: None
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
@@ -45,10 +45,11 @@ def tensorboard(folder, wanted):
         ) from None
     writer = SummaryWriter(str(folder))
 
-    def write(record):
-        for name, value in record.items():
-            if isinstance(value, float):
-                writer.add_scalar(f"{record['phase']}/{name}", value, record["step"])
+    def write(records):
+        for record in records:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    writer.add_scalar(f"{record['phase']}/{name}", value, record["step"])
         writer.flush()
 
     return write

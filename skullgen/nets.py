@@ -102,7 +102,9 @@ class Norm(nn.Module):
             return running.value
         moments = jax.lax.pmean((mean, square), AXIS)
         m = self.momentum
-        running.value = jax.tree.map(lambda old, new: m * old + (1 - m) * new, running.value, moments)
+        running.value = jax.tree.map(
+            lambda old, new: m * old + (1 - m) * new, running.value, moments
+        )
         return moments
 
 
@@ -114,6 +116,7 @@ class Down(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Convolves, in `dtype`."""
         kernel = self.param("kernel", _kernel, (4, 4, 4, x.shape[-1], self.features))
         return conv.conv(x.astype(self.dtype), kernel.astype(self.dtype))
 
@@ -126,6 +129,7 @@ class Up(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Convolves, in `dtype`."""
         # Stored as the kernel of the convolution that it transposes: [..., out, in].
         kernel = self.param("kernel", _kernel, (4, 4, 4, self.features, x.shape[-1]))
         return conv.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))
@@ -139,6 +143,7 @@ class Same(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Convolves, in `dtype`."""
         kernel = self.param("kernel", _kernel, (4, 4, 4, x.shape[-1], self.features))
         return conv.conv_same(x.astype(self.dtype), kernel.astype(self.dtype))
 

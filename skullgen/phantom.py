@@ -11,7 +11,6 @@ from scipy import ndimage
 from skullgen.errors import UserError
 
 SIDE = 204.8  # mm, the frame
-DEGREE = np.float32(180 / np.pi)
 VERTEX = 125.0  # mm above the floor of the frame
 EQUATOR = 44.0  # standard Z of glabella and opisthocranion, the centre of the radial vault
 
@@ -47,16 +46,6 @@ THICKNESS = (
     ((0.00, -0.95, -0.28), 0.18, 5.0, 1.5),  # occipital protuberance
     ((0.45, -0.75, -0.50), 0.25, -1.2, 0.6),  # cerebellar fossae
 )
-# Bars of the cheek, the orbit and the zygomatic arch: from, to, radius, width of the fillet, mm.
-BARS = (
-    ((50, 66, 12), (46, 70, 2), 7.0, 4),
-    ((50, 66, 14), (50, 66, 40), 3.8, 4),
-    ((50, 65, 40), (44, 52, 56), 3.5, 5),
-    ((8, 83, 44), (46, 68, 46), 4.5, 6),
-    ((53, 62, 9), (60.5, 42, 8), 4.2, 4),
-    ((60.5, 42, 8), (62, 20, 9), 3.8, 3),
-    ((62, 20, 9), (60, 0, 15), 4.2, 3),
-)
 VAULT = 5.2  # mm, mean thickness before the map above
 THINNEST = 4.5  # mm, so that a grid of 6.4 mm voxels still closes
 
@@ -85,9 +74,8 @@ def affine(size: int) -> np.ndarray:
     if size < 16:
         raise UserError(f"size {size} of a phantom is too small: give at least 16 voxels a side")
     step = SIDE / size
-    out = np.diag([step, step, step, 1.0])
-    out[:3, 3] = (step - SIDE) / 2
-    return out
+    start = (step - SIDE) / 2
+    return np.array([[step, 0, 0, start], [0, step, 0, start], [0, 0, step, start], [0, 0, 0, 1]])
 
 
 def skull(seed: int, size: int = 128) -> np.ndarray:
@@ -111,25 +99,24 @@ def skull(seed: int, size: int = 128) -> np.ndarray:
     draw, (length, breadth, height) = _begun(seed)
     radii, scale, middle = _braincase(draw)
     face = draw.standard_normal(7)
-    ticks = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * step
-    side = (ticks - SIDE / 2) / np.float32(breadth / 140)
-    front = (ticks - SIDE / 2) / np.float32(length / 180)
+    ticks = (np.arange(size, dtype=np.float32) + 0.5) * step
+    side, front = ((ticks - SIDE / 2) / np.float32(v) for v in (breadth / 140, length / 180))
     low = VERTEX - 81 / 128 * height
     pressed, kept = ticks * (EQUATOR / low), EQUATOR + (ticks - low) * 81.0 / (VERTEX - low)
     up = np.where(ticks < low, pressed, kept).astype(np.float32)
     grid = np.ix_(np.abs(side) < 82, np.abs(front) < 106, up < 126)
     x, y, z = (line[index] for line, index in zip((side, front, up), grid, strict=True))
 
-    px, py, pz = x / scale[0] + middle[0], y / scale[1] + middle[1], (z - EQUATOR) / scale[2]
-    r = np.sqrt(px * px + py * py + pz * pz)
-    tilt, turn = np.arcsin(pz / np.maximum(r, 1e-3)), np.broadcast_to(np.arctan2(px, py), r.shape)
-    place = np.stack([tilt * DEGREE + 90, turn * DEGREE + 180])
+    p = x / scale[0] + middle[0], y / scale[1] + middle[1], (z - EQUATOR) / scale[2]
+    r = np.sqrt(_dot(p, p))
+    tilt, turn = np.arcsin(p[2] / np.maximum(r, 1e-3)), np.arctan2(p[0], p[1])
+    place = np.broadcast_arrays(tilt * (180 / np.pi) + 90, turn * (180 / np.pi) + 180)
     outer, inner = (ndimage.map_coordinates(t, place, order=1, mode="nearest") for t in radii)
     floor, under = _base(face, x, y)
     solid = np.maximum(r - outer, under - z)
-    low = z[0, 0] < 62
-    added, carved = _face(face, x, y, z[:, :, low])
-    solid[:, :, low] = np.maximum(_blend(solid[:, :, low], added, 7), -carved)
+    lower = solid[..., : np.count_nonzero(z < 62)]  # no face above
+    added, carved = _face(face, x, y, z[..., : lower.shape[2]])
+    lower[:] = np.maximum(_blend(lower, added, 7), -carved)
     cavity = (r < inner) & (z > floor)
     foramen = ((x / 14.5) ** 2 + ((y + 23) / 18) ** 2 < 1) & (z < 24)
     labels, _ = ndimage.label((solid < 0) & ~cavity & ~foramen)
@@ -152,13 +139,10 @@ def _dot(p, q):
     return p[0] * q[0] + p[1] * q[1] + p[2] * q[2]
 
 
-def _waves(draw, u, count=20):
-    """Smooth noise of unit variance on directions `u` [3, ...]."""
-    out = np.zeros(u.shape[1:])
-    for _ in range(count):
-        f = draw.standard_normal(3) * 3.0
-        out += np.cos(_dot(f, u) + draw.uniform(0, 2 * np.pi))
-    return out * np.sqrt(2 / count)
+def _waves(draw, u):
+    """Smooth noise of unit variance on directions `u` [3, ...]: twenty plane waves."""
+    angles = (_dot(draw.standard_normal(3) * 3, u) + draw.uniform(0, 2 * np.pi) for _ in range(20))
+    return sum(np.cos(angle) for angle in angles) * np.sqrt(2 / 20)
 
 
 def _swellings(draw, u, table):
@@ -174,13 +158,12 @@ def _swellings(draw, u, table):
 def _braincase(draw):
     """The outer and the inner surface: radii [2, 181, 361] by degree of elevation and azimuth.
 
-    In standard mm but for their scale [3] and middle [3], which bring them to standard lengths.
-    All are float32.
+    In mm; scale [3] and middle [2], X and Y, bring them to the standard lengths. All are float32.
     """
     tilt = np.linspace(-np.pi / 2, np.pi / 2, 181)[:, None]
     turn = np.linspace(-np.pi, np.pi, 361)
-    u = [np.cos(tilt) * np.sin(turn), np.cos(tilt) * np.cos(turn), np.sin(tilt) + 0 * turn]
-    u = np.stack(u)
+    u = np.cos(tilt) * np.sin(turn), np.cos(tilt) * np.cos(turn), np.sin(tilt)
+    u = np.stack(np.broadcast_arrays(*u))
     # A superellipsoid, narrower in front, on which the relief is laid.
     power = 2.25 + 0.09 * draw.standard_normal()
     narrow = 0.09 + 0.05 * draw.standard_normal()
@@ -201,9 +184,8 @@ def _braincase(draw):
     thick += 0.8 * _bell(u[0], 0.12) * np.clip(u[2] / 0.2, 0, 1)
     thick = thick * np.exp(0.17 * draw.standard_normal())
     thick = THINNEST + np.logaddexp(0, 1.5 * (thick - THINNEST)) / 1.5
-    rise, run = np.gradient(outer, tilt[:, 0], turn)
-    run /= np.maximum(np.cos(tilt), 0.1)
-    secant = np.sqrt(1 + (rise / outer) ** 2 + (run / outer) ** 2)
+    rise, run = np.gradient(outer, tilt[:, 0], turn) / outer
+    secant = np.sqrt(1 + rise**2 + (run / np.maximum(np.cos(tilt), 0.1)) ** 2)
     inner = outer - thick * np.minimum(secant, 1.5)
     return np.stack([outer, inner]).astype(np.float32), scale, np.array(middle, np.float32)
 
@@ -233,8 +215,7 @@ def _base(f, x, y):
     below = 3.5 + 0.0022 * (a * a + (y + 23) ** 2) + 5 * _step(y - petrous + 4, 5)
     below = np.minimum(below, floor - 3)
     wall = wing + 12 - 0.0012 * a * a
-    under = below + (roof - 2.6 - below) * _step(y - wall, 3)
-    return floor, under
+    return floor, below + (roof - 2.6 - below) * _step(y - wall, 3)
 
 
 def _capsule(x, y, z, start, end, radius):
@@ -276,16 +257,20 @@ def _face(f, x, y, z):
     solid = _blend(solid, sheet, 3)
     cheek = np.maximum(np.abs(y + 3 - plane) - 3, np.maximum(np.abs(a - 30) - 19, z - 8))
     solid = _blend(solid, cheek, 3)
-    for start, end, radius, fillet in BARS:
-        solid = _blend(solid, _capsule(a, y, z, start, end, radius), fillet)
+    solid = _blend(solid, _capsule(a, y, z, (50, 66, 12), (46, 70, 2), 7.0), 4)
+    solid = _blend(solid, _capsule(a, y, z, (50, 66, 14), (50, 66, 40), 3.8), 4)
+    solid = _blend(solid, _capsule(a, y, z, (50, 65, 40), (44, 52, 56), 3.5), 5)
+    solid = _blend(solid, _capsule(a, y, z, (8, 83, 44), (46, 68, 46), 4.5), 6)
+    solid = _blend(solid, _capsule(a, y, z, (53, 62, 9), (60.5, 42, 8), 4.2), 4)
+    solid = _blend(solid, _capsule(a, y, z, (60.5, 42, 8), (62, 20, 9), 3.8), 3)
+    solid = _blend(solid, _capsule(a, y, z, (62, 20, 9), (60, 0, 15), 4.2), 3)
     mastoid = ((a - 53) / 10) ** 2 + ((y + 20) / 14) ** 2 + ((z - 14) / (17 + 1.5 * f[6])) ** 2
     solid = _blend(solid, (np.sqrt(mastoid) - 1) * 11, 5)
     condyle = ((a - 18) / 5) ** 2 + ((y + 12) / 10) ** 2 + ((z - 5) / 5) ** 2
     solid = _blend(solid, (np.sqrt(condyle) - 1) * 5, 2)
     # The walls of the maxilla, about a sinus that the floor of the frame cuts open.
-    flat = np.zeros(1, np.float32)
-    walls = _capsule(a, y, flat, (13, 82, 0), (13, 35, 0), 2.2)
-    walls = np.minimum(walls, _capsule(a, y, flat, (14, 36, 0), (45, 60, 0), 2.4))
-    solid = _blend(solid, np.maximum(walls, z - 16), 3)
+    inward = _capsule(a, y, 0, (13, 82, 0), (13, 35, 0), 2.2)
+    behind = _capsule(a, y, 0, (14, 36, 0), (45, 60, 0), 2.4)
+    solid = _blend(solid, np.maximum(np.minimum(inward, behind), z - 16), 3)
     meatus = np.maximum(np.hypot(y + 3, z - 12) - 3.2, 56 - a)
     return solid, np.minimum(orbit, meatus)

@@ -1,7 +1,10 @@
-"""Section 4.4 after binarising: equation 6 and the removal of dust. numpy and cc3d only."""
+"""Section 4.4 after binarising: equation 6 and dust; workers import it, so it imports no jax."""
 
 import cc3d
 import numpy as np
+
+from skullgen import store
+from skullgen.resample import FIELD_MM
 
 
 def separate(pair):
@@ -30,3 +33,24 @@ def remove_dust(mask, voxels, connectivity=6):
     keep[0] = False
     out[box] = keep[labels]
     return out
+
+
+def finish(path, start, bits, overlap, size, dust, connectivity):
+    """Removes dust from one shard's pairs and writes them: a worker's task.
+
+    dust: components of fewer voxels are removed from both channels. Returns the pairs' number.
+    """
+    pairs = store.unpack(bits, size)
+    removed = np.zeros((len(bits), 3), np.int32)
+    removed[:, 0] = overlap
+    for row, pair in enumerate(pairs):
+        for channel in (0, 1):
+            clean = remove_dust(pair[..., channel], dust, connectivity)
+            removed[row, 1 + channel] = pair[..., channel].sum() - clean.sum()
+            pair[..., channel] = clean
+    voxel_mm = FIELD_MM / size
+    affine = np.diag([voxel_mm] * 3 + [1.0])
+    affine[:3, 3] = (voxel_mm - FIELD_MM) / 2  # the cube's centre is the origin
+    columns = {"removed": removed, "affine": np.broadcast_to(affine, (len(bits), 4, 4))}
+    store.write(path, start, store.pack(pairs), columns)
+    return len(pairs)

@@ -17,7 +17,7 @@ import jax
 from skullgen import checkpoint, evaluate, generate, ingest, report, store, train
 from skullgen.errors import UserError
 
-PACKAGES = ("skullgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "zarr")
+PACKAGES = "skullgen jax jaxlib flax optax orbax-checkpoint numpy scipy zarr".split()
 
 
 def run(config, workdir):

@@ -49,7 +49,8 @@ def create(path, *, count, size, shard, attributes):
 
     count: pairs. size: voxels a side. shard: pairs in a file. attributes: JSON values that say
     what the pairs are; `recipe` among them holds all that determines the pairs, and a store of
-    another recipe is not to be taken up: ask `recipe` first. A larger count grows the store: a last shard that was not full is made again.
+    another recipe is not to be taken up: ask `recipe` first. A larger count grows the store: a
+    last shard that was not full is made again.
     """
     path = Path(path)
     if (path / "zarr.json").exists():
@@ -168,8 +169,8 @@ def read_native(path, index):
 def rows(path, split=None):
     """Indices int [n] of the pairs of a split (`train`, `validation`, `test`), or of all."""
     column = open_store(path)["split"][:]
-    return np.arange(len(column)) if split is None else np.flatnonzero(
-        column == SPLITS.index(split)
+    return (
+        np.arange(len(column)) if split is None else np.flatnonzero(column == SPLITS.index(split))
     )
 
 

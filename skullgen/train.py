@@ -68,8 +68,20 @@ def schedule(phases, pairs, batch):
     return np.cumsum(lengths).tolist()
 
 
-def train(model, plan, workdir, folder, *, seed, batch, log_every, save_every, keep, budget_mb,
-          tensorboard=False):
+def train(
+    model,
+    plan,
+    workdir,
+    folder,
+    *,
+    seed,
+    batch,
+    log_every,
+    save_every,
+    keep,
+    budget_mb,
+    tensorboard=False,
+):
     """Trains `model` through `plan` (a list of Phase) on `workdir/real.zarr`, or goes on.
 
     folder: of the checkpoints. batch: pairs of an update, over all devices. log_every,
@@ -126,8 +138,7 @@ def train(model, plan, workdir, folder, *, seed, batch, log_every, save_every, k
             pending.clear()
             good = _finite(records)
             logs.append(log, good)
-            for record in good:
-                write(record)
+            write(good)
             if len(good) < len(records):
                 _diverged(records[len(good)], manager)
 

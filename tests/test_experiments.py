@@ -27,7 +27,8 @@ def test_smoke_size_runs_all_stages(name, phantoms, tmp_path):
     (tmp_path / "real.zarr").symlink_to(phantoms)
     run.run(config, tmp_path)
     records = logs.read(tmp_path / "train.jsonl")
-    assert [r["phase"] for r in records] == [p.step for p in _phases(config) for _ in range(p.updates)]
+    expected = [phase.step for phase in _phases(config) for _ in range(phase.updates)]
+    assert [r["phase"] for r in records] == expected
     assert {"occupancy_skull", "occupancy_defect"} <= records[-1].keys()
     assert len(store.rows(tmp_path / "generated.zarr")) == config.generate.count
     assert (tmp_path / "metrics.json").exists()
@@ -62,4 +63,5 @@ def test_paper_size_has_section_4_3s_numbers(name):
     if name.startswith("vae"):
         assert config.model.vae_learning_rate == 1e-3
     if name == "vae_wgan":
-        assert [(p["step"], p["epochs"]) for p in config.phases][:2] == [("vae", 10), ("bridge", 15)]
+        lengths = [(p["step"], p["epochs"]) for p in config.phases]
+        assert lengths[:2] == [("vae", 10), ("bridge", 15)]

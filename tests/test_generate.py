@@ -28,8 +28,15 @@ def _run(model, state, path, count=10, first=0, **fields):
         seed=5, batch=2, channels="independent", threshold=0.5, dust_mm3=0.0, connectivity=6
     )
     generate.run(
-        model, state, path, count=count, first=first, size=SIZE, workers=1,
-        attributes=ATTRIBUTES, **{**options, **fields},
+        model,
+        state,
+        path,
+        count=count,
+        first=first,
+        size=SIZE,
+        workers=1,
+        attributes=ATTRIBUTES,
+        **{**options, **fields},
     )
     return store.load(path, store.rows(path))
 
@@ -76,9 +83,7 @@ def test_another_seed_gives_other_pairs(model, state, tmp_path):
     assert not np.array_equal(a, b)
 
 
-def test_pairs_are_what_binarising_equation_6_and_dust_make_of_the_decoder(
-    model, state, tmp_path
-):
+def test_pairs_are_what_binarising_equation_6_and_dust_make_of_the_decoder(model, state, tmp_path):
     got = store.unpack(
         _run(model, state, tmp_path / "a.zarr", count=4, dust_mm3=30 * 25.6**3), SIZE
     )
@@ -123,8 +128,19 @@ def test_batches_are_whole_aligned_and_made_once(first):
 def test_workers_write_the_same_store(model, state, tmp_path):
     alone = _run(model, state, tmp_path / "a.zarr")
     generate.run(
-        model, state, tmp_path / "b.zarr", count=10, first=0, size=SIZE, workers=2,
-        attributes=ATTRIBUTES, seed=5, batch=2, channels="independent", threshold=0.5,
-        dust_mm3=0.0, connectivity=6,
+        model,
+        state,
+        tmp_path / "b.zarr",
+        count=10,
+        first=0,
+        size=SIZE,
+        workers=2,
+        attributes=ATTRIBUTES,
+        seed=5,
+        batch=2,
+        channels="independent",
+        threshold=0.5,
+        dust_mm3=0.0,
+        connectivity=6,
     )
     np.testing.assert_array_equal(store.load(tmp_path / "b.zarr", range(10)), alone)

@@ -42,7 +42,8 @@ def skullbreak(tmp_path_factory):
         for shift, kind in enumerate(defects.KINDS):
             hole = np.zeros_like(complete)
             hole[8 + shift : 18 + shift, :, 20:] = True
-            for folder, mask in (("defective_skull", complete & ~hole), ("implant", complete & hole)):
+            sides = {"defective_skull": complete & ~hole, "implant": complete & hole}
+            for folder, mask in sides.items():
                 volume.write(root / part / folder / kind / f"{number}.nrrd", mask, affine)
     return root
 

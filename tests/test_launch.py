@@ -20,8 +20,12 @@ def _start(*arguments, cwd=ROOT):
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": ""}
     environment["JAX_DEFAULT_PRNG_IMPL"] = "threefry2x32"
     return subprocess.Popen(
-        command, cwd=cwd, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command,
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -91,7 +95,7 @@ def test_kill_9_and_again_ends_bit_identical(whole, when, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    code, out, err = _run(*TOY, "--workdir", work, "--config.stages=ingest,train,generate")
+    code, _, err = _run(*TOY, "--workdir", work, "--config.stages=ingest,train,generate")
     assert code == 0, err
     for name in ("real.zarr", "generated.zarr"):
         expected, got = _bytes(whole[0] / name), _bytes(work / name)
@@ -114,7 +118,8 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(number, code, tmp_pa
     assert process.returncode == code
     assert "a checkpoint of update" in out
     assert "the same command goes on from here" in err
-    steps = {int(p.name) for p in (work / "checkpoints" / "tests.toy").iterdir() if p.name.isdigit()}
+    saved = (work / "checkpoints" / "tests.toy").iterdir()
+    steps = [int(p.name) for p in saved if p.name.isdigit()]
     assert max(steps) == _lines(work / "train.jsonl") > 30
 
 

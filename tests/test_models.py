@@ -86,9 +86,7 @@ def test_scanned_critic_updates_equal_a_loop_by_hand(data):
         )
         variables = {"params": maker.params, "stats": maker.stats}
         fake = on_one_device(
-            lambda: nets.probabilities(
-                generator.apply(variables, z[0], mutable=["stats"])[0]
-            )
+            lambda: nets.probabilities(generator.apply(variables, z[0], mutable=["stats"])[0])
         )[0]
 
         def loss(params):
@@ -150,7 +148,7 @@ def test_warm_start_makes_the_decoder_the_generator(data):
     made = model.decode(state, z)
     alone = train.load_model("vae", _config(vae).model).decode(state, z)
     np.testing.assert_array_equal(made, alone)
-    with pytest.raises(UserError, match="model.generator_norm is 'batch'"):
+    with pytest.raises(UserError, match=r"model\.generator_norm is 'batch'"):
         _start(_config(vae_wgan, generator_norm="batch"))
 
 

@@ -96,7 +96,10 @@ def test_stages_out_of_order_are_named(stages, words, tmp_path):
 
 def test_every_size_has_the_same_fields():
     def fields(config):
-        return {key: fields(value) if hasattr(value, "keys") else None for key, value in config.items()}
+        return {
+            name: fields(value) if hasattr(value, "keys") else None
+            for name, value in config.items()
+        }
 
     sizes = [fields(common.defaults(size)) for size in common.SIZES]
     assert sizes[0] == sizes[1] == sizes[2]

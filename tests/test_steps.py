@@ -38,9 +38,7 @@ def test_keys_follow_the_global_sample_and_not_the_device():
 def test_keys_differ_by_step_and_stream():
     def draw(step, stream):
         state = State(jnp.int32(step), THREEFRY, {})
-        one = jax.vmap(
-            lambda _: steps.uniform(steps.keys(state, stream, 2)), axis_name=AXIS
-        )
+        one = jax.vmap(lambda _: steps.uniform(steps.keys(state, stream, 2)), axis_name=AXIS)
         return np.asarray(one(jnp.zeros(1)))[0]
 
     draws = [draw(step, stream) for step in (0, 1) for stream in (0, 1)]

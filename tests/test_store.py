@@ -126,9 +126,7 @@ def test_no_store_and_another_format_are_refused(tmp_path):
 )
 def test_batches_are_cut_from_consecutive_permutations(count, size, batches, update):
     def rows(update):
-        return store.batch_rows(
-            count, size, seed=3, phase=1, update=update, batches=batches
-        )
+        return store.batch_rows(count, size, seed=3, phase=1, update=update, batches=batches)
 
     assert rows(update).shape == (batches, size)
     np.testing.assert_array_equal(rows(update), rows(update))

@@ -168,9 +168,9 @@ def test_wrong_phases_are_named(specs, words):
 
 
 def test_wrong_models_and_batches_are_named(work):
-    with pytest.raises(UserError, match="no module skullgen.models.vea"):
+    with pytest.raises(UserError, match=r"no module skullgen\.models\.vea"):
         train.load_model("vea", _config())
-    with pytest.raises(UserError, match="tests.test_train has no function make"):
+    with pytest.raises(UserError, match=r"tests\.test_train has no function make"):
         train.load_model("tests.test_train", _config())
     with pytest.raises(UserError, match=r"config.model does not fit.*learning_rate"):
         train.load_model("tests.toy", ml_collections.ConfigDict())
@@ -185,5 +185,3 @@ def test_load_model_does_not_hide_a_models_own_missing_import(tmp_path, monkeypa
     (tmp_path / "pack" / "model.py").write_text("import not_installed_anywhere\n")
     with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
         train.load_model("pack.model", _config())
-
-

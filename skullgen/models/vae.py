@@ -30,6 +30,7 @@ class Autoencoder(nn.Module):
         return self.decoder(z)
 
     def __call__(self, pairs):
+        """Reconstructs: pairs [B, D, D, D, 2] -> logits."""
         return self.decode(self.encode(pairs)[0])
 
 

@@ -60,7 +60,7 @@ def make(config):
         },
         latents=draw,
         decode=wgan_gp.decoder(config),
-        encode=lambda state, pairs: posterior(
-            state.nets["vae"].params, pairs.astype(jnp.float32)
-        )[0],
+        encode=lambda state, pairs: posterior(state.nets["vae"].params, pairs.astype(jnp.float32))[
+            0
+        ],
     )
