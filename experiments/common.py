@@ -43,7 +43,7 @@ def defaults(size):
     config.model = ConfigDict()
     config.model.resolution = 32
     config.model.widths = (16, 32, 64)  # channels, finest to coarsest
-    config.model.latent = 32
+    config.model.latent = 48
     config.model.precision = "float32"  # or bfloat16, for GPUs
     config.model.head = "exclusive"  # or independent
     config.model.groups = 8  # of group norm
@@ -97,7 +97,7 @@ def defaults(size):
 def vae(config, size):
     """Adds the VAE's fields to `config.model`."""
     config.model.vae_learning_rate = 1e-3
-    config.model.kl_weight = 1.0 if size == "paper" else 4.0
+    config.model.kl_weight = 1.0 if size == "paper" else 2.0
     # Of skull and defect voxels: at 1 a sparse defect is ignored for hundreds of updates.
     config.model.channel_weights = (1.0, 1.0) if size == "paper" else (1.0, 4.0)
     config.model.pool = "average" if size == "paper" else "flatten"

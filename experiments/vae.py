@@ -13,7 +13,7 @@ def get_config(size="demo"):
     config.model_name = "vae"
     config.phases = {
         "smoke": [dict(step="vae", updates=6)],
-        "demo": [dict(step="vae", updates=600)],
+        "demo": [dict(step="vae", updates=800)],
         "paper": [dict(step="vae", epochs=100)],
     }[size]
     return config

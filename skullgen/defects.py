@@ -27,7 +27,6 @@ _FORM = {
 KINDS = tuple(_FORM)
 _CHART = 145  # directions a side: about 2 mm apart on an adult's vault
 _RIM = 2 * np.sin(np.deg2rad(62.5))  # the chart ends 125 degrees from the vertex
-_PIECE_MM3 = 1000.0
 _OUTSIDE_MM = 8.0  # bumps above the smooth outer surface that go with the hole
 _DEEP_MM = 22.0  # thicker than this it is base, not vault
 _NO_VAULT = "no vault was found in the complete skull: it must be a head with its top, in RAS axes"
@@ -36,17 +35,17 @@ _NO_VAULT = "no vault was found in the complete skull: it must be a head with it
 class _Vault(NamedTuple):
     """The vault on the chart ([C, C], never NaN) and the head's landmarks, in mm."""
 
-    centre: np.ndarray  # [3], where the rays start
     points: np.ndarray  # [C, C, 3], the smooth outer surface
     outer: np.ndarray  # [C, C], its distance from the centre
     inner: np.ndarray  # [C, C], that of the inner surface
     area: np.ndarray  # [C, C], outer surface of each cell in cm^2, 0 where it is open
     closed: np.ndarray  # [C, C], > 0 at openings and at the base
     front: np.ndarray  # [C, C], degrees away from straight ahead
+    height: np.ndarray  # [C, C], of the points above the base plane
+    centre: np.ndarray  # [3], where the rays start
     origin: np.ndarray  # [3], middle of the braincase
     lift: float  # its height above the base plane
-    up: np.ndarray  # [3], unit, the head's own
-    height: np.ndarray  # [C, C], of the points above the base plane
+    up: np.ndarray  # [3], normal of the base plane: the head's own up
     length: float  # of the braincase
 
 
@@ -97,9 +96,7 @@ def _cast(complete, voxel, skull, blocks, centre, reach):
     start = (centre / voxel).astype(np.float32)[:, None, None]
     last = np.array(complete.shape, np.int32)[:, None, None] - 1
     hits = np.zeros((len(rays), radii.size), bool)
-    for some in np.array_split(
-        np.flatnonzero(_INSIDE), 8
-    ):  # all at once would take too much memory
+    for some in np.array_split(np.flatnonzero(_INSIDE), 8):  # for the memory's sake
         index = np.floor(rays[some].T[..., None] * radii + start).astype(np.int32)
         there = np.clip(index, 0, last)
         hits[some] = (index == there).all(0) & complete[tuple(there)]
@@ -128,8 +125,8 @@ def _rims(raw, centre, top, length):
     """Depth in mm below the vertex of the orbital rims, where rays down the forehead get in."""
     angles, found = np.deg2rad(np.arange(35, 124, 1.0)), []
     for side in np.deg2rad([*range(-32, -9, 2), *range(10, 33, 2)]):
-        rays = [np.sin(angles) * np.sin(side), np.sin(angles) * np.cos(side), np.cos(angles)]
-        radius = np.nan_to_num(raw[tuple(np.rint(_on_chart(np.array(rays))[0]).astype(int))])
+        rays = np.sin(angles) * np.sin(side), np.sin(angles) * np.cos(side), np.cos(angles)
+        radius = np.nan_to_num(raw[tuple(np.rint(_on_chart(rays)[0]).astype(int))])
         radius = ndimage.median_filter(radius, 5, mode="nearest")
         inwards = radius < np.maximum.accumulate(radius) - 12
         last = ndimage.minimum_filter1d(inwards.astype(np.uint8), 6, origin=-3).argmax() - 1
@@ -161,11 +158,10 @@ def _vault(complete, voxel):
     pitch = np.arctan2(0.5 * length - _rims(raw, centre, top, length), 0.47 * length)
     up = np.array([0.0, -np.sin(pitch), np.cos(pitch)])
     base, origin = (np.array([*middle, top - 0.5 * size]) for size in (length, width))
-    height = (points - base) @ up
+    height, ahead = (points - base) @ up, (points - origin) @ np.cross(up, [1.0, 0.0, 0.0])
+    front = np.abs(np.rad2deg(np.arctan2(points[..., 0] - origin[0], ahead)))
 
     # Gaps between the tables are small, but for the frontal sinus; an orbital rim has no inside.
-    x, y = (points - origin)[..., 0], (points - origin) @ np.cross(up, [1.0, 0.0, 0.0])
-    front = np.abs(np.rad2deg(np.arctan2(x, y)))
     brow = (front < 45) & (height < 45)
     deep = _thickness(hits, first, np.where(brow, 14.0, 5.0).ravel(), step).reshape(_INSIDE.shape)
     deep = np.where(brow & (height < 25), np.fmin(deep, 18.0), deep)
@@ -181,10 +177,8 @@ def _vault(complete, voxel):
     closed[~_INSIDE] = 30.0
     area = np.linalg.norm(np.cross(*np.gradient(points, axis=(0, 1))), axis=-1) / 100
     area *= ndimage.binary_closing(surface, iterations=3)
-    lift = (origin - base) @ up
-    return _Vault(
-        centre, points, outer, inner, area, closed, front, origin, lift, up, height, length
-    )
+    chart = points, outer, inner, area, closed, front, height
+    return _Vault(*chart, centre, origin, (origin - base) @ up, up, length)
 
 
 def _draw(kind, seed, area_cm2):
@@ -199,7 +193,8 @@ def _draw(kind, seed, area_cm2):
     return {
         "area": np.exp(low + (high - low) * random.uniform(least, most)),
         "side": random.choice([-1.0, 1.0]),
-        "place": random.random(4),
+        "place": random.random(3),
+        "two": random.random() < 0.35 and kind == "random_2",  # holes
         "shape": random.random((2, 6)),
         "lobes": random.standard_normal((2, 7, 2)) @ [1, 1j],
         "waves": waves,
@@ -210,7 +205,7 @@ def _draw(kind, seed, area_cm2):
 
 def _site(kind, draw, vault):
     """Unit vector [3] from the braincase's middle to the hole's; [C, C] in mm, > 0 off limits."""
-    one, two, three = draw["place"][:3]
+    one, two, three = draw["place"]
     radius = np.sqrt(100 * draw["area"] / np.pi)
     sideways = draw["side"] * (vault.points[..., 0] - vault.origin[0])
     limit = np.maximum(vault.closed, 6 - vault.height)
@@ -235,27 +230,26 @@ def _site(kind, draw, vault):
 
 def _gauge(kind, draw, vault, points, cell, which):
     """Mean radius in mm [C, C] at which a hole about a cell would reach each of the others."""
-    stretch, power, turn, rough = draw["shape"][which][:4]
+    long, square, turned, rough = draw["shape"][which][:4]
     least, most, roughest, middle, away = _FORM[kind][2:]
-    stretch = np.exp(least + (most - least) * stretch)
-    turn = away * (2 * turn - 1) + middle
+    stretch, power = np.exp(least + (most - least) * long), 2 + 1.5 * square
     normal = vault.points[cell] - vault.origin
     normal /= np.linalg.norm(normal)
     first = np.cross([0.0, 1.0, 0.0], normal)  # lateral at the vertex, vertical at the side
     first /= np.linalg.norm(first) + 1e-9
     offset = points - points[cell]
-    angle = np.arctan2(offset @ np.cross(normal, first), offset @ first) - turn
-    power = 2 + 1.5 * power
-    ellipse = np.abs(np.cos(angle) / stretch**0.5) ** power
-    ellipse = (ellipse + np.abs(np.sin(angle) * stretch**0.5) ** power) ** (1 / power)
+    angle = np.arctan2(offset @ np.cross(normal, first), offset @ first)
+    angle -= away * (2 * turned - 1) + middle
+    far, near = np.cos(angle) / stretch**0.5, np.sin(angle) * stretch**0.5
+    ellipse = (np.abs(far) ** power + np.abs(near) ** power) ** (1 / power)
     order = np.arange(2, 9)
-    turns = np.exp(1j * angle[..., None] * order) @ (draw["lobes"][which] / order**1.2)
-    lobes = (roughest - 0.12 + 0.12 * rough) * turns.real
-    return np.linalg.norm(offset, axis=-1) * ellipse * np.exp(-lobes)
+    lobes = (np.exp(1j * angle[..., None] * order) @ (draw["lobes"][which] / order**1.2)).real
+    rough = roughest - 0.12 + 0.12 * rough
+    return np.linalg.norm(offset, axis=-1) * ellipse * np.exp(-rough * lobes)
 
 
 def _hole(kind, draw, vault, area_cm2):
-    """The hole on the chart: [C, C] in mm, negative inside; and how many pieces it may have."""
+    """The hole on the chart: [C, C] in mm, negative inside."""
     aim, limit = _site(kind, draw, vault)
     allowed = (limit < -3) & (vault.area > 0)
     relative = vault.points - vault.origin
@@ -270,8 +264,7 @@ def _hole(kind, draw, vault, area_cm2):
     push = np.sin(relative @ draw["waves"].T + draw["phases"]) @ draw["pushes"]
     points = vault.points + push
     gauge = _gauge(kind, draw, vault, points, cell, 0)
-    pieces = 2 if kind == "random_2" and draw["place"][3] < 0.35 else 1
-    if pieces == 2:
+    if draw["two"]:
         turn, far = draw["shape"][1, 4:] * [2 * np.pi, 0.8] + [0, 1.0]
         away = np.cross(aim, [np.sin(turn), np.cos(turn), 0.3])
         second = nearest(aim + away / np.linalg.norm(away) * far)
@@ -283,7 +276,7 @@ def _hole(kind, draw, vault, area_cm2):
         inside = np.maximum(gauge - size, limit) < 0
         labels, count = ndimage.label(inside)
         sums = np.bincount(labels.ravel(), vault.area.ravel() * inside.ravel(), count + 1)
-        keep = (sums >= 3.0) & (pieces > 1)
+        keep = (sums >= 3.0) & draw["two"]
         keep[sums.argmax()] = True
         return keep[labels] & inside, sums[keep].sum()
 
@@ -297,14 +290,13 @@ def _hole(kind, draw, vault, area_cm2):
         low, high = (size, high) if small else (low, size)
     field = np.maximum(gauge - high, limit)
     others = ndimage.binary_dilation((field < 0) & ~grown(high)[0])
-    return np.where(others, np.maximum(field, 1.0), field), pieces
+    return np.where(others, np.maximum(field, 1.0), field)
 
 
-def _carve(complete, voxel, vault, hole, pieces):
-    """The box (three slices) around the hole, and in it the implant (bool).
+def _carve(complete, voxel, vault, hole, two):
+    """The implant, without its dust but with the crumbs that would float in its hole.
 
-    It loses its dust and gains the crumbs that would float in its hole. Pieces are 26-connected:
-    one hole keeps its largest piece, two those of 1 cm^3 or more as well.
+    Pieces are 26-connected: one hole keeps its largest, two those of 1 cm^3 or more as well.
     """
     wide = ndimage.binary_dilation(hole < 0, iterations=2)
     rays = (vault.points[wide] - vault.centre) / vault.outer[wide][:, None]
@@ -312,23 +304,20 @@ def _carve(complete, voxel, vault, hole, pieces):
     ends = (vault.centre + rays * depths[..., None]).reshape(-1, 3) / voxel
     low = np.clip(np.floor(ends.min(0)).astype(int) - 2, 0, complete.shape)
     high = np.clip(np.ceil(ends.max(0)).astype(int) + 3, 0, complete.shape)
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    box = tuple(map(slice, low, high))
     bone = complete[box]
     index = np.nonzero(bone)
     start = (low + 0.5) * voxel - vault.centre
-    vectors = [(i * v + o).astype(np.float32) for i, v, o in zip(index, voxel, start, strict=True)]
-    cells, radius = _on_chart(vectors)
+    cells, radius = _on_chart((np.stack(index, -1) * voxel + start).astype(np.float32).T)
     near = ndimage.map_coordinates(wide.astype(np.uint8), cells, order=0) > 0
     index, cells, radius = tuple(i[near] for i in index), cells[:, near], radius[near]
-    hole, outer, inner = (
-        ndimage.map_coordinates(f.astype(np.float32), cells, order=1, mode="nearest")
-        for f in (hole, vault.outer + _OUTSIDE_MM, vault.inner)
-    )
+    maps = np.stack([hole, vault.outer + _OUTSIDE_MM, vault.inner]).astype(np.float32)
+    hole, outer, inner = (ndimage.map_coordinates(m, cells, order=1, mode="nearest") for m in maps)
     part, under = np.zeros((2, *bone.shape), bool)
     under[index] = (hole < 0) & (radius > inner - 10)
     part[index] = (hole < 0) & (radius > inner) & (radius < outer)
 
-    least = _PIECE_MM3 / np.prod(voxel)
+    least = 1000.0 / np.prod(voxel)
     rest = cc3d.connected_components(bone & ~part, connectivity=26)
     total = np.bincount(rest.ravel())
     crumbs = (total == np.bincount(rest[under], minlength=len(total))) & (total < least)
@@ -338,9 +327,11 @@ def _carve(complete, voxel, vault, hole, pieces):
     labels = cc3d.connected_components(part | crumbs[rest], connectivity=26)
     counts = np.bincount(labels.ravel())
     counts[0] = 0
-    keep = (counts >= least) & (pieces > 1)
+    keep = (counts >= least) & two
     keep[counts.argmax()] = counts.any()
-    return box, keep[labels]
+    implant = np.zeros_like(complete)
+    implant[box] = keep[labels]
+    return implant
 
 
 def cut(complete, kind, seed, *, voxel_mm, area_cm2=(10.0, 150.0)):
@@ -383,12 +374,8 @@ def cut(complete, kind, seed, *, voxel_mm, area_cm2=(10.0, 150.0)):
     voxel = np.broadcast_to(voxel.ravel(), 3)
     draw = _draw(kind, seed, area_cm2)
     vault = _vault(complete, voxel)
-    hole, pieces = _hole(kind, draw, vault, area_cm2)
-    box, part = _carve(complete, voxel, vault, hole, pieces)
-    if not part.any():
+    hole = _hole(kind, draw, vault, area_cm2)
+    implant = _carve(complete, voxel, vault, hole, draw["two"])
+    if not implant.any():
         raise UserError(f"no {kind} defect can be placed: no bone lies there")
-    implant = np.zeros_like(complete)
-    implant[box] = part
-    defective = complete.copy(order="K")
-    defective[box] &= ~part
-    return defective, implant
+    return complete & ~implant, implant

@@ -1,3 +1,4 @@
+import functools
 import pathlib
 import subprocess
 import sys
@@ -37,7 +38,8 @@ def head(voxel, size_mm=192.0):
 
 HEAD, POINTS = head(4.0)
 FINE, FINE_POINTS = head(2.0)
-DIRECTIONS = np.random.default_rng(0).standard_normal((40000, 3))
+OBLONG, _ = head((3.0, 2.0, 4.0))
+DIRECTIONS = np.random.default_rng(0).standard_normal((20000, 3))
 DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
 
 
@@ -69,6 +71,11 @@ def dice(a, b):
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
+@functools.cache
+def fine(kind, seed):
+    return cut(FINE, kind, seed, voxel_mm=2.0)
+
+
 def check_pair(complete, defective, implant):
     assert defective.dtype == implant.dtype == bool
     assert defective.shape == implant.shape == complete.shape
@@ -77,7 +84,7 @@ def check_pair(complete, defective, implant):
     assert not (defective & implant).any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(kind=st.sampled_from(KINDS), seed=st.integers(-(2**63), 2**64))
 def test_exact_for_any_seed(kind, seed):
     before = HEAD.copy()
@@ -87,21 +94,20 @@ def test_exact_for_any_seed(kind, seed):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_seeded(kind):
-    first, again, other = (cut(HEAD, kind, s, voxel_mm=4.0)[1] for s in (3, 3, 4))
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
+    assert np.array_equal(cut(FINE, kind, 3, voxel_mm=2.0)[1], fine(kind, 3)[1])
+    assert not np.array_equal(fine(kind, 3)[1], fine(kind, 4)[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_area_is_what_was_asked_for(kind):
-    for seed, area in enumerate([15.0, 40.0, 90.0]):
+    for seed, area in enumerate([15.0, 90.0]):
         implant = cut(FINE, kind, seed, voxel_mm=2.0, area_cm2=(area, area))[1]
         assert hole_cm2(implant, 2.0) == pytest.approx(area, rel=0.1), (seed, area)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_area_varies_within_the_range(kind):
-    areas = [hole_cm2(cut(HEAD, kind, s, voxel_mm=4.0)[1], 4.0) for s in range(10)]
+    areas = [hole_cm2(fine(kind, seed)[1], 2.0) for seed in range(6)]
     assert min(areas) > 0.85 * 10
     assert max(areas) < 1.15 * 150
     assert max(areas) > 1.5 * min(areas)
@@ -109,9 +115,8 @@ def test_area_varies_within_the_range(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces(kind):
-    counts = [pieces(cut(FINE, kind, s, voxel_mm=2.0)[1]) for s in range(8)]
+    counts = [pieces(fine(kind, seed)[1]) for seed in range(12 if kind == "random_2" else 6)]
     if kind == "random_2":
-        counts += [pieces(cut(FINE, kind, s, voxel_mm=2.0)[1]) for s in range(8, 24)]
         assert {len(c) for c in counts} == {1, 2}
         assert all(c.min() * 8 >= 1000 for c in counts)
     else:
@@ -120,8 +125,8 @@ def test_pieces(kind):
 
 def test_where_each_kind_lies():
     sides = {"frontoorbital": set(), "parietotemporal": set(), "random_1": set(), "random_2": set()}
-    for seed in range(12):
-        where = {k: POINTS[cut(HEAD, k, seed, voxel_mm=4.0)[1]] for k in KINDS}
+    for seed in range(6):
+        where = {kind: FINE_POINTS[fine(kind, seed)[1]] for kind in KINDS}
         right = (where["bilateral"][:, 0] > 0).mean()
         assert 0.25 < right < 0.75
         assert where["bilateral"].mean(0) @ [0, 1, 1] > 30  # frontal and high
@@ -140,14 +145,14 @@ def test_where_each_kind_lies():
 @pytest.mark.parametrize("kind", KINDS)
 def test_full_thickness_and_nothing_deeper(kind):
     lowest = -19 if kind == "frontoorbital" else -35  # above the orbits, above the petrous lumps
-    for seed in range(4):
-        defective, implant = cut(FINE, kind, seed, voxel_mm=2.0)
+    for seed in (0, 1):
+        defective, implant = fine(kind, seed)
         depths = np.arange(0.5, THICK + 12, 0.5)
         taken, left = along(implant, 2.0, depths), along(defective, 2.0, depths)
         high = DIRECTIONS[:, 2] * 75 > lowest
         middle = taken[:, 2:14:3].all(1) & high
         walls = middle & left.any(1)  # rays meet the saw's walls askew at the hole's edge only
-        assert middle.sum() > 200
+        assert middle.sum() > 100
         assert walls.sum() < 0.06 * middle.sum()
         outside = (FINE_POINTS / (AXES - THICK - 6)) ** 2 @ np.ones(3) > 1
         assert not (implant & ~outside & (FINE_POINTS[..., 2] > lowest)).any()
@@ -159,20 +164,18 @@ def test_full_thickness_and_nothing_deeper(kind):
             assert not (implant & (FINE_POINTS[..., 0] * across < -25)).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_same_defect_at_another_voxel_size(kind, seed):
-    fine = cut(FINE, kind, seed, voxel_mm=2.0)[1]
+@pytest.mark.parametrize("seed, kind", list(enumerate(KINDS)))
+def test_the_same_defect_at_another_voxel_size(seed, kind):
+    implant = fine(kind, seed)[1]
     coarse = cut(HEAD, kind, seed, voxel_mm=4.0)[1].repeat(2, 0).repeat(2, 1).repeat(2, 2)
-    assert dice(fine, coarse) > 0.75
-    oblong, _ = head((3.0, 2.0, 4.0))
-    squeezed = cut(oblong, kind, seed, voxel_mm=(3.0, 2.0, 4.0))
-    check_pair(oblong, *squeezed)
-    assert hole_cm2(squeezed[1], (3.0, 2.0, 4.0)) == pytest.approx(hole_cm2(fine, 2.0), rel=0.12)
+    assert dice(implant, coarse) > 0.75
+    squeezed = cut(OBLONG, kind, seed, voxel_mm=(3.0, 2.0, 4.0))
+    check_pair(OBLONG, *squeezed)
+    assert hole_cm2(squeezed[1], (3.0, 2.0, 4.0)) == pytest.approx(hole_cm2(implant, 2.0), rel=0.12)
 
 
 def test_framing_memory_order_and_a_table_do_not_matter():
-    implant = cut(FINE, "parietotemporal", 5, voxel_mm=2.0)[1]
+    implant = fine("parietotemporal", 5)[1]
     padding = ((6, 0), (0, 9), (3, 3))
     larger = np.pad(FINE, padding)
     larger[:, 2:5, :8] = True  # a table under the head, and specks in the air
@@ -188,7 +191,7 @@ def test_pinholes_do_not_stop_a_hole():
     holed[(np.random.default_rng(1).random(FINE.shape) < 0.03)] = False
     pair = cut(holed, "parietotemporal", 2, voxel_mm=2.0)
     check_pair(holed, *pair)
-    assert dice(pair[1], cut(FINE, "parietotemporal", 2, voxel_mm=2.0)[1]) > 0.9
+    assert dice(pair[1], fine("parietotemporal", 2)[1]) > 0.9
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -230,11 +233,11 @@ def test_workers_do_not_load_jax():
 @pytest.mark.parametrize("name", ["skulls/brainweb_18", "ct/visible_human_male"])
 def test_real_skulls(name):
     image = nibabel.load(SHARED / f"{name}.nii.gz")
-    skull = np.asarray(image.dataobj) > 0
+    skull, voxel = np.asarray(image.dataobj) > 0, image.header.get_zooms()
     first, last = (f(np.flatnonzero(skull.any((1, 2)))) for f in (np.min, np.max))
     middle = (first + last) / 2
     for seed, kind in enumerate(KINDS):
-        defective, implant = cut(skull, kind, seed, voxel_mm=image.header.get_zooms())
+        defective, implant = cut(skull, kind, seed, voxel_mm=voxel)
         check_pair(skull, defective, implant)
         assert len(pieces(implant)) == 1 or kind == "random_2"
         x, y, _ = np.nonzero(implant)
@@ -245,5 +248,6 @@ def test_real_skulls(name):
         if kind == "frontoorbital":
             front = np.flatnonzero(skull.any((0, 2))).max()
             assert abs(x.mean() - middle) > 10 and y.max() > front - 40
-        small = cut(skull[::2, ::2, ::2], kind, seed, voxel_mm=2 * image.header.get_zooms()[0])[1]
-        assert dice(small, implant[::2, ::2, ::2]) > 0.85
+        if seed == 1:
+            small = cut(skull[::2, ::2, ::2], kind, seed, voxel_mm=2 * voxel[0])[1]
+            assert dice(small, implant[::2, ::2, ::2]) > 0.85
