@@ -156,10 +156,11 @@ def _dot(a, b, contract):
 
 # The lax forms are those that XLA recognises as cuDNN's own backward convolutions. Only their
 # derivatives by autodiff are slow (jax issue 31662), and the closed family never asks for them.
+# cuDNN sums products of bfloat16 in float32 by itself.
 
 
 def _lax(a, b, layout, strides=(1, 1, 1), padding=((1, 1),) * 3, lhs=None, rhs=None):
-    y = lax.conv_general_dilated(
+    return lax.conv_general_dilated(
         a,
         b,
         strides,
@@ -167,9 +168,7 @@ def _lax(a, b, layout, strides=(1, 1, 1), padding=((1, 1),) * 3, lhs=None, rhs=N
         lhs_dilation=lhs,
         rhs_dilation=rhs,
         dimension_numbers=layout,
-        preferred_element_type=jnp.float32,
     )
-    return y.astype(a.dtype)
 
 
 def _conv_lax(x, w):
