@@ -12,6 +12,22 @@ from skullgen.models import vae, wgan_gp
 from skullgen.types import Model, State
 
 
+def from_posterior(posterior):
+    """The bridge's `latents(state, batch, update, keys) -> z [B, Z]`: reparametrised posteriors.
+
+    posterior: `(params, pairs) -> mean, log-variance`, as `vae.variational` returns it. The pairs
+    are those of the batch after the one that this update compares with (cyclic): else x_hat would
+    join each skull to its own reconstruction.
+    """
+
+    def latents(state, batch, update, keys):
+        pairs = batch[(update + 1) % len(batch)].astype(jnp.float32)
+        mean, log_variance = posterior(state.nets["vae"].params, pairs)
+        return mean + jnp.exp(0.5 * log_variance) * steps.normal(keys, mean.shape[-1])
+
+    return latents
+
+
 def make(config):
     """The hybrid; `config` is `config.model` of `experiments/vae_wgan.py`.
 
@@ -42,18 +58,11 @@ def make(config):
             state = state.replace(nets={**state.nets, "generator": generator})
         return state, metrics
 
-    def from_posterior(state, batch, update, keys):
-        # The batch after the one that this update compares with (cyclic): else x_hat would
-        # join each skull to its own reconstruction.
-        pairs = batch[(update + 1) % len(batch)].astype(jnp.float32)
-        mean, log_variance = posterior(state.nets["vae"].params, pairs)
-        return mean + jnp.exp(0.5 * log_variance) * steps.normal(keys, config.latent)
-
     return Model(
         init=init,
         steps={
             "vae": pretrain,
-            "bridge": lambda state, batch: gan_step(state, batch, from_posterior),
+            "bridge": lambda state, batch: gan_step(state, batch, from_posterior(posterior)),
             "wgan": lambda state, batch: gan_step(
                 state, batch, lambda state, batch, update, keys: draw(state, keys)
             ),
