@@ -57,7 +57,7 @@ def defaults(size):
     config.generate.batch_size = 32  # samples a device decodes at once
     config.generate.channels = config.model.get_ref("head")
     config.generate.threshold = 0.5
-    config.generate.dust_mm3 = 1000.0  # components of a smaller volume are removed
+    config.generate.dust_mm3 = 2000.0  # components of a smaller volume are removed
     config.generate.connectivity = 6  # neighbours that make a component: 6, 18, 26
 
     config.evaluate = ConfigDict()

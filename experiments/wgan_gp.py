@@ -16,9 +16,10 @@ def get_config(size="demo"):
         config.data.threshold = 0.2
         config.model.resolution = 16
         config.model.widths = (32, 64)
+        config.generate.dust_mm3 = 6000.0  # 3 voxels
     config.phases = {
         "smoke": [dict(step="wgan", updates=4, batches=5)],
-        "demo": [dict(step="wgan", updates=3000, batches=5)],
+        "demo": [dict(step="wgan", updates=2000, batches=5)],
         "paper": [dict(step="wgan", epochs=50, batches=5)],
     }[size]
     return config
