@@ -5,6 +5,7 @@
 """
 
 import errno
+import hashlib
 import os
 import re
 import sys
@@ -42,8 +43,10 @@ def default_workdir(flag):
     overrides = config_flags.get_override_values(flag)
     parts = [Path(path).stem, size, *(f"{name}={value}" for name, value in overrides.items())]
     skip = ("stages=", "data.root=")
-    name = "-".join(part for part in parts if part and not part.startswith(skip))
-    return Path("runs") / name.replace("/", "_")
+    name = "-".join(part for part in parts if part and not part.startswith(skip)).replace("/", "_")
+    if len(name.encode()) > 120:  # a file system's names have 255 bytes
+        name = f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return Path("runs") / name
 
 
 def parse(argv):
@@ -53,7 +56,9 @@ def parse(argv):
         if _CONFIG.value is None:
             _fail("which experiment? For example --config experiments/vae_wgan.py")
         _ = _CONFIG.value.stages  # a config that could not be loaded raises only when it is used
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        given = [part for part in argv[1:] if part.startswith("--config.")]
+        where = "" if isinstance(error, flags.Error) else f" (no such field? {' '.join(given)})"
         while error.args and isinstance(error.args[0], Exception):
             error = error.args[0]
         words = str(error.args[0] if len(error.args) == 1 else error)
@@ -62,7 +67,8 @@ def parse(argv):
         text = causes[-1].split(": ", 1)[1] if causes else " ".join(lines)
         if "No such file or directory" in words:
             text = next(part for part in argv[1:] if ".py" in part) + ": no such config file"
-        _fail(text)
+            where = ""
+        _fail(text + where)
     if rest[1:]:
         _fail(f"{rest[1]!r} is no flag: fields are set by --config.FIELD=VALUE")
     return rest
@@ -92,12 +98,17 @@ def report_error(error):
             file=sys.stderr,
         )
         return 2
+    if isinstance(error, OSError) and error.filename:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     return None
 
 
 if __name__ == "__main__":
     try:
         app.run(main, flags_parser=parse)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         code = report_error(error)
         if code is None:

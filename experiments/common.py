@@ -55,7 +55,7 @@ def defaults(size):
     config.generate.first = 0  # number of the first sample
     config.generate.seed = 0
     config.generate.batch_size = 32  # samples a device decodes at once
-    config.generate.channels = config.model.get_ref("head")
+    config.generate.channels = ""  # independent or exclusive; "": as model.head
     config.generate.threshold = 0.5
     config.generate.dust_mm3 = 2000.0  # components of a smaller volume are removed
     config.generate.connectivity = 6  # neighbours that make a component: 6, 18, 26

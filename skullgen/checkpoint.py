@@ -4,6 +4,8 @@ States are saved from the host, as numpy arrays (the key as its data): a checkpo
 any number and kind of devices. Saving is asynchronous; an unfinished step is never listed.
 """
 
+import hashlib
+
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -21,6 +23,21 @@ def manager(folder, keep=2, always=()):
             cleanup_tmp_directories=True,
         ),
     )
+
+
+def newest(folder):
+    """The newest whole step in `folder`, or 0 where there is none."""
+    if not folder.is_dir():
+        return 0
+    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
+
+
+def fingerprint(state):
+    """SHA-256 of all weights and running values of a State: what its samples depend on."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves({role: (n.params, n.stats) for role, n in state.nets.items()}):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def save(manager, state):

@@ -151,6 +151,8 @@ def _check(fine, kernel, channels):
 
 
 def _dot(a, b, contract):
+    # XLA:CPU has no product of bfloat16 into float32; widening first gives the same sums.
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
 
 

@@ -11,3 +11,10 @@ class Diverged(UserError):
     """A metric of training is not finite: no one's mistake, and no way to go on. Exit code 1."""
 
     code = 1
+
+
+def one_of(field, value, options):
+    """Returns `value` where it is one of `options`, else raises UserError that names the field."""
+    if value not in options:
+        raise UserError(f"{field} is {value!r}: choose one of {', '.join(map(str, options))}")
+    return value

@@ -71,6 +71,8 @@ def quality(real, generated, *, pairs=200):
     pairs (test and validation; None where there are none), and of the mean training pair; mean
     Dice of two different pairs, generated and training; mean occupancy of both.
     """
+    store.require_whole(real, "ingest")
+    store.require_whole(generated, "generate")
     group = store.open_store(generated)
     size = group["pairs"].shape[1]
     if store.open_store(real)["pairs"].shape[1] != size:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from skullgen import jobs, nets, postprocess, steps, store
-from skullgen.resample import FIELD_MM
 
 SHARD = 64  # pairs in a file
 
@@ -31,9 +30,8 @@ def sampler(model, state, *, seed, batch, channels, threshold):
         probability = model.decode(state, model.latents(state, keys))
         pair = nets.binarise(probability, channels, threshold)
         skull, defect = pair[..., 0], pair[..., 1]
-        overlap = defect & skull
-        apart = jnp.stack([skull, jnp.logical_xor(defect, overlap)], axis=-1)
-        return steps.pack(apart), overlap.sum((1, 2, 3), dtype=jnp.int32)
+        apart = jnp.stack([skull, postprocess.separate(skull, defect)], axis=-1)
+        return steps.pack(apart), (defect & skull).sum((1, 2, 3), dtype=jnp.int32)
 
     devices = jax.local_device_count()
     mapped = jax.pmap(make, axis_name=nets.AXIS, in_axes=(None, 0))
@@ -87,24 +85,26 @@ def run(
     threshold,
     dust_mm3,
     connectivity,
+    voxel_mm,
     size,
     workers,
     attributes,
 ):
     """Generates samples `first` to `first + count` into the store `path`, or goes on.
 
-    dust_mm3: components of a smaller volume are removed. attributes: of the store (`store.create`).
+    dust_mm3: components of a smaller volume are removed. voxel_mm: of the real pairs.
+    attributes: of the store (`store.create`).
     """
     store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
     shards = store.missing(path)
     if not shards:
-        print(f"{path}: all {count} pairs are there")
+        print(f"{path}: all {len(store.rows(path))} pairs are there")
         return
-    dust = int(np.ceil(dust_mm3 / (FIELD_MM / size) ** 3))
+    dust = int(np.ceil(dust_mm3 / voxel_mm**3))
     make = sampler(model, state, seed=seed, batch=batch, channels=channels, threshold=threshold)
     whole = batch * jax.local_device_count()
     tasks = (
-        (path, shard.start, bits, overlap, size, dust, connectivity)
+        (path, shard.start, bits, overlap, size, voxel_mm, dust, connectivity)
         for shard, bits, overlap in batches(make, shards, first, whole)
     )
     workers = min(jobs.workers(workers), len(shards))
@@ -119,6 +119,7 @@ def removed(path):
     empty_defects: share of pairs whose defect is empty. overlap: share of defect voxels that lay
     in the skull (equation 6). dust_skull, dust_defect: mean voxels a pair.
     """
+    store.require_whole(path, "generate")
     group = store.open_store(path)
     removed, defects = group["removed"][:].astype(np.int64), group["voxels"][:, 1]
     overlap, dust_skull, dust_defect = removed.sum(axis=0).tolist()

@@ -6,6 +6,7 @@ written in order. What is there already is not made again.
 """
 
 import hashlib
+import re
 import shutil
 import zlib
 from collections import Counter
@@ -14,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from skullgen import defects, jobs, phantom, resample, store, volume
-from skullgen.errors import UserError
+from skullgen import defects, headers, jobs, phantom, resample, store, volume
+from skullgen.errors import UserError, one_of
 
 NATIVE_SIDE = 128  # voxels a side at which phantoms are grown and cut
+SIDES = ("defective_skull", "implant")
 SHARD = 20  # pairs in a file: what a kill loses at most
 
 
@@ -34,7 +36,8 @@ class Plan(NamedTuple):
     """What a source holds.
 
     cases: in the order of the store. names: of the skulls. split: name -> index of
-    `store.SPLITS`. sources: file -> SHA-256. problems: lines about files that were left out.
+    `store.SPLITS`. sources: file -> SHA-256. problems: lines about files missing or not used.
+    field_mm: the side of the cube that is made `D` voxels.
     """
 
     cases: list[Case]
@@ -42,6 +45,7 @@ class Plan(NamedTuple):
     split: dict[str, int]
     sources: dict[str, str]
     problems: list[str]
+    field_mm: float = resample.FIELD_MM
 
 
 class Pair(NamedTuple):
@@ -54,28 +58,26 @@ class Pair(NamedTuple):
     redraws: int  # defects drawn before one that did not vanish at the model's grid
 
 
-def run(path, size, config, workers=0):
+def run(path, size, config, versions=None, workers=0):
     """Ingests `config.source` (`config` is an experiment's `config.data`) into the store `path`.
 
-    size: voxels a side. Raises UserError for a folder without a usable pair, an unreadable
-    volume, a pair that does not match, or a store begun with other data.
+    size: voxels a side. versions: recorded in the store. Raises UserError for a folder without a
+    pair to train on, an unreadable volume, a pair that does not match, or a store begun with
+    other data.
     """
-    if config.source not in PLANS:
-        raise UserError(
-            f"data.source is {config.source!r}: choose one of {', '.join(sorted(PLANS))}"
-        )
+    one_of("data.source", config.source, sorted(PLANS))
     plan = PLANS[config.source](size, config)
     for line in plan.problems:
-        print(f"left out: {line}")
-    if not plan.cases:
-        raise UserError(f"{config.root}: no usable pair (data.source={config.source})")
+        print(f"note: {line}")
+    if 0 not in plan.split.values():
+        raise UserError(f"{config.root}: no pair to train on (data.source={config.source})")
     count = sum(len(case.kinds) for case in plan.cases)
-    _begin(path, count, size, config, plan)
+    _begin(path, count, size, config, plan, versions)
     _work(path, plan, workers)
     _summary(path, plan)
 
 
-def _begin(path, count, size, config, plan):
+def _begin(path, count, size, config, plan, versions):
     recipe = {"config": config.to_dict(), "size": size, "sources": plan.sources}
     recipe["config"].pop("root")
     held = store.recipe(path)
@@ -89,11 +91,12 @@ def _begin(path, count, size, config, plan):
     licence = {"skullbreak": "CC BY-NC-SA 4.0", "phantom": "Apache-2.0"}
     attributes = {
         "recipe": recipe,
-        "voxel_mm": resample.FIELD_MM / size,
+        "voxel_mm": plan.field_mm / size,
         "kinds": list(defects.KINDS),
         "names": plan.names,
         "licence": config.licence or licence.get(config.source, "not stated"),
-        "left_out": plan.problems,
+        "notes": plan.problems,
+        "versions": versions,
     }
     store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
 
@@ -164,18 +167,25 @@ def _summary(path, plan):
 
 def _plan_skullbreak(size, config):
     root = _folder(config.root, "the folder that holds SkullBreak's train/ and test/")
+    if config.test or config.validation or config.bone_hu:
+        raise UserError(
+            "data.test, data.validation and data.bone_hu are not for data.source=skullbreak: "
+            "its masks are split already; leave them empty"
+        )
     cases, names, split, sources, problems = [], [], {}, {}, []
     for part, place in (("train", 0), ("test", 2)):
         folder = root / part
         found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-        numbers = sorted({Path(name).stem for name in found if name.endswith(".nrrd")})
+        sides = [f"{side}/{kind}" for side in SIDES for kind in defects.KINDS]
+        used = [p for p in map(Path, found) if p.parent.as_posix() in sides]
+        numbers = sorted({p.stem for p in used if p.suffix == ".nrrd"})
         expected = set()
         for number in numbers:
             expected.add(f"complete_skull/{number}.nrrd")
             name = f"{part}_{number}"
             usable = []
             for kind, title in enumerate(defects.KINDS):
-                files = [f"{side}/{title}/{number}.nrrd" for side in ("defective_skull", "implant")]
+                files = [f"{side}/{title}/{number}.nrrd" for side in SIDES]
                 expected.update(files)
                 if all(file in found for file in files):
                     usable.append((kind, files))
@@ -190,7 +200,17 @@ def _plan_skullbreak(size, config):
                 sources.update({f"{part}/{f}": _sha256(folder / f) for f in files})
         problems += [f"{part}/{name} is missing" for name in sorted(expected - found)]
         problems += [f"{part}/{name} is not SkullBreak's" for name in sorted(found - expected)]
-    return Plan(cases, names, split, sources, problems)
+    field_mm = _field_mm(cases[0].arguments[0]) if cases else resample.FIELD_MM
+    return Plan(cases, names, split, sources, problems, field_mm)
+
+
+def _field_mm(path):
+    """The side in mm of the cube that a file's voxels fill; UserError where it is no cube."""
+    source = headers.read_source(Path(path))
+    sides = np.linalg.norm(source.affine[:3, :3], axis=0) * source.shape
+    if np.ptp(sides) > 0.01 * sides.max():
+        raise UserError(f"{path}: {sides.round(1).tolist()} mm is no cube, as SkullBreak's are")
+    return float(sides.mean())
 
 
 def _skullbreak_pair(defective_path, implant_path, size, threshold):
@@ -227,9 +247,10 @@ def _skullbreak_pair(defective_path, implant_path, size, threshold):
 
 def _plan_skulls(size, config):
     root = _folder(config.root, "a folder of complete skulls (.nrrd, .nii.gz)")
-    files = sorted(p for p in root.iterdir() if p.name.endswith(volume.SUFFIXES))
-    surplus = sorted(p.name for p in root.iterdir() if p not in files)
-    names = [file.name.removesuffix(".gz").rsplit(".", 1)[0] for file in files]
+    files = sorted(
+        p for p in root.iterdir() if p.is_file() and p.name.lower().endswith(volume.SUFFIXES)
+    )
+    names = [re.sub(r"\.[^.]+(\.gz)?$", "", file.name, flags=re.I) for file in files]
     if not names:
         raise UserError(f"{root}: holds no skull ({', '.join(volume.SUFFIXES)})")
     doubled = [name for name, times in Counter(names).items() if times > 1]
@@ -242,7 +263,9 @@ def _plan_skulls(size, config):
         Case(_cut_file, (str(file), bone_hu, *_recipe(name, size, config)), kinds, number)
         for number, (file, name) in enumerate(zip(files, names, strict=True))
     ]
-    sources = {file.name: _sha256(file) for file in files}
+    voxels = {headers.read_source(p).data for p in files if p.suffix.lower() == ".nhdr"}
+    sources = {file.name: _sha256(file) for file in [*files, *sorted(voxels)]}
+    surplus = sorted(p.name for p in root.iterdir() if p.name not in sources)
     problems = [f"{name} is no {', '.join(volume.SUFFIXES)} file" for name in surplus]
     return Plan(cases, names, split, sources, problems)
 

@@ -153,6 +153,7 @@ class Critic(nn.Module):
 
     widths: tuple[int, ...]
     norm: str = "layer"
+    groups: int = 8
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -160,7 +161,7 @@ class Critic(nn.Module):
         """[B, D, D, D, 2] -> float32 [B]."""
         x = pairs
         for width in self.widths:
-            x = nn.leaky_relu(Norm(self.norm)(Down(width, self.dtype)(x)), 0.2)
+            x = nn.leaky_relu(Norm(self.norm, self.groups)(Down(width, self.dtype)(x)), 0.2)
         return nn.Dense(1, dtype=jnp.float32)(x.reshape(len(x), -1).astype(jnp.float32))[:, 0]
 
 

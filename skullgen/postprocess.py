@@ -4,16 +4,14 @@ import cc3d
 import numpy as np
 
 from skullgen import store
-from skullgen.resample import FIELD_MM
 
 
-def separate(pair):
-    """Equation 6, `I = XOR(I, AND(I, S))`: the defect loses what lies in the skull.
+def separate(skull, defect):
+    """Equation 6, `I = XOR(I, AND(I, S))`: the defect I without what lies in the skull S.
 
-    pair: bool [..., 2], channel 0 the defective skull S, 1 its defect I. Returns a new array.
+    skull, defect: bool arrays of one shape, of numpy or jax. Returns the new defect.
     """
-    skull, defect = pair[..., 0], pair[..., 1]
-    return np.stack([skull, defect ^ (defect & skull)], axis=-1)
+    return defect ^ (defect & skull)
 
 
 def remove_dust(mask, voxels, connectivity=6):
@@ -35,7 +33,7 @@ def remove_dust(mask, voxels, connectivity=6):
     return out
 
 
-def finish(path, start, bits, overlap, size, dust, connectivity):
+def finish(path, start, bits, overlap, size, voxel_mm, dust, connectivity):
     """Removes dust from one shard's pairs and writes them: a worker's task.
 
     dust: components of fewer voxels are removed from both channels. Returns the pairs' number.
@@ -48,9 +46,8 @@ def finish(path, start, bits, overlap, size, dust, connectivity):
             clean = remove_dust(pair[..., channel], dust, connectivity)
             removed[row, 1 + channel] = pair[..., channel].sum() - clean.sum()
             pair[..., channel] = clean
-    voxel_mm = FIELD_MM / size
     affine = np.diag([voxel_mm] * 3 + [1.0])
-    affine[:3, 3] = (voxel_mm - FIELD_MM) / 2  # the cube's centre is the origin
+    affine[:3, 3] = voxel_mm * (1 - size) / 2  # the cube's centre is the origin
     columns = {"removed": removed, "affine": np.broadcast_to(affine, (len(bits), 4, 4))}
     store.write(path, start, store.pack(pairs), columns)
     return len(pairs)

@@ -5,6 +5,13 @@ import numpy as np
 from skullgen import figures, logs, store
 
 VIEWS = 8  # pairs in a picture
+NAMES = (
+    "real_pairs.png",
+    "generated_pairs.png",
+    "generated_slices.png",
+    "real_and_generated.png",
+    "losses.png",
+)
 
 
 def pictures(workdir):
@@ -14,6 +21,8 @@ def pictures(workdir):
     """
     folder = workdir / "figures"
     folder.mkdir(exist_ok=True)
+    for old in NAMES:
+        (folder / old).unlink(missing_ok=True)
     drawn = []
 
     def draw(name, make, *arguments, **options):
@@ -24,7 +33,9 @@ def pictures(workdir):
     if len(real):
         draw("real_pairs.png", figures.pair_sheet, real, title="Real pairs")
     made = _pairs(workdir / "generated.zarr", spread=False)
-    if len(made):
+    if not len(made):
+        print("no generated pair has both a skull and a defect: none is drawn")
+    else:
         draw("generated_pairs.png", figures.pair_sheet, made, title="Generated pairs")
         draw("generated_slices.png", figures.slice_sheet, made[:4], title="Generated pairs")
         draw(
@@ -42,7 +53,7 @@ def pictures(workdir):
 
 def _pairs(path, spread):
     """Up to `VIEWS` pairs bool [n, D, D, D, 2], spread over the store, or its first."""
-    if store.recipe(path) is None:
+    if store.recipe(path) is None or store.missing(path):
         return np.zeros((0, 1, 1, 1, 2), bool)
     size = store.open_store(path)["pairs"].shape[1]
     rows = store.rows(path)

@@ -4,8 +4,11 @@ Stages meet only through files in the work directory. Only fields that determine
 done are locked; a run goes on where it stopped.
 """
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -14,9 +17,21 @@ from pathlib import Path
 
 import jax
 
-from skullgen import checkpoint, evaluate, generate, ingest, report, store, train
-from skullgen.errors import UserError
+from skullgen import checkpoint, evaluate, generate, ingest, jobs, report, store, train
+from skullgen.errors import UserError, one_of
 
+RANGES = {  # lowest and highest value of a field
+    **dict.fromkeys(
+        ("seed", "data.seed", "generate.seed", "workers", "generate.first"), (0, 2**31)
+    ),
+    **dict.fromkeys(("batch_size", "log_every", "save_every", "keep"), (1, math.inf)),
+    **dict.fromkeys(("data.skulls", "data.cuts", "generate.count"), (1, math.inf)),
+    **dict.fromkeys(("generate.batch_size", "evaluate.pairs"), (1, math.inf)),
+    **dict.fromkeys(("budget_mb", "generate.dust_mm3"), (0, math.inf)),
+    **dict.fromkeys(("data.threshold", "generate.threshold"), (0.001, 1)),
+    **dict.fromkeys(("data.test_fraction", "data.validation_fraction"), (0, 1)),
+    **dict.fromkeys(("model.resolution", "model.latent", "model.groups"), (1, math.inf)),
+}
 PACKAGES = "skullgen jax jaxlib flax optax orbax-checkpoint numpy scipy zarr".split()
 
 
@@ -28,20 +43,55 @@ def run(config, workdir):
         raise UserError(
             f"stages is {config.stages!r}: name some of {', '.join(STAGES)}, comma-separated"
         )
-    prepare(config, workdir)
-    for name in names:
-        start = time.monotonic()
-        print(f"== {name}", flush=True)
-        STAGES[name](config, workdir)
-        print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
+    check(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with alone(workdir):
+        prepare(config, workdir)
+        for name in names:
+            start = time.monotonic()
+            print(f"== {name}", flush=True)
+            STAGES[name](config, workdir)
+            print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
+            jobs.check()
+
+
+@contextlib.contextmanager
+def alone(workdir):
+    """Holds the work directory's lock, which the system lets go when the process ends."""
+    with open(workdir / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{workdir}: another run works here ({file.read().strip()}): wait for its end, "
+                "or choose another --workdir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+def check(config):
+    """UserError for a number that is out of range, before anything is written."""
+    for field, (low, high) in RANGES.items():
+        value = config
+        for part in field.split("."):
+            value = value.get(part) if value is not None else None
+        if value is not None and not low <= value <= high:
+            upper = f" to {high}" if high < math.inf else " or more"
+            raise UserError(f"config.{field} is {value}: it must be {low}{upper}")
+    if config.get("generate"):
+        one_of("generate.connectivity", config.generate.connectivity, (6, 18, 26))
+        one_of("generate.channels", config.generate.channels, ("", "independent", "exclusive"))
 
 
 def prepare(config, workdir):
-    """Makes the work directory, or checks that it may go on; writes config and versions.
+    """Checks that the work directory may go on with this config; writes config and versions.
 
     Raises UserError, by name, for a locked field that changed.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     new = json.loads(config.to_json_best_effort())
     path = workdir / "config.json"
     if path.exists():
@@ -59,10 +109,12 @@ def prepare(config, workdir):
 def _locked(old, new, workdir):
     """The fields that changed although work that they determine is done, in order."""
     done = []
-    if (workdir / "real.zarr").exists():
+    real = workdir / "real.zarr"
+    begun = store.recipe(real) is not None and store.missing(real) != store.shards(real)
+    step = checkpoint.newest(workdir / "checkpoints" / old["model_name"])
+    if begun or step:
         done += [f"data.{name}" for name in {**old["data"], **new["data"]} if name != "root"]
         done += ["model.resolution"]
-    step = _newest_step(workdir / "checkpoints" / old["model_name"])
     if step:
         done += ["seed", "batch_size", "model_name"]
         done += [f"model.{name}" for name in {**old["model"], **new["model"]}]
@@ -70,14 +122,10 @@ def _locked(old, new, workdir):
     return [field for field in dict.fromkeys(done) if _get(old, field) != _get(new, field)]
 
 
-def _newest_step(folder):
-    if not folder.is_dir():
-        return 0
-    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
-
-
 def _locked_phases(old, new, workdir, step):
     """Phases that were finished are locked whole, the one in progress but for a longer end."""
+    if store.recipe(workdir / "real.zarr") is None:  # taken away: no telling how long epochs were
+        return [f"phases[{number}]" for number in range(len(old["phases"]))]
     pairs = len(store.rows(workdir / "real.zarr", "train"))
     fields, begin = [], 0
     for number, spec in enumerate(old["phases"]):
@@ -139,7 +187,8 @@ def _model(config):
 
 
 def _ingest(config, workdir):
-    ingest.run(workdir / "real.zarr", config.model.resolution, config.data, config.workers)
+    path = workdir / "real.zarr"
+    ingest.run(path, config.model.resolution, config.data, versions(), config.workers)
 
 
 def _train(config, workdir):
@@ -164,16 +213,17 @@ def _generate(config, workdir):
     if model.decode is None or model.latents is None:
         raise UserError(f"model_name is {config.model_name!r}: it has no latents and decode")
     folder = workdir / "checkpoints" / config.model_name
-    state = checkpoint.restore(checkpoint.manager(folder), model) if folder.is_dir() else None
-    if state is None:
+    if not checkpoint.newest(folder):
         raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
+    with contextlib.closing(checkpoint.manager(folder)) as manager:
+        state = checkpoint.restore(manager, model)
     settings = config.generate
     path = workdir / "generated.zarr"
     recipe = {
         "model_name": config.model_name,
         "model": json.loads(config.model.to_json_best_effort()),
         "step": int(state.step),
-        "train_seed": config.seed,
+        "weights": checkpoint.fingerprint(state),
         "generate": {k: v for k, v in settings.to_dict().items() if k != "count"},
         "device": jax.local_devices()[0].device_kind,
     }
@@ -199,15 +249,18 @@ def _generate(config, workdir):
         first=settings.first,
         seed=settings.seed,
         batch=settings.batch_size,
-        channels=settings.channels,
+        channels=settings.channels or config.model.get("head", "independent"),
         threshold=settings.threshold,
         dust_mm3=settings.dust_mm3,
         connectivity=settings.connectivity,
+        voxel_mm=real["voxel_mm"],
         size=config.model.resolution,
         workers=config.workers,
         attributes=attributes,
     )
-    print(f"{path}: {settings.count} pairs")
+    count = len(store.rows(path))
+    more = f" (generate.count is {settings.count}; none is thrown away)"
+    print(f"{path}: {count} pairs{more if count > settings.count else ''}")
 
 
 def _aside(path, step):

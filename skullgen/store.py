@@ -119,6 +119,13 @@ def missing(path):
     return [part for number, part in enumerate(shards(path)) if not _mark(path, number).exists()]
 
 
+def require_whole(path, stage):
+    """UserError where pairs of the store are still to be made, by `stage`."""
+    left = sum(map(len, missing(path)))
+    if left:
+        raise UserError(f"{path}: {left} pairs are not made yet: run the stage `{stage}` first")
+
+
 def write(path, start, bits, columns, native=()):
     """Writes one shard, or the last one's part, whole.
 

@@ -5,6 +5,7 @@ stopped goes on from its newest checkpoint and on one device kind ends as if it 
 """
 
 import concurrent.futures
+import contextlib
 import importlib
 import math
 
@@ -33,10 +34,15 @@ def load_model(name, config):
         ) from None
     if not hasattr(module, "make"):
         raise UserError(f"model_name is {name!r}: {path} has no function make(config) -> Model")
+    # A module of the user's own keeps its tracebacks, but for a field that the config lacks.
+    wrong = (ArithmeticError, LookupError, TypeError, ValueError)
+    caught = (AttributeError, *(() if "." in name else wrong))
     try:
-        return module.make(config)
-    except (AttributeError, ValueError) as error:
+        model = module.make(config)
+        jax.eval_shape(model.init, jax.random.key(0))  # shapes only: wrong sizes are found here
+    except caught as error:
         raise UserError(f"config.model does not fit {path}: {error}") from error
+    return model
 
 
 def phases(specs, model):
@@ -96,73 +102,88 @@ def train(
     if batch % devices:
         raise UserError(f"batch_size is {batch}: not a multiple of the {devices} devices here")
     path = workdir / "real.zarr"
-    size = store.open_store(path)["pairs"].shape[1]
+    store.require_whole(path, "ingest")
     rows = store.rows(path, "train")
     ends = schedule(plan, len(rows), batch)
-    manager = checkpoint.manager(folder, keep, ends)
-    state = checkpoint.restore(manager, model)
-    if state is None:
-        # rbg for the weights: threefry takes XLA seconds to compile for every shape drawn.
-        state = jax.jit(model.init)(jax.random.key(seed, impl="rbg"))
-        state = state.replace(key=jax.random.key(seed))
-    elif int(state.step) > 0:
-        print(f"training: goes on from the checkpoint of update {int(state.step)} of {ends[-1]}")
     log = workdir / "train.jsonl"
-    logs.rewind(log, int(state.step))
-    write = logs.tensorboard(workdir / "tensorboard", tensorboard)
-    budget = budget_mb * 2**20
-    for number, (phase, end) in enumerate(zip(plan, ends, strict=True)):
-        begin = ends[number - 1] if number else 0
-        first = int(state.step)
-        if first >= end:
-            continue
-        numbers = dict(seed=seed, phase=number, batches=phase.batches)
-        draws = (
-            store.batch_rows(len(rows), batch, update=update - begin, **numbers)
-            for update in range(first, end)
-        )
-        run = steps.data_parallel(model.steps[phase.step], size)
-        epoch = math.ceil(len(rows) / batch)
-        pending = []
+    board = logs.tensorboard(workdir / "tensorboard", tensorboard)
+    with contextlib.closing(checkpoint.manager(folder, keep, ends)) as manager:
+        state = checkpoint.restore(manager, model)
+        if state is None:
+            # rbg for the weights: threefry takes XLA seconds to compile for every shape drawn.
+            state = jax.jit(model.init)(jax.random.key(seed, impl="rbg"))
+            state = state.replace(key=jax.random.key(seed))
+        else:
+            print(f"training: goes on from the checkpoint of update {int(state.step)}")
+        logs.rewind(log, int(state.step))
 
-        def flush(pending=pending, phase=phase, begin=begin, epoch=epoch):
-            records = [
-                {
-                    "phase": phase.step,
-                    "epoch": (step - begin - 1) // epoch + 1,
-                    "step": step,
-                    **{name: float(value) for name, value in metrics.items()},
-                }
-                for step, metrics in jax.device_get(pending)
-            ]
-            pending.clear()
-            good = _finite(records)
-            logs.append(log, good)
-            write(good)
-            if len(good) < len(records):
-                _diverged(records[len(good)], manager)
+        def save(state, stop):
+            checkpoint.save(manager, state)
+            if stop:
+                manager.wait_until_finished()
+                print(f"\na checkpoint of update {int(state.step)} is written in {folder}")
 
-        name = f"train {phase.step}"
-        with jobs.progress(end - begin, first - begin, name, "update") as bar:
-            for data, index in _batches(path, rows, draws, budget):
-                state, metrics = run(state, data, index)
-                if bar.n == bar.initial:  # it compiled: the bar's rate begins now
-                    jax.block_until_ready(metrics)
-                    bar.unpause()
-                first += 1
-                pending.append((first, metrics))
-                asked = jobs.asked()
-                if len(pending) >= log_every or first % save_every == 0 or first == end or asked:
-                    flush()
-                    bar.set_postfix(epoch=(first - begin - 1) // epoch + 1, refresh=False)
-                bar.update()
-                if first % save_every == 0 or first == end or asked:
-                    checkpoint.save(manager, state)
-                if asked:
-                    manager.wait_until_finished()
-                    print(f"\na checkpoint of update {first} is written in {folder}")
-                    jobs.check()
-    manager.wait_until_finished()
+        for number, (phase, end) in enumerate(zip(plan, ends, strict=True)):
+            begin, first = ends[number - 1] if number else 0, int(state.step)
+            if first >= end:
+                continue
+            draws = (
+                store.batch_rows(
+                    len(rows),
+                    batch,
+                    seed=seed,
+                    phase=number,
+                    update=update - begin,
+                    batches=phase.batches,
+                )
+                for update in range(first, end)
+            )
+            batches = _batches(path, rows, draws, budget_mb * 2**20)
+            epoch = math.ceil(len(rows) / batch)
+
+            def due(step, end=end):
+                return step % save_every == 0 or step == end
+
+            def describe(step, metrics, phase=phase, begin=begin, epoch=epoch):
+                place = {"phase": phase.step, "epoch": (step - begin - 1) // epoch + 1}
+                values = {name: float(value) for name, value in metrics.items()}
+                return {**place, "step": step, **values}
+
+            def flush(pending, describe=describe):
+                records = [describe(*item) for item in jax.device_get(pending)]
+                good = _finite(records)
+                logs.append(log, good)
+                board(good)
+                if len(good) < len(records):
+                    _diverged(records[len(good)], manager)
+                return records[-1]["epoch"]
+
+            size = store.open_store(path)["pairs"].shape[1]
+            run = steps.data_parallel(model.steps[phase.step], size)
+            with jobs.progress(end - begin, first - begin, f"train {phase.step}", "update") as bar:
+                state = _loop(run, state, batches, bar, flush, save, due, log_every)
+    return state
+
+
+def _loop(run, state, batches, bar, flush, save, due, log_every):
+    """One phase, update by update; metrics are looked at before the state is saved."""
+    step, pending = int(state.step), []
+    for data, index in batches:
+        state, metrics = run(state, data, index)
+        if bar.n == bar.initial:  # it compiled: the bar's rate begins now
+            jax.block_until_ready(metrics)
+            bar.unpause()
+        step += 1
+        pending.append((step, metrics))
+        stop = jobs.asked()
+        if len(pending) >= log_every or due(step) or stop:
+            bar.set_postfix(epoch=flush(pending), refresh=False)
+            pending = []
+        bar.update()
+        if due(step) or stop:
+            save(state, stop)
+        if stop:
+            jobs.check()
     return state
 
 
@@ -176,6 +197,12 @@ def _finite(records):
 
 def _diverged(record, manager):
     manager.wait_until_finished()
+    last = manager.latest_step()
+    kept = (
+        "no checkpoint was written yet"
+        if last is None
+        else (f"the last good checkpoint is of update {last}")
+    )
     name, value = next(
         (name, value)
         for name, value in record.items()
@@ -183,7 +210,7 @@ def _diverged(record, manager):
     )
     raise Diverged(
         f"training stopped: {name} is {value} at update {record['step']} (phase "
-        f"{record['phase']}); the last good checkpoint is of update {manager.latest_step()}: "
+        f"{record['phase']}); {kept}: "
         "lower the learning rate or the penalty, or compute in float32, in a new --workdir"
     )
 

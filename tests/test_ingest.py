@@ -97,7 +97,7 @@ def test_missing_and_surplus_files_are_named(skullbreak, tmp_path, capsys):
         "train/notes.txt is not SkullBreak's",
         "test/complete_skull/000.nrrd is missing",
     ):
-        assert f"left out: {line}" in printed
+        assert f"note: {line}" in printed
     assert store.open_store(tmp_path / "real.zarr")["pairs"].shape[0] == 14
 
 
@@ -231,3 +231,41 @@ def test_a_real_skull_there_and_back(tmp_path):
     back = resample.enlarge(share, model, skull.affine, skull.data.shape)
     dice = 2 * np.sum(back & skull.data) / (back.sum() + skull.data.sum())
     assert dice > 0.95
+
+
+def test_skullbreaks_cubes_of_any_size_keep_their_millimetres(skullbreak, tmp_path):
+    root = tmp_path / "small"
+    for path in skullbreak.rglob("*.nrrd"):
+        mask = volume.read(path)
+        volume.write(root / path.relative_to(skullbreak), mask.data, np.diag([1.0, 1, 1, 1]))
+    config = _config(source="skullbreak", root=str(root), threshold=0.5)
+    ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
+    assert store.open_store(tmp_path / "real.zarr").attrs["voxel_mm"] == pytest.approx(2)
+    for path in root.rglob("*.nrrd"):
+        volume.write(path, volume.read(path).data, np.diag([1.0, 1, 2, 1]))
+    with pytest.raises(UserError, match="is no cube"):
+        ingest.run(tmp_path / "other.zarr", 16, config, workers=1)
+
+
+def test_skullbreaks_split_is_its_own(skullbreak, tmp_path):
+    config = _config(source="skullbreak", root=str(skullbreak), test="000")
+    with pytest.raises(UserError, match=r"data.test.* not for data.source=skullbreak"):
+        ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
+
+
+def test_detached_voxels_are_part_of_their_header(tmp_path, capsys):
+    import nrrd
+
+    root = tmp_path / "skulls"
+    root.mkdir()
+    for name in "abc":
+        header = {"space": "RAS", "space directions": np.eye(3) * 204.8 / 48}
+        mask = phantom.skull(ord(name), 48).astype(np.uint8)
+        nrrd.write(str(root / f"{name}.nhdr"), mask, header, detached_header=True)
+    (root / "folder.nrrd").mkdir()
+    config = _config(source="skulls", root=str(root))
+    ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
+    sources = store.open_store(tmp_path / "real.zarr").attrs["recipe"]["sources"]
+    assert sorted(sources) == sorted(p.name for p in root.iterdir() if p.is_file())
+    assert len(sources) == 6
+    assert "note: folder.nrrd is no" in capsys.readouterr().out

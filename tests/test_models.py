@@ -191,6 +191,22 @@ def test_aggregate_posterior_has_the_mixtures_moments():
     np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.15 * np.abs(covariance).max())
 
 
+def test_bfloat16_steps_are_near_float32_ones(data):
+    seen = {}
+    for precision in ("float32", "bfloat16"):
+        model, state = _start(_config(vae, precision=precision))
+        _, seen[precision] = _run(model, "vae", state, data, 1, 1, updates=1)
+    for name, value in seen["float32"].items():
+        np.testing.assert_allclose(value, seen["bfloat16"][name], rtol=0.05)
+    assert seen["float32"]["reconstruction"] != seen["bfloat16"]["reconstruction"]
+
+
+def test_before_any_update_the_aggregate_posterior_is_the_prior():
+    stats = {"mean": jnp.zeros(3), "square": jnp.zeros((3, 3)), "weight": jnp.zeros(())}
+    keys = jax.random.split(KEY, 4)
+    np.testing.assert_allclose(vae_model.aggregate(stats, keys), steps.normal(keys, 3), rtol=1e-5)
+
+
 def test_vae_learns_one_batch(data):
     # The pairs differ by noise that a latent of 4 cannot hold: the mean pair is the best answer.
     config = _config(vae, vae_learning_rate=1e-2, kl_weight=0.01)

@@ -1,9 +1,14 @@
 """Work directories: what is locked, what is free, what is set aside."""
 
+import os
+import shutil
+
+import nibabel
+import numpy as np
 import pytest
 
-from experiments import common
-from skullgen import run, store
+from experiments import common, vae, wgan_gp
+from skullgen import phantom, run, store, train
 from skullgen.errors import UserError
 from tests import toy_config
 
@@ -103,3 +108,112 @@ def test_every_size_has_the_same_fields():
 
     sizes = [fields(common.defaults(size)) for size in common.SIZES]
     assert sizes[0] == sizes[1] == sizes[2]
+
+
+def _unmark(path, shard=0):
+    """As if killed before this shard was whole."""
+    (path / "voxels" / "c" / str(shard) / "0").unlink()
+
+
+@pytest.fixture
+def copy(work, tmp_path):
+    shutil.copytree(work, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_half_made_stores_are_not_taken_for_whole(copy):
+    _unmark(copy / "generated.zarr")
+    with pytest.raises(UserError, match="pairs are not made yet: run the stage `generate`"):
+        run.run(_toy("evaluate"), copy)
+    _unmark(copy / "real.zarr")
+    with pytest.raises(UserError, match="pairs are not made yet: run the stage `ingest`"):
+        run.run(_toy("train"), copy)
+
+
+def test_pairs_of_other_weights_are_set_aside_though_the_step_is_equal(copy):
+    run.run(_toy("generate"), copy)
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "train.jsonl").unlink()
+    run.run(_toy("train,generate", seed=5), copy)
+    assert (copy / "generated-step70-0.zarr").exists()
+
+
+def test_a_store_taken_away_is_made_again_from_the_same_data_only(copy):
+    before = store.load(copy / "real.zarr", range(4))
+    shutil.rmtree(copy / "real.zarr")
+    with pytest.raises(UserError, match=r"config\.data\.seed was 0 and is now 1"):
+        run.run(_toy("ingest", **{"data.seed": 1}), copy)
+    run.run(_toy("ingest,train"), copy)
+    assert (store.load(copy / "real.zarr", range(4)) == before).all()
+
+
+def test_data_fields_are_free_until_a_pair_is_made(tmp_path):
+    (tmp_path / "skulls").mkdir()
+    for name in "abcd":
+        hounsfield = np.where(phantom.skull(3, 48), 700, -900).astype(np.int16)
+        image = nibabel.Nifti1Image(hounsfield, phantom.affine(48))
+        nibabel.save(image, tmp_path / "skulls" / f"{name} ü.nii.gz")
+    fields = {"data.source": "skulls", "data.root": str(tmp_path / "skulls")}
+    with pytest.raises(UserError, match="bone_hu"):
+        run.run(_toy("ingest", **fields), tmp_path / "run")
+    run.run(_toy("ingest", **fields, **{"data.bone_hu": 300.0}), tmp_path / "run")
+    assert store.open_store(tmp_path / "run" / "real.zarr").attrs["names"][0] == "a ü"
+
+
+def test_two_runs_in_one_work_directory_are_refused(copy):
+    with run.alone(copy):
+        with pytest.raises(UserError, match=rf"another run works here \(process {os.getpid()} on"):
+            run.run(_toy("generate"), copy)
+    run.run(_toy("generate"), copy)
+
+
+def test_a_smaller_count_throws_nothing_away(copy, capsys):
+    run.run(_toy("generate"), copy)
+    run.run(_toy("generate", **{"generate.count": 5}), copy)
+    assert "300 pairs (generate.count is 5; none is thrown away)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("batch_size", 0, "batch_size is 0: it must be 1 or more"),
+        ("seed", -1, "seed is -1"),
+        ("keep", 0, "keep is 0"),
+        ("workers", -1, "workers is -1"),
+        ("data.cuts", 0, "data.cuts is 0"),
+        ("data.threshold", 0.0, "data.threshold is 0.0: it must be 0.001 to 1"),
+        ("data.test_fraction", -0.5, "data.test_fraction is -0.5"),
+        ("generate.count", 0, "generate.count is 0"),
+        ("generate.first", -3, "generate.first is -3"),
+        ("generate.connectivity", 7, "generate.connectivity is 7: choose one of 6, 18, 26"),
+        ("generate.channels", "both", "generate.channels is 'both'"),
+        ("evaluate.pairs", 0, "evaluate.pairs is 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_written(field, value, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        run.run(_toy("ingest", **{field: value}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "field", "value", "words"),
+    [
+        (vae, "head", "banana", "model.head is 'banana': choose one of independent, exclusive"),
+        (vae, "precision", "float8", "model.precision is 'float8'"),
+        (vae, "pool", "max", "model.pool is 'max'"),
+        (vae, "latents", "foo", "model.latents is 'foo': choose one of prior, aggregate"),
+        (vae, "resolution", 18, r"resolution 18 cannot be halved 2 times: .*model.widths"),
+        (vae, "groups", 3, "config.model does not fit"),
+        (vae, "widths", (), "config.model does not fit"),
+        (wgan_gp, "generator_norm", "foo", "model.generator_norm is 'foo'"),
+        (wgan_gp, "critic_norm", "batch", "model.critic_norm is 'batch'"),
+        (wgan_gp, "latents", "aggregate", "model.latents is 'aggregate': choose one of prior"),
+    ],
+)
+def test_models_that_cannot_be_made_are_refused(module, field, value, words):
+    config = module.get_config("smoke")
+    config.model.unlock()
+    config.model[field] = value
+    with pytest.raises(UserError, match=words):
+        train.load_model(config.model_name, config.model)

@@ -9,7 +9,8 @@ import optax
 from flax import linen as nn
 
 from skullgen import losses, nets, steps
-from skullgen.models.wgan_gp import new_net
+from skullgen.errors import one_of
+from skullgen.models.wgan_gp import PRECISIONS, new_net
 from skullgen.types import Model, State
 
 NOISE = 2  # stream of random draws; 0 and 1 are the GAN's
@@ -36,7 +37,10 @@ class Autoencoder(nn.Module):
 
 def autoencoder(config):
     """The autoencoder that `config` (an experiment's `config.model`) describes."""
-    dtype = jnp.dtype(config.precision)
+    dtype = jnp.dtype(one_of("model.precision", config.precision, PRECISIONS))
+    one_of("model.head", config.head, nets.HEADS)
+    nets.coarsest(config.resolution, config.widths)
+    one_of("model.pool", config.pool, ("average", "flatten"))
     widths = tuple(config.widths)
     encoder = nets.Encoder(config.latent, widths, config.groups, config.pool, dtype)
     decoder = nets.Generator(
@@ -112,9 +116,15 @@ def _follow(stats, mean, log_variance, momentum):
 
 
 def aggregate(stats, keys):
-    """Draws z [B, Z] from the Gaussian with the aggregate posterior's mean and covariance."""
-    mean = stats["mean"] / stats["weight"]
-    covariance = stats["square"] / stats["weight"] - jnp.outer(mean, mean)
+    """Draws z [B, Z] from the Gaussian with the aggregate posterior's mean and covariance.
+
+    Before any update of the VAE that is N(0, I).
+    """
+    known = stats["weight"] > 0
+    weight = jnp.where(known, stats["weight"], 1)
+    mean = stats["mean"] / weight
+    covariance = stats["square"] / weight - jnp.outer(mean, mean)
+    covariance = jnp.where(known, covariance, jnp.eye(len(mean)))
     root = jnp.linalg.cholesky(covariance + 1e-6 * jnp.eye(len(mean)))
     return mean + steps.normal(keys, len(mean)) @ root.T
 
@@ -124,6 +134,7 @@ def sampler(config, source):
 
     source: the role in `state.nets` whose stats hold the aggregate posterior.
     """
+    one_of("model.latents", config.latents, ("prior", "aggregate"))
     if config.latents == "prior":
         return lambda state, keys: steps.normal(keys, config.latent)
     return lambda state, keys: aggregate(state.nets[source].stats, keys)

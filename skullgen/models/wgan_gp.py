@@ -8,14 +8,21 @@ import jax.numpy as jnp
 import optax
 
 from skullgen import losses, nets, steps
+from skullgen.errors import one_of
 from skullgen.types import Model, Net, State
 
+PRECISIONS = ("float32", "bfloat16")
 Z, U = 0, 1  # streams of random draws
 
 
 def networks(config):
     """The generator and the critic that `config` (an experiment's `config.model`) describes."""
-    dtype = jnp.dtype(config.precision)
+    dtype = jnp.dtype(one_of("model.precision", config.precision, PRECISIONS))
+    one_of("model.head", config.head, nets.HEADS)
+    nets.coarsest(config.resolution, config.widths)
+    one_of("model.generator_norm", config.generator_norm, ("batch", "group", "layer", "none"))
+    # Not batch norm: it mixes samples, and the penalty is each sample's own.
+    one_of("model.critic_norm", config.critic_norm, ("layer", "channel", "group", "none"))
     generator = nets.Generator(
         resolution=config.resolution,
         widths=tuple(config.widths),
@@ -26,7 +33,7 @@ def networks(config):
         occupancy=tuple(config.occupancy),
         dtype=dtype,
     )
-    return generator, nets.Critic(tuple(config.widths), config.critic_norm, dtype)
+    return generator, nets.Critic(tuple(config.widths), config.critic_norm, config.groups, dtype)
 
 
 def new_net(module, tx, key, *arguments):
@@ -129,6 +136,7 @@ def decoder(config):
 
 def make(config):
     """WGAN-GP; `config` is `config.model` of `experiments/wgan_gp.py`."""
+    one_of("model.latents", config.latents, ("prior",))
     init, step = adversarial(config)
 
     def start(key):
