@@ -119,4 +119,6 @@ def ordered(function, tasks, workers):
 
 def workers(count):
     """The number of worker processes: `count`, or one a core that this process may use if 0."""
-    return count or len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):  # Linux; not macOS
+        return count or len(os.sched_getaffinity(0))
+    return count or os.cpu_count() or 1
