@@ -1,7 +1,10 @@
 """The VAE, the paper's baseline.
 
-python launch.py --config experiments/vae.py
-python launch.py --config experiments/vae.py:paper --config.data.root=SKULLBREAK
+  python launch.py --config experiments/vae.py
+  python launch.py --config experiments/vae.py:paper --config.data.root=SKULLBREAK
+
+Demo: 2 minutes on 2 cores; Dice to the nearest training pair 0.82 (skull) and 0.55 (defect), of
+held-out phantoms 0.79 and 0.60. Paper: not run here.
 """
 
 from experiments import common
