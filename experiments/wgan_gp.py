@@ -3,7 +3,7 @@
   python launch.py --config experiments/wgan_gp.py
   python launch.py --config experiments/wgan_gp.py:paper --config.data.root=SKULLBREAK
 
-Demo: 16^3, @@W7@@ on 2 cores; Dice to the nearest training pair @@WS@@ (skull) and @@WD@@ (defect),
+Demo: 16^3, 5 minutes on 2 cores; Dice to the nearest training pair 0.86 (skull) and 0.56 (defect),
 of held-out phantoms 0.85 and 0.67. Paper: not run here.
 """
 
@@ -19,7 +19,6 @@ def get_config(size="demo"):
         config.data.threshold = 0.2
         config.model.resolution = 16
         config.model.widths = (32, 64)
-        config.generate.dust_mm3 = 6000.0  # 3 voxels
     config.phases = {
         "smoke": [dict(step="wgan", updates=4, batches=5)],
         "demo": [dict(step="wgan", updates=2000, batches=5)],
