@@ -72,40 +72,26 @@ def batches(make, shards, first, batch):
         yield shard, bits[offset : offset + len(shard)], overlap[offset : offset + len(shard)]
 
 
-def run(
-    model,
-    state,
-    path,
-    *,
-    count,
-    first,
-    seed,
-    batch,
-    channels,
-    threshold,
-    dust_mm3,
-    connectivity,
-    voxel_mm,
-    size,
-    workers,
-    attributes,
-):
+def run(model, state, path, settings, *, channels, voxel_mm, size, workers, attributes):
     """Generates samples `first` to `first + count` into the store `path`, or goes on.
 
-    dust_mm3: components of a smaller volume are removed. voxel_mm: of the real pairs.
-    attributes: of the store (`store.create`).
+    settings: an experiment's `config.generate`. channels: `independent` or `exclusive`.
+    voxel_mm: of the real pairs, by which components of under `settings.dust_mm3` are found.
+    size: voxels a side. attributes: of the store (`store.create`).
     """
+    count = settings.count
     store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
     shards = store.missing(path)
     if not shards:
         print(f"{path}: all {len(store.rows(path))} pairs are there")
         return
-    dust = int(np.ceil(dust_mm3 / voxel_mm**3))
-    make = sampler(model, state, seed=seed, batch=batch, channels=channels, threshold=threshold)
-    whole = batch * jax.local_device_count()
+    dust = int(np.ceil(settings.dust_mm3 / voxel_mm**3))
+    options = dict(seed=settings.seed, batch=settings.batch_size, threshold=settings.threshold)
+    make = sampler(model, state, channels=channels, **options)
+    whole = settings.batch_size * jax.local_device_count()
     tasks = (
-        (path, shard.start, bits, overlap, size, voxel_mm, dust, connectivity)
-        for shard, bits, overlap in batches(make, shards, first, whole)
+        (path, shard.start, bits, overlap, size, voxel_mm, dust, settings.connectivity)
+        for shard, bits, overlap in batches(make, shards, settings.first, whole)
     )
     workers = min(jobs.workers(workers), len(shards))
     with jobs.progress(count, count - sum(map(len, shards)), "generate", "pair") as bar:

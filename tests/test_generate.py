@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -23,21 +24,19 @@ def state(model):
     return state.replace(key=jax.random.key(1, impl="threefry2x32"))
 
 
-def _run(model, state, path, count=10, first=0, **fields):
-    options = dict(
-        seed=5, batch=2, channels="independent", threshold=0.5, dust_mm3=0.0, connectivity=6
-    )
+def _run(model, state, path, count=10, workers=1, **fields):
+    base = dict(first=0, seed=5, batch_size=2, threshold=0.5, dust_mm3=0.0, connectivity=6)
+    settings = ml_collections.ConfigDict({"count": count, **base, **fields})
     generate.run(
         model,
         state,
         path,
-        count=count,
-        first=first,
-        size=SIZE,
+        settings,
+        channels="independent",
         voxel_mm=25.6,
-        workers=1,
+        size=SIZE,
+        workers=workers,
         attributes=ATTRIBUTES,
-        **{**options, **fields},
     )
     return store.load(path, store.rows(path))
 
@@ -129,21 +128,4 @@ def test_batches_are_whole_aligned_and_made_once(first):
 
 def test_workers_write_the_same_store(model, state, tmp_path):
     alone = _run(model, state, tmp_path / "a.zarr")
-    generate.run(
-        model,
-        state,
-        tmp_path / "b.zarr",
-        count=10,
-        first=0,
-        size=SIZE,
-        voxel_mm=25.6,
-        workers=2,
-        attributes=ATTRIBUTES,
-        seed=5,
-        batch=2,
-        channels="independent",
-        threshold=0.5,
-        dust_mm3=0.0,
-        connectivity=6,
-    )
-    np.testing.assert_array_equal(store.load(tmp_path / "b.zarr", range(10)), alone)
+    np.testing.assert_array_equal(_run(model, state, tmp_path / "b.zarr", workers=2), alone)
