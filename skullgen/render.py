@@ -10,7 +10,6 @@ import numpy as np
 from scipy import ndimage
 
 from skullgen.errors import UserError
-from skullgen.resample import FIELD_MM
 
 # Told apart, also by the colour-blind: from each other and from bone.
 BONE = (0.96, 0.89, 0.76)
@@ -25,7 +24,7 @@ _MARGIN = 0.06
 _LARGEST = 160  # voxels a side
 
 
-def render(skull, defect, view=THREE_QUARTER, *, pixels=256, separate_mm=0.0):
+def render(skull, defect, view=THREE_QUARTER, *, pixels=256):
     """Draw a pair as shaded surfaces: the skull in bone colour, its defect in blue, on white.
 
     The surface is that of a volume smoothed by 0.75 voxel; thin bone and narrow holes are kept.
@@ -38,12 +37,11 @@ def render(skull, defect, view=THREE_QUARTER, *, pixels=256, separate_mm=0.0):
       view: (azimuth, elevation), degrees. Azimuth 0 is the frontal view (the patient's right on
         the picture's left), 90 the patient's right, 180 the back; elevation 90 is from above.
       pixels: P.
-      separate_mm: how far the defect is moved outwards, away from the pair's middle, mm.
 
     Returns:
       uint8 [P, P, 3], row 0 on top. Raises UserError unless both are cubes of one size.
     """
-    return shade(*layers(skull, defect, view, pixels, separate_mm))
+    return shade(*layers(skull, defect, view, pixels))
 
 
 def view_of(skull, defect):
@@ -91,7 +89,7 @@ def look(towards):
     return (oblique if math.hypot(x, y) > 0.3 else THREE_QUARTER[0]), elevation
 
 
-def layers(skull, defect, view, pixels, separate_mm=0.0):
+def layers(skull, defect, view, pixels):
     """Return a pair's surfaces as `shade` takes them, and the edge of the picture in voxels.
 
     Arguments as for `render`. A layer, the skull's and the defect's,
@@ -100,10 +98,8 @@ def layers(skull, defect, view, pixels, separate_mm=0.0):
     if np.shape(skull) != np.shape(defect):
         raise UserError(f"skull {np.shape(skull)} and defect {np.shape(defect)} differ in shape")
     skull, defect = _shares(skull), _shares(defect)
-    camera, shift = _camera(*view), np.zeros(3)
-    if separate_mm:
-        shift = direction(skull, defect) * separate_mm * len(skull) / FIELD_MM
-    seen = np.concatenate([np.argwhere(skull > 0), np.argwhere(defect > 0) + shift]) @ camera.T
+    camera = _camera(*view)
+    seen = np.concatenate([np.argwhere(skull > 0), np.argwhere(defect > 0)]) @ camera.T
     seen = seen if len(seen) else np.full((1, 3), len(skull) / 2)
     low, high = seen.min(0), seen.max(0)
     pivot = (low + high) / 2 @ camera
@@ -111,7 +107,7 @@ def layers(skull, defect, view, pixels, separate_mm=0.0):
     span = max(0.9 * len(skull), 1.04 * ((high - low)[:2].max() + 2))
     grid = (np.arange(2 * pixels) + 0.5 - pixels) * span / (2 * pixels)
     bone = (*_march(skull, camera, pivot, grid), BONE)
-    piece = (*_march(defect, camera, pivot - shift, grid), IMPLANT)
+    piece = (*_march(defect, camera, pivot, grid), IMPLANT)
     return [bone, piece], span
 
 

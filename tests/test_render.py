@@ -128,16 +128,6 @@ def test_thin_oblique_bone_does_not_vanish():
     assert seen[disc].all()
 
 
-def test_separate_mm_moves_the_defect_outwards_by_that_much():
-    skull, defect = holed_shell((1, 0, 0), radius=0.3)
-    pictures = [
-        render.render(skull, defect, (0, 0), pixels=144, separate_mm=mm) for mm in (0, 12.8)
-    ]
-    reach = [np.argwhere(bone(p))[:, 1].max() - np.argwhere(blue(p))[:, 1].min() for p in pictures]
-    voxels = 0.9 * 32 / 144  # a pixel; 12.8 mm are two voxels at 32^3
-    assert (reach[1] - reach[0]) * voxels == pytest.approx(2.0, abs=0.3)
-
-
 @given(azimuth=st.floats(-720, 720, allow_nan=False), elevation=st.floats(-90, 90, allow_nan=False))
 def test_the_camera_is_a_rotation_with_the_vertical_upright(azimuth, elevation):
     camera = render._camera(azimuth, elevation)
