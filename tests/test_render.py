@@ -11,31 +11,10 @@ from hypothesis import given, settings
 
 from skullgen import render
 from skullgen.errors import UserError
+from tests.shapes import ball, blue, holed_shell, nothing
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 MIDDLE = (15.5, 15.5, 15.5)
-
-
-def ball(centre, radius, side=32):
-    grid = np.indices((side,) * 3).T - np.asarray(centre)
-    return ((grid**2).sum(-1) < radius**2).T
-
-
-def nothing(side=32):
-    return np.zeros((side,) * 3, bool)
-
-
-def holed_shell(direction, side=32, radius=0.4):
-    """A sphere's shell, two voxels thick, and its cap about `direction`: (skull, defect)."""
-    middle = np.full(3, (side - 1) / 2)
-    shell = ball(middle, radius * side, side) & ~ball(middle, radius * side - 2, side)
-    defect = shell & ball(middle + radius * side * np.asarray(direction), 0.2 * side, side)
-    return shell & ~defect, defect
-
-
-def blue(picture):
-    picture = picture.astype(int)
-    return picture[..., 2] > picture[..., 0] + 20
 
 
 def bone(picture):
