@@ -1,6 +1,7 @@
 """Runs an experiment: `python launch.py --config experiments/vae_wgan.py[:size]`.
 
 --workdir FOLDER      all of a run (default: runs/<config>[-<size>][-<overrides>])
+--sweep=list|all|K    of a config that is a sweep: show its runs, run all (the default), or one
 --config.FIELD=VALUE  any field of the config, for example --config.seed=3
 """
 
@@ -16,6 +17,7 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_SWEEP = flags.DEFINE_string("sweep", None, "Of a config that is a sweep: list, all, or a number.")
 
 
 def main(_):
@@ -34,7 +36,10 @@ def main(_):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     print(f"work directory: {workdir}", flush=True)
     with jobs.stoppable():
-        run.run(config, workdir)
+        if _SWEEP.value or config.get("table"):
+            run.sweep(config, workdir, _SWEEP.value or "all")
+        else:
+            run.run(config, workdir)
 
 
 def default_workdir(flag):

@@ -15,7 +15,7 @@ def defaults(size):
     if size not in SIZES:
         raise ValueError(f"no size {size!r}: choose {', '.join(SIZES)}")
     config = ConfigDict()
-    config.stages = "ingest,train,generate,evaluate,report"
+    config.stages = "ingest,train,generate,segment,evaluate,explore,report"
     config.seed = 0
     config.batch_size = 16  # over all devices
     config.workers = 0  # processes for ingest and generate; 0: one a core
@@ -27,10 +27,11 @@ def defaults(size):
     config.compilation_cache = "~/.cache/skullgen"  # "": none
 
     config.data = ConfigDict()
-    config.data.source = "phantom"  # or skulls, skullbreak
-    config.data.root = ""  # folder of the source; phantoms have none
+    config.data.source = "phantom"  # or skulls, skullbreak; store: pairs that another run ingested
+    config.data.root = ""  # folder of the source, or the store; phantoms have none
     config.data.skulls = 72  # phantoms
     config.data.cuts = 1  # defects of each kind for each skull (phantom, skulls)
+    config.data.first_cut = 0  # number of the first: other numbers are other defects
     config.data.seed = 0  # of phantoms, defects and the split
     config.data.threshold = 0.3  # share of bone that makes a voxel bone
     config.data.bone_hu = 0.0  # for CTs in Hounsfield units: bone is this or more; 0: masks
@@ -38,6 +39,10 @@ def defaults(size):
     config.data.validation = ""
     config.data.test_fraction = 0.15
     config.data.validation_fraction = 0.1
+    config.data.folds = 0  # cross-validation over skulls: the test skulls are those of
+    config.data.fold = 0  # this fold
+    config.data.splits = ""  # skulls of only these splits, comma-separated; "": all
+    config.data.reframe = True  # False: the files' own cube is the frame, as SkullBreak's
     config.data.licence = ""  # recorded in the store; "": that of the source, where it is known
 
     config.model = ConfigDict()
@@ -60,8 +65,45 @@ def defaults(size):
     config.generate.dust_mm3 = 2000.0  # components of a smaller volume are removed
     config.generate.connectivity = 6  # neighbours that make a component: 6, 18, 26
 
+    config.segment = ConfigDict()  # the V-Net that judges
+    config.segment.model_name = "vnet"
+    config.segment.stores = ""  # PATH:SPLIT:PAIRS, comma-separated; "": this run's generated pairs
+    config.segment.reference = True  # one on this run's real training pairs too: the yardstick
+    config.segment.fresh = 0  # pairs that ingest cuts anew from training skulls, in fresh.zarr
+    config.segment.seed = 0
+    config.segment.updates = 300
+    config.segment.batch_size = 8  # over all devices
+    config.segment.save_every = 100
+    config.segment.model = ConfigDict()
+    config.segment.model.widths = (8, 16, 32, 64)  # channels, finest to coarsest
+    config.segment.model.kernel = 3
+    config.segment.model.down = (1, 2, 2, 2)  # convolutions of each stage
+    config.segment.model.up = (2, 2, 1)  # from the coarsest but one to the finest
+    config.segment.model.norm = "group"  # or batch, none
+    config.segment.model.groups = 4
+    config.segment.model.precision = "float32"
+    config.segment.model.learning_rate = 1e-3
+    config.segment.model.decay_steps = 0  # updates of a cosine decay to 0; 0: constant
+    config.segment.model.augment = False  # flips, and the three below at random
+    config.segment.model.rotation_degrees = 8.0  # about each axis, at most
+    config.segment.model.scaling = 0.08  # of each axis, at most
+    config.segment.model.shift_mm = 6.0  # along each axis, at most
+
     config.evaluate = ConfigDict()
     config.evaluate.pairs = 200  # generated pairs that are compared, at most
+    config.evaluate.cases = 60  # pairs of a column that a V-Net is scored on, at most; 0: all
+    config.evaluate.batch_size = 8  # pairs that a V-Net takes at once
+    config.evaluate.rules = True  # score the mean skull and the mirror image too
+    config.evaluate.threshold = 0.5
+    config.evaluate.upsampling = "probability"  # or mask, nearest: how a prediction gets there
+
+    config.explore = ConfigDict()
+    config.explore.pairs = 200  # of each group in a map, at most
+    config.explore.stores = ""  # generated stores in the maps, comma-separated; "": this run's
+    config.explore.perplexity = 30.0  # t-SNE's
+    config.explore.umap = False  # needs the extra `umap`
+    config.explore.steps = 6  # pairs of an interpolation
+    config.explore.seed = 0
 
     if size == "smoke":
         config.batch_size = 4
@@ -74,6 +116,12 @@ def defaults(size):
         config.model.latent = 8
         config.generate.count = 20
         config.generate.batch_size = 8
+        config.segment.updates = 4
+        config.segment.batch_size = 4
+        config.segment.model.widths = (4, 8)
+        config.segment.model.down = (1, 1)
+        config.segment.model.up = (1,)
+        config.evaluate.cases = 6
     if size == "paper":
         config.batch_size = 8
         config.log_every = 50
@@ -91,6 +139,15 @@ def defaults(size):
         config.generate.count = 40_000
         config.generate.batch_size = 32
         config.generate.dust_mm3 = 409.6  # 100 voxels of 1.6 mm
+        config.segment.updates = 20_000
+        config.segment.save_every = 1000
+        config.segment.model.widths = (8, 16, 32, 64, 128)
+        config.segment.model.kernel = 5
+        config.segment.model.down = (2, 2, 3, 3, 3)
+        config.segment.model.up = (3, 3, 2, 1)
+        config.segment.model.precision = "bfloat16"
+        config.segment.model.groups = 8
+        config.evaluate.cases = 0
     return config
 
 
@@ -115,4 +172,18 @@ def wgan_gp(config, size):
     config.model.generator_norm = "batch"
     config.model.critic_norm = "layer"  # over D, H, W, C; or channel, none
     config.model.momentum = 0.99 if size == "paper" else 0.9  # of batch norm's averages
+    return config
+
+
+def introvae(config, size):
+    """Adds IntroVAE's fields to `config.model`; `margin` is for the sizes' own resolutions."""
+    small = size != "paper"
+    config.model.head = "linear"
+    config.model.learning_rate = 1e-3  # of both networks
+    config.model.alpha = 0.25
+    config.model.beta = 60.0 if small else 1.0
+    config.model.margin = 90.0 if small else 10.0  # a little above the KL that phase `vae` prints
+    config.model.channel_weights = (1.0, 8.0) if small else (1.0, 1.0)  # of squared errors
+    config.model.pool = "flatten" if small else "average"
+    config.model.posterior_momentum = 0.99
     return config

@@ -1,150 +1,279 @@
-"""Dice (equation 8), and what generated pairs look like beside real ones, in numbers.
+"""The verdict: what pairs are worth, by networks trained on them and scored on real ones.
 
-Stores are compared packed (`store.pack`): uint8 [N, D^3 * 2 / 8].
+Section 5 and table 1. A *net* is anything that designs implants: a trained V-Net, or one of the
+two rules that need no training. Columns, as in table 1: `train`, the net's own training pairs;
+`validation`, the real pairs that the generator was trained on (split `train`); `test`, split
+`test`; `selection`, split `validation`, by which one of several nets may be chosen and nothing is
+judged. Shapes: `D` voxels a side of the model's grid.
 """
 
+import collections
+import itertools
+
+import cc3d
+import jax
 import numpy as np
 
-from skullgen import generate, store
-from skullgen.errors import UserError
+from skullgen import jobs, metrics, steps, store
 
-CHANNELS = ("skull", "defect")
+METRICS = (
+    "dice",
+    "bdsc",
+    "hd95_mm",
+    "dice_512",
+    "dice_native",
+    "ceiling_native",
+    "hd95_native_mm",
+)
+COLUMNS = ("train", "validation", "test", "selection")
 
 
-def dice(a, b):
-    """Equation 8, `2 |A and B| / (|A| + |B|)`: bool arrays of one shape -> float.
+def network(model, state, size, batch=8):
+    """`predict(bits [n, bytes]) -> float32 [n, D, D, D]`, the implant's probability.
 
-    Two empty masks have Dice 0, as in the AutoImplant challenge.
+    The device always runs whole batches: a pair's answer does not depend on the others.
     """
-    total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else 0.0
+    run = jax.jit(lambda state, bits: model.predict(state, steps.unpack(bits, size)[..., 0]))
+
+    def predict(bits):
+        full = np.concatenate([bits, np.zeros((-len(bits) % batch, bits.shape[1]), np.uint8)])
+        parts = [run(state, full[i : i + batch]) for i in range(0, len(full), batch)]
+        return np.concatenate([np.asarray(part) for part in parts])[: len(bits)]
+
+    return predict
 
 
-def dice_matrix(a, b, size):
-    """Dice of every pair of `a` with every one of `b`, for both channels: float32 [2, n, m].
+def mean_skull(train, size):
+    """A rule without training: the mean training skull minus the defective one, biggest piece.
 
-    a, b: packed pairs uint8 [n, bytes], [m, bytes] of `size` voxels a side. Exact: counts are
-    sums of 0 and 1 in float32 over one slab of voxels at a time, added in float64.
+    train: packed training pairs. Returns `predict` as `network` does.
     """
-    slabs = size if size >= 8 else 1
-    parts = [np.array_split(x, slabs, axis=1) for x in (a, b)]
-    both = np.zeros((2, len(a), len(b)))
-    sums = np.zeros((2, len(a), 1)), np.zeros((2, 1, len(b)))
-    for left, right in zip(*parts, strict=True):
-        x, y = (
-            np.unpackbits(part, axis=1, bitorder="little").reshape(len(part), -1, 2)
-            for part in (left, right)
-        )
-        for channel in (0, 1):
-            p, q = (part[..., channel].astype(np.float32) for part in (x, y))
-            both[channel] += p @ q.T
-            sums[0][channel, :, 0] += p.sum(axis=1)
-            sums[1][channel, 0] += q.sum(axis=1)
-    return (2 * both / np.maximum(sums[0] + sums[1], 1)).astype(np.float32)
+    share = np.zeros((size, size, size))
+    for row in train:
+        share += store.unpack(row, size).any(axis=-1)
+    voxels = round(share.sum() / len(train))
+    mean = share > np.partition(share.ravel(), -voxels - 1)[-voxels - 1]  # as many as they have
+    return lambda bits: np.stack([_rest(mean, skull) for skull in _skulls(bits, size)])
 
 
-def mean_pair(bits, size):
-    """The mean of some pairs, packed [1, bytes]: the likeliest voxels, as many as they have.
+def mirror(size):
+    """A rule without training: the mirror image of the skull minus the skull, biggest piece."""
+    return lambda bits: np.stack([_rest(skull[::-1], skull) for skull in _skulls(bits, size)])
 
-    Each channel keeps as many voxels as the pairs have in the mean, so that a sparse defect's
-    mean is not simply empty.
+
+def _skulls(bits, size):
+    return store.unpack(bits, size)[..., 0]
+
+
+def _rest(whole, skull):
+    labels = cc3d.connected_components((whole & ~skull).astype(np.uint8), connectivity=6)
+    counts = np.bincount(labels.ravel())
+    counts[0] = 0
+    return (labels == counts.argmax()).astype(np.float32) * bool(counts.any())
+
+
+def score(nets, columns, *, settings, workers):
+    """Scores nets on the pairs of their columns: a list of dicts, one a case.
+
+    nets: name -> `predict`. columns: name -> column -> list of `store.Part`. settings: as above.
+    A case holds its net, column, store, pair, skull, kind, whether the prediction is empty, and
+    the values of `METRICS` (None where the pair has no native truth).
     """
-    share = np.zeros(size**3 * 2)
-    for row in bits:
-        share += np.unpackbits(row, bitorder="little")
-    share = (share / len(bits)).reshape(-1, 2)
-    mask = np.zeros(share.shape, bool)
-    for channel in (0, 1):
-        voxels = round(share[:, channel].sum())
-        order = np.argsort(-share[:, channel], kind="stable")
-        mask[order[:voxels], channel] = True
-    return store.pack(mask.reshape(1, size, size, size, 2))
-
-
-def quality(real, generated, *, pairs=200):
-    """Generated pairs beside their yardsticks: a dict that `describe` puts in words.
-
-    real, generated: paths of stores of one size. pairs: at most so many generated ones are
-    compared (the first), and so many of every group in the pairwise comparison.
-
-    For each channel: mean Dice to the nearest training pair of generated pairs, of held-out real
-    pairs (test and validation; None where there are none), and of the mean training pair; mean
-    Dice of two different pairs, generated and training; mean occupancy of both.
-    """
-    store.require_whole(real, "ingest")
-    store.require_whole(generated, "generate")
-    group = store.open_store(generated)
-    size = group["pairs"].shape[1]
-    if store.open_store(real)["pairs"].shape[1] != size:
-        raise UserError(f"{generated}: its pairs are not of the size of those of {real}")
-    train = store.load(real, store.rows(real, "train"))
-    held = store.load(
-        real, np.sort(np.concatenate([store.rows(real, s) for s in ("test", "validation")]))
-    )
-    made = store.load(generated, np.arange(min(pairs, group["pairs"].shape[0])))
-    spread = [x[np.linspace(0, len(x) - 1, min(pairs, len(x))).astype(int)] for x in (made, train)]
-    nearest = {
-        "generated": dice_matrix(made, train, size).max(axis=2),
-        "held_out": dice_matrix(held, train, size).max(axis=2) if len(held) else None,
-        "mean_training_pair": dice_matrix(mean_pair(train, size), train, size).max(axis=2),
-    }
-    result = {"compared": len(made), "removed": generate.removed(generated)}
-    for channel, name in enumerate(CHANNELS):
-        pairwise = [dice_matrix(x, x, size)[channel][~np.eye(len(x), dtype=bool)] for x in spread]
-        shares = [
-            np.mean([np.unpackbits(row, bitorder="little")[channel::2].mean() for row in x])
-            for x in spread
-        ]
-        result[name] = {
-            "nearest_training_dice": {
-                who: None if values is None else float(values[channel].mean())
-                for who, values in nearest.items()
-            },
-            "pairwise_dice": {
-                who: float(values.mean()) if len(values) else None
-                for who, values in zip(("generated", "training"), pairwise, strict=True)
-            },
-            "occupancy": {
-                who: float(value)
-                for who, value in zip(("generated", "training"), shares, strict=True)
-            },
-        }
-    return result
-
-
-def describe(result):
-    """The numbers of `quality` as lines of text, with what they say."""
-
-    def show(value):
-        return "    -" if value is None else f"{value:.3f}"
-
-    removed = result["removed"]
-    lines = [
-        f"{removed['pairs']} generated pairs: {removed['empty_defects']:.1%} empty defects; "
-        f"equation 6 took {removed['overlap']:.1%} of the defects' voxels; dust, voxels a pair: "
-        f"{removed['dust_skull_voxels']:.1f} of skull, {removed['dust_defect_voxels']:.1f} of "
-        "defect",
-        "",
-        f"{'Dice':38s} skull  defect",
+    work = [
+        (net, column, part.path, rows)
+        for net, column in itertools.product(nets, COLUMNS)
+        for part in columns[net].get(column, ())
+        for rows in np.array_split(part.rows, -(-len(part.rows) // 32))
     ]
-    table = {
-        "nearest training pair: generated": ("nearest_training_dice", "generated"),
-        "nearest training pair: held-out real": ("nearest_training_dice", "held_out"),
-        "nearest training pair: mean pair": ("nearest_training_dice", "mean_training_pair"),
-        "two generated pairs": ("pairwise_dice", "generated"),
-        "two training pairs": ("pairwise_dice", "training"),
+    labels = (label for item in work for label in _labels(*item))
+    tasks = (
+        (path, row, probability, settings.upsampling, settings.threshold)
+        for net, _, path, rows in work
+        for row, probability in zip(rows.tolist(), nets[net](store.load(path, rows)), strict=True)
+    )
+    total = sum(len(rows) for *_, rows in work)
+    cases = []
+    with jobs.progress(total, 0, "evaluate", "case") as bar:
+        done = jobs.ordered(metrics.case, tasks, min(jobs.workers(workers), total))
+        for label, values in zip(labels, done, strict=True):
+            cases.append({**label, **values})
+            bar.update()
+    return cases
+
+
+def _labels(net, column, path, rows):
+    group = store.open_store(path)
+    names = store.names(path, group["skull"][:][rows])
+    kinds = [group.attrs["kinds"][kind] if kind >= 0 else "" for kind in group["kind"][:][rows]]
+    for row, name, kind in zip(rows.tolist(), names, kinds, strict=True):
+        place = {"net": net, "column": column, "store": path.name, "pair": row}
+        yield {**place, "skull": name, "kind": kind}
+
+
+def verdict(real, trained, *, size, settings, workers):
+    """Scores the trained networks and the two rules on real pairs: the dict `describe` shows.
+
+    real: path of the store. trained: name -> (model, state, parts), as `segment.trained` returns
+    it; the first is the one that the others are compared with. settings: `config.evaluate`.
+    """
+    train = store.Part(real, store.rows(real, "train"))
+    sources = {"validation": "train", "test": "test", "selection": "validation"}
+    seen = {
+        column: _spread([store.Part(real, store.rows(real, split))], settings.cases)
+        for column, split in sources.items()
     }
-    for title, (what, who) in table.items():
-        values = [show(result[name][what][who]) for name in CHANNELS]
-        lines.append(f"{title:38s} {values[0]}  {values[1]}")
-    for who in ("generated", "training"):
-        values = [f"{100 * result[name]['occupancy'][who]:.2f}%" for name in CHANNELS]
-        lines.append(f"{'occupancy, ' + who:38s} {values[0]}  {values[1]}")
-    for name in CHANNELS:
-        near = result[name]["nearest_training_dice"]
-        if near["held_out"] is not None and near["generated"] > near["held_out"] + 0.05:
+    nets, columns = {}, {}
+    for name, (model, state, parts) in trained.items():
+        nets[name] = network(model, state, size, settings.batch_size)
+        own = len(parts) > 1 or not np.array_equal(parts[0].rows, train.rows)
+        own = own or not parts[0].path.samefile(real)
+        columns[name] = {**seen, **({"train": _spread(parts, settings.cases)} if own else {})}
+    if settings.rules:
+        rules = {"mean_skull": mean_skull(store.load(*train), size), "mirror": mirror(size)}
+        nets |= rules
+        columns |= {name: {k: seen[k] for k in ("test", "selection")} for name in rules}
+    cases = score(nets, columns, settings=settings, workers=workers)
+    return {
+        "rule": settings.upsampling,
+        "threshold": settings.threshold,
+        "voxel_mm": store.open_store(real).attrs["voxel_mm"],
+        "cases": cases,
+        "summary": summary(cases),
+        "differences": differences(cases, next(iter(trained))),
+    }
+
+
+def _spread(parts, most):
+    """At most `most` pairs (0: all), evenly of all parts and spread over each."""
+    share = -(-most // len(parts)) if most else 10**9
+    return [
+        part._replace(rows=part.rows[np.linspace(0, len(part.rows) - 1, n).astype(int)])
+        for part in parts
+        if (n := min(share, len(part.rows)))
+    ]
+
+
+def by_skull(cases, metric):
+    """Means of a metric over each skull's cases: name -> float.
+
+    A pair without a known skull (a generated one) is a skull of its own.
+    """
+    values = collections.defaultdict(list)
+    for case in cases:
+        if case.get(metric) is not None:
+            values[case["skull"] or f"{case['store']} {case['pair']}"].append(case[metric])
+    return {name: float(np.mean(part)) for name, part in values.items()}
+
+
+def _summed(values):
+    mean, low, high, kind = metrics.interval(list(values))
+    return {"mean": mean, "low": low, "high": high, "skulls": len(values), "interval": kind}
+
+
+def summary(cases):
+    """Means with intervals over skulls of each net, column, metric: whole, by kind, by skull."""
+    rows = []
+    for by, field in (("all", None), ("kind", "kind"), ("skull", "skull")):
+        groups = collections.defaultdict(list)
+        for case in cases:
+            group = case[field] if field else ""
+            if group or not field:
+                groups[case["net"], case["column"], group].append(case)
+        for (net, column, group), part in groups.items():
+            for metric in METRICS:
+                values = by_skull(part, metric)
+                if values:
+                    place = {"net": net, "column": column, "metric": metric}
+                    count = sum(case[metric] is not None for case in part)
+                    place |= {"by": by, "group": group, "cases": count}
+                    rows.append({**place, **_summed(values.values())})
+    return rows
+
+
+def differences(cases, net, column="test"):
+    """`net` minus every other net, for each metric, paired by skull, with intervals."""
+    groups = collections.defaultdict(list)
+    for case in cases:
+        if case["column"] == column:
+            groups[case["net"]].append(case)
+    rows = []
+    for other, metric in itertools.product([name for name in groups if name != net], METRICS):
+        ours, theirs = by_skull(groups[net], metric), by_skull(groups[other], metric)
+        paired = [ours[skull] - theirs[skull] for skull in ours if skull in theirs]
+        if paired and metric != "ceiling_native":
+            place = {"net": net, "minus": other, "column": column, "metric": metric}
+            rows.append({**place, **_summed(paired)})
+    return rows
+
+
+def describe(verdict):
+    """The verdict as lines of text: a table of nets and columns, then the differences."""
+    found = {
+        (row["net"], row["column"], row["metric"]): row
+        for row in verdict["summary"]
+        if row["by"] == "all"
+    }
+    lines = [
+        f"mean [95 % interval] over skulls; grids: {verdict['voxel_mm']:.3g} mm (the model's), "
+        f"512^3 (prediction and truth both upsampled), native; upsampling: {verdict['rule']}",
+        f"{'net':12s}{'column':12s}{'Dice':>22s}{'Dice 512^3':>12s}{'native (ceiling)':>18s}"
+        f"{'bDSC':>7s}{'HD95':>9s}  cases, skulls",
+    ]
+    for net, column in dict.fromkeys(key[:2] for key in found):
+
+        def show(metric, net=net, column=column):
+            row = found.get((net, column, metric))
+            return "-" if row is None else f"{row['mean']:.3f}"
+
+        row = found[net, column, "dice"]
+        native = f"{show('dice_native')} ({show('ceiling_native')})"
+        distance = found[net, column, "hd95_mm"]["mean"]
+        lines.append(
+            f"{net:12s}{column:12s}{_span(row):>22s}{show('dice_512'):>12s}{native:>18s}"
+            f"{show('bdsc'):>7s}{distance:>6.1f} mm  {row['cases']}, {row['skulls']}"
+        )
+    for row in verdict["differences"]:
+        if row["metric"] == "dice":
             lines.append(
-                f"The generated {name}s lie nearer to a training pair than held-out real ones "
-                f"do ({near['generated']:.3f}, {near['held_out']:.3f}): they copy or interpolate."
+                f"{row['net']} minus {row['minus']}, {row['column']}, Dice: {_span(row, '+')} "
+                f"({row['skulls']} skulls, {row['interval']})"
             )
+    return lines
+
+
+def _span(row, sign=""):
+    text = f"{row['mean']:{sign}.3f}"
+    return (
+        text if row["low"] is None else f"{text} [{row['low']:{sign}.3f}, {row['high']:{sign}.3f}]"
+    )
+
+
+def warnings(result):
+    """What the numbers of `metrics.json` warn of: lines of text."""
+    lines = []
+    pairs = result.get("quality")
+    if pairs:
+        if pairs["removed"]["empty_defects"] > 0.1:
+            lines.append(
+                f"{pairs['removed']['empty_defects']:.0%} of the generated pairs have no defect: "
+                "train longer, raise config.model.channel_weights, or lower "
+                "config.generate.dust_mm3"
+            )
+        for channel in ("skull", "defect"):
+            made, real = (pairs[channel]["occupancy"][who] for who in ("generated", "training"))
+            if not 0.75 < made / max(real, 1e-9) < 1.33:
+                lines.append(
+                    f"occupancy drift: generated {channel}s fill {made:.2%} of the grid, training "
+                    f"ones {real:.2%}"
+                )
+        share = pairs["copies"]["skull"]["share_above"]
+        if share is not None and share > 0.15:
+            lines.append(
+                f"copies: {share:.0%} of the generated skulls lie nearer to a training patient "
+                "than 95 % of unseen real skulls do (5 % is expected): a defect of the method"
+            )
+    empty = collections.Counter(
+        case["net"] for case in (result.get("verdict") or {}).get("cases", ()) if case["empty"]
+    )
+    lines += [f"{net}: {count} predictions are empty (Dice 0)" for net, count in empty.items()]
     return lines

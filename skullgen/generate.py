@@ -85,18 +85,22 @@ def run(model, state, path, settings, *, channels, voxel_mm, size, workers, attr
     if not shards:
         print(f"{path}: all {len(store.rows(path))} pairs are there")
         return
-    dust = int(np.ceil(settings.dust_mm3 / voxel_mm**3))
     options = dict(seed=settings.seed, batch=settings.batch_size, threshold=settings.threshold)
     make = sampler(model, state, channels=channels, **options)
     whole = settings.batch_size * jax.local_device_count()
     tasks = (
-        (path, shard.start, bits, overlap, size, voxel_mm, dust, settings.connectivity)
+        (path, shard.start, bits, overlap, size, voxel_mm, dust(settings, voxel_mm), settings.connectivity)
         for shard, bits, overlap in batches(make, shards, settings.first, whole)
     )
     workers = min(jobs.workers(workers), len(shards))
     with jobs.progress(count, count - sum(map(len, shards)), "generate", "pair") as bar:
         for done in jobs.ordered(postprocess.finish, tasks, workers):
             bar.update(done)
+
+
+def dust(settings, voxel_mm):
+    """Components of fewer voxels than this are removed: `settings.dust_mm3` in voxels."""
+    return int(np.ceil(settings.dust_mm3 / voxel_mm**3))
 
 
 def removed(path):

@@ -1,61 +1,19 @@
-"""A source of skulls (SkullBreak, a folder of skulls, phantoms) becomes a store of pairs.
+"""A source of skulls (`sources.PLANS`) becomes a store of pairs.
 
-Shapes: `D` voxels a side of the model's grid. A source is planned first: its cases in order, each
-with its files, kind, skull and split; then worker processes make them, and whole shards are
-written in order. What is there already is not made again.
+A source is planned first, then worker processes make its cases, and whole shards are written in
+order. What is there already is not made again.
 """
 
-import hashlib
-import re
 import shutil
-import zlib
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from skullgen import defects, headers, jobs, phantom, resample, store, volume
+from skullgen import defects, jobs, sources, store
 from skullgen.errors import UserError, one_of
 
-NATIVE_SIDE = 128  # voxels a side at which phantoms are grown and cut
-SIDES = ("defective_skull", "implant")
 SHARD = 20  # pairs in a file: what a kill loses at most
-
-
-class Case(NamedTuple):
-    """One task for a worker: `make(*arguments)` returns a list of pairs, one for each kind."""
-
-    make: Any
-    arguments: tuple
-    kinds: tuple[int, ...]
-    skull: int
-
-
-class Plan(NamedTuple):
-    """What a source holds.
-
-    cases: in the order of the store. names: of the skulls. split: name -> index of
-    `store.SPLITS`. sources: file -> SHA-256. problems: lines about files missing or not used.
-    field_mm: the side of the cube that is made `D` voxels.
-    """
-
-    cases: list[Case]
-    names: list[str]
-    split: dict[str, int]
-    sources: dict[str, str]
-    problems: list[str]
-    field_mm: float = resample.FIELD_MM
-
-
-class Pair(NamedTuple):
-    """One pair: packed bits, affine [4, 4], native truth (`store.write`), and two counts."""
-
-    bits: np.ndarray
-    affine: np.ndarray
-    native: dict
-    ties: int  # voxels in both channels
-    redraws: int  # defects drawn before one that did not vanish at the model's grid
 
 
 def run(path, size, config, versions=None, workers=0):
@@ -65,16 +23,43 @@ def run(path, size, config, versions=None, workers=0):
     pair to train on, an unreadable volume, a pair that does not match, or a store begun with
     other data.
     """
-    one_of("data.source", config.source, sorted(PLANS))
-    plan = PLANS[config.source](size, config)
+    one_of("data.source", config.source, sorted(sources.PLANS))
+    plan = _kept(sources.PLANS[config.source](size, config), config.splits)
     for line in plan.problems:
         print(f"note: {line}")
     if 0 not in plan.split.values():
         raise UserError(f"{config.root}: no pair to train on (data.source={config.source})")
     count = sum(len(case.kinds) for case in plan.cases)
+    if not count:
+        raise UserError(f"data.splits is {config.splits!r}: no skull is in it")
     _begin(path, count, size, config, plan, versions)
     _work(path, plan, workers)
     _summary(path, plan)
+
+
+def fresh(path, size, config, *, cuts, versions=None, workers=0):
+    """Cuts the training skulls anew, `cuts` times into each kind: a control for generated pairs.
+
+    config: the `config.data` of the real pairs; the same skulls are in the same places of the
+    frame, and none of the defects is among the real pairs. Of SkullBreak, the complete skulls.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        # Numbers of cuts that no real pair has.
+        config.update(cuts=cuts, first_cut=config.first_cut + config.cuts, splits="train")
+        if config.source == "skullbreak":
+            root = str(Path(config.root) / "train" / "complete_skull")
+            config.update(source="skulls", root=root, reframe=False)
+            config.update(test_fraction=0.0, validation_fraction=0.0)
+    run(path, size, config, versions, workers)
+
+
+def _kept(plan, splits):
+    """The plan of only the skulls whose split is named; of all where none is."""
+    names = [name.strip() for name in splits.split(",") if name.strip()]
+    wanted = [store.SPLITS.index(one_of("data.splits", name, store.SPLITS)) for name in names]
+    cases = [case for case in plan.cases if plan.split[plan.names[case.skull]] in wanted]
+    return plan._replace(cases=cases) if names else plan
 
 
 def _begin(path, count, size, config, plan, versions):
@@ -160,234 +145,3 @@ def _summary(path, plan):
         skulls = sum(place == number for place in plan.split.values())
         parts.append(f"{name} {np.sum(split == number)} pairs of {skulls} skulls")
     print(f"{path}: {', '.join(parts)}")
-
-
-# --- SkullBreak: the dataset's own layout, never reframed -------------------------------------
-
-
-def _plan_skullbreak(size, config):
-    root = _folder(config.root, "the folder that holds SkullBreak's train/ and test/")
-    if config.test or config.validation or config.bone_hu:
-        raise UserError(
-            "data.test, data.validation and data.bone_hu are not for data.source=skullbreak: "
-            "its masks are split already; leave them empty"
-        )
-    cases, names, split, sources, problems = [], [], {}, {}, []
-    for part, place in (("train", 0), ("test", 2)):
-        folder = root / part
-        found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-        sides = [f"{side}/{kind}" for side in SIDES for kind in defects.KINDS]
-        used = [p for p in map(Path, found) if p.parent.as_posix() in sides]
-        numbers = sorted({p.stem for p in used if p.suffix == ".nrrd"})
-        expected = set()
-        for number in numbers:
-            expected.add(f"complete_skull/{number}.nrrd")
-            name = f"{part}_{number}"
-            usable = []
-            for kind, title in enumerate(defects.KINDS):
-                files = [f"{side}/{title}/{number}.nrrd" for side in SIDES]
-                expected.update(files)
-                if all(file in found for file in files):
-                    usable.append((kind, files))
-            if not usable:
-                continue
-            names.append(name)
-            split[name] = place
-            for kind, files in usable:
-                paths = [str(folder / file) for file in files]
-                arguments = (*paths, size, config.threshold)
-                cases.append(Case(_skullbreak_pair, arguments, (kind,), len(names) - 1))
-                sources.update({f"{part}/{f}": _sha256(folder / f) for f in files})
-        problems += [f"{part}/{name} is missing" for name in sorted(expected - found)]
-        problems += [f"{part}/{name} is not SkullBreak's" for name in sorted(found - expected)]
-    field_mm = _field_mm(cases[0].arguments[0]) if cases else resample.FIELD_MM
-    return Plan(cases, names, split, sources, problems, field_mm)
-
-
-def _field_mm(path):
-    """The side in mm of the cube that a file's voxels fill; UserError where it is no cube."""
-    source = headers.read_source(Path(path))
-    sides = np.linalg.norm(source.affine[:3, :3], axis=0) * source.shape
-    if np.ptp(sides) > 0.01 * sides.max():
-        raise UserError(f"{path}: {sides.round(1).tolist()} mm is no cube, as SkullBreak's are")
-    return float(sides.mean())
-
-
-def _skullbreak_pair(defective_path, implant_path, size, threshold):
-    """Reduces one pair by block means; at a threshold under 0.5 bone goes to the larger share."""
-    defective = volume.read_reduced(defective_path, size)
-    implant = volume.read_reduced(implant_path, size, keep_native=True)
-    if defective.shape != implant.shape or not np.allclose(defective.affine, implant.affine):
-        raise UserError(f"{implant_path}: its grid is not that of {defective_path}")
-    block = implant.factor**3
-    shares = [part.counts / np.float32(block) for part in (defective, implant)]
-    if (shares[0] + shares[1]).max() > 1:
-        raise UserError(f"{implant_path}: overlaps {defective_path}: they are no pair")
-    if threshold >= 0.5:
-        pair = np.stack([share >= threshold for share in shares], axis=-1)
-    else:
-        pair = np.stack(resample.split_share(shares[0] + shares[1], shares[1], threshold), axis=-1)
-    if not pair[..., 1].any():
-        raise UserError(
-            f"{implant_path}: vanishes at {size}^3 and data.threshold={threshold}: lower it"
-        )
-    ties = int(np.sum(pair[..., 0] & pair[..., 1]))
-    native = {
-        "bits": implant.crop.bits,
-        "origin": implant.crop.origin,
-        "shape": implant.crop.shape,
-        "grid": implant.shape,
-        "affine": implant.native_affine,
-    }
-    return [Pair(store.pack(pair), implant.affine, native, ties, 0)]
-
-
-# --- Complete skulls, files or phantoms, cut by defects.py -------------------------------------
-
-
-def _plan_skulls(size, config):
-    root = _folder(config.root, "a folder of complete skulls (.nrrd, .nii.gz)")
-    files = sorted(
-        p for p in root.iterdir() if p.is_file() and p.name.lower().endswith(volume.SUFFIXES)
-    )
-    names = [re.sub(r"\.[^.]+(\.gz)?$", "", file.name, flags=re.I) for file in files]
-    if not names:
-        raise UserError(f"{root}: holds no skull ({', '.join(volume.SUFFIXES)})")
-    doubled = [name for name, times in Counter(names).items() if times > 1]
-    if doubled:
-        raise UserError(f"{root}: two files are called {doubled[0]}: rename one")
-    split = assign(names, config)
-    kinds = tuple(range(len(defects.KINDS))) * config.cuts
-    bone_hu = config.bone_hu if config.bone_hu != 0 else None
-    cases = [
-        Case(_cut_file, (str(file), bone_hu, *_recipe(name, size, config)), kinds, number)
-        for number, (file, name) in enumerate(zip(files, names, strict=True))
-    ]
-    voxels = {headers.read_source(p).data for p in files if p.suffix.lower() == ".nhdr"}
-    sources = {file.name: _sha256(file) for file in [*files, *sorted(voxels)]}
-    surplus = sorted(p.name for p in root.iterdir() if p.name not in sources)
-    problems = [f"{name} is no {', '.join(volume.SUFFIXES)} file" for name in surplus]
-    return Plan(cases, names, split, sources, problems)
-
-
-def _plan_phantom(size, config):
-    names = [f"phantom_{number:04d}" for number in range(config.skulls)]
-    kinds = tuple(range(len(defects.KINDS))) * config.cuts
-    cases = [
-        Case(
-            _cut_phantom,
-            (_seed(config.seed, name), NATIVE_SIDE, *_recipe(name, size, config)),
-            kinds,
-            number,
-        )
-        for number, name in enumerate(names)
-    ]
-    return Plan(cases, names, assign(names, config), {}, [])
-
-
-def _recipe(name, size, config):
-    return name, size, config.threshold, config.cuts, config.seed
-
-
-def _cut_file(path, bone_hu, *recipe):
-    skull = volume.read(path, bone_hu=bone_hu)
-    try:
-        return cut_skull(skull.data, skull.affine, *recipe)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def _cut_phantom(seed, side, *recipe):
-    return cut_skull(phantom.skull(seed, side), phantom.affine(side), *recipe)
-
-
-def cut_skull(complete, affine, name, size, threshold, cuts, seed):
-    """Cuts one skull `cuts` times into each kind: natively, then reduced (design: framing).
-
-    complete: bool [X, Y, Z] at its own grid, RAS. affine: [4, 4], voxel to RAS mm.
-    Each bone voxel of the model's grid goes to the channel with the larger share, so that
-    `defective | implant == complete` and `defective & implant == 0` hold there too. A defect
-    that vanishes at the model's grid is drawn again, larger.
-
-    Returns a list of `Pair`, the kinds in order, `cuts` times. Raises UserError where no defect
-    of a kind can be placed.
-    """
-    voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    model = resample.frame(complete, affine, size)
-    share = resample.reduce(complete, affine, model, size)
-    pairs = []
-    for turn in range(cuts):
-        for kind in defects.KINDS:
-            for attempt in range(8):
-                number = _seed(seed, f"{name} {kind} {turn} {attempt}")
-                area = (10 * 1.4**attempt, 150)
-                _, implant = defects.cut(complete, kind, number, voxel_mm=voxel_mm, area_cm2=area)
-                part = resample.reduce(implant, affine, model, size)
-                pair = np.stack(resample.split_share(share, part, threshold), axis=-1)
-                if pair[..., 1].any():
-                    break
-            else:
-                raise UserError(
-                    f"{kind} defects vanish at {size}^3: lower data.threshold ({threshold})"
-                )
-            crop = volume.pack(implant)
-            native = {
-                "bits": crop.bits,
-                "origin": crop.origin,
-                "shape": crop.shape,
-                "grid": complete.shape,
-                "affine": affine,
-            }
-            pairs.append(Pair(store.pack(pair), model, native, 0, attempt))
-    return pairs
-
-
-def assign(names, config):
-    """The split of each skull: name -> index of `store.SPLITS`.
-
-    By `config.test` and `config.validation` (comma-separated names) where either is given, else
-    by seeded fractions `config.test_fraction` and `config.validation_fraction`. Raises UserError
-    for a name that no skull has, or where no skull is left to train on.
-    """
-    lists = [
-        [name.strip() for name in text.split(",") if name.strip()]
-        for text in (config.validation, config.test)
-    ]
-    unknown = [name for chosen in lists for name in chosen if name not in names]
-    if unknown:
-        raise UserError(f"data.test or data.validation names {unknown[0]!r}: no such skull")
-    if not any(lists):
-        order = np.random.default_rng([config.seed, 1]).permutation(sorted(names)).tolist()
-        test = round(config.test_fraction * len(names))
-        validation = round(config.validation_fraction * len(names))
-        lists = [order[test : test + validation], order[:test]]
-    split = dict.fromkeys(names, 0)
-    split.update(dict.fromkeys(lists[0], 1))
-    split.update(dict.fromkeys(lists[1], 2))
-    if 0 not in split.values():
-        raise UserError(
-            f"{len(names)} skulls, and none is left to train on: "
-            "lower data.test_fraction and data.validation_fraction, or give more skulls"
-        )
-    return split
-
-
-PLANS = {"skullbreak": _plan_skullbreak, "skulls": _plan_skulls, "phantom": _plan_phantom}
-
-
-def _folder(root, what):
-    if not root:
-        raise UserError(f"data.root is empty: give {what} by --config.data.root=FOLDER")
-    if not Path(root).is_dir():
-        raise UserError(f"{root}: no such folder; --config.data.root must be {what}")
-    return Path(root)
-
-
-def _seed(*parts):
-    """A seed from numbers and names: adding a skull changes no other's draws."""
-    return zlib.crc32(" ".join(map(str, parts)).encode())
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -122,3 +123,10 @@ def workers(count):
     if hasattr(os, "sched_getaffinity"):  # Linux; not macOS
         return count or len(os.sched_getaffinity(0))
     return count or os.cpu_count() or 1
+
+
+def set_aside(path, tag=""):
+    """Renames a file or folder to the first free `<stem><tag>-<number><suffix>`; returns it."""
+    numbers = itertools.count()
+    names = (path.with_name(f"{path.stem}{tag}-{number}{path.suffix}") for number in numbers)
+    return path.rename(next(name for name in names if not name.exists()))

@@ -1,4 +1,4 @@
-"""Metrics as JSON lines, one for each update, and TensorBoard where it is asked for."""
+"""JSON files whole, metrics as JSON lines, and TensorBoard where it is asked for."""
 
 import json
 import os
@@ -18,13 +18,14 @@ def read(path):
 
 
 def rewind(path, step):
-    """Drops the records after `step`, which a resumed run will write again."""
+    """Drops the records after `step`, which a resumed run will write again; returns the others."""
     records = read(path)
     kept = [record for record in records if record["step"] <= step]
     if path.exists():
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         os.replace(partial, path)
+    return kept
 
 
 def append(path, records):
@@ -33,9 +34,16 @@ def append(path, records):
         file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
-def tensorboard(folder, wanted):
-    """`write(records)` to TensorBoard under `folder`, or a function that does nothing."""
-    if not wanted:
+def write_json(path, value):
+    """Replaces a JSON file whole."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def tensorboard(folder):
+    """`write(records)` to TensorBoard under `folder`; a function that does nothing where None."""
+    if folder is None:
         return lambda records: None
     try:
         from tensorboardX import SummaryWriter

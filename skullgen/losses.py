@@ -1,4 +1,4 @@
-"""Equation 3 and the VAE's loss; every reduction is spelled out, every sum is float32.
+"""Equations 3 to 5 and the VAE's loss; every reduction is spelled out, every sum is float32.
 
 Shapes: `B` samples, `D` voxels a side, `Z` latents. A pair's logits have two channels
 (`independent`: skull, defect, each a sigmoid) or three (`exclusive`: a softmax over background,
@@ -53,3 +53,47 @@ def reconstruction(logits, pairs, weights):
         weights = jnp.concatenate([jnp.ones(1), weights])
         loss = -(classes * weights) * jax.nn.log_softmax(logits)
     return loss.sum(axis=tuple(range(1, loss.ndim)))
+
+
+def squared_error(output, pairs, weights):
+    """Sum of squared errors over voxels and channels, divided by D: equations 4 and 5's error.
+
+    Only so reduced do the paper's alpha, beta and m make sense: with a plain sum the hinge never
+    acts, with a mean the posterior collapses.
+
+    output: a linear head's, float [B, D, D, D, 2].
+    pairs: [B, D, D, D, 2], 0 or 1.
+    weights: of the skull's and the defect's channel; the paper's are 1.
+
+    Returns float32 [B].
+    """
+    error = jnp.square(output.astype(jnp.float32) - pairs) * jnp.asarray(weights, jnp.float32)
+    return error.sum(axis=(1, 2, 3, 4)) / pairs.shape[1]
+
+
+def introspective_encoder(kl_real, kl_fake, error, alpha, beta, margin):
+    """Equation 4, each sample's: float32 [B].
+
+    kl_real, error: float32 [B]. kl_fake: float32 [2, B], of reconstructions and prior samples.
+    """
+    hinge = jnp.maximum(0, margin - kl_fake)
+    return kl_real + alpha * hinge.sum(axis=0) + beta * error
+
+
+def introspective_generator(kl_fake, error, alpha, beta):
+    """Equation 5, each sample's: float32 [B]; arrays as in `introspective_encoder`."""
+    return alpha * kl_fake.sum(axis=0) + beta * error
+
+
+def soft_dice(probability, target):
+    """Equation 7: one minus twice the overlap over the sum of both sizes and 1, per sample.
+
+    probability: float [B, D, D, D]. target: [B, D, D, D], 0 or 1. Sums are plain, over voxels.
+
+    Returns float32 [B]. Where the target is empty it is 1 and its gradient 0: an empty prediction
+    is not rewarded.
+    """
+    probability, target = probability.astype(jnp.float32), target.astype(jnp.float32)
+    axes = tuple(range(1, target.ndim))
+    overlap = (probability * target).sum(axis=axes)
+    return 1 - 2 * overlap / (probability.sum(axis=axes) + target.sum(axis=axes) + 1)

@@ -15,8 +15,10 @@ from flax import linen as nn
 from skullgen import conv
 
 AXIS = "batch"  # the axis of devices, over which batch norm averages
-HEADS = {"independent": 2, "exclusive": 3}
+HEADS = {"independent": 2, "exclusive": 3}  # of logits; a `linear` head's are probabilities
 _kernel = nn.initializers.glorot_uniform()
+# Of a linear head: at full scale its noise, which no sigmoid hides, drowns the rest at first.
+_quiet = nn.initializers.variance_scaling(0.01, "fan_avg", "uniform")
 
 
 def coarsest(resolution, widths):
@@ -42,11 +44,11 @@ def probabilities(logits):
 def binarise(probability, head, threshold=0.5):
     """Probabilities [..., 2] -> bool [..., 2] (section 4.4).
 
-    independent: each channel by itself, where it reaches the threshold.
+    independent, linear: each channel by itself, where it reaches the threshold.
     exclusive: bone where the two together reach it, each voxel to the likelier channel (a tie
         to the skull): the rule by which ingest reduces real pairs.
     """
-    if head == "independent":
+    if head != "exclusive":
         return probability >= threshold
     skull, defect = probability[..., 0], probability[..., 1]
     bone = skull + defect >= threshold
@@ -126,12 +128,13 @@ class Up(nn.Module):
 
     features: int
     dtype: Any = jnp.float32
+    kernel_init: Any = _kernel
 
     @nn.compact
     def __call__(self, x):
         """Convolves, in `dtype`."""
         # Stored as the kernel of the convolution that it transposes: [..., out, in].
-        kernel = self.param("kernel", _kernel, (4, 4, 4, self.features, x.shape[-1]))
+        kernel = self.param("kernel", self.kernel_init, (4, 4, 4, self.features, x.shape[-1]))
         return conv.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
@@ -195,12 +198,12 @@ class Generator(nn.Module):
     """The generator (norm `batch`) and the VAE's decoder (norm `group`) of section 4.2.
 
     Dense to the coarsest grid, conv k4 s1, transposed convs k4 s2 back to the resolution; norm
-    and ReLU after each, a head with a bias. It returns logits: `probabilities` reads them.
+    and ReLU after each, a head with a bias. It returns logits, which `probabilities` reads.
 
     head: `independent` (the paper's two channels) or `exclusive` (softmax over background,
-        skull, defect: overlap is impossible).
+        skull, defect: overlap is impossible), or `linear` (two channels, squared errors).
     occupancy: the expected share of voxels of skull and defect; the head's bias starts at its
-        logit, else sparse channels are empty for hundreds of updates.
+        logit (a linear head's at itself), else sparse channels are empty for hundreds of updates.
     """
 
     resolution: int
@@ -226,11 +229,14 @@ class Generator(nn.Module):
         x = block(Same(self.widths[-1], self.dtype), x)
         for width in reversed(self.widths[:-1]):
             x = block(Up(width, self.dtype), x)
-        logits = Up(HEADS[self.head], self.dtype)(x).astype(jnp.float32)
+        channels, kernel = (2, _quiet) if self.head == "linear" else (HEADS[self.head], _kernel)
+        logits = Up(channels, self.dtype, kernel)(x).astype(jnp.float32)
         return logits + self.param("bias", lambda key: self._bias())
 
     def _bias(self):
         share = jnp.asarray(self.occupancy, jnp.float32)
+        if self.head == "linear":
+            return share
         if self.head == "independent":
             return jnp.log(share) - jnp.log1p(-share)
         return jnp.log(jnp.concatenate([1 - share.sum(keepdims=True), share]))

@@ -15,6 +15,7 @@ VERTEX_MM = 125.0  # height of the vertex above the cube's floor
 VAULT_MM = 80.0  # the vault reaches this far below the vertex: above the nose, below the widest
 PLANE_MM2 = 20.0  # a plane that cuts less bone than this is a speck, a wire or noise
 PIECE_MM = 1.0  # pieces are told apart on a grid no coarser than this, where the source allows
+TIE = 1e-6  # of a share: what float32 rounding lifts a value on the threshold by, at most
 SNAP = 1e-3  # voxels; float32 affines put edges that coincide this far apart at worst
 
 
@@ -108,20 +109,37 @@ def reduce(mask, affine, target_affine, size):
 
 
 def enlarge(share, model_affine, affine, shape, *, threshold=0.5):
-    """Bring a share back to a native grid: trilinear between voxel centres, then `> threshold`.
+    """Bring a share back to a native grid: trilinear, as `planes`; the same arguments.
+
+    Returns bool `shape`. Raises ValueError where the axes are not parallel.
+    """
+    out = np.zeros(shape, bool)
+    for x, plane in planes(share, model_affine, affine, shape, threshold=threshold):
+        out[x] = plane
+    return out
+
+
+def planes(share, model_affine, affine, shape, *, threshold=0.5, nearest=False):
+    """Bring a share back to a native grid, one plane at a time, where there may be bone.
+
+    A value of exactly `threshold` is not bone, by whatever rounding it comes: equal shares give
+    equal masks on every machine.
 
     Args:
       share: [D, D, D] on the model grid; beyond its outer centres it is held constant, outside
         of the cube it is empty.
       model_affine: [4, 4] voxel of the model grid -> RAS mm.
       affine: [4, 4] of the native grid, its axes parallel to the model's.
-      shape: voxels of the native grid.
+      shape: [3], voxels of the native grid.
       threshold: share above which a voxel is bone, not negative.
+      nearest: take the voxel that holds the centre (on an edge, the one above), instead of
+        trilinear between voxel centres.
 
-    Returns:
-      bool `shape`. Raises ValueError where the axes are not parallel.
+    Yields:
+      (x, bool [Y, Z]), x rising; planes left out are empty. Raises ValueError where the axes are
+      not parallel.
     """
-    size, out, used, taps = share.shape[0], np.zeros(shape, bool), [], []
+    size, used, taps = share.shape[0], [], []
     above = box(share > threshold)
     for count, bone, edge in zip(shape, above, _edges(affine, model_affine, size), strict=True):
         at = (np.arange(count) + 0.5 - edge[0]) * size / (edge[-1] - edge[0]) - 0.5
@@ -129,19 +147,24 @@ def enlarge(share, model_affine, affine, shape, *, threshold=0.5):
         near = (at > bone.start - 1) & (at < bone.stop) & (at >= -0.5) & (at <= size - 0.5)
         rows = np.flatnonzero(near)
         if not len(rows):
-            return out
-        at = np.clip(at[rows], 0, size - 1)
+            return
+        at = np.clip(np.floor(at[rows] + 0.5) if nearest else at[rows], 0, size - 1)
         low = np.minimum(at.astype(int), max(0, size - 2))
         used.append(slice(low[0], low[-1] + 2))
         part, high = (at - low).astype(np.float32), np.minimum(low + 1, size - 1)
         taps.append((slice(rows[0], rows[-1] + 1), low - low[0], high - low[0], part))
     (xs, *x), (ys, y0, y1, y), (zs, z0, z1, z) = taps
     y, coarse = y[:, None], np.asarray(share[tuple(used)], np.float32)
-    coarse = coarse[:, :, z0] * (1 - z) + coarse[:, :, z1] * z
     for k, low, high, part in zip(range(xs.start, xs.stop), *x, strict=True):
         plane = coarse[low] * (1 - part) + coarse[high] * part
-        out[k, ys, zs] = plane[y0] * (1 - y) + plane[y1] * y > threshold
-    return out
+        above = plane.max(axis=1) > threshold
+        rows = np.flatnonzero(above[y0] | above[y1])
+        if len(rows):
+            plane = plane[:, z0] * (1 - z) + plane[:, z1] * z
+            plane = plane[y0[rows]] * (1 - y[rows]) + plane[y1[rows]] * y[rows]
+            whole = np.zeros(shape[1:], bool)
+            whole[ys.start + rows, zs] = plane > threshold + TIE
+            yield k, whole
 
 
 def split_share(complete_share, implant_share, threshold):

@@ -6,19 +6,15 @@ done are locked; a run goes on where it stopped.
 
 import contextlib
 import fcntl
-import importlib.metadata
 import json
 import math
 import os
 import platform
-import subprocess
 import time
-from pathlib import Path
 
-import jax
-
-from skullgen import checkpoint, evaluate, generate, ingest, jobs, report, store, train
+from skullgen import checkpoint, jobs, logs, metrics, page, store, table1, train
 from skullgen.errors import UserError, one_of
+from skullgen.stages import STAGES, versions
 
 RANGES = {  # lowest and highest value of a field
     **dict.fromkeys(
@@ -27,12 +23,18 @@ RANGES = {  # lowest and highest value of a field
     **dict.fromkeys(("batch_size", "log_every", "save_every", "keep"), (1, math.inf)),
     **dict.fromkeys(("data.skulls", "data.cuts", "generate.count"), (1, math.inf)),
     **dict.fromkeys(("generate.batch_size", "evaluate.pairs"), (1, math.inf)),
+    **dict.fromkeys(("explore.pairs", "explore.steps"), (2, math.inf)),
+    "explore.perplexity": (1, math.inf),
+    **dict.fromkeys(("segment.batch_size", "segment.save_every"), (1, math.inf)),
+    **dict.fromkeys(("segment.updates", "evaluate.batch_size"), (1, math.inf)),
+    **dict.fromkeys(("data.first_cut", "segment.seed", "segment.fresh"), (0, 2**31)),
+    **dict.fromkeys(("evaluate.cases", "data.folds"), (0, math.inf)),
     **dict.fromkeys(("budget_mb", "generate.dust_mm3"), (0, math.inf)),
     **dict.fromkeys(("data.threshold", "generate.threshold"), (0.001, 1)),
+    "evaluate.threshold": (0.001, 1),
     **dict.fromkeys(("data.test_fraction", "data.validation_fraction"), (0, 1)),
     **dict.fromkeys(("model.resolution", "model.latent", "model.groups"), (1, math.inf)),
 }
-PACKAGES = "skullgen jax jaxlib flax optax orbax-checkpoint numpy scipy zarr".split()
 
 
 def run(config, workdir):
@@ -53,6 +55,53 @@ def run(config, workdir):
             STAGES[name](config, workdir)
             print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
             jobs.check()
+
+
+def sweep(config, folder, which):
+    """Runs the jobs of `config.table` in `folder`: `list` shows them, a number runs one, or `all`.
+
+    Jobs that are finished are not run again. Then the table is written, of what is there, and the
+    report.
+    """
+    if not config.get("table"):
+        raise UserError("--sweep needs a config with `table`, as experiments/table1.py has")
+    jobs_, rows = table1.plan(config, folder)
+    names = [job.name for job in jobs_]
+    done = [_finished(job, folder, jobs_) for job in jobs_]
+    if which == "list":
+        for number, job in enumerate(jobs_):
+            needs = ", ".join(str(names.index(name)) for name in job.needs)
+            state = "done" if done[number] else f"needs {needs}" if needs else ""
+            print(f"{number:4d}  {job.name:50s} {state}")
+        return
+    if which != "all" and not (which.isdecimal() and int(which) < len(jobs_)):
+        raise UserError(f"--sweep is {which!r}: list, all, or a number below {len(jobs_)}")
+    todo = [n for n in range(len(jobs_)) if not done[n] and which in ("all", str(n))]
+    start = time.monotonic()
+    for turn, number in enumerate(todo):
+        job = jobs_[number]
+        lacking = [name for name in job.needs if not done[names.index(name)]]
+        if lacking:
+            raise UserError(f"job {number} needs {names.index(lacking[0])} ({lacking[0]}) first")
+        spent = time.monotonic() - start
+        left = f", about {spent / turn * (len(todo) - turn) / 60:.0f} min left" if turn else ""
+        print(f"== job {number} of {len(jobs_)}: {job.name}{left}", flush=True)
+        made = job.make()
+        run(made, folder / job.name)
+        table1.finish(folder / job.name, made)
+        done[number] = True
+    count = f"{sum(done)} of {len(jobs_)} runs are done"
+    print(count if todo else f"{count}: nothing to do")
+    table = table1.gather(config, folder, rows, count)
+    print("\n".join(table1.describe(table)))
+    print(page.write(folder))
+
+
+def _finished(job, folder, jobs_):
+    """Whether a job, and all that it needs, was finished with the config that it would get."""
+    others = {other.name: other for other in jobs_}
+    needed = all(_finished(others[name], folder, jobs_) for name in job.needs)
+    return needed and table1.finished(folder / job.name, job.make())
 
 
 @contextlib.contextmanager
@@ -85,6 +134,8 @@ def check(config):
     if config.get("generate"):
         one_of("generate.connectivity", config.generate.connectivity, (6, 18, 26))
         one_of("generate.channels", config.generate.channels, ("", "independent", "exclusive"))
+    if config.get("evaluate"):
+        one_of("evaluate.upsampling", config.evaluate.upsampling, metrics.RULES)
 
 
 def prepare(config, workdir):
@@ -102,8 +153,8 @@ def prepare(config, workdir):
                 f"{_get(new, field)!r}, but work that it determines is done here: "
                 "set it back, or choose another --workdir"
             )
-    _write_json(path, new)
-    _write_json(workdir / "versions.json", versions())
+    logs.write_json(path, new)
+    logs.write_json(workdir / "versions.json", versions())
 
 
 def _locked(old, new, workdir):
@@ -154,132 +205,3 @@ def _get(config, field):
         else:
             config = (config or {}).get(part)
     return config
-
-
-def versions():
-    """Versions of what a run's numbers depend on, the commit, and the devices."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        found[name] = importlib.metadata.version(name)
-    found["devices"] = [str(device.device_kind) for device in jax.local_devices()]
-    found["commit"] = commit()
-    return found
-
-
-def commit():
-    """The commit of the source tree that this package runs from, `+` where it is changed."""
-    source = Path(__file__).parent
-    try:
-        ask = ["git", "-C", str(source), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _write_json(path, value):
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def _model(config):
-    return train.load_model(config.model_name, config.model)
-
-
-def _ingest(config, workdir):
-    path = workdir / "real.zarr"
-    ingest.run(path, config.model.resolution, config.data, versions(), config.workers)
-
-
-def _train(config, workdir):
-    model = _model(config)
-    train.train(
-        model,
-        train.phases(config.phases, model),
-        workdir,
-        workdir / "checkpoints" / config.model_name,
-        seed=config.seed,
-        batch=config.batch_size,
-        log_every=config.log_every,
-        save_every=config.save_every,
-        keep=config.keep,
-        budget_mb=config.budget_mb,
-        tensorboard=config.tensorboard,
-    )
-
-
-def _generate(config, workdir):
-    model = _model(config)
-    if model.decode is None or model.latents is None:
-        raise UserError(f"model_name is {config.model_name!r}: it has no latents and decode")
-    folder = workdir / "checkpoints" / config.model_name
-    if not checkpoint.newest(folder):
-        raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
-    with contextlib.closing(checkpoint.manager(folder)) as manager:
-        state = checkpoint.restore(manager, model)
-    settings = config.generate
-    path = workdir / "generated.zarr"
-    recipe = {
-        "model_name": config.model_name,
-        "model": json.loads(config.model.to_json_best_effort()),
-        "step": int(state.step),
-        "weights": checkpoint.fingerprint(state),
-        "generate": {k: v for k, v in settings.to_dict().items() if k != "count"},
-        "device": jax.local_devices()[0].device_kind,
-    }
-    held = store.recipe(path)
-    if held is not None and held != recipe:
-        aside = _aside(path, held["step"])
-        path.rename(aside)
-        print(f"{path} held pairs of another checkpoint or settings: it is now {aside}")
-    real = store.open_store(workdir / "real.zarr").attrs
-    attributes = {
-        "recipe": recipe,
-        "voxel_mm": real["voxel_mm"],
-        "kinds": real["kinds"],
-        "names": [],
-        "licence": f"as of the pairs that it was trained on: {real['licence']}",
-        "versions": versions(),
-    }
-    generate.run(
-        model,
-        state,
-        path,
-        settings,
-        channels=settings.channels or config.model.get("head", "independent"),
-        voxel_mm=real["voxel_mm"],
-        size=config.model.resolution,
-        workers=config.workers,
-        attributes=attributes,
-    )
-    count = len(store.rows(path))
-    more = f" (generate.count is {settings.count}; none is thrown away)"
-    print(f"{path}: {count} pairs{more if count > settings.count else ''}")
-
-
-def _aside(path, step):
-    """A free name for an older store."""
-    names = (path.with_name(f"{path.stem}-step{step}-{n}.zarr") for n in range(10**6))
-    return next(name for name in names if not name.exists())
-
-
-def _evaluate(config, workdir):
-    result = evaluate.quality(
-        workdir / "real.zarr", workdir / "generated.zarr", pairs=config.evaluate.pairs
-    )
-    _write_json(workdir / "metrics.json", result)
-    print("\n".join(evaluate.describe(result)))
-
-
-def _report(config, workdir):
-    for path in report.pictures(workdir):
-        print(path)
-
-
-STAGES = {
-    "ingest": _ingest,
-    "train": _train,
-    "generate": _generate,
-    "evaluate": _evaluate,
-    "report": _report,
-}

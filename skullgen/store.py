@@ -11,6 +11,7 @@ In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian bits.
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import zarr
@@ -157,13 +158,18 @@ def _write_native(path, index, truth):
     array.attrs.update({k: np.asarray(v).tolist() for k, v in truth.items() if k != "bits"})
 
 
+def has_native(path, index):
+    """Whether pair `index` has a truth at its source's grid."""
+    return (Path(path) / "native" / f"{index:06d}" / "zarr.json").exists()
+
+
 def read_native(path, index):
     """The implant of pair `index` at its source's grid: bool [X, Y, Z], affine [4, 4] in mm.
 
     Raises UserError where the pair has none (generated pairs, for example).
     """
     place = Path(path) / "native" / f"{index:06d}"
-    if not (place / "zarr.json").exists():
+    if not has_native(path, index):
         raise UserError(f"{path}: pair {index} has no native truth")
     array = zarr.open_array(place, mode="r")
     shape, origin = array.attrs["shape"], array.attrs["origin"]
@@ -171,6 +177,12 @@ def read_native(path, index):
     mask = np.zeros(array.attrs["grid"], bool)
     mask[tuple(slice(o, o + s) for o, s in zip(origin, shape, strict=True))] = crop
     return mask, np.asarray(array.attrs["affine"])
+
+
+def names(path, skulls):
+    """The names of skulls by number (column `skull`): a list, "" where unknown."""
+    known = open_store(path).attrs["names"]
+    return [known[skull] if 0 <= skull < len(known) else "" for skull in skulls]
 
 
 def rows(path, split=None):
@@ -200,18 +212,68 @@ def load(path, index):
     return out
 
 
-def batch_rows(count, size, *, seed, phase, update, batches):
+class Part(NamedTuple):
+    """Some pairs of a store: its path and their rows int [n]."""
+
+    path: Path
+    rows: np.ndarray
+
+
+def mixture(text, folder, seed):
+    """The stores that `path:split:pairs`, comma-separated, names: a list of Part.
+
+    A path is looked for in `folder` first, then from where the program runs. split: `train`,
+    `validation`, `test` or `all`. pairs: a number, the first of a permutation seeded by `seed`
+    (a larger number takes the same pairs and more), or `all`. Raises UserError for a part that is
+    none, a store that is not there, whole or of one size, or one that has fewer pairs.
+    """
+    parts = []
+    for item in filter(None, map(str.strip, text.split(","))):
+        fields = item.rsplit(":", 2)
+        if len(fields) < 3 or fields[1] not in (*SPLITS, "all") or not _number(fields[2]):
+            raise UserError(
+                f"{item!r} names no pairs: write PATH:SPLIT:PAIRS, for example "
+                "real.zarr:train:all (splits: train, validation, test, all)"
+            )
+        name, split, wanted = fields
+        path = folder / name if (folder / name).exists() else Path(name)
+        require_whole(path, "that makes it")
+        size = open_store(path)["pairs"].shape[1]
+        if parts and size != open_store(parts[0].path)["pairs"].shape[1]:
+            raise UserError(f"{path}: its pairs are not of the size of those of {parts[0].path}")
+        chosen = rows(path, None if split == "all" else split)
+        if wanted != "all":
+            if int(wanted) > len(chosen):
+                raise UserError(f"{path}: {len(chosen)} pairs of split {split}, not {wanted}")
+            order = np.random.default_rng([seed, len(chosen)]).permutation(len(chosen))
+            chosen = chosen[np.sort(order[: int(wanted)])]
+        if not len(chosen):
+            raise UserError(f"{path}: it has no pair of split {split}")
+        parts.append(Part(path, chosen))
+    return parts
+
+
+def _number(text):
+    return text == "all" or (text.isdecimal() and int(text) > 0)
+
+
+def batch_rows(counts, size, *, seed, phase, update, batches):
     """Rows of the training pairs that one update takes: int32 [batches, size].
 
-    A pure function of its arguments: an endless row of seeded permutations of `count` pairs is
-    cut into full batches, each phase beginning a row of its own.
+    counts: pairs of each part of a mixture, or their number where there is one part. The parts
+    take turns, so that each has an equal share of the draws; rows count through all parts.
+    A pure function of its arguments: for each part an endless row of seeded permutations, cut
+    into full batches, each phase beginning a row of its own.
     """
+    counts = np.atleast_1d(counts).tolist()
     first = update * batches * size
-    place = np.arange(first, first + batches * size)
-    rounds = place // count
-    orders = {
-        number: np.random.default_rng([seed, phase, number]).permutation(count)
-        for number in np.unique(rounds).tolist()
-    }
-    flat = [orders[number][offset] for number, offset in zip(rounds, place % count, strict=True)]
-    return np.asarray(flat, np.int32).reshape(batches, size)
+    place, part = np.divmod(np.arange(first, first + batches * size), len(counts))
+    flat = np.empty(len(place), np.int32)
+    for number, count in enumerate(counts):
+        mine = np.flatnonzero(part == number)
+        rounds, offsets = np.divmod(place[mine], count)
+        for turn in np.unique(rounds).tolist():
+            key = [seed, phase, turn, *([number] if number else [])]
+            order = np.random.default_rng(key).permutation(count)
+            flat[mine[rounds == turn]] = order[offsets[rounds == turn]] + sum(counts[:number])
+    return flat.reshape(batches, size)

@@ -7,7 +7,9 @@ stopped goes on from its newest checkpoint and on one device kind ends as if it 
 import concurrent.futures
 import contextlib
 import importlib
+import itertools
 import math
+import operator
 
 import jax
 import numpy as np
@@ -77,7 +79,8 @@ def schedule(phases, pairs, batch):
 def train(
     model,
     plan,
-    workdir,
+    parts,
+    log,
     folder,
     *,
     seed,
@@ -86,14 +89,15 @@ def train(
     save_every,
     keep,
     budget_mb,
-    tensorboard=False,
+    tensorboard=None,
 ):
-    """Trains `model` through `plan` (a list of Phase) on `workdir/real.zarr`, or goes on.
+    """Trains `model` through `plan` (a list of Phase) on a mixture of stores, or goes on.
 
-    folder: of the checkpoints. batch: pairs of an update, over all devices. log_every,
-    save_every: updates between fetches of the metrics and between checkpoints. keep: newest
-    checkpoints kept, beside those at the phases' ends. budget_mb: packed pairs of up to this size
-    stay on the device, more are streamed.
+    parts: list of `store.Part` of one size; each has an equal share of every batch. log: file of
+    the metrics. folder: of the checkpoints. batch: pairs of an update, over all devices.
+    log_every, save_every: updates between fetches of the metrics and between checkpoints. keep:
+    newest checkpoints kept, beside those at the phases' ends. budget_mb: packed pairs of up to
+    this size stay on the device, more are streamed. tensorboard: its folder, or None.
 
     Returns the State. Raises Diverged for a metric that is not finite, jobs.Stopped after
     a checkpoint where a signal came.
@@ -101,12 +105,11 @@ def train(
     devices = jax.local_device_count()
     if batch % devices:
         raise UserError(f"batch_size is {batch}: not a multiple of the {devices} devices here")
-    path = workdir / "real.zarr"
-    store.require_whole(path, "ingest")
-    rows = store.rows(path, "train")
-    ends = schedule(plan, len(rows), batch)
-    log = workdir / "train.jsonl"
-    board = logs.tensorboard(workdir / "tensorboard", tensorboard)
+    counts = [len(part.rows) for part in parts]
+    size = store.open_store(parts[0].path)["pairs"].shape[1]
+    ends = schedule(plan, sum(counts), batch)
+    epoch = math.ceil(sum(counts) / batch)
+    board = logs.tensorboard(tensorboard)
     with contextlib.closing(checkpoint.manager(folder, keep, ends)) as manager:
         state = checkpoint.restore(manager, model)
         if state is None:
@@ -115,7 +118,7 @@ def train(
             state = state.replace(key=jax.random.key(seed))
         else:
             print(f"training: goes on from the checkpoint of update {int(state.step)}")
-        logs.rewind(log, int(state.step))
+        recent, said = logs.rewind(log, int(state.step)), set()
 
         def save(state, stop):
             checkpoint.save(manager, state)
@@ -129,7 +132,7 @@ def train(
                 continue
             draws = (
                 store.batch_rows(
-                    len(rows),
+                    counts,
                     batch,
                     seed=seed,
                     phase=number,
@@ -138,31 +141,50 @@ def train(
                 )
                 for update in range(first, end)
             )
-            batches = _batches(path, rows, draws, budget_mb * 2**20)
-            epoch = math.ceil(len(rows) / batch)
+            batches = _batches(parts, draws, budget_mb * 2**20)
 
             def due(step, end=end):
                 return step % save_every == 0 or step == end
 
-            def describe(step, metrics, phase=phase, begin=begin, epoch=epoch):
+            def describe(step, metrics, phase=phase, begin=begin):
                 place = {"phase": phase.step, "epoch": (step - begin - 1) // epoch + 1}
                 values = {name: float(value) for name, value in metrics.items()}
                 return {**place, "step": step, **values}
 
-            def flush(pending, describe=describe):
+            def flush(pending, describe=describe, end=end):
                 records = [describe(*item) for item in jax.device_get(pending)]
                 good = _finite(records)
                 logs.append(log, good)
                 board(good)
                 if len(good) < len(records):
                     _diverged(records[len(good)], manager)
-                return records[-1]["epoch"]
+                *whole, last = epochs([*recent, *records])
+                over = records[-1]["step"] == end
+                recent[:] = [] if over else last
+                lines = [x for x in notes(model, whole) if x.startswith("warning: ")]
+                for line in lines + (notes(model, [last]) if over else []):
+                    if line not in said:
+                        bar.write(line)
+                        said.add(line)
+                return records
 
-            size = store.open_store(path)["pairs"].shape[1]
             run = steps.data_parallel(model.steps[phase.step], size)
             with jobs.progress(end - begin, first - begin, f"train {phase.step}", "update") as bar:
                 state = _loop(run, state, batches, bar, flush, save, due, log_every)
     return state
+
+
+def epochs(records):
+    """The records of a log by epoch: a list of lists, in order."""
+    key = operator.itemgetter("phase", "epoch")
+    return [list(group) for _, group in itertools.groupby(records, key)]
+
+
+def notes(model, groups):
+    """What `model.notes` says of some epochs' records, each line once, in order."""
+    if model.notes is None:
+        return []
+    return list(dict.fromkeys(line for group in groups for line in model.notes(group)))
 
 
 def _loop(run, state, batches, bar, flush, save, due, log_every):
@@ -177,7 +199,7 @@ def _loop(run, state, batches, bar, flush, save, due, log_every):
         pending.append((step, metrics))
         stop = jobs.asked()
         if len(pending) >= log_every or due(step) or stop:
-            bar.set_postfix(epoch=flush(pending), refresh=False)
+            bar.set_postfix(epoch=flush(pending)[-1]["epoch"], refresh=False)
             pending = []
         bar.update()
         if due(step) or stop:
@@ -215,17 +237,25 @@ def _diverged(record, manager):
     )
 
 
-def _batches(path, rows, draws, budget):
+def _batches(parts, draws, budget):
     """(packed pairs, rows of them) for each draw: resident where they fit, else streamed."""
-    size = int(np.prod(store.open_store(path)["pairs"].shape[1:])) // 8
-    if len(rows) * size <= budget:
-        data = steps.resident(store.load(path, rows))
+    size = int(np.prod(store.open_store(parts[0].path)["pairs"].shape[1:])) // 8
+    counts = [len(part.rows) for part in parts]
+    if sum(counts) * size <= budget:
+        data = steps.resident(np.concatenate([store.load(*part) for part in parts]))
         for index in draws:
             yield data, index
         return
+    starts = np.cumsum([0, *counts[:-1]])
 
     def fetch(index):
-        return store.load(path, rows[index.ravel()]), np.arange(index.size).reshape(index.shape)
+        flat = index.ravel()
+        bits = np.empty((len(flat), size), np.uint8)
+        owner = np.searchsorted(starts, flat, side="right") - 1
+        for number, part in enumerate(parts):
+            mine = owner == number
+            bits[mine] = store.load(part.path, part.rows[flat[mine] - starts[number]])
+        return bits, np.arange(index.size).reshape(index.shape)
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         ahead = []

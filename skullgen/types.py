@@ -69,6 +69,8 @@ class Model(NamedTuple):
     predict: `(State, defective skulls [B, D, D, D]) -> float32 [B, D, D, D]`, the implant's
         probability.
     features: `(State, pairs [B, D, D, D, 2]) -> float32 [B, F]`, what maps are drawn from.
+    notes: `(records) -> list of lines`: what a whole epoch's records of the log, all of one phase,
+        say that its user should know: a number to set, a term that does nothing.
     """
 
     init: Callable[[jax.Array], State]
@@ -78,3 +80,4 @@ class Model(NamedTuple):
     encode: Callable[[State, jax.Array], jax.Array] | None = None
     predict: Callable[[State, jax.Array], jax.Array] | None = None
     features: Callable[[State, jax.Array], jax.Array] | None = None
+    notes: Callable[[list[dict]], list[str]] | None = None

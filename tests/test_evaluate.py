@@ -1,84 +1,172 @@
-"""Dice and the yardsticks of generated pairs, by hand and by brute force."""
+"""The verdict: rules without training, cases, means over skulls, differences, warnings; by hand."""
 
+import jax
+import ml_collections
 import numpy as np
 import pytest
 
-from skullgen import evaluate, store
-from skullgen.errors import UserError
+from skullgen import evaluate, metrics, store
+from skullgen.types import Model
 
 SIZE = 8
+KINDS = ["a", "b"]
 
 
-def test_dice_by_hand():
-    a = np.array([1, 1, 1, 0, 0], bool)
-    b = np.array([0, 1, 1, 1, 1], bool)
-    assert evaluate.dice(a, b) == pytest.approx(4 / 7)
-    assert evaluate.dice(a, a) == 1
-    assert evaluate.dice(a, ~a) == 0
-    assert evaluate.dice(a & ~a, b & ~b) == 0
+def _settings(**fields):
+    base = dict(cases=0, batch_size=4, rules=True, threshold=0.5, upsampling="probability")
+    return ml_collections.ConfigDict({**base, **fields})
 
 
-def test_dice_matrix_equals_dice():
+def _slab(height):
+    """A slab of bone 2 voxels thick with a hole in its middle, symmetric left to right."""
+    pair = np.zeros((SIZE, SIZE, SIZE, 2), bool)
+    pair[:, :, height : height + 2, 0] = True
+    pair[2:4, 2:5, height : height + 2, 0] = False
+    pair[2:4, 2:5, height : height + 2, 1] = True
+    return pair
+
+
+@pytest.fixture
+def real(tmp_path):
+    """Six pairs of three skulls: two to train on, one (with a native truth) for test."""
+    pairs = np.stack([_slab(2), _slab(2), _slab(2), _slab(2), _slab(2), _slab(3)])
+    path = tmp_path / "real.zarr"
+    attributes = {"recipe": {}, "names": ["x", "y", "z"], "kinds": KINDS, "voxel_mm": 25.6}
+    store.create(path, count=6, size=SIZE, shard=6, attributes=attributes)
+    affine = np.diag([25.6, 25.6, 25.6, 1.0])
+    columns = {
+        "split": np.array([0, 0, 0, 0, 2, 2]),
+        "kind": np.array([0, 1, 0, 1, 0, 1]),
+        "skull": np.array([0, 0, 1, 1, 2, 2]),
+        "affine": np.stack([affine] * 6),
+        "removed": np.zeros((6, 3)),
+    }
+    truth = pairs[4, ..., 1]
+    native = {
+        "bits": np.packbits(truth),
+        "origin": [0, 0, 0],
+        "shape": truth.shape,
+        "grid": truth.shape,
+        "affine": affine,
+    }
+    store.write(path, 0, store.pack(pairs), columns, [None] * 4 + [native, None])
+    return path
+
+
+def test_mean_skull_and_mirror_by_hand(real):
+    train = store.load(real, [0, 1, 2, 3])
+    found = evaluate.mean_skull(train, SIZE)(store.load(real, [4]))
+    # All four slabs are the same, complete: what is left of it is the hole.
+    np.testing.assert_array_equal(found[0], _slab(2)[..., 1])
+    found = evaluate.mirror(SIZE)(store.load(real, [5]))
+    hole = _slab(3)[..., 1]
+    np.testing.assert_array_equal(found[0], hole & ~hole[::-1])  # holes at x 2, 3 and 4, 5
+    assert evaluate.mirror(SIZE)(np.zeros((1, SIZE**3 // 4), np.uint8)).sum() == 0
+
+
+def test_the_biggest_piece_is_kept():
+    whole = np.zeros((SIZE,) * 3, bool)
+    whole[0, 0, :3] = whole[4, 4, :2] = True
+    assert evaluate._rest(whole, np.zeros_like(whole)).sum() == 3
+    assert evaluate._rest(whole, whole).sum() == 0
+
+
+def test_a_networks_answer_does_not_depend_on_the_batch():
+    def predict(state, skulls):
+        return skulls.astype("float32") * 0.5
+
     rng = np.random.default_rng(0)
-    a, b = rng.random((3, SIZE, SIZE, SIZE, 2)) < 0.4, rng.random((5, SIZE, SIZE, SIZE, 2)) < 0.2
-    b[2, ..., 1] = False
-    matrix = evaluate.dice_matrix(store.pack(a), store.pack(b), SIZE)
-    for channel in (0, 1):
-        for i in range(3):
-            for j in range(5):
-                expected = evaluate.dice(a[i, ..., channel], b[j, ..., channel])
-                assert matrix[channel, i, j] == pytest.approx(expected, rel=1e-6)
+    pairs = rng.random((7, SIZE, SIZE, SIZE, 2)) < 0.5
+    net = evaluate.network(Model(None, {}, predict=predict), {}, SIZE, batch=3)
+    found = net(store.pack(pairs))
+    np.testing.assert_array_equal(found, pairs[..., 0] * np.float32(0.5))
+    np.testing.assert_array_equal(net(store.pack(pairs[4:5])), found[4:5])
 
 
-def test_mean_pair_keeps_the_likeliest_voxels_and_the_occupancy():
-    pairs = np.zeros((4, SIZE, SIZE, SIZE, 2), bool)
-    pairs[:, :2, :2, :2, 0] = True  # all have these 8
-    pairs[0, 4, 4, :4, 0] = True  # one in four has these 4: a mean of 9 voxels
-    pairs[:3, 6, 6, 6, 1] = True
-    pairs[3, 7, 7, 7, 1] = True
-    mean = store.unpack(evaluate.mean_pair(store.pack(pairs), SIZE), SIZE)[0]
-    assert mean[..., 0].sum() == 9 and mean[:2, :2, :2, 0].all()
-    assert mean[..., 1].sum() == 1 and mean[6, 6, 6, 1]
+def test_verdict_by_hand(real):
+    """A net that knows the hole at height 2 and nothing else."""
+    hole = _slab(2)[..., 1]
+
+    def predict(state, skulls):
+        return jax.numpy.broadcast_to(state, skulls.shape)
+
+    nets = {
+        "vnet": (
+            Model(None, {}, predict=predict),
+            hole.astype(np.float32),
+            [store.Part(real, np.array([0]))],
+        )
+    }
+    verdict = evaluate.verdict(real, nets, size=SIZE, settings=_settings(), workers=1)
+    cases = {(c["net"], c["column"], c["pair"]): c for c in verdict["cases"]}
+    assert (
+        len(cases) == len(verdict["cases"]) == 1 + 4 + 2 + 2 + 2
+    )  # train, validation, test, rules
+    exact, half = cases["vnet", "test", 4], cases["vnet", "test", 5]
+    assert (exact["dice"], exact["dice_512"], exact["hd95_mm"]) == (1, 1, 0)
+    assert exact["bdsc"] is None  # 25.6 mm: the neighbours of bone are outside of the band
+    assert (exact["skull"], exact["kind"], exact["empty"]) == ("z", "a", False)
+    assert (exact["dice_native"], exact["ceiling_native"], exact["hd95_native_mm"]) == (1, 1, 0)
+    assert half["dice"] == pytest.approx(0.5)  # one of its two layers
+    assert half["hd95_mm"] == pytest.approx(25.6)
+    assert half["dice_native"] is None and half["hd95_native_mm"] is None
+    rows = {
+        (r["net"], r["column"], r["metric"], r["by"], r["group"]): r for r in verdict["summary"]
+    }
+    test = rows["vnet", "test", "dice", "all", ""]
+    assert (test["mean"], test["cases"], test["skulls"], test["low"]) == (0.75, 2, 1, None)
+    assert rows["vnet", "test", "dice", "kind", "b"]["mean"] == pytest.approx(0.5)
+    assert rows["vnet", "validation", "dice", "skull", "y"]["cases"] == 2
+    assert rows["vnet", "test", "dice_native", "all", ""]["cases"] == 1
+    text = "\n".join(evaluate.describe({**verdict}))
+    assert "0.750" in text and "vnet minus mirror" in text
 
 
-def _store(path, pairs, split):
-    store.create(
-        path, count=len(pairs), size=pairs.shape[1], shard=len(pairs), attributes={"recipe": {}}
-    )
-    columns = {"split": np.array(split), "removed": np.zeros((len(pairs), 3))}
-    store.write(path, 0, store.pack(pairs), columns)
+def test_intervals_and_differences_are_over_skulls():
+    def case(net, skull, dice):
+        place = {"net": net, "column": "test", "store": "s", "pair": 0, "kind": ""}
+        other = dict.fromkeys(evaluate.METRICS)
+        return {**place, **other, "skull": skull, "dice": dice}
+
+    ours = [case("a", "x", 0.2), case("a", "x", 0.4), case("a", "y", 0.6)]
+    theirs = [case("b", "x", 0.1), case("b", "y", 0.5), case("b", "w", 0.9)]
+    assert evaluate.by_skull(ours, "dice") == pytest.approx({"x": 0.3, "y": 0.6})
+    row = evaluate.summary(ours)[0]
+    assert row["mean"] == pytest.approx(0.45) and row["skulls"] == 2
+    low, high = metrics.interval([0.3, 0.6])[1:3]
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+    assert row["interval"] == "t over skulls"
+    (difference,) = evaluate.differences(ours + theirs, "a")
+    assert difference["mean"] == pytest.approx((0.2 + 0.1) / 2) and difference["skulls"] == 2
+    # Pairs without a known skull are skulls of their own.
+    assert len(evaluate.by_skull([case("a", "", 0.1) | {"pair": p} for p in (0, 1)], "dice")) == 2
 
 
-def test_quality_by_hand(tmp_path):
-    """Cubes at known places: every number can be counted."""
-
-    def cube(x, y):
-        pair = np.zeros((SIZE, SIZE, SIZE, 2), bool)
-        pair[x : x + 2, :2, :2, 0] = True
-        pair[4:6, y : y + 2, 4:6, 1] = True
-        return pair
-
-    empty = cube(0, 0)
-    empty[..., 1] = False
-    _store(tmp_path / "real.zarr", np.stack([cube(0, 0), cube(4, 4), cube(1, 0)]), [0, 0, 2])
-    _store(tmp_path / "made.zarr", np.stack([cube(0, 0), empty]), [-1, -1])
-    result = evaluate.quality(tmp_path / "real.zarr", tmp_path / "made.zarr")
-    skull, defect = result["skull"], result["defect"]
-    assert skull["nearest_training_dice"]["generated"] == 1
-    assert skull["nearest_training_dice"]["held_out"] == 0.5
-    assert defect["nearest_training_dice"]["generated"] == 0.5
-    assert defect["nearest_training_dice"]["held_out"] == 1
-    assert skull["pairwise_dice"] == {"generated": 1, "training": 0}
-    assert skull["occupancy"]["training"] == pytest.approx(8 / SIZE**3)
-    assert result["removed"]["empty_defects"] == 0.5
-    text = "\n".join(evaluate.describe(result))
-    assert "50.0% empty defects" in text
-    assert "generated skulls lie nearer to a training pair than held-out real ones" in text
-    assert "generated defects lie nearer" not in text
+def test_columns_are_spread_over_parts_and_pairs():
+    parts = [store.Part("a", np.arange(10, 110)), store.Part("b", np.arange(3))]
+    found = evaluate._spread(parts, 8)
+    assert found[0].rows.tolist() == [10, 43, 76, 109] and found[1].rows.tolist() == [0, 1, 2]
+    assert [len(part.rows) for part in evaluate._spread(parts, 0)] == [100, 3]
+    assert evaluate._spread([store.Part("a", np.arange(0))], 8) == []
 
 
-def test_stores_of_two_sizes_are_refused(tmp_path):
-    for size in (4, 8):
-        _store(tmp_path / f"{size}.zarr", np.ones((2, size, size, size, 2), bool), [0, 0])
-    with pytest.raises(UserError, match="not of the size"):
-        evaluate.quality(tmp_path / "4.zarr", tmp_path / "8.zarr")
+def test_warnings_name_what_is_wrong():
+    def numbers(skull, defect, empty, share):
+        copies = {"skull": {"share_above": share}, "pair": {"share_above": share}}
+        return {
+            "removed": {"empty_defects": empty},
+            "skull": {"occupancy": {"generated": skull, "training": 0.1}},
+            "defect": {"occupancy": {"generated": defect, "training": 0.01}},
+            "copies": copies,
+        }
+
+    assert evaluate.warnings({"quality": numbers(0.1, 0.01, 0.05, 0.05)}) == []
+    assert evaluate.warnings({"quality": numbers(0.1, 0.01, 0.05, None)}) == []
+    lines = evaluate.warnings({"quality": numbers(0.2, 0.005, 0.5, 0.6)})
+    found = [line.split(":")[0] for line in lines]
+    assert found[0].startswith("50% of the generated pairs have no defect")
+    assert found[1:] == ["occupancy drift", "occupancy drift", "copies"]
+    case = {"net": "vnet", "empty": True}
+    assert evaluate.warnings({"verdict": {"cases": [case, case]}}) == [
+        "vnet: 2 predictions are empty (Dice 0)"
+    ]

@@ -53,7 +53,8 @@ def test_paper_size_has_section_4_3s_numbers(name):
     assert config.batch_size == 8
     assert (config.model.resolution, config.model.latent) == (128, 200)
     assert tuple(config.model.widths) == (64, 128, 256, 512)
-    assert (config.model.head, config.model.latents) == ("independent", "prior")
+    assert config.model.head == ("linear" if name == "introvae" else "independent")
+    assert config.model.latents == "prior"
     assert config.generate.count == 40_000
     if "wgan" in name:
         assert (config.model.learning_rate, config.model.critic_learning_rate) == (2e-4, 2e-4)
@@ -62,6 +63,11 @@ def test_paper_size_has_section_4_3s_numbers(name):
         assert config.model.generator_norm == "batch"
     if name.startswith("vae"):
         assert config.model.vae_learning_rate == 1e-3
+    if name == "introvae":
+        assert config.model.learning_rate == 1e-3
+        assert (config.model.alpha, config.model.beta, config.model.margin) == (0.25, 1, 10)
+        assert tuple(config.model.channel_weights) == (1, 1)
+        assert [(p["step"], p["epochs"]) for p in config.phases] == [("vae", 10), ("intro", 90)]
     if name == "vae_wgan":
         lengths = [(p["step"], p["epochs"]) for p in config.phases]
         assert lengths[:2] == [("vae", 10), ("bridge", 15)]

@@ -108,6 +108,109 @@ def test_comparison_draws_generated_pairs_under_the_real_ones_view(tmp_path):
         assert blue(above).sum() > 500
 
 
+def test_strip_shows_the_real_ends_and_each_row_from_one_side(tmp_path):
+    right, left = (np.stack(holed_shell((x, 0.3, 0.4), 16), -1) for x in (0.87, -0.87))
+    path = tmp_path / "strip.png"
+    rows = [("linear", np.stack([right, ODD["empty"], right])), ("a", np.stack([left, right]))]
+    figures.strip(path, rows, title="ways", ends=np.stack([right, right]))
+    picture, side = valid(path), 256
+    upper = [picture[52 : 52 + 2 * side, 12 + n * (side + 12) :][:, :side] for n in range(5)]
+    for tile in (upper[1], upper[3], upper[4]):
+        np.testing.assert_array_equal(tile, upper[0])
+    assert (upper[2] == 255).all()
+    assert blue(upper[0][side:]).sum() > 500 and not blue(upper[0][:side]).any()
+    top = 52 + 2 * side + 26
+    lower = [picture[top : top + 2 * side, 12 + n * (side + 12) :][:, :side] for n in range(5)]
+    np.testing.assert_array_equal(lower[0], upper[0])
+    np.testing.assert_array_equal(lower[3], upper[0])
+    assert blue(lower[1]).sum() < blue(upper[0]).sum() / 3  # a defect behind
+    assert (lower[4] == 255).all()  # no fifth pair
+
+
+def test_strips_of_many_steps_stay_narrow(tmp_path):
+    figures.strip(tmp_path / "strip.png", [("", np.stack([ODD["a voxel"]] * 11))], title="long")
+    valid(tmp_path / "strip.png")
+
+
+def test_segmentation_sheet_colours_each_nets_voxels(tmp_path):
+    skull, truth = holed_shell((0.6, 0.5, 0.62), 16)
+    planes, _ = figures._planes(truth)
+    plane = max(planes.values(), key=lambda plane: truth[plane].sum())
+    shifted = np.roll(truth, 1, 0)
+    nets = {"$good_": truth, "shifted": shifted, "empty": truth & False}
+    path = tmp_path / "seg.png"
+    figures.segmentation_sheet(path, skull, truth, nets, title="a case")
+    picture, side = valid(path), 320
+
+    def voxels(row, column):
+        top, left = 52 + row * (2 * side + 26) + side, 12 + column * (side + 12)
+        tile = picture[top : top + side, left : left + side][10::20, 10::20]
+        colours = np.rint(np.float32(figures._KINDS) * 255)
+        return [int((tile == colour).all(-1).sum()) for colour in colours[2:]]
+
+    whole, hit = int(truth[plane].sum()), int((truth & shifted)[plane].sum())
+    assert 0 < hit < whole
+    assert voxels(0, 0) == [0, 0, 0]  # the defective skull
+    assert voxels(0, 1) == voxels(0, 2) == [whole, 0, 0]
+    assert voxels(0, 3) == [hit, int((shifted & ~truth)[plane].sum()), whole - hit]
+    assert voxels(1, 0) == [0, 0, whole]
+    views = [picture[52 : 52 + side, 12 + n * (side + 12) :][:, :side] for n in range(3)]
+    assert not blue(views[0]).any() and blue(views[1]).sum() > 1000
+    np.testing.assert_array_equal(views[1], views[2])
+
+
+def test_segmentation_captions_give_the_dice(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "_sheet", lambda path, rows, **_: kept.extend(rows))
+    skull, truth = holed_shell((0.6, 0.5, 0.62), 16)
+    half = truth.copy()
+    half.reshape(-1)[np.flatnonzero(truth)[: truth.sum() // 2]] = False
+    nets = {"all": truth, "half": half, "none": nothing(16)}
+    figures.segmentation_sheet(tmp_path, skull, truth, nets, title="t")
+    expected = 2 * half.sum() / (half.sum() + truth.sum())
+    assert [caption for row in kept for _, caption, _ in row] == [
+        "defective skull",
+        "true implant",
+        "all: Dice 1.000",
+        f"half: Dice {expected:.3f}",
+        "none: Dice 0.000",
+    ]
+
+
+def a_map(title, counts):
+    rng = np.random.default_rng(0)
+    points = [
+        {"x": x, "y": y, "group": group, "case": "c"}
+        for group, count in counts.items()
+        for x, y in rng.normal(size=(count, 2)).tolist()
+    ]
+    return {"title": title, "points": points}
+
+
+def test_map_sheet_has_a_panel_a_map_and_a_colour_a_group(tmp_path, monkeypatch):
+    kept, save = [], figures._save
+    monkeypatch.setattr(figures, "_save", lambda *a: (kept.append(a[1]), save(*a)))
+    counts = {"real, train": 30, "real, held out": 9, "_$made_": 21}
+    drawn = {"maps": [a_map(title, counts) for title in ("$t_", "u", "v", "w")]}
+    figures.map_sheet(tmp_path / "maps.png", drawn)
+    picture = valid(tmp_path / "maps.png")
+    assert [axes.get_title() for axes in kept[0].axes] == ["$t_", "u", "v", "w"]
+    legend = [text.get_text().strip() for text in kept[0].legends[0].get_texts()]
+    assert legend == ["real, train (30)", "real, held out (9)", "_$made_ (21)"]
+    for axes in kept[0].axes:
+        assert sum(len(line.get_xdata()) for line in axes.lines) == 60
+        looks = {(line.get_color(), line.get_marker()) for line in axes.lines}
+        assert len(looks) == 3
+    assert blue(picture).sum() > 4 * 21 * 15  # the third group is blue
+    assert (picture < 60).all(-1).sum() > 4 * 9 * 15  # the second black
+
+
+@pytest.mark.parametrize("counts", [{}, {"one": 1}, {str(n): 2 for n in range(12)}, {"many": 9000}])
+def test_maps_of_any_size_are_written(counts, tmp_path):
+    figures.map_sheet(tmp_path / "m.png", {"maps": [a_map("t", counts)] if counts else []})
+    assert valid(tmp_path / "m.png").shape[1] > 500
+
+
 def test_titles_say_what_is_left_out(tmp_path, monkeypatch):
     titles = []
     monkeypatch.setattr(figures, "_sheet", lambda path, rows, title, note="": titles.append(title))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from experiments import common
-from skullgen import defects, ingest, phantom, resample, store, volume
+from skullgen import defects, ingest, phantom, resample, sources, store, volume
 from skullgen.errors import UserError
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -156,7 +156,7 @@ def test_skulls_are_cut_into_five_kinds_and_split_by_skull(skulls, tmp_path):
 
 def test_ingest_goes_on_and_ends_equal_with_any_number_of_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(ingest, "SHARD", 7)  # shards that cut through skulls
-    monkeypatch.setattr(ingest, "NATIVE_SIDE", 48)
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 48)
     config = _config(skulls=4)
     ingest.run(tmp_path / "a.zarr", 16, config, workers=1)
     ingest.run(tmp_path / "b.zarr", 16, config, workers=1)
@@ -168,7 +168,7 @@ def test_ingest_goes_on_and_ends_equal_with_any_number_of_workers(tmp_path, monk
 
 
 def test_other_data_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest, "NATIVE_SIDE", 48)
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 48)
     ingest.run(tmp_path / "a.zarr", 16, _config(skulls=3), workers=1)
     with pytest.raises(UserError, match="its fields changed"):
         ingest.run(tmp_path / "a.zarr", 16, _config(skulls=3, seed=1), workers=1)
@@ -199,6 +199,7 @@ def test_folders_without_a_skull_and_doubled_names(tmp_path):
 
 def _split_config(**fields):
     base = dict(seed=0, test="", validation="", test_fraction=0.2, validation_fraction=0.1)
+    base |= dict(folds=0, fold=0)
     return ml_collections.ConfigDict({**base, **fields})
 
 
@@ -206,20 +207,20 @@ def _split_config(**fields):
 def test_fractions_split_by_skull_whatever_the_order(count, seed):
     names = [f"s{number}" for number in range(count)]
     config = _split_config(seed=seed)
-    split = ingest.assign(names, config)
-    assert split == ingest.assign(names[::-1], config)
+    split = sources.assign(names, config)
+    assert split == sources.assign(names[::-1], config)
     places = list(split.values())
     assert places.count(2) == round(0.2 * count)
     assert places.count(1) == round(0.1 * count)
 
 
 def test_splits_by_name_and_their_mistakes():
-    split = ingest.assign(["a", "b", "c"], _split_config(test="c, b"))
+    split = sources.assign(["a", "b", "c"], _split_config(test="c, b"))
     assert split == {"a": 0, "b": 2, "c": 2}
     with pytest.raises(UserError, match="names 'z': no such skull"):
-        ingest.assign(["a"], _split_config(test="z"))
+        sources.assign(["a"], _split_config(test="z"))
     with pytest.raises(UserError, match="none is left to train on"):
-        ingest.assign(["a"], _split_config(test="a"))
+        sources.assign(["a"], _split_config(test="a"))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")
@@ -269,3 +270,61 @@ def test_detached_voxels_are_part_of_their_header(tmp_path, capsys):
     assert sorted(sources) == sorted(p.name for p in root.iterdir() if p.is_file())
     assert len(sources) == 6
     assert "note: folder.nrrd is no" in capsys.readouterr().out
+
+
+@hypothesis.given(st.integers(4, 30), st.integers(2, 4))
+def test_folds_test_every_skull_once(count, folds):
+    names = [f"s{number}" for number in range(count)]
+    splits = [sources.assign(names, _split_config(folds=folds, fold=f)) for f in range(folds)]
+    tested = [name for split in splits for name in names if split[name] == 2]
+    assert sorted(tested) == sorted(names)
+    for split in splits:
+        assert list(split.values()).count(1) == round(0.1 * count)
+        assert abs(list(split.values()).count(2) - count / folds) < 1
+
+
+def test_mistakes_of_folds():
+    with pytest.raises(UserError, match=r"data\.fold is 2: the folds are 0 to 1"):
+        sources.assign(["a", "b"], _split_config(folds=2, fold=2))
+    with pytest.raises(UserError, match=r"data\.folds and data\.test"):
+        sources.assign(["a", "b"], _split_config(folds=2, test="a"))
+
+
+def test_fresh_defects_are_others_on_the_same_training_skulls(tmp_path):
+    config = _config(skulls=5, test_fraction=0.4)
+    ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
+    ingest.fresh(tmp_path / "fresh.zarr", 16, config, cuts=2, workers=1)
+    assert config.cuts == 1 and config.splits == ""  # the caller's is as it was
+    pairs, complete, names = {}, {}, {}
+    for name in ("real", "fresh"):
+        path = tmp_path / f"{name}.zarr"
+        group = store.open_store(path)
+        rows = store.rows(path, "train")
+        names[name] = store.names(path, group["skull"][:][rows])
+        pairs[name] = store.unpack(store.load(path, rows), 16)
+        complete[name] = dict(zip(names[name], pairs[name].any(axis=-1), strict=True))
+    assert len(store.rows(tmp_path / "fresh.zarr")) == len(pairs["fresh"]) == 3 * 5 * 2
+    assert set(names["fresh"]) == set(names["real"])
+    for name, skull in complete["real"].items():
+        np.testing.assert_array_equal(complete["fresh"][name], skull)
+    keys = {kind: {pair.tobytes() for pair in part} for kind, part in pairs.items()}
+    # At 16^3 two different cuts may reduce to one defect; most do not.
+    assert len(keys["fresh"] & keys["real"]) <= 3 and len(keys["fresh"]) >= 25
+
+
+def test_a_files_own_cube_is_the_frame_where_asked(skullbreak):
+    """Fresh cuts of SkullBreak's complete skulls lie where its own pairs have them."""
+    complete = volume.read(skullbreak / "train" / "complete_skull" / "000.nrrd")
+    model = sources._cube(complete.data, complete.affine, 16)
+    share = resample.reduce(complete.data, complete.affine, model, 16)
+    expected = complete.data.reshape(16, 2, 16, 2, 16, 2).mean((1, 3, 5))
+    np.testing.assert_allclose(share, expected, atol=1e-6)
+
+
+def test_a_split_without_a_skull_is_named(tmp_path):
+    config = _config(skulls=3, test_fraction=0.0, validation_fraction=0.0, splits="test")
+    with pytest.raises(UserError, match=r"data\.splits is 'test': no skull is in it"):
+        ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
+    config.splits = "tests"
+    with pytest.raises(UserError, match=r"data\.splits is 'tests': choose one of"):
+        ingest.run(tmp_path / "real.zarr", 16, config, workers=1)

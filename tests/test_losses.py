@@ -1,4 +1,4 @@
-"""Known answers of equation 3's penalty, the KL and the reconstruction."""
+"""Known answers of equations 3 to 5, the KL and the reconstructions."""
 
 import jax
 import jax.numpy as jnp
@@ -57,3 +57,41 @@ def test_reconstruction_by_hand():
     logits = jnp.log(classes).reshape(1, 2, 1, 1, 3)
     by_hand = -2 * np.log(0.7) - np.log(0.5)
     assert losses.reconstruction(logits, pairs, (2, 6)) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_squared_error_is_summed_and_divided_by_the_voxels_a_side():
+    pairs = np.zeros((2, 4, 4, 4, 2), bool)
+    pairs[1, 0, 0, 0, 0] = pairs[1, 1, 1, 1, 1] = True
+    output = np.zeros((2, 4, 4, 4, 2), np.float32)
+    output[0, 0, 0, 0] = 2.0, -1.0  # a linear output may leave 0..1, and pays for it
+    output[1, 0, 0, 0, 0] = 0.5
+    by_hand = [(2**2 + 3 * 1**2) / 4, (0.5**2 + 3 * 1**2) / 4]
+    np.testing.assert_allclose(losses.squared_error(output, pairs, (1, 3)), by_hand, rtol=1e-6)
+
+
+def test_equations_4_and_5_by_hand():
+    kl_real, error = jnp.array([7.0, 8.0]), jnp.array([100.0, 200.0])
+    kl_fake = jnp.array([[4.0, 12.0], [9.0, 10.5]])  # of reconstructions, of prior samples
+    encoder = losses.introspective_encoder(kl_real, kl_fake, error, 0.25, 0.5, 10.0)
+    # The hinge is each sample's: 10 - 4 and 10 - 9 of the first, none of the second.
+    np.testing.assert_allclose(encoder, [7 + 0.25 * (6 + 1) + 50, 8 + 100], rtol=1e-6)
+    generator = losses.introspective_generator(kl_fake, error, 0.25, 0.5)
+    np.testing.assert_allclose(generator, [0.25 * 13 + 50, 0.25 * 22.5 + 100], rtol=1e-6)
+
+
+def test_soft_dice_by_hand():
+    target = np.zeros((4, 2, 2, 2))
+    target[:3, 0] = 1  # four voxels, and an empty one
+    made = np.zeros_like(target)
+    made[0] = target[0]  # perfect
+    made[1, 1] = 1  # disjoint
+    made[2] = 0.5  # half of everything
+    made[3, 0, 0] = 0.25  # where there is nothing
+    expected = [1 - 8 / 9, 1, 1 - 4 / 9, 1]
+    np.testing.assert_allclose(losses.soft_dice(made, target), expected, rtol=1e-6)
+    np.testing.assert_allclose(losses.soft_dice(made > 0.3, target > 0)[2], 1 - 8 / 13, rtol=1e-6)
+
+
+def test_soft_dice_asks_nothing_of_an_empty_target():
+    slope = jax.grad(lambda made: losses.soft_dice(made, jnp.zeros((1, 2, 2, 2))).sum())
+    np.testing.assert_array_equal(slope(jnp.full((1, 2, 2, 2), 0.5)), 0)

@@ -177,7 +177,7 @@ def test_aggregate_posterior_has_the_mixtures_moments():
 
     def follow(stats, mean, log_variance):
         return jax.vmap(
-            lambda m, v: vae_model._follow(stats, m, v, 0.9), axis_name=AXIS, out_axes=None
+            lambda m, v: vae_model.follow(stats, m, v, 0.9), axis_name=AXIS, out_axes=None
         )(mean.reshape(2, 8, 3), log_variance.reshape(2, 8, 3))
 
     for _ in range(3):

@@ -80,6 +80,19 @@ def test_generator_starts_near_the_occupancy(head):
     np.testing.assert_allclose(p.mean((0, 1, 2, 3)), (0.1, 0.02), rtol=1e-3)
 
 
+def test_linear_head_starts_at_the_occupancy_itself_and_is_binarised_channel_by_channel():
+    generator = nets.Generator(8, (8, 8), norm="group", head="linear", occupancy=(0.1, 0.02))
+    z = jnp.zeros((2, 5))
+    output = generator.apply(generator.init(KEY, z), z)
+    assert output.shape == (2, 8, 8, 8, 2)
+    # Quiet too, where z is not 0: noise of logits is hidden by a sigmoid, this would not be.
+    output = generator.apply(generator.init(KEY, z), jax.random.normal(KEY, (2, 5)))
+    np.testing.assert_allclose(output.mean((0, 1, 2, 3)), (0.1, 0.02), atol=0.05)
+    assert output.std() < 0.2
+    both = jnp.array([[0.6, 0.7], [0.3, 0.4]])
+    np.testing.assert_array_equal(nets.binarise(both, "linear"), [[True, True], [False, False]])
+
+
 def test_exclusive_channels_never_overlap():
     p = nets.probabilities(jax.random.normal(KEY, (1000, 3)) * 3)
     assert np.all(p.sum(-1) <= 1 + 1e-6)

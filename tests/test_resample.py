@@ -111,6 +111,33 @@ def test_enlarge_equals_scipys_zoom(factor, threshold):
     assert clear.mean() > 0.98 and got.any() and not got.all()
 
 
+@pytest.mark.parametrize("factor", [1, 2, 3, 5])
+def test_the_nearest_planes_repeat_voxels(factor):
+    mask = np.random.default_rng(factor).random((6, 6, 6)) < 0.2
+    mask[[0, 3]] = False
+    model, native = _grid(1.0, (4, 4, 4)), _grid(1 / factor, (4, 4, 4))
+    found = dict(resample.planes(mask, model, native, (6 * factor,) * 3, nearest=True))
+    whole = mask.repeat(factor, 0).repeat(factor, 1).repeat(factor, 2)
+    assert list(found) == np.flatnonzero(whole.any((1, 2))).tolist()
+    for x, plane in found.items():
+        np.testing.assert_array_equal(plane, whole[x])
+
+
+@pytest.mark.parametrize(("size", "count"), [(4, 24), (6, 19), (6, 23), (4, 29)])
+def test_ties_are_not_bone_at_ratios_that_float32_rounds(size, count):
+    # The weights in whole numbers, 2 * count in all: ties are ties.
+    low, rest = np.divmod((2 * np.arange(count) + 1) * size - count, 2 * count)
+    weights = np.zeros((count, size), int)
+    np.add.at(weights, (range(count), np.maximum(low, 0)), 2 * count - rest)
+    np.add.at(weights, (range(count), np.minimum(low + 1, size - 1)), rest)
+    model, native = _grid(count / size, (0, 0, 0)), _grid(1.0, (0, 0, 0))
+    for seed in range(60):
+        mask = np.random.default_rng(seed).random((size,) * 3) < 0.5
+        exact = np.einsum("ai,bj,ck,ijk->abc", *[weights] * 3, mask, optimize=True)
+        got = resample.enlarge(mask, model, native, (count,) * 3)
+        np.testing.assert_array_equal(got, 2 * exact > (2 * count) ** 3)
+
+
 def test_a_tie_of_exactly_one_half_is_not_bone_despite_float32_headers():
     share = np.zeros((4, 4, 4), np.float32)
     share[1:3] = 0.5

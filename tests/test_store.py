@@ -141,3 +141,67 @@ def test_batches_differ_by_seed_and_phase():
 
     assert rows(0, 0) != rows(1, 0)
     assert rows(0, 0) != rows(0, 1)
+
+
+@hypothesis.given(
+    counts=st.lists(st.integers(1, 12), min_size=1, max_size=4), size=st.integers(1, 9)
+)
+def test_parts_of_a_mixture_take_turns(counts, size):
+    options = dict(seed=2, phase=0, batches=2)
+    stream = [store.batch_rows(counts, size, update=u, **options).ravel() for u in range(4)]
+    stream = np.concatenate(stream)
+    starts = np.cumsum([0, *counts])
+    owners = np.searchsorted(starts, stream, side="right") - 1
+    np.testing.assert_array_equal(owners, np.arange(len(stream)) % len(counts))
+    for number, count in enumerate(counts):
+        mine = stream[owners == number] - starts[number]
+        for start in range(0, len(mine) - count + 1, count):
+            assert sorted(mine[start : start + count]) == list(range(count))
+
+
+def _split_store(path, splits, size=8):
+    store.create(path, count=len(splits), size=size, shard=8, attributes={"recipe": {}})
+    rng = np.random.default_rng(0)
+    for shard in store.missing(path):
+        pairs = rng.random((len(shard), size, size, size, 2)) < 0.3
+        split = np.array(splits)[shard.start : shard.stop]
+        store.write(path, shard.start, store.pack(pairs), {"split": split})
+
+
+def test_mixtures_name_paths_splits_and_pairs(tmp_path):
+    _split_store(tmp_path / "real.zarr", [0, 0, 2, 1, 0])
+    _split_store(tmp_path / "a: b.zarr", [-1] * 20)  # a colon in a path
+    parts = store.mixture("real.zarr:train:all, a: b.zarr:all:7", tmp_path, 0)
+    assert parts[0].rows.tolist() == [0, 1, 4]
+    assert parts[1].path == tmp_path / "a: b.zarr" and len(set(parts[1].rows.tolist())) == 7
+    more = store.mixture("a: b.zarr:all:9", tmp_path, 0)[0]
+    assert set(parts[1].rows.tolist()) < set(more.rows.tolist())  # nested
+    other = store.mixture("a: b.zarr:all:7", tmp_path, 1)[0]
+    assert other.rows.tolist() != parts[1].rows.tolist()
+    here = store.mixture(f"{tmp_path}/real.zarr:test:all", tmp_path / "elsewhere", 0)
+    assert here[0].rows.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("real.zarr", "names no pairs: write PATH:SPLIT:PAIRS"),
+        ("real.zarr:test:0", "names no pairs"),
+        ("real.zarr:tset:1", "names no pairs"),
+        ("real.zarr:train:4", "3 pairs of split train, not 4"),
+        ("none.zarr:train:4", "no store of pairs here"),
+        ("real.zarr:all:all,small.zarr:all:all", "not of the size"),
+        ("small.zarr:test:all", "no pair of split test"),
+    ],
+)
+def test_mixtures_that_are_none_are_refused(text, words, tmp_path):
+    _split_store(tmp_path / "real.zarr", [0, 0, 2, 1, 0])
+    _split_store(tmp_path / "small.zarr", [0], size=4)
+    with pytest.raises(UserError, match=words):
+        store.mixture(text, tmp_path, 0)
+
+
+def test_names_of_skulls(tmp_path):
+    attributes = {"recipe": {}, "names": ["a", "b"]}
+    store.create(tmp_path / "s.zarr", count=1, size=4, shard=1, attributes=attributes)
+    assert store.names(tmp_path / "s.zarr", [1, -1, 0, 7]) == ["b", "", "a", ""]

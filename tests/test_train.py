@@ -41,7 +41,9 @@ PLAN = [Phase("toy", epochs=2), Phase("more", updates=5, batches=3)]
 def _train(work, plan=PLAN, config=None, **fields):
     model = train.load_model("tests.toy", config or _config())
     options = dict(seed=3, batch=4, log_every=3, save_every=4, keep=2, budget_mb=1)
-    return train.train(model, plan, work, work / "ck", **{**options, **fields})
+    parts = [store.Part(work / "real.zarr", store.rows(work / "real.zarr", "train"))]
+    places = (work / "train.jsonl", work / "ck")
+    return train.train(model, plan, parts, *places, **{**options, **fields})
 
 
 def _same(a, b):
@@ -144,7 +146,7 @@ def test_a_half_written_log_line_is_left_out(tmp_path):
 
 def test_tensorboard_gets_every_metric(work):
     pytest.importorskip("tensorboardX")
-    _train(work, tensorboard=True)
+    _train(work, tensorboard=work / "tensorboard")
     files = list((work / "tensorboard").iterdir())
     content = b"".join(file.read_bytes() for file in files)
     assert b"toy/loss" in content and b"more/toy_update_norm" in content
@@ -185,3 +187,46 @@ def test_load_model_does_not_hide_a_models_own_missing_import(tmp_path, monkeypa
     (tmp_path / "pack" / "model.py").write_text("import not_installed_anywhere\n")
     with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
         train.load_model("pack.model", _config())
+
+
+def test_a_mixture_is_streamed_as_it_is_resident(work):
+    """Two stores: what does not fit the budget gives the same training, bit for bit."""
+    _store(work / "more.zarr", count=6, train_pairs=6)
+    model = train.load_model("tests.toy", _config())
+    states = []
+    for budget in (0, 1):
+        parts = [
+            store.Part(work / n, store.rows(work / n, "train")) for n in ("real.zarr", "more.zarr")
+        ]
+        options = dict(seed=3, batch=4, log_every=3, save_every=4, keep=2, budget_mb=budget)
+        places = (work / f"log{budget}.jsonl", work / f"ck{budget}")
+        states.append(train.train(model, PLAN, parts, *places, **options))
+    _same(*states)
+    assert logs.read(work / "log0.jsonl") == logs.read(work / "log1.jsonl")
+    assert int(states[0].step) == 2 * 4 + 5  # an epoch counts the pairs of both
+
+
+def test_notes_are_told_at_the_end_of_epochs_and_phases(work, capsys):
+    def notes(records):
+        where = f"{records[0]['phase']} {records[0]['epoch']}"
+        return [f"warning: {where}", f"note {where} of {len(records)}"]
+
+    def run(**fields):
+        model = train.load_model("tests.toy", _config())._replace(notes=notes)
+        parts = [store.Part(work / "real.zarr", store.rows(work / "real.zarr", "train"))]
+        options = dict(seed=3, batch=4, log_every=3, save_every=4, keep=2, budget_mb=1)
+        train.train(model, PLAN, parts, work / "t.jsonl", work / "n", **{**options, **fields})
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if line.startswith(("warning", "note"))]
+
+    assert run() == [
+        "warning: toy 1",
+        "warning: toy 2",
+        "note toy 2 of 2",
+        "warning: more 1",
+        "warning: more 2",
+        "warning: more 3",
+        "note more 3 of 1",  # five updates are two epochs and a half
+    ]
+    records = logs.read(work / "t.jsonl")
+    assert [len(part) for part in train.epochs(records)] == [2, 2, 2, 2, 1]

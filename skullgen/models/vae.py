@@ -1,4 +1,4 @@
-"""VAE, the paper's baseline: summed cross-entropy plus weighted KL (section 4.3).
+"""VAE, the paper's baseline: summed cross-entropy, or squared error / D, plus weighted KL.
 
 Shapes: `B` samples, `D` voxels a side, `Z` latents.
 """
@@ -27,18 +27,18 @@ class Autoencoder(nn.Module):
         return self.encoder(pairs)
 
     def decode(self, z):
-        """Z [B, Z] -> logits float32 [B, D, D, D, 2 or 3]."""
+        """Z [B, Z] -> the head's output, float32 [B, D, D, D, 2 or 3]."""
         return self.decoder(z)
 
     def __call__(self, pairs):
-        """Reconstructs: pairs [B, D, D, D, 2] -> logits."""
+        """Reconstructs: pairs [B, D, D, D, 2] -> the head's output."""
         return self.decode(self.encode(pairs)[0])
 
 
 def autoencoder(config):
     """The autoencoder that `config` (an experiment's `config.model`) describes."""
     dtype = jnp.dtype(one_of("model.precision", config.precision, PRECISIONS))
-    one_of("model.head", config.head, nets.HEADS)
+    one_of("model.head", config.head, (*nets.HEADS, "linear"))
     nets.coarsest(config.resolution, config.widths)
     one_of("model.pool", config.pool, ("average", "flatten"))
     widths = tuple(config.widths)
@@ -59,23 +59,16 @@ def variational(config):
     """The network's start and the ELBO step, for this method and for its hybrids.
 
     Returns `init(key) -> Net`, `step(state, batch) -> (state, metrics)` on `state.nets["vae"]`,
-    and `posterior(params, pairs) -> mean, log-variance` (float32 [B, Z] each).
-
-    `Net.stats` follows the aggregate posterior q(z), the mixture of all training pairs'
-    posteriors, by exponential averages of its first two moments (weight: how much they hold).
+    and `posterior(params, pairs) -> mean, log-variance` (float32 [B, Z] each). `Net.stats` follows
+    the aggregate posterior. With the head `linear` the reconstruction is the sum of squares / D.
     """
     module = autoencoder(config)
     tx = optax.adam(config.vae_learning_rate)
+    distance = losses.squared_error if config.head == "linear" else losses.reconstruction
     shape = (1, *(config.resolution,) * 3, 2)
 
     def init(key):
-        net = new_net(module, tx, key, jnp.zeros(shape))
-        stats = {
-            "mean": jnp.zeros(config.latent),
-            "square": jnp.zeros((config.latent, config.latent)),
-            "weight": jnp.zeros(()),
-        }
-        return net.replace(stats=stats)
+        return new_net(module, tx, key, jnp.zeros(shape)).replace(stats=unknown(config.latent))
 
     def posterior(params, pairs):
         return module.apply({"params": params}, pairs, method="encode")
@@ -87,17 +80,17 @@ def variational(config):
         def loss(params):
             mean, log_variance = posterior(params, pairs)
             z = mean + jnp.exp(0.5 * log_variance) * noise
-            logits = module.apply({"params": params}, z, method="decode")
-            error = losses.reconstruction(logits, pairs, config.channel_weights).mean()
+            output = module.apply({"params": params}, z, method="decode")
+            error = distance(output, pairs, config.channel_weights).mean()
             divergence = losses.kl(mean, log_variance).mean()
-            occupancy = nets.probabilities(logits).mean(axis=(0, 1, 2, 3))
+            occupancy = probabilities(output, config.head).mean(axis=(0, 1, 2, 3))
             metrics = {
                 "reconstruction": error,
                 "kl": divergence,
                 "occupancy_skull": occupancy[0],
                 "occupancy_defect": occupancy[1],
             }
-            stats = _follow(net.stats, mean, log_variance, config.posterior_momentum)
+            stats = follow(net.stats, mean, log_variance, config.posterior_momentum)
             return error + config.kl_weight * divergence, (stats, metrics)
 
         net, metrics = steps.descend(net, tx, loss, "vae")
@@ -106,8 +99,26 @@ def variational(config):
     return init, step, posterior
 
 
-def _follow(stats, mean, log_variance, momentum):
-    """Moves the aggregate posterior's moments a little towards this batch's."""
+def probabilities(output, head):
+    """A decoder's output [..., 2 or 3] -> float32 [..., 2]: a linear head's is clipped to 0..1."""
+    return jnp.clip(output, 0, 1) if head == "linear" else nets.probabilities(output)
+
+
+def unknown(latent):
+    """The aggregate posterior before any update, as `Net.stats` holds it.
+
+    The aggregate posterior q(z) is the mixture of all training pairs' posteriors: exponential
+    averages of its mean [Z] and second moment [Z, Z] (weight: how much they hold).
+    """
+    moments = {"mean": jnp.zeros(latent), "square": jnp.zeros((latent, latent))}
+    return {**moments, "weight": jnp.zeros(())}
+
+
+def follow(stats, mean, log_variance, momentum):
+    """Moves the aggregate posterior's moments a little towards this batch's, over all devices.
+
+    stats: as `unknown` makes them. mean, log_variance: posteriors, float32 [B, Z] each.
+    """
     variance = jnp.exp(log_variance).mean(axis=0)
     square = mean.T @ mean / len(mean) + jnp.diag(variance)
     new = {"mean": mean.mean(axis=0), "square": square, "weight": jnp.ones(())}
@@ -150,7 +161,7 @@ def make(config):
 
     def decode(state, z):
         params = {"params": state.nets["vae"].params}
-        return nets.probabilities(module.apply(params, z, method="decode"))
+        return probabilities(module.apply(params, z, method="decode"), config.head)
 
     def encode(state, pairs):
         return posterior(state.nets["vae"].params, pairs.astype(jnp.float32))[0]

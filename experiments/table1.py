@@ -1,0 +1,35 @@
+"""Table 1 with controls: generators x counts x seeds, and what they must beat.
+
+  python launch.py --config experiments/table1.py
+  python launch.py --config experiments/table1.py --sweep=list
+  python launch.py --config experiments/table1.py --sweep=7
+  python launch.py --config experiments/table1.py:paper --config.data.root=SKULLBREAK
+
+Demo: 16^3, RESULT. Paper: not run here.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import introvae, vae, vae_wgan, vnet, wgan_gp
+
+GENERATORS = {"wgan_gp": wgan_gp, "vae": vae, "vae_wgan": vae_wgan, "introvae": introvae}
+
+
+def get_config(size="demo"):
+    """The table at a size: `smoke`, `demo`, `paper`."""
+    config = vnet.get_config(size)
+    config.table = ConfigDict()
+    config.table.models = "vae,vae_wgan" if size != "paper" else ",".join(GENERATORS)
+    config.table.counts = {"smoke": "4,8", "demo": "100,1000", "paper": "500,1000,3000,40000"}[size]
+    config.table.seeds = {"smoke": 1, "demo": 2, "paper": 3}[size]
+    config.table.refit = False  # a generator of its own for each seed
+    config.table.fresh = {"smoke": 40, "demo": 1000, "paper": 40_000}[size]
+    config.table.folds = 0  # cross-validation over skulls: all is made anew for each fold
+    config.table.metric = "dice_512"  # or dice (the model's grid), dice_native, bdsc
+    config.generators = ConfigDict(
+        {name: module.get_config(size) for name, module in GENERATORS.items()}
+    )
+    if size == "demo":  # a grid on which 30 networks are trained in minutes; generators follow it
+        config.model.resolution = 16
+        config.data.threshold = 0.2
+    return config

@@ -1,0 +1,204 @@
+"""Dice, boundary Dice and HD95 as the AutoImplant challenge defines them, on three grids.
+
+Masks are bool `[X, Y, Z]`; `voxel_mm` is a voxel's side in mm, one number or [3].
+"""
+
+import heapq
+import itertools
+import operator
+
+import numpy as np
+from scipy import special
+from scipy.spatial import KDTree
+
+from skullgen import resample, store
+from skullgen.errors import one_of
+
+RULES = ("probability", "mask", "nearest")  # how a prediction is upsampled: `upsampled_dice`
+BAND_MM = 10.0
+BOOTSTRAP_SKULLS = 10  # fewer than this have a t interval
+RESAMPLES = 10_000
+
+
+def dice(a, b):
+    """Equation 8, `2 |A and B| / (|A| + |B|)`: bool arrays of one shape -> float.
+
+    Two empty masks have Dice 0, as in the AutoImplant challenge.
+    """
+    total = int(a.sum()) + int(b.sum())
+    return 2 * int((a & b).sum()) / total if total else 0.0
+
+
+def boundary_dice(prediction, truth, skull, voxel_mm, band_mm=BAND_MM):
+    """AutoImplant's bDSC: Dice over the voxels at most `band_mm` from the defective skull.
+
+    prediction, truth, skull: bool [X, Y, Z], `skull` the defective one. Distances lie between
+    voxel centres; a skull's own voxels have distance 0. Exact, though only the box of prediction
+    and truth, padded by the band, is looked at. 0 where both are empty within the band, as for
+    `dice`; so also for an empty skull.
+    """
+    voxel, limit = np.broadcast_to(voxel_mm, 3), band_mm * (1 + 1e-6)  # float32 headers
+    pad = np.ceil(limit / voxel).astype(int).tolist()
+    sides = tuple(
+        slice(max(0, side.start - more), side.stop + more)
+        for side, more in zip(resample.box(prediction | truth), pad, strict=True)
+    )
+    prediction, truth, near = prediction[sides], truth[sides], skull[sides].copy()
+    outside = (prediction | truth) & ~near
+    # The nearest skull voxel of a voxel outside of the skull lies on the skull's surface.
+    found = KDTree(_surface(near) * voxel).query(
+        np.argwhere(outside) * voxel, distance_upper_bound=limit
+    )
+    near[outside] = np.isfinite(found[0])
+    return dice(prediction & near, truth & near)
+
+
+def hd95(prediction, truth, voxel_mm):
+    """The 95th percentile, in mm, of both directions' surface distances taken together.
+
+    prediction, truth: bool [X, Y, Z]. A surface are a mask's voxels with one of their 6 neighbours
+    outside of it, or outside of the grid; a voxel's distance is that to the other surface's
+    nearest voxel, between centres; percentiles are interpolated linearly (AutoImplant).
+
+    An empty prediction scores the grid's diagonal, and so does whatever is compared with an empty
+    truth.
+    """
+    voxel = np.broadcast_to(voxel_mm, 3)
+    first, second = (_surface(mask) * voxel for mask in (prediction, truth))
+    if not (len(first) and len(second)):
+        return float(np.linalg.norm(voxel * prediction.shape))
+    there, back = KDTree(second).query(first)[0], KDTree(first).query(second)[0]
+    return float(np.percentile(np.concatenate([there, back]), 95))
+
+
+def upsampled_dice(probability, truth, size, rule="probability", threshold=0.5):
+    """Dice at `size`^3 voxels, prediction and truth both upsampled (the paper: `size` 512).
+
+    rule, one of `RULES`: `probability` is trilinear between the voxels' centres (outside of the
+    outermost ones, constant), cut afterwards at `> threshold`; `mask` the same of the mask
+    `probability >= threshold`, cut afterwards at `> 0.5`; `nearest` is the voxel of that mask that
+    holds the centre. The truth is a mask: trilinear under the first two, nearest under the third.
+
+    Ties: on the model's grid a probability that equals the threshold is bone, as in
+    `nets.binarise`; an interpolated value that equals it is not, neither in prediction nor truth,
+    so that a perfect mask has Dice 1 under every rule.
+
+    probability: [D, D, D], 0 to 1. truth: bool [D, D, D]. size: any; not only multiples of D.
+    Neither mask is ever held: planes are counted as they are made. Raises UserError for an
+    unknown rule.
+    """
+    ratio = size / truth.shape[0]
+    model = np.diag([ratio, ratio, ratio, 1.0])
+    model[:3, 3] = (ratio - 1) / 2
+    grids = model, np.eye(4), (size,) * 3
+    return _dice_of_planes(
+        _upsampled(probability, rule, threshold, *grids), _upsampled(truth, rule, 0.5, *grids)
+    )
+
+
+def native_scores(
+    probability, truth, model_affine, native, native_affine, rule="probability", threshold=0.5
+):
+    """The upsampled prediction against the native truth, and what the best prediction would get.
+
+    probability: [D, D, D], 0 to 1, and truth: bool [D, D, D], on the model's grid.
+    model_affine, native_affine: [4, 4], voxel -> RAS mm, their axes parallel in any order and
+    direction. native: bool [X, Y, Z], the truth at its source's grid (`store.read_native`).
+    rule, threshold: as in `upsampled_dice`.
+
+    Returns `dice_native`; `ceiling_native`, the Dice of `truth` upsampled by the same rule; and
+    `hd95_native_mm`. What lies outside of the model's cube is not predicted and counts as missed.
+    Raises ValueError where the axes are not parallel, UserError for an unknown rule.
+    """
+    turn = resample.to_ras(np.linalg.inv(model_affine) @ native_affine, native.shape)
+    native, affine = resample.turned(native, turn), native_affine @ turn
+    grids, found = (model_affine, affine, native.shape), np.zeros(native.shape, bool)
+    for x, plane in _upsampled(probability, rule, threshold, *grids):
+        found[x] = plane
+    ceiling = _upsampled(truth, rule, 0.5, *grids)
+    return {
+        "dice_native": _dice_of_planes(enumerate(found), enumerate(native)),
+        "ceiling_native": _dice_of_planes(ceiling, enumerate(native)),
+        "hd95_native_mm": hd95(found, native, np.linalg.norm(affine[:3, :3], axis=0)),
+    }
+
+
+def case(path, row, probability, rule, threshold):
+    """All of a prediction's numbers: the task of a worker process.
+
+    path, row: the pair, whose skull and truth are read. probability: [D, D, D]. rule, threshold:
+    `upsampled_dice`'s. `dice`, `bdsc`, `hd95_mm` are on the model's grid, where voxels
+    are cubes. None: what needs a native truth that the pair has not, and `bdsc` on coarse grids.
+    """
+    group = store.open_store(path)
+    skull, truth = np.moveaxis(group["pairs"][row], -1, 0)
+    prediction, voxel = probability >= threshold, group.attrs["voxel_mm"]
+    native = dict.fromkeys(("dice_native", "ceiling_native", "hd95_native_mm"))
+    if store.has_native(path, row):
+        affine = group["affine"][row]
+        native = native_scores(
+            probability, truth, affine, *store.read_native(path, row), rule, threshold
+        )
+    return {
+        "empty": not prediction.any(),
+        "dice": dice(prediction, truth),
+        # No voxel of the defect is within the band where voxels are larger than it.
+        "bdsc": boundary_dice(prediction, truth, skull, voxel) if voxel <= BAND_MM else None,
+        "hd95_mm": hd95(prediction, truth, voxel),
+        "dice_512": upsampled_dice(probability, truth, 512, rule, threshold),
+        **native,
+    }
+
+
+def interval(values, level=0.95, seed=0):
+    """The mean of one number per skull, with its interval over skulls: (mean, low, high, kind).
+
+    values: [n], one for each skull (its cases' mean, or a paired difference of such), at least
+    one. From ten skulls on the percentile bootstrap over skulls (10,000 resamples by `seed`); from
+    two to nine a t interval; of one skull low and high are None. `kind` says which:
+    "bootstrap over skulls", "t over skulls" or "none". Skulls, not cases, are what was drawn: the
+    cases of one skull resemble each other.
+    """
+    values = np.asarray(values, float)
+    mean, count, tail = float(values.mean()), len(values), (1 - level) / 2
+    if count == 1:
+        return mean, None, None, "none"
+    if count < BOOTSTRAP_SKULLS:
+        half = special.stdtrit(count - 1, 1 - tail) * values.std(ddof=1) / np.sqrt(count)
+        return mean, float(mean - half), float(mean + half), "t over skulls"
+    rng, step = np.random.default_rng(seed), max(1, 2**20 // count)
+    means = [
+        values[rng.integers(count, size=(min(step, RESAMPLES - first), count))].mean(axis=1)
+        for first in range(0, RESAMPLES, step)
+    ]
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return mean, float(low), float(high), "bootstrap over skulls"
+
+
+def _surface(mask):
+    """Voxels int [n, 3] of the mask that have one of their 6 neighbours outside of it."""
+    sides = resample.box(mask)
+    padded = np.pad(mask[sides], 1)
+    inside = padded.copy()
+    for axis, step in itertools.product(range(3), (-1, 1)):
+        inside &= np.roll(padded, step, axis)
+    return np.argwhere(padded & ~inside) + [side.start - 1 for side in sides]
+
+
+def _upsampled(share, rule, threshold, *grids):
+    """The planes of a share on a finer grid (`resample.planes`), by one of `RULES`."""
+    one_of("rule", rule, RULES)
+    if rule != "probability":
+        share, threshold = share >= threshold, 0.5
+    return resample.planes(share, *grids, threshold=threshold, nearest=rule == "nearest")
+
+
+def _dice_of_planes(*masks):
+    """Dice of two masks, each a series of (x, bool [Y, Z]), x rising, without empty planes."""
+    place, both, total = operator.itemgetter(0), 0, 0
+    for _, found in itertools.groupby(heapq.merge(*masks, key=place), key=place):
+        planes = [plane for _, plane in found]
+        total += sum(map(np.count_nonzero, planes))
+        if len(planes) == 2:
+            both += np.count_nonzero(planes[0] & planes[1])
+    return float(2 * both / total) if total else 0.0

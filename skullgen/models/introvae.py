@@ -1,0 +1,149 @@
+"""IntroVAE (section 3.3): the encoder tells real pairs from generated ones by their KL.
+
+Shapes: `B` samples, `D` voxels a side, `Z` latents.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from skullgen import losses, steps
+from skullgen.errors import one_of
+from skullgen.models import vae
+from skullgen.models.wgan_gp import Z, new_net
+from skullgen.types import Model, State
+
+FAKES = ("reconstruction", "prior")  # s = rec, p in equations 4 and 5
+ng = jax.lax.stop_gradient
+
+
+def objectives(config):
+    """Equations 4 and 5, as functions of both networks' weights.
+
+    Returns `encoder_loss(...) -> (float32 [], (posterior, metrics))` and `decoder_loss(...) ->
+    float32 []`, means over the batch. Both take `(encoder, decoder, pairs, noise, prior, alpha)`:
+    the networks' params; pairs float32 [B, D, D, D, 2]; N(0, I) of the posteriors and z of
+    the new samples, float32 [B, Z] each; a plain number: terms of weight 0 have no gradient.
+    """
+    module = vae.autoencoder(config)
+
+    def encode(params, pairs):
+        return module.encoder.apply({"params": params}, pairs)
+
+    def forward(encoder, decoder, pairs, noise, prior):
+        mean, log_variance = encode(encoder, pairs)
+        latents = mean + jnp.exp(0.5 * log_variance) * noise, prior
+        fakes = [module.decoder.apply({"params": decoder}, z) for z in latents]
+        error = losses.squared_error(fakes[0], pairs, config.channel_weights)
+        return (mean, log_variance), fakes, error
+
+    def divergences(encoder, fakes):
+        return losses.kl(*encode(encoder, jnp.concatenate(fakes))).reshape(2, -1)
+
+    def encoder_loss(encoder, decoder, pairs, noise, prior, alpha):
+        posterior, fakes, error = forward(encoder, decoder, pairs, noise, prior)
+        real, fake = (
+            losses.kl(*posterior),
+            divergences(encoder if alpha else ng(encoder), ng(fakes)),
+        )
+        loss = losses.introspective_encoder(real, fake, error, alpha, config.beta, config.margin)
+        occupancy = jnp.clip(fakes[0], 0, 1).mean(axis=(0, 1, 2, 3))
+        metrics = {
+            "reconstruction": error.mean(),
+            "kl_real": real.mean(),
+            "occupancy_skull": occupancy[0],
+            "occupancy_defect": occupancy[1],
+        }
+        for name, kl in zip(FAKES, fake, strict=True):
+            metrics[f"kl_{name}"] = kl.mean()
+            metrics[f"hinge_active_{name}"] = jnp.mean(kl < config.margin, dtype=jnp.float32)
+        return loss.mean(), (posterior, metrics)
+
+    def decoder_loss(encoder, decoder, pairs, noise, prior, alpha):
+        _, fakes, error = forward(ng(encoder), decoder, pairs, noise, prior)
+        fake = divergences(ng(encoder), fakes if alpha else ng(fakes))
+        return losses.introspective_generator(fake, error, alpha, config.beta).mean()
+
+    return encoder_loss, decoder_loss
+
+
+def advice(config, records):
+    """What an epoch's records of one phase say about `config.margin` and `config.alpha`.
+
+    Returns lines of text; those that begin with `warning: ` tell of a hinge that does nothing.
+    """
+
+    def mean(name):
+        return f"KL({name}) is {sum(record[f'kl_{name}'] for record in records) / len(records):.3g}"
+
+    margin = f"config.model.margin ({config.margin:g})"
+    if records[-1]["phase"] == "vae":
+        return [f"{mean('real')}: set {margin} a little above it"]
+    lines = []
+    for name in FAKES:
+        shares = {record[f"hinge_active_{name}"] for record in records}
+        if shares in ({0.0}, {1.0}):
+            idle = shares == {0.0}
+            what = f"the {name}'s hinge was {'idle' if idle else 'saturated'} for a whole epoch"
+            cure = f"raise {margin}" if idle else f"lower {margin}, or raise config.model.alpha"
+            lines.append(f"warning: {what}, {mean(name)}, {mean('real')}: {cure}")
+    return lines
+
+
+def make(config):
+    """IntroVAE; `config` is `config.model` of `experiments/introvae.py`.
+
+    Steps: `vae`, alpha = 0; `intro`, equations 4 and 5. Each updates the encoder, then the
+    decoder on outputs recomputed from the new encoder.
+    """
+    one_of("model.head", config.head, ("linear",))
+    module = vae.autoencoder(config)
+    encoder_loss, decoder_loss = objectives(config)
+    tx = optax.adam(config.learning_rate)
+
+    def init(key):
+        keys = [jax.random.fold_in(key, stream) for stream in (0, 1)]
+        encoder = new_net(module.encoder, tx, keys[0], jnp.zeros((1, *(config.resolution,) * 3, 2)))
+        decoder = new_net(module.decoder, tx, keys[1], jnp.zeros((1, config.latent)))
+        encoder = encoder.replace(stats=vae.unknown(config.latent))
+        return State(jnp.zeros((), jnp.int32), key, {"encoder": encoder, "decoder": decoder})
+
+    def step(state, batch, alpha):
+        encoder, decoder = state.nets["encoder"], state.nets["decoder"]
+        pairs = batch[0].astype(jnp.float32)
+        keys = [steps.keys(state, stream, len(pairs)) for stream in (vae.NOISE, Z)]
+        data = pairs, *(steps.normal(key, config.latent) for key in keys), alpha
+
+        def judge(params):
+            loss, (posterior, metrics) = encoder_loss(params, decoder.params, *data)
+            stats = vae.follow(encoder.stats, *posterior, config.posterior_momentum)
+            return loss, (stats, metrics)
+
+        encoder, metrics = steps.descend(encoder, tx, judge, "encoder")
+
+        def generate(params):
+            return decoder_loss(encoder.params, params, *data), (decoder.stats, {})
+
+        decoder, more = steps.descend(decoder, tx, generate, "decoder")
+        nets = {"encoder": encoder, "decoder": decoder}
+        return state.replace(step=state.step + 1, nets=nets), {**metrics, **more}
+
+    def decode(state, z):
+        output = module.decoder.apply({"params": state.nets["decoder"].params}, z)
+        return vae.probabilities(output, config.head)
+
+    def encode(state, pairs):
+        params = {"params": state.nets["encoder"].params}
+        return module.encoder.apply(params, pairs.astype(jnp.float32))[0]
+
+    return Model(
+        init=init,
+        steps={
+            "vae": lambda state, batch: step(state, batch, 0.0),
+            "intro": lambda state, batch: step(state, batch, config.alpha),
+        },
+        latents=vae.sampler(config, "encoder"),
+        decode=decode,
+        encode=encode,
+        notes=lambda records: advice(config, records),
+    )

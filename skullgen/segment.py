@@ -1,0 +1,129 @@
+"""The networks that judge: V-Nets trained by the one loop on any mixture of stores (section 5).
+
+Two of a kind: `vnet`, on `config.segment.stores`, and its yardstick `vnet_real`, on the run's own
+real training pairs. Each has a folder of checkpoints, and beside it a file that says what it
+is made of: a network of other pairs or settings is set aside, never taken for this one.
+"""
+
+import contextlib
+import hashlib
+import json
+
+import numpy as np
+
+from skullgen import checkpoint, jobs, logs, store, train
+from skullgen.errors import UserError
+from skullgen.types import Phase
+
+REAL = "real.zarr:train:all"
+
+
+def mixtures(settings, workdir):
+    """The networks of a run: name -> list of `store.Part`.
+
+    settings: an experiment's `config.segment`; no stores means the run's `generated.zarr`.
+    """
+    text = settings.stores or "generated.zarr:all:all"
+    nets = {"vnet": store.mixture(text, workdir, settings.seed)}
+    if settings.reference and text != REAL:
+        nets["vnet_real"] = store.mixture(REAL, workdir, settings.seed)
+    return nets
+
+
+def _load(settings, size):
+    config = settings.model.copy_and_resolve_references()
+    with config.unlocked():
+        config.resolution = size
+    model = train.load_model(settings.model_name, config)
+    if model.predict is None or "segment" not in model.steps:
+        raise UserError(
+            f"segment.model_name is {settings.model_name!r}: it lacks the step `segment` or predict"
+        )
+    return model
+
+
+def _identity(settings, parts):
+    """All that determines a network but how long it is trained."""
+    fields = json.loads(settings.to_json_best_effort())
+    made = {name: fields[name] for name in ("model_name", "model", "seed", "batch_size")}
+    return {**made, "stores": [_part(part) for part in parts]}
+
+
+def _part(part):
+    recipe = json.dumps(store.recipe(part.path), sort_keys=True)
+    return {
+        "path": part.path.name,
+        "pairs": len(part.rows),
+        "rows": hashlib.sha256(np.asarray(part.rows, "<i8").tobytes()).hexdigest(),
+        "recipe": hashlib.sha256(recipe.encode()).hexdigest(),
+    }
+
+
+def run(settings, size, workdir, *, keep, log_every, budget_mb, tensorboard):
+    """Trains what is not trained yet, or goes on.
+
+    size: voxels a side. The others are the fields of that name of an experiment's config.
+    """
+    model = _load(settings, size)
+    for name, parts in mixtures(settings, workdir).items():
+        folder, log = _places(workdir, name)
+        identity = _identity(settings, parts)
+        done = _held(folder)
+        if done not in (None, identity) or checkpoint.newest(folder) > settings.updates:
+            aside = jobs.set_aside(folder)
+            log.unlink(missing_ok=True)
+            print(f"{folder} is of other pairs or settings: it is now {aside}")
+        folder.mkdir(parents=True, exist_ok=True)
+        logs.write_json(folder / "net.json", identity)
+        pairs = sum(len(part.rows) for part in parts)
+        if checkpoint.newest(folder) == settings.updates:
+            print(f"{name}: {settings.updates} updates on {pairs} pairs are done")
+            continue
+        print(f"{name}: {settings.updates} updates on {pairs} pairs")
+        train.train(
+            model,
+            [Phase("segment", updates=settings.updates)],
+            parts,
+            log,
+            folder,
+            seed=settings.seed,
+            batch=settings.batch_size,
+            log_every=log_every,
+            save_every=settings.save_every,
+            keep=keep,
+            budget_mb=budget_mb,
+            tensorboard=workdir / "tensorboard" / name if tensorboard else None,
+        )
+
+
+def trained(settings, size, workdir):
+    """The trained networks: name -> (model, state, parts).
+
+    Raises UserError where one is not trained to its end, or on other pairs.
+    """
+    model, nets = _load(settings, size), {}
+    for name, parts in mixtures(settings, workdir).items():
+        folder, _ = _places(workdir, name)
+        whole = checkpoint.newest(folder) == settings.updates
+        if not whole or _held(folder) != _identity(settings, parts):
+            raise UserError(
+                f"{folder}: not trained on these pairs for {settings.updates} updates: "
+                "run the stage `segment` first"
+            )
+        with contextlib.closing(checkpoint.manager(folder)) as manager:
+            nets[name] = (model, checkpoint.restore(manager, model), parts)
+    return nets
+
+
+def begun(workdir):
+    """Whether a network of this work directory has a checkpoint."""
+    return checkpoint.newest(_places(workdir, "vnet")[0]) > 0
+
+
+def _places(workdir, name):
+    return workdir / "checkpoints" / name, workdir / f"segment-{name}.jsonl"
+
+
+def _held(folder):
+    path = folder / "net.json"
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,349 @@
+"""Table 1 with controls: which runs it is made of, and the table that their results make.
+
+Every run is an ordinary one in a folder of its own: data, generators, and a V-Net for each row,
+count and seed, all trained for the same number of updates. Runs on a cluster's nodes are
+independent but for the stores that they need, by name.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from skullgen import evaluate, logs, metrics
+from skullgen.errors import UserError, one_of
+
+CONTROLS = {  # row -> store, augmentation
+    "real": ("real", False),
+    "real + augmentation": ("real", True),
+    "fresh defects": ("fresh", False),
+    "fresh defects + augmentation": ("fresh", True),
+}
+RULES = {"mean training skull": "mean_skull", "mirror image": "mirror"}
+
+
+class Job(NamedTuple):
+    """One run: its folder, the folders that it needs, and `make() -> config`."""
+
+    name: str
+    needs: tuple[str, ...]
+    make: Any
+
+
+class Row(NamedTuple):
+    """A line of the table: its V-Nets' folders, one for each fold and seed."""
+
+    title: str
+    pairs: str
+    folders: list[list[str]]
+
+
+def plan(config, folder):
+    """The jobs, in an order in which each comes after those that it needs, and the rows.
+
+    config: an experiment with `table` and `generators` (`experiments/table1.py`). folder: of the
+    sweep. Raises UserError for a model that is not among `config.generators`.
+    """
+    models = [name.strip() for name in config.table.models.split(",") if name.strip()]
+    for name in models:
+        one_of("table.models", name, sorted(config.generators))
+    parts = [_fold(config, folder, models, fold) for fold in range(max(config.table.folds, 1))]
+    rows = [Row(*key, [nets[key] for _, nets in parts]) for key in parts[0][1]]
+    return [job for jobs, _ in parts for job in jobs], rows
+
+
+def _fold(config, folder, models, fold):
+    """A fold's jobs, and the folders of its V-Nets: (title, pairs) -> one a seed."""
+    table, place = config.table, f"fold{fold}/" if config.table.folds else ""
+    counts = sorted(int(count) for count in table.counts.split(","))
+    seeds, data, most = range(table.seeds), f"{place}data", str(counts[-1])
+    jobs, nets = [Job(data, (), lambda: _data(config, fold))], {}
+
+    def generator(model, seed):
+        return f"{place}{model}-s{seed if table.refit else 0}"
+
+    def made(model, seed, count):
+        return f"{folder / generator(model, seed) / 'generated.zarr'}:all:{count}"
+
+    def kept(title):
+        source, _ = CONTROLS[title]
+        count = "all" if source == "real" else table.fresh
+        return f"{folder / data / source}.zarr:train:{count}"
+
+    def net(title, pairs, seed, needs, stores, augment=False):
+        name = f"{place}{title}-{pairs}-s{seed}".replace(" + ", "+").replace(" ", "_")
+        jobs.append(
+            Job(name, (data, *needs), lambda: _net(config, folder / data, stores, augment, seed))
+        )
+        nets.setdefault((title, pairs), []).append(name)
+
+    def best(model, seed):
+        def stores():
+            controls = {title: names for (title, _), names in nets.items() if title in CONTROLS}
+            title = best_control(folder, controls)
+            return f"{kept(title)},{made(model, seed, most)}", CONTROLS[title][1]
+
+        return stores
+
+    for model in models:
+        for seed in seeds if table.refit else (0,):
+            needs = (config, model, seed, counts[-1])
+            jobs.append(
+                Job(
+                    generator(model, seed),
+                    (data,),
+                    lambda needs=needs: _generator(folder / data, *needs),
+                )
+            )
+    for seed in seeds:
+        for title, (source, augment) in CONTROLS.items():
+            net(
+                title,
+                "all" if source == "real" else str(table.fresh),
+                seed,
+                (),
+                kept(title),
+                augment,
+            )
+    controls = [name for names in nets.values() for name in names]
+    for seed in seeds:
+        for model in models:
+            needs = (generator(model, seed),)
+            for count in counts:
+                net(model, str(count), seed, needs, made(model, seed, count))
+            both = f"{kept('real')},{made(model, seed, most)}"
+            net(f"real + {model}", most, seed, needs, both)
+            net(f"best control + {model}", most, seed, (*needs, *controls), best(model, seed))
+    return jobs, nets
+
+
+def best_control(folder, controls):
+    """The control with the highest mean Dice on the split `validation`, which judges nothing else.
+
+    controls: row -> folders of its V-Nets.
+    """
+    found = {
+        title: [v for name in names for v in _values(folder / name, "selection").values()]
+        for title, names in controls.items()
+    }
+    if not all(found.values()):
+        raise UserError(
+            "the best control is chosen on the split `validation`, which is empty: "
+            "set data.validation or data.validation_fraction"
+        )
+    return max(found, key=lambda title: np.mean(found[title]))
+
+
+def _base(config, stages):
+    base = config.copy_and_resolve_references()
+    with base.unlocked():
+        del base.table, base.generators
+        base.stages = stages
+    return base
+
+
+def _data(config, fold):
+    base = _base(config, "ingest")
+    base.data.folds, base.data.fold = config.table.folds, fold
+    base.segment.fresh = config.table.fresh
+    return base
+
+
+def _generator(data, config, model, seed, count):
+    base = config.generators[model].copy_and_resolve_references()
+    base.model.resolution = config.model.resolution
+    base.stages = "ingest,train,generate"
+    base.seed = base.generate.seed = seed
+    base.generate.count = count
+    base.workers = config.workers
+    base.data.update(config.data)
+    base.data.update(source="store", root=str(data / "real.zarr"))
+    return base
+
+
+def _net(config, data, stores, augment, seed):
+    base = _base(config, "ingest,segment,evaluate")
+    base.data.update(source="store", root=str(data / "real.zarr"))
+    if callable(stores):  # known only when the controls are scored
+        stores, augment = stores()
+    base.segment.stores, base.segment.model.augment = stores, augment
+    base.segment.seed, base.segment.reference, base.segment.fresh = seed, False, 0
+    base.evaluate.rules = seed == 0 and stores.count(",") == 0 and not augment
+    return base
+
+
+def _values(folder, column, metric="dice", net="vnet"):
+    """Means by skull of a V-Net's column; {} where it is not evaluated yet."""
+    path = folder / "metrics.json"
+    if not path.exists():
+        return {}
+    cases = json.loads(path.read_text())["verdict"]["cases"]
+    chosen = [case for case in cases if case["column"] == column and case["net"] == net]
+    return evaluate.by_skull(chosen, metric)
+
+
+def gather(config, folder, rows, done):
+    """Writes `table1.json` from the V-Nets that are evaluated; returns it.
+
+    rows: as `plan` returns them. done: how many of the jobs are, in words.
+    """
+    metric = config.table.metric
+    entries = [_entry(folder, row, "vnet", metric) for row in rows]
+    real = next(row for row in rows if row.title == "real")
+    rules = [
+        _entry(folder, real._replace(title=title, pairs="-"), net, metric)
+        for title, net in RULES.items()
+    ]
+    entries = [entry for entry in [*rules, *entries] if entry["skulls"]]
+    controls = [entry for entry in entries if entry["title"] in CONTROLS]
+    # Chosen where nothing is judged: on the split `validation`.
+    best = max(
+        (e for e in controls if e["selection"] is not None),
+        key=lambda e: e["selection"],
+        default=None,
+    )
+    for entry in entries:
+        for name, other in (("minus_real", _find(entries, "real")), ("minus_best", best)):
+            entry[name] = None if other in (None, entry) else _minus(entry, other)
+    table = {
+        "title": f"Table 1: mean {metric} on real pairs; every V-Net has as many updates",
+        "columns": [
+            "trained on",
+            "pairs",
+            "train",
+            "validation",
+            "test [95 % interval]",
+            "sd of seeds",
+            "test, model's grid",
+            "test, native (ceiling)",
+            "test minus real only",
+            "test minus best control",
+        ],
+        "rows": [_line(entry) for entry in entries],
+        "notes": _remarks(config, entries, best, done),
+        "entries": entries,
+    }
+    logs.write_json(folder / "table1.json", table)
+    return table
+
+
+def _find(entries, title):
+    return next((entry for entry in entries if entry["title"] == title), None)
+
+
+def _entry(folder, row, net, metric):
+    """One row's numbers: per-skull means over seeds, the folds' skulls together."""
+    entry = {"title": row.title, "pairs": row.pairs}
+    names = [name for fold in row.folders for name in fold]
+
+    def skulls(column, metric):
+        """Skull -> mean over seeds, the folds' skulls side by side."""
+        found = {}
+        for number, fold in enumerate(row.folders):
+            seeds = [values for n in fold if (values := _values(folder / n, column, metric, net))]
+            for skull in seeds[0] if seeds else ():
+                found[f"{number} {skull}"] = float(np.mean([values[skull] for values in seeds]))
+        return found
+
+    tests = skulls("test", metric)
+    # One number a seed, over all folds: the spread that another seed would show.
+    turns = [
+        [_values(folder / name, "test", metric, net) for name in turn]
+        for turn in zip(*row.folders, strict=True)
+    ]
+    means = [np.mean([v for part in turn for v in part.values()]) for turn in turns if all(turn)]
+    mean, low, high, kind = metrics.interval(list(tests.values())) if tests else (None,) * 4
+
+    def mean_of(column, metric=metric):
+        values = list(skulls(column, metric).values())
+        return float(np.mean(values)) if values else None
+
+    return {
+        **entry,
+        "seeds": len(means),
+        "skulls": tests,
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "interval": kind,
+        "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        "train": mean_of("train"),
+        "validation": mean_of("validation"),
+        "selection": mean_of("selection", "dice"),
+        "grid": mean_of("test", "dice"),
+        "native": mean_of("test", "dice_native"),
+        "ceiling": mean_of("test", "ceiling_native"),
+        "runs": names,
+    }
+
+
+def _minus(entry, other):
+    paired = [
+        value - other["skulls"][s] for s, value in entry["skulls"].items() if s in other["skulls"]
+    ]
+    mean, low, high, kind = metrics.interval(paired)
+    return {"mean": mean, "low": low, "high": high, "interval": kind, "than": other["title"]}
+
+
+def _line(entry):
+    def number(value, sign=""):
+        return "-" if value is None else f"{value:{sign}.3f}"
+
+    def span(values, sign=""):
+        if values is None or values["low"] is None:
+            return number(values and values["mean"], sign)
+        return f"{values['mean']:{sign}.3f} [{values['low']:{sign}.3f}, {values['high']:{sign}.3f}]"
+
+    return [
+        entry["title"],
+        entry["pairs"],
+        number(entry["train"]),
+        number(entry["validation"]),
+        span(entry),
+        number(entry["seed_sd"]),
+        number(entry["grid"]),
+        f"{number(entry['native'])} ({number(entry['ceiling'])})",
+        span(entry["minus_real"], "+"),
+        span(entry["minus_best"], "+"),
+    ]
+
+
+def _remarks(config, entries, best, done):
+    skulls = max((len(entry["skulls"]) for entry in entries), default=0)
+    kinds = sorted({entry["interval"] for entry in entries if entry["interval"]})
+    return [
+        f"{done}. {skulls} test skulls; intervals: {', '.join(kinds) or 'none'}; "
+        f"{config.table.seeds} seeds; {config.segment.updates} updates of "
+        f"{config.segment.batch_size} pairs for every V-Net, {config.model.resolution}^3 voxels.",
+        "train: the V-Net's own pairs. validation: the real pairs that the generators learnt from. "
+        "test: skulls that nothing was trained on. A mixture draws equally from its parts.",
+        f"best control: {best['title'] if best else '-'}, chosen on a split that judges nothing.",
+    ]
+
+
+def describe(table):
+    """The table as lines of text."""
+    cells = [table["columns"], *table["rows"]]
+    wide = [max(len(row[i]) for row in cells) for i in range(len(table["columns"]))]
+    lines = [
+        "  ".join(
+            text.ljust(w) if i < 2 else text.rjust(w)
+            for i, (text, w) in enumerate(zip(row, wide, strict=True))
+        )
+        for row in cells
+    ]
+    return [table["title"], *lines, *table["notes"]]
+
+
+def finished(path, config):
+    """Whether the job in folder `path` was finished with this config."""
+    mark = Path(path) / "finished.json"
+    return mark.exists() and json.loads(mark.read_text()) == json.loads(
+        config.to_json_best_effort()
+    )
+
+
+def finish(path, config):
+    """Marks a job as finished."""
+    logs.write_json(Path(path) / "finished.json", json.loads(config.to_json_best_effort()))
