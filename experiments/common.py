@@ -85,7 +85,7 @@ def defaults(size):
     config.segment.model.learning_rate = 1e-3
     config.segment.model.decay_steps = 0  # updates of a cosine decay to 0; 0: constant
     config.segment.model.augment = False  # flips, and the three below at random
-    config.segment.model.rotation_degrees = 8.0  # about each axis, at most
+    config.segment.model.rotation_degrees = 8.0  # about an axis of any direction, at most
     config.segment.model.scaling = 0.08  # of each axis, at most
     config.segment.model.shift_mm = 6.0  # along each axis, at most
 
@@ -121,7 +121,7 @@ def defaults(size):
         config.segment.model.widths = (4, 8)
         config.segment.model.down = (1, 1)
         config.segment.model.up = (1,)
-        config.evaluate.cases = 6
+        config.evaluate.cases = 3
     if size == "paper":
         config.batch_size = 8
         config.log_every = 50

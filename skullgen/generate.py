@@ -89,7 +89,16 @@ def run(model, state, path, settings, *, channels, voxel_mm, size, workers, attr
     make = sampler(model, state, channels=channels, **options)
     whole = settings.batch_size * jax.local_device_count()
     tasks = (
-        (path, shard.start, bits, overlap, size, voxel_mm, dust(settings, voxel_mm), settings.connectivity)
+        (
+            path,
+            shard.start,
+            bits,
+            overlap,
+            size,
+            voxel_mm,
+            dust(settings, voxel_mm),
+            settings.connectivity,
+        )
         for shard, bits, overlap in batches(make, shards, settings.first, whole)
     )
     workers = min(jobs.workers(workers), len(shards))

@@ -12,19 +12,16 @@ import json
 import numbers
 import os
 import re
-import time
 from importlib import resources
 
 import numpy as np
 from PIL import Image
 from plotly.offline import get_plotlyjs
 from plotly.utils import PlotlyJSONEncoder
-from scipy import ndimage
-from skimage.measure import marching_cubes
 
-from skullgen import logs, render, store
+from skullgen import logs, mesh, store
 
-PAIRS, SIDE = 5, 48  # pairs in a scene; voxels a side of what is turned, at most
+PAIRS = 5  # in a scene
 POINTS = 5000  # in a map
 PICTURE_BYTES, PICTURES_BYTES = 500_000, 6_000_000  # of one picture that stays as it is; of all
 METRICS = {
@@ -74,7 +71,7 @@ def write(workdir):
     }
     parts = {_id(title): (title, body) for title, body in parts.items() if body}
     fill = {
-        "title": text(f"skullgen: {config.get('model_name', 'pairs')}, {workdir.resolve().name}"),
+        "title": text(f"skullgen: {config.get('model_name') or 'pairs'}, {workdir.resolve().name}"),
         "contents": "".join(f'<li><a href="#{k}">{v[0]}</a></li>' for k, v in parts.items()),
         "body": "".join(section(*part) for part in parts.values()),
         "plotly": get_plotlyjs(),
@@ -140,12 +137,7 @@ def scene(title, pairs, voxel_mm):
 
     Its axes, in mm, span the frame; the defect is first seen from its own side.
     """
-    figures = []
-    for _, skull, defect in pairs:
-        azimuth, up = np.radians(render.look(render.direction(skull, defect)))
-        eye = np.sin(azimuth) * np.cos(up), np.cos(azimuth) * np.cos(up), np.sin(up)
-        meshes = [surface(volume, voxel_mm) for volume in (skull, defect)]
-        figures.append({"meshes": meshes, "eye": eye, "side": len(skull) * voxel_mm})
+    figures = [mesh.scene(skull, defect, voxel_mm) for _, skull, defect in pairs]
     choice = "".join(f'<option value="{n}">{text(p[0])}</option>' for n, p in enumerate(pairs))
     return (
         f'<div class="scene"><h3>{text(title)}</h3><div class="controls"><label>Pair '
@@ -155,31 +147,6 @@ def scene(title, pairs, voxel_mm):
     )
 
 
-def surface(volume, voxel_mm):
-    """A volume's surface, as Plotly's Mesh3d takes it, in mm from the frame's corner.
-
-    More than 48 voxels a side are averaged in blocks first.
-    """
-    factor = -(-len(volume) // SIDE)
-    shares = np.pad(np.asarray(volume, np.float32), (0, -len(volume) % factor))
-    side = len(shares) // factor
-    shares = shares.reshape(side, factor, side, factor, side, factor).mean((1, 3, 5))
-    # Smoothing and level of `render`, at which a plate of one voxel stays whole.
-    shares = ndimage.gaussian_filter(np.pad(shares, 2), 0.75 / factor)
-    points, faces = np.zeros((0, 3)), np.zeros((0, 3))
-    if shares.max() > 0.25:
-        points, faces, _, _ = marching_cubes(shares, 0.25)
-    columns = {"xyz": ((points - 1.5) * factor * voxel_mm, "f4"), "ijk": (faces, "i4")}
-    return {
-        name: {
-            "dtype": kind,
-            "bdata": base64.b64encode(column.astype(f"<{kind}").tobytes()).decode(),
-        }
-        for names, (values, kind) in columns.items()
-        for name, column in zip(names, values.T, strict=True)
-    }
-
-
 def curves(records):
     """A small chart for each metric of a log (dicts as in train.jsonl), a colour for each phase.
 
@@ -187,13 +154,14 @@ def curves(records):
     The axis is logarithmic where all values are positive and span two decades.
     """
     found, charts = {}, ""
+    order = list(dict.fromkeys(str(record.get("phase", "")) for record in records))
     for record in records:
         for name, value in record.items():
             if name not in ("phase", "epoch", "step") and isinstance(value, numbers.Real):
                 phase = found.setdefault(name, {}).setdefault(str(record.get("phase", "")), [])
                 phase.append((record["step"], value))
     for name, phases in found.items():
-        figure, lost, ends = {"phases": {}}, 0, []
+        figure, lost, ends = {"phases": {}, "order": order}, 0, []
         for phase, values in phases.items():
             values = np.array(values, float)
             good = values[np.isfinite(values).all(1)]
@@ -226,12 +194,12 @@ def scores(verdict):
     lines = []
     for net, about in (verdict.get("nets") or {}).items():
         empty = [case["empty"] for case in verdict.get("cases") or [] if case["net"] == net]
-        stores = [f"{s['path']}:{s['split']}, {s['pairs']} pairs" for s in about.get("stores", [])]
-        fields = [about.get(name, "") for name in ("steps", "augment", "seed")]
+        stores = [f"{s['path']}, {s['pairs']} pairs" for s in about.get("stores", [])]
+        fields = [about.get(name, "") for name in ("updates", "augment", "seed")]
         trained = "; ".join(stores) or "nothing"
         lines.append([net, trained, *fields, f"{sum(empty)} of {len(empty)}" if empty else ""])
-    nets = table(["net", "trained on", "steps", "augment", "seed", "empty predictions"], lines)
-    kinds = ", ".join(sorted({str(row["interval"]) for row in summary}))
+    nets = table(["net", "trained on", "updates", "augment", "seed", "empty predictions"], lines)
+    kinds = ", ".join(sorted({str(row["interval"]) for row in summary} - {"none"}) or ["none"])
     note = (
         f"Brackets: 95 % intervals ({kinds}). Dice, bDSC and HD95: the model's grid, "
         f"{verdict.get('voxel_mm')} mm a voxel. Upsampling to the other grids: "
@@ -245,9 +213,10 @@ def differences(rows):
     """A table of differences between nets, and on which side of zero their intervals lie."""
     lines = []
     for row in rows:
-        clear = row["low"] is not None and row["low"] * row["high"] > 0
         better = (row["mean"] > 0) != row["metric"].startswith("hd95")
-        says = ("better" if better else "worse") if clear else "not told apart"
+        says = "better" if better else "worse"
+        if row["low"] is None or row["low"] * row["high"] <= 0:
+            says = "not told apart" if row["low"] is not None else "no interval"
         metric = METRICS.get(row["metric"], row["metric"])
         nets = f"{row['net']} minus {row['minus']}"
         lines.append([nets, row["column"], metric, _mean(row, "+"), row["skulls"], says])
@@ -343,9 +312,11 @@ def pictures(paths):
 
 
 def _run(workdir, config):
-    versions, log = _json(workdir / "versions.json"), workdir / "train.jsonl"
+    versions = _json(workdir / "versions.json")
     facts = {"model": config.get("model_name"), "commit": versions.get("commit")}
     facts["hardware"] = ", ".join(map(str, versions.get("devices") or []))
+    seconds = (versions.get("seconds") or {}).items()
+    facts["time"] = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in seconds)
     details = {"Config": config, "Versions": versions}
     for name in ("real", "generated"):
         if store.recipe(workdir / f"{name}.zarr") is None:
@@ -359,9 +330,6 @@ def _run(workdir, config):
             facts |= {"skulls": len(about["names"]), "kinds": ", ".join(about["kinds"])}
             facts["licence of the data"] = about["licence"]
         details[f"Data: {name}.zarr"] = about
-    if log.exists():
-        ended = time.localtime(log.stat().st_mtime)
-        facts["last training update"] = time.strftime("%Y-%m-%d %H:%M", ended)
     facts = {name: value for name, value in facts.items() if value}
     body = "".join(f"<div><dt>{k}</dt><dd>{text(v)}</dd></div>" for k, v in facts.items())
     body = f'<dl class="facts">{body}</dl>' if facts else ""

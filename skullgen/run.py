@@ -53,7 +53,9 @@ def run(config, workdir):
             start = time.monotonic()
             print(f"== {name}", flush=True)
             STAGES[name](config, workdir)
-            print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
+            seconds = round(time.monotonic() - start, 1)
+            print(f"== {name}: {seconds:.0f} s", flush=True)
+            _record(workdir, {name: seconds})
             jobs.check()
 
 
@@ -154,7 +156,14 @@ def prepare(config, workdir):
                 "set it back, or choose another --workdir"
             )
     logs.write_json(path, new)
-    logs.write_json(workdir / "versions.json", versions())
+    _record(workdir, {})
+
+
+def _record(workdir, seconds):
+    """Writes versions, with the seconds that each stage took when it ran last."""
+    path = workdir / "versions.json"
+    held = json.loads(path.read_text()).get("seconds", {}) if path.exists() else {}
+    logs.write_json(path, {**versions(), "seconds": {**held, **seconds}})
 
 
 def _locked(old, new, workdir):

@@ -115,6 +115,16 @@ def trained(settings, size, workdir):
     return nets
 
 
+def about(settings, nets):
+    """What trained networks are made of, in words for `metrics.json`."""
+    shared = {"updates": settings.updates, "seed": settings.seed}
+    shared["augment"] = settings.model.get("augment", False)
+    return {
+        name: {"stores": [{"path": str(p.path), "pairs": len(p.rows)} for p in parts], **shared}
+        for name, (_, _, parts) in nets.items()
+    }
+
+
 def begun(workdir):
     """Whether a network of this work directory has a checkpoint."""
     return checkpoint.newest(_places(workdir, "vnet")[0]) > 0

@@ -183,13 +183,10 @@ def _evaluate(config, workdir):
         lines += quality.describe(result["quality"])
     if segment.begun(workdir):
         size = config.model.resolution
-        result["verdict"] = evaluate.verdict(
-            real,
-            segment.trained(config.segment, size, workdir),
-            size=size,
-            settings=config.evaluate,
-            workers=config.workers,
-        )
+        nets = segment.trained(config.segment, size, workdir)
+        options = dict(size=size, settings=config.evaluate, workers=config.workers)
+        verdict = evaluate.verdict(real, nets, **options)
+        result["verdict"] = {"nets": segment.about(config.segment, nets), **verdict}
         lines += ["", *evaluate.describe(result["verdict"])]
     if not result:
         raise UserError(f"{workdir}: nothing to evaluate; run `generate` or `segment` first")

@@ -37,7 +37,10 @@ def opened(browser, path, width=1280, height=900):
     page, complaints, requests = context.new_page(), [], []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-    page.on("request", lambda request: requests.append(request.url))
+    # What a page holds itself, data: and blob:, is no request.
+    page.on(
+        "request", lambda asked: asked.url[:5] in ("data:", "blob:") or requests.append(asked.url)
+    )
     page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
     page.goto(path.as_uri())
     page.wait_for_selector("body[data-drawn]", timeout=60_000)

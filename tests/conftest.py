@@ -17,5 +17,6 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_DEFAULT_PRNG_IMPL", "rbg")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # t-SNE's threads wait for each other on a few points
 
 SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"

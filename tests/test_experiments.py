@@ -1,6 +1,7 @@
 """Every config in experiments/, all of its stages, at its smallest size."""
 
 import importlib
+import json
 import pathlib
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from skullgen import logs, run, store, train
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
-NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "common"))
+FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "common"))
+NAMES = [name for name in FILES if name not in ("table1", "vnet")]  # the generators
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,8 @@ def phantoms(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke_size_runs_all_stages(name, phantoms, tmp_path):
     config = importlib.import_module(f"experiments.{name}").get_config("smoke")
+    if name != "vae_wgan":  # the V-Nets and the maps are the same for all
+        config.stages = "ingest,train,generate,evaluate,report"
     (tmp_path / "real.zarr").symlink_to(phantoms)
     run.run(config, tmp_path)
     records = logs.read(tmp_path / "train.jsonl")
@@ -31,8 +35,33 @@ def test_smoke_size_runs_all_stages(name, phantoms, tmp_path):
     assert [r["phase"] for r in records] == expected
     assert {"occupancy_skull", "occupancy_defect"} <= records[-1].keys()
     assert len(store.rows(tmp_path / "generated.zarr")) == config.generate.count
-    assert (tmp_path / "metrics.json").exists()
     assert (tmp_path / "figures" / "losses.png").exists()
+    assert (tmp_path / "report.html").exists()
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["quality"]["copies"]["compared"] == config.generate.count
+    if name == "vae_wgan":
+        nets = {case["net"] for case in found["verdict"]["cases"]}
+        assert nets == {"vnet", "vnet_real", "mean_skull", "mirror"}
+        assert json.loads((tmp_path / "maps.json").read_text())["maps"]
+        for picture in ("maps", "segmentation", "interpolation"):
+            assert (tmp_path / "figures" / f"{picture}.png").exists()
+
+
+def test_the_v_net_alone_is_scored_on_real_pairs(phantoms, tmp_path):
+    config = importlib.import_module("experiments.vnet").get_config("smoke")
+    (tmp_path / "real.zarr").symlink_to(phantoms)
+    run.run(config, tmp_path)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    columns = {(case["net"], case["column"]) for case in found["verdict"]["cases"]}
+    # Its own training pairs are the real ones: no column of its own.
+    assert {column for net, column in columns if net == "vnet"} == {
+        "validation",
+        "test",
+        "selection",
+    }
+    assert not any(net == "vnet_real" for net, _ in columns)
+    assert "quality" not in found and not (tmp_path / "generated.zarr").exists()
+    assert (tmp_path / "report.html").exists()
 
 
 def _phases(config):
@@ -71,3 +100,22 @@ def test_paper_size_has_section_4_3s_numbers(name):
     if name == "vae_wgan":
         lengths = [(p["step"], p["epochs"]) for p in config.phases]
         assert lengths[:2] == [("vae", 10), ("bridge", 15)]
+
+
+def test_paper_size_has_section_5s_v_net():
+    config = importlib.import_module("experiments.vnet").get_config("paper").segment
+    assert tuple(config.model.widths) == (8, 16, 32, 64, 128) and config.model.kernel == 5
+    assert tuple(config.model.down) == (2, 2, 3, 3, 3) and tuple(config.model.up) == (3, 3, 2, 1)
+    assert config.updates == 20_000 and config.batch_size == 8
+
+
+@pytest.mark.parametrize("size", ["smoke", "demo", "paper"])
+def test_table_1_has_the_papers_models_and_counts(size):
+    config = importlib.import_module("experiments.table1").get_config(size)
+    assert set(config.generators) == set(NAMES)
+    if size == "paper":
+        assert set(config.table.models.split(",")) == set(NAMES)
+        assert config.table.counts == "500,1000,3000,40000"
+    if size == "demo":
+        assert (config.table.counts, config.table.seeds) == ("100,1000", 2)
+        assert (config.model.resolution, config.segment.model.kernel) == (16, 3)

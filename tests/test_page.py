@@ -1,5 +1,7 @@
 """The report: whole, offline, readable on a phone, and safe from what files say."""
 
+import base64
+import io
 import json
 import re
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skullgen import page, store
+from skullgen import mesh, page, store
 from tests import browser
 from tests.shapes import holed_shell
 
@@ -58,7 +60,11 @@ def written_metrics():
     }
     channel = {"nearest_training_dice": {"generated": 0.8123, "held_out": None}}
     difference = summary_row("vnet", "hd95_mm", "all", "", 0.5) | {"minus": "vnet_real"}
-    trained = {"stores": [{"path": HOSTILE, "split": "all", "pairs": 256}], "steps": 300, "seed": 0}
+    trained = {
+        "stores": [{"path": HOSTILE, "split": "all", "pairs": 256}],
+        "updates": 300,
+        "seed": 0,
+    }
     return {
         "quality": {
             "compared": 90,
@@ -134,8 +140,10 @@ def test_a_browser_shows_the_whole_page_offline(tmp_path):
             found = shown.eval_on_selector_all("main > section", "all => all.map(one => one.id)")
             links = shown.eval_on_selector_all("nav a", "all => all.map(a => a.hash.slice(1))")
             assert tuple(found) == tuple(links) == SECTIONS
-            assert shown.locator("main img").count() == 2  # the pictures, and no name's
+            assert shown.locator("main figure img").count() == 2  # the pictures, and no name's
             assert shown.locator("main a, svg a").count() == 0
+            snap = shown.evaluate("document.querySelector('.snap').src.length")
+            assert snap > 5000  # what paper shows of the scene
             assert shown.locator("body").inner_text().count("<img src=x") > 10
             first = look(shown)
             assert first[0] > 500 and first[1] > 100
@@ -151,7 +159,7 @@ def test_a_browser_shows_the_whole_page_offline(tmp_path):
             cases = shown.evaluate("document.querySelector('[data-kind=map]').data[0].text")
             assert cases[0].startswith("0 &lt;img")
             hover_first_point(shown)
-            assert "0 <img src=x" in shown.locator("[data-kind=map] .hoverlayer").inner_text()
+            assert "0 <img src=x" in shown.locator("[data-kind=map] .hoverlayer").text_content()
             assert shown.pdf(format="A4")[:5] == b"%PDF-"
             assert (complaints, requests) == ([], [path.as_uri()])
         with browser.opened(chromium, path, 390, 844) as (shown, complaints, _):
@@ -164,8 +172,6 @@ def look(shown):
     scene = shown.locator(".scene .plot").first
     scene.scroll_into_view_if_needed()
     data = scene.screenshot()
-    import io
-
     red, _, blue = np.moveaxis(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int), -1, 0)
     bone = (red > blue + 8) & (red < 240)
     return int(bone.sum()), int((blue > red + 60).sum()), data
@@ -204,8 +210,8 @@ def test_no_text_of_a_file_becomes_markup(tmp_path):
 def test_a_surface_lies_where_its_voxels_lie():
     volume = np.zeros((16, 16, 16), bool)
     volume[4:8, 6:12, 5:7] = True
-    found = page.surface(volume, 2.0)
-    points = [np.frombuffer(page.base64.b64decode(found[k]["bdata"]), "<f4") for k in "xyz"]
+    found = mesh.surface(volume, 2.0)
+    points = [np.frombuffer(base64.b64decode(found[k]["bdata"]), "<f4") for k in "xyz"]
     for values, (low, high) in zip(points, ((8, 16), (12, 24), (10, 14)), strict=True):
         assert abs(values.min() - low) < 1.1 and abs(values.max() - high) < 1.1
         assert abs((values.min() + values.max()) / 2 - (low + high) / 2) < 1e-4
@@ -214,8 +220,8 @@ def test_a_surface_lies_where_its_voxels_lie():
 def test_a_large_volume_is_reduced_and_keeps_its_place():
     volume = np.zeros((128, 128, 128), bool)
     volume[30:60, 30:60, 90:120] = True
-    found = page.surface(volume, 1.6)
-    x, z = (np.frombuffer(page.base64.b64decode(found[k]["bdata"]), "<f4") for k in "xz")
+    found = mesh.surface(volume, 1.6)
+    x, z = (np.frombuffer(base64.b64decode(found[k]["bdata"]), "<f4") for k in "xz")
     assert abs(np.median([x.min(), x.max()]) - 45 * 1.6) < 0.01
     assert abs(np.median([z.min(), z.max()]) - 105 * 1.6) < 0.01
     assert len(x) < 3000
@@ -242,8 +248,10 @@ def test_a_difference_is_told_only_where_its_interval_leaves_zero():
     spans = ((0.1, 0.3), (-0.1, 0.3), (None, None))
     rows = [row | {"low": low, "high": high} for low, high in spans]
     rows.append(rows[0] | {"metric": "hd95_mm"})  # mm: less is better
-    words = re.findall(r"<td>(better|worse|not told apart)</td>", page.differences(rows))
-    assert words == ["better", "not told apart", "not told apart", "worse"]
+    words = re.findall(
+        r"<td>(better|worse|not told apart|no interval)</td>", page.differences(rows)
+    )
+    assert words == ["better", "not told apart", "no interval", "worse"]
     assert "<td>+0.200<small>[+0.100, +0.300]</small></td>" in page.differences(rows)
 
 
@@ -254,10 +262,12 @@ def test_copies_are_said_in_a_sentence():
     assert "90 generated pairs were compared; without held-out real ones" in made
 
 
-def test_large_pictures_become_small_and_the_page_stays_small(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (900, 2400, 3), np.uint8)
+def test_large_pictures_become_small_and_the_page_stays_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "PICTURES_BYTES", 1_000_000)
+    noise = np.random.default_rng(0).integers(0, 255, (300, 2400, 3), np.uint8)
     for name in "abcdefgh":
         Image.fromarray(noise).save(tmp_path / f"{name}.png")
     made = page.pictures(sorted(tmp_path.glob("*.png")))
-    assert len(made) < 8.1e6 and 0 < made.count("<img") < 8
+    assert len(made) < 1.4e6 and 0 < made.count("<img") < 8
+    assert made.count("data:image/jpeg") == made.count("<img")
     assert "figures/h.png" in made

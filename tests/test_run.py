@@ -91,7 +91,7 @@ def test_more_pairs_are_added_to_those_there(work):
         ("", "stages is ''"),
         ("train", "real.zarr: no store of pairs here; run the stage that makes it"),
         ("generate", "no checkpoint; run the stage `train` first"),
-        ("evaluate", "no store of pairs here"),
+        ("evaluate", "nothing to evaluate"),
     ],
 )
 def test_stages_out_of_order_are_named(stages, words, tmp_path):

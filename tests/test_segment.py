@@ -44,7 +44,7 @@ def test_the_net_and_its_yardstick_learn_their_own_pairs(work):
     nets = segment.trained(settings, SIZE, work)
     assert list(nets) == ["vnet", "vnet_real"]
     for name, corner in (("vnet", 7), ("vnet_real", 0)):
-        model, state, parts = nets[name]
+        model, state, _ = nets[name]
         found = np.asarray(model.predict(state, np.zeros((1, SIZE, SIZE, SIZE))))[0]
         assert found[(corner,) * 3] > 0.9 and found[(7 - corner,) * 3] < 0.1
     assert len(nets["vnet"][2][0].rows) == 12 and len(nets["vnet_real"][2][0].rows) == 8

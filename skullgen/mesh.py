@@ -1,0 +1,45 @@
+"""Pairs as what Plotly turns in 3-D: surfaces by marching cubes, and where they are seen from."""
+
+import base64
+
+import numpy as np
+from scipy import ndimage
+from skimage.measure import marching_cubes
+
+from skullgen import render
+
+SIDE = 48  # voxels a side of what is turned, at most
+
+
+def scene(skull, defect, voxel_mm):
+    """The two surfaces of a pair, bool [D, D, D] in RAS, and an eye on the defect's own side."""
+    azimuth, up = np.radians(render.look(render.direction(skull, defect)))
+    up = max(up, 0.3)  # seen level, the axes' labels lie on one another
+    eye = np.sin(azimuth) * np.cos(up), np.cos(azimuth) * np.cos(up), np.sin(up)
+    meshes = [surface(volume, voxel_mm) for volume in (skull, defect)]
+    return {"meshes": meshes, "eye": eye, "side": len(skull) * voxel_mm}
+
+
+def surface(volume, voxel_mm):
+    """A volume's surface, as Plotly's Mesh3d takes it, in mm from the frame's corner.
+
+    More than 48 voxels a side are averaged in blocks first.
+    """
+    factor = -(-len(volume) // SIDE)
+    shares = np.pad(np.asarray(volume, np.float32), (0, -len(volume) % factor))
+    side = len(shares) // factor
+    shares = shares.reshape(side, factor, side, factor, side, factor).mean((1, 3, 5))
+    # Smoothing and level of `render`, at which a plate of one voxel stays whole.
+    shares = ndimage.gaussian_filter(np.pad(shares, 2), 0.75 / factor)
+    points, faces = np.zeros((0, 3)), np.zeros((0, 3))
+    if shares.max() > 0.25:
+        points, faces, _, _ = marching_cubes(shares, 0.25)
+    columns = {"xyz": ((points - 1.5) * factor * voxel_mm, "f4"), "ijk": (faces, "i4")}
+    return {
+        name: {
+            "dtype": kind,
+            "bdata": base64.b64encode(column.astype(f"<{kind}").tobytes()).decode(),
+        }
+        for names, (values, kind) in columns.items()
+        for name, column in zip(names, values.T, strict=True)
+    }
