@@ -111,9 +111,9 @@ def quality(real, generated, *, pairs=200):
     real, generated: paths of stores of one size. pairs: at most so many generated ones are
     compared (the first), and so many of every group in the pairwise comparison.
 
-    With `copies`. For each channel: mean Dice to the nearest training pair of generated pairs, of held-out real
+    For each channel: mean Dice to the nearest training pair of generated pairs, of held-out real
     pairs (test and validation; None where there are none), and of the mean training pair; mean
-    Dice of two different pairs, generated and training; mean occupancy of both.
+    Dice of two different pairs, generated and training; mean occupancy of both. And `copies`.
     """
     store.require_whole(real, "ingest")
     store.require_whole(generated, "generate")

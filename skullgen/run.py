@@ -79,6 +79,9 @@ def sweep(config, folder, which):
     if which != "all" and not (which.isdecimal() and int(which) < len(jobs_)):
         raise UserError(f"--sweep is {which!r}: list, all, or a number below {len(jobs_)}")
     todo = [n for n in range(len(jobs_)) if not done[n] and which in ("all", str(n))]
+    folder.mkdir(parents=True, exist_ok=True)
+    logs.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
+    _record(folder, {})
     start = time.monotonic()
     for turn, number in enumerate(todo):
         job = jobs_[number]
@@ -89,8 +92,10 @@ def sweep(config, folder, which):
         left = f", about {spent / turn * (len(todo) - turn) / 60:.0f} min left" if turn else ""
         print(f"== job {number} of {len(jobs_)}: {job.name}{left}", flush=True)
         made = job.make()
+        begin = time.monotonic()
         run(made, folder / job.name)
         table1.finish(folder / job.name, made)
+        _record(folder, {job.name: round(time.monotonic() - begin, 1)})
         done[number] = True
     count = f"{sum(done)} of {len(jobs_)} runs are done"
     print(count if todo else f"{count}: nothing to do")

@@ -91,9 +91,10 @@ def test_copies_by_hand():
 
     train = store.pack(np.stack([pair(range(8), range(8, 12)), pair(range(20, 28), range(28, 32))]))
     held = store.pack(np.stack([pair(range(6), range(6, 9))]))
-    made = store.pack(np.stack([pair(range(20, 30), range(30, 32)), pair(range(8), range(8, 12))]))
+    other, copy = pair(range(20, 30), range(30, 32)), pair(range(8), range(8, 12))
+    made = store.pack(np.stack([other, copy]))
     found = quality.copies(train, held, made, size=size, names=["a", "b"])
-    # Complete skulls: 12 voxels of training, 9 held out, all shared; made 0 is skull b cut elsewhere.
+    # Complete skulls: 12 voxels of training, 9 held out, all shared; made 0 is b, cut elsewhere.
     assert found["skull"]["held_out"] == pytest.approx([2 * 9 / 21])
     assert found["skull"]["generated"] == pytest.approx([1, 1])
     assert found["skull"]["limit"] == pytest.approx(2 * 9 / 21)
