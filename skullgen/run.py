@@ -62,8 +62,7 @@ def run(config, workdir):
 def sweep(config, folder, which):
     """Runs the jobs of `config.table` in `folder`: `list` shows them, a number runs one, or `all`.
 
-    Jobs that are finished are not run again. Then the table is written, of what is there, and the
-    report.
+    Jobs that are finished are not run again. `all` ends with the table and the report.
     """
     if not config.get("table"):
         raise UserError("--sweep needs a config with `table`, as experiments/table1.py has")
@@ -79,9 +78,6 @@ def sweep(config, folder, which):
     if which != "all" and not (which.isdecimal() and int(which) < len(jobs_)):
         raise UserError(f"--sweep is {which!r}: list, all, or a number below {len(jobs_)}")
     todo = [n for n in range(len(jobs_)) if not done[n] and which in ("all", str(n))]
-    folder.mkdir(parents=True, exist_ok=True)
-    logs.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
-    _record(folder, {})
     start = time.monotonic()
     for turn, number in enumerate(todo):
         job = jobs_[number]
@@ -92,13 +88,15 @@ def sweep(config, folder, which):
         left = f", about {spent / turn * (len(todo) - turn) / 60:.0f} min left" if turn else ""
         print(f"== job {number} of {len(jobs_)}: {job.name}{left}", flush=True)
         made = job.make()
-        begin = time.monotonic()
         run(made, folder / job.name)
         table1.finish(folder / job.name, made)
-        _record(folder, {job.name: round(time.monotonic() - begin, 1)})
         done[number] = True
     count = f"{sum(done)} of {len(jobs_)} runs are done"
     print(count if todo else f"{count}: nothing to do")
+    if which != "all":  # one of a cluster's: others may be writing, too
+        return
+    logs.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
+    _record(folder, {})
     table = table1.gather(config, folder, rows, count)
     print("\n".join(table1.describe(table)))
     print(page.write(folder))
