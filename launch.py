@@ -26,7 +26,7 @@ def main(_):
     os.environ.setdefault("MPLBACKEND", "Agg")
     import jax
 
-    from skullgen import jobs, run
+    from skullgen import jobs, run, sweep
 
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"]))
@@ -37,7 +37,7 @@ def main(_):
     print(f"work directory: {workdir}", flush=True)
     with jobs.stoppable():
         if _SWEEP.value or config.get("table"):
-            run.sweep(config, workdir, _SWEEP.value or "all")
+            sweep.sweep(config, workdir, _SWEEP.value or "all")
         else:
             run.run(config, workdir)
 
@@ -48,7 +48,8 @@ def default_workdir(flag):
     overrides = config_flags.get_override_values(flag)
     parts = [Path(path).stem, size, *(f"{name}={value}" for name, value in overrides.items())]
     skip = ("stages=", "data.root=")
-    name = "-".join(part for part in parts if part and not part.startswith(skip)).replace("/", "_")
+    name = "-".join(part for part in parts if part and not part.startswith(skip))
+    name = name.replace("/", "_").replace(",", "+")  # a comma parts the stores of a mixture
     if len(name.encode()) > 120:  # a file system's names have 255 bytes
         name = f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return Path("runs") / name

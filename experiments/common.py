@@ -179,11 +179,12 @@ def introvae(config, size):
     """Adds IntroVAE's fields to `config.model`; `margin` is for the sizes' own resolutions."""
     small = size != "paper"
     config.model.head = "linear"
-    config.model.learning_rate = 1e-3  # of both networks
+    config.model.learning_rate = 3e-4 if small else 1e-3  # of both networks
     config.model.alpha = 0.25
-    config.model.beta = 60.0 if small else 1.0
-    config.model.margin = 90.0 if small else 10.0  # a little above the KL that phase `vae` prints
+    config.model.beta = 40.0 if small else 1.0
+    config.model.margin = 85.0 if small else 10.0  # a little above the KL that phase `vae` prints
     config.model.channel_weights = (1.0, 8.0) if small else (1.0, 1.0)  # of squared errors
+    config.generate.channels = "exclusive" if small else ""
     config.model.pool = "flatten" if small else "average"
     config.model.posterior_momentum = 0.99
     return config

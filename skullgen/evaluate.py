@@ -14,7 +14,7 @@ import cc3d
 import jax
 import numpy as np
 
-from skullgen import jobs, metrics, steps, store
+from skullgen import generate, jobs, metrics, steps, store
 
 METRICS = (
     "dice",
@@ -29,31 +29,21 @@ COLUMNS = ("train", "validation", "test", "selection")
 
 
 def network(model, state, size, batch=8):
-    """`predict(bits [n, bytes]) -> float32 [n, D, D, D]`, the implant's probability.
-
-    The device always runs whole batches: a pair's answer does not depend on the others.
-    """
+    """`predict(bits [n, bytes]) -> float32 [n, D, D, D]`, the implant's probability."""
     run = jax.jit(lambda state, bits: model.predict(state, steps.unpack(bits, size)[..., 0]))
-
-    def predict(bits):
-        full = np.concatenate([bits, np.zeros((-len(bits) % batch, bits.shape[1]), np.uint8)])
-        parts = [run(state, full[i : i + batch]) for i in range(0, len(full), batch)]
-        return np.concatenate([np.asarray(part) for part in parts])[: len(bits)]
-
-    return predict
+    return lambda bits: generate.whole_batches(lambda part: run(state, part), bits, batch)
 
 
 def mean_skull(train, size):
-    """A rule without training: the mean training skull minus the defective one, biggest piece.
+    """A rule without training: bone of most training skulls minus the case's, biggest piece.
 
     train: packed training pairs. Returns `predict` as `network` does.
     """
-    share = np.zeros((size, size, size))
+    votes = np.zeros((size, size, size), int)
     for row in train:
-        share += store.unpack(row, size).any(axis=-1)
-    voxels = round(share.sum() / len(train))
-    mean = share > np.partition(share.ravel(), -voxels - 1)[-voxels - 1]  # as many as they have
-    return lambda bits: np.stack([_rest(mean, skull) for skull in _skulls(bits, size)])
+        votes += store.unpack(row, size).any(axis=-1)
+    most = 2 * votes >= len(train)
+    return lambda bits: np.stack([_rest(most, skull) for skull in _skulls(bits, size)])
 
 
 def mirror(size):
@@ -118,8 +108,10 @@ def verdict(real, trained, *, size, settings, workers):
     """
     train = store.Part(real, store.rows(real, "train"))
     sources = {"validation": "train", "test": "test", "selection": "validation"}
-    seen = {
-        column: _spread([store.Part(real, store.rows(real, split))], settings.cases)
+    seen = {  # of test and selection every pair, as of every skull
+        column: _spread(
+            [store.Part(real, store.rows(real, split))], settings.cases if split == "train" else 0
+        )
         for column, split in sources.items()
     }
     nets, columns = {}, {}
@@ -137,10 +129,19 @@ def verdict(real, trained, *, size, settings, workers):
         "rule": settings.upsampling,
         "threshold": settings.threshold,
         "voxel_mm": store.open_store(real).attrs["voxel_mm"],
+        "leaks": {name: _shared(parts, real) for name, (_, _, parts) in trained.items()},
         "cases": cases,
         "summary": summary(cases),
         "differences": differences(cases, next(iter(trained))),
     }
+
+
+def _shared(parts, real):
+    """Names of test skulls that are among a net's training skulls: there should be none."""
+    group = store.open_store(real)
+    test = set(store.names(real, group["skull"][:][store.rows(real, "test")])) - {""}
+    seen = [store.names(p.path, store.open_store(p.path)["skull"][:][p.rows]) for p in parts]
+    return sorted(test.intersection(*[set().union(*seen)]))
 
 
 def _spread(parts, most):
@@ -266,14 +267,24 @@ def warnings(result):
                     f"occupancy drift: generated {channel}s fill {made:.2%} of the grid, training "
                     f"ones {real:.2%}"
                 )
-        share = pairs["copies"]["skull"]["share_above"]
-        if share is not None and share > 0.15:
+        found = pairs["copies"]["skull"]
+        if found["share_above"] is not None and found["share_above"] > 0.15:
             lines.append(
-                f"copies: {share:.0%} of the generated skulls lie nearer to a training patient "
-                "than 95 % of unseen real skulls do (5 % is expected): a defect of the method"
+                f"copies: {found['share_above']:.0%} of the generated skulls lie nearer to a "
+                "training patient than 95 % of unseen real skulls do (5 % is expected): a defect "
+                "of the method"
+            )
+        first = found["closest"][0]
+        if first["dice"] > max(found["held_out"], default=1):
+            lines.append(
+                f"copies: generated skull {first['generated']} lies nearer to training patient "
+                f"{first['name']} (Dice {first['dice']:.3f}) than any unseen real skull does"
             )
     empty = collections.Counter(
         case["net"] for case in (result.get("verdict") or {}).get("cases", ()) if case["empty"]
     )
+    for net, names in ((result.get("verdict") or {}).get("leaks") or {}).items():
+        if names:
+            lines.append(f"{net} was trained on skulls of the test: {', '.join(names)}")
     lines += [f"{net}: {count} predictions are empty (Dice 0)" for net, count in empty.items()]
     return lines

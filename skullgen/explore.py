@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skullgen import jobs, nets, postprocess, steps, store
+from skullgen import generate, jobs, nets, postprocess, steps, store
 from skullgen.errors import UserError
 
 COMPONENTS = 50  # of the features, at most, are what t-SNE and UMAP begin from
@@ -59,22 +59,13 @@ def volumes(bits, size, side=32):
 
 
 def network_features(model, state, bits, size, batch):
-    """`model.features` of packed pairs, in batches of one size: float32 [n, F].
-
-    The last batch is filled up with empty pairs, so that one compiled program does.
-    """
+    """`model.features` of packed pairs, in batches of one size: float32 [n, F]."""
 
     @jax.jit
     def run(state, bits):
         return model.features(state, steps.unpack(bits, size).astype(jnp.float32))
 
-    found = []
-    for start in range(0, len(bits), batch):
-        jobs.check()
-        part = bits[start : start + batch]
-        whole = np.pad(part, ((0, batch - len(part)), (0, 0)))
-        found.append(np.asarray(run(state, whole), np.float32)[: len(part)])
-    return np.concatenate(found)
+    return generate.whole_batches(lambda part: run(state, part), bits, batch)
 
 
 def maps(groups, size, features=None, *, seed, perplexity, umap=False):
@@ -100,6 +91,9 @@ def maps(groups, size, features=None, *, seed, perplexity, umap=False):
       UserError for fewer than 4 pairs, and where umap-learn is asked for and missing.
     """
     methods = {"t-SNE": _tsne} | ({"UMAP": _umap()} if umap else {})
+    for name, part, _ in groups:
+        if part.shape[1] != size**3 // 4:
+            raise UserError(f"explore.stores: the pairs of {name} are not of {size}^3 voxels")
     bits = np.concatenate([part for _, part, _ in groups])
     labels = [(name, case) for name, _, cases in groups for case in cases]
     if len(bits) < 4:

@@ -72,6 +72,20 @@ def batches(make, shards, first, batch):
         yield shard, bits[offset : offset + len(shard)], overlap[offset : offset + len(shard)]
 
 
+def whole_batches(run, bits, batch):
+    """`run` over packed pairs [n, bytes] in batches of one size, the last filled up: [n, ...].
+
+    One compiled program does, and a pair's answer does not depend on how many there are.
+    """
+    found = []
+    for start in range(0, len(bits), batch):
+        jobs.check()
+        part = bits[start : start + batch]
+        full = np.pad(part, ((0, batch - len(part)), (0, 0)))
+        found.append(np.asarray(run(full))[: len(part)])
+    return np.concatenate(found)
+
+
 def run(model, state, path, settings, *, channels, voxel_mm, size, workers, attributes):
     """Generates samples `first` to `first + count` into the store `path`, or goes on.
 

@@ -16,10 +16,11 @@ from skullgen.errors import UserError, one_of
 SHARD = 20  # pairs in a file: what a kill loses at most
 
 
-def run(path, size, config, versions=None, workers=0):
+def run(path, size, config, versions=None, workers=0, native=True):
     """Ingests `config.source` (`config` is an experiment's `config.data`) into the store `path`.
 
-    size: voxels a side. versions: recorded in the store. Raises UserError for a folder without a
+    size: voxels a side. versions: recorded in the store. native: keep the implants at the
+    sources' own grids, too, which only pairs to score need. Raises UserError for a folder without a
     pair to train on, an unreadable volume, a pair that does not match, or a store begun with
     other data.
     """
@@ -33,7 +34,7 @@ def run(path, size, config, versions=None, workers=0):
     if not count:
         raise UserError(f"data.splits is {config.splits!r}: no skull is in it")
     _begin(path, count, size, config, plan, versions)
-    _work(path, plan, workers)
+    _work(path, plan, workers, native)
     _summary(path, plan)
 
 
@@ -50,8 +51,8 @@ def fresh(path, size, config, *, cuts, versions=None, workers=0):
         if config.source == "skullbreak":
             root = str(Path(config.root) / "train" / "complete_skull")
             config.update(source="skulls", root=root, reframe=False)
-            config.update(test_fraction=0.0, validation_fraction=0.0)
-    run(path, size, config, versions, workers)
+            config.update(test_fraction=0.0, validation_fraction=0.0, folds=0, fold=0)
+    run(path, size, config, versions, workers, native=False)
 
 
 def _kept(plan, splits):
@@ -86,7 +87,7 @@ def _begin(path, count, size, config, plan, versions):
     store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
 
 
-def _work(path, plan, workers):
+def _work(path, plan, workers, native):
     """Makes what is missing: cases in worker processes, whole shards written in order."""
     ends = np.cumsum([len(case.kinds) for case in plan.cases])
     starts = ends - [len(case.kinds) for case in plan.cases]
@@ -111,7 +112,7 @@ def _work(path, plan, workers):
                 counts.update(ties=pair.ties, redraws=pair.redraws)
             while shards and all(row in ready for row in shards[0]):
                 shard = shards.pop(0)
-                _write(path, shard, [ready.pop(row) for row in shard], plan)
+                _write(path, shard, [ready.pop(row) for row in shard], plan, native)
                 bar.update(len(shard))
             for row in [row for row in ready if not any(row in shard for shard in shards)]:
                 del ready[row]  # its shard was there already
@@ -125,7 +126,7 @@ def _call(make, arguments):
     return make(*arguments)
 
 
-def _write(path, shard, rows, plan):
+def _write(path, shard, rows, plan, native):
     pairs = [pair for pair, _, _ in rows]
     columns = {
         "split": np.array([plan.split[plan.names[skull]] for _, _, skull in rows]),
@@ -135,7 +136,7 @@ def _write(path, shard, rows, plan):
         "removed": np.zeros((len(pairs), 3)),
     }
     bits = np.stack([pair.bits for pair in pairs])
-    store.write(path, shard.start, bits, columns, [pair.native for pair in pairs])
+    store.write(path, shard.start, bits, columns, [pair.native for pair in pairs] * native)
 
 
 def _summary(path, plan):

@@ -46,6 +46,7 @@ PICTURES = {
     "real_and_generated": "Rows of real pairs, each above generated ones seen the same way",
     "real_pairs": "Real pairs: the skull with its hole, then with its defect",
     "generated_slices": "Generated pairs in slices",
+    "closest": "The generated skulls that lie nearest to a training skull, each before that one",
 }
 
 
@@ -55,7 +56,7 @@ def write(workdir):
     config, metrics, found, table1 = (_json(workdir / name) for name in names)
     verdict, quality = (metrics.get(name) or {} for name in ("verdict", "quality"))
     parts = {
-        "Warnings": listing(metrics.get("warnings")),
+        "Warnings": listing([*(metrics.get("warnings") or []), *_stale(config, metrics)]),
         "What was run": _run(workdir, config),
         "Pairs to turn": _scenes(workdir),
         "Verdict": scores(verdict),
@@ -309,6 +310,15 @@ def pictures(paths):
         )
         body += f"<figure>{image}<figcaption>{text(name)}</figcaption></figure>"
     return body
+
+
+def _stale(config, metrics):
+    """A line where the numbers are of other settings than the config that lies beside them."""
+    parts = ("data", "model", "phases", "generate", "segment", "evaluate")
+    held = metrics.get("config") or config
+    changed = [name for name in parts if held.get(name) != config.get(name)]
+    line = "the numbers are of an earlier config; since then changed: " + ", ".join(changed)
+    return [f"{line}: run the stage evaluate"] if changed else []
 
 
 def _run(workdir, config):

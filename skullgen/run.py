@@ -12,9 +12,8 @@ import os
 import platform
 import time
 
-from skullgen import checkpoint, jobs, logs, metrics, page, store, table1, train
+from skullgen import checkpoint, jobs, logs, metrics, stages, store, train
 from skullgen.errors import UserError, one_of
-from skullgen.stages import STAGES, versions
 
 RANGES = {  # lowest and highest value of a field
     **dict.fromkeys(
@@ -40,10 +39,10 @@ RANGES = {  # lowest and highest value of a field
 def run(config, workdir):
     """Runs `config.stages` in order in `workdir`, which is made."""
     names = [name.strip() for name in config.stages.split(",") if name.strip()]
-    unknown = [name for name in names if name not in STAGES]
+    unknown = [name for name in names if name not in stages.STAGES]
     if unknown or not names:
         raise UserError(
-            f"stages is {config.stages!r}: name some of {', '.join(STAGES)}, comma-separated"
+            f"stages is {config.stages!r}: name some of {', '.join(stages.STAGES)}, comma-separated"
         )
     check(config)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -52,61 +51,11 @@ def run(config, workdir):
         for name in names:
             start = time.monotonic()
             print(f"== {name}", flush=True)
-            STAGES[name](config, workdir)
-            seconds = round(time.monotonic() - start, 1)
+            stages.STAGES[name](config, workdir)
+            seconds = time.monotonic() - start
             print(f"== {name}: {seconds:.0f} s", flush=True)
-            _record(workdir, {name: seconds})
+            record(workdir, {name: seconds})
             jobs.check()
-
-
-def sweep(config, folder, which):
-    """Runs the jobs of `config.table` in `folder`: `list` shows them, a number runs one, or `all`.
-
-    Jobs that are finished are not run again. `all` ends with the table and the report.
-    """
-    if not config.get("table"):
-        raise UserError("--sweep needs a config with `table`, as experiments/table1.py has")
-    jobs_, rows = table1.plan(config, folder)
-    names = [job.name for job in jobs_]
-    done = [_finished(job, folder, jobs_) for job in jobs_]
-    if which == "list":
-        for number, job in enumerate(jobs_):
-            needs = ", ".join(str(names.index(name)) for name in job.needs)
-            state = "done" if done[number] else f"needs {needs}" if needs else ""
-            print(f"{number:4d}  {job.name:50s} {state}")
-        return
-    if which != "all" and not (which.isdecimal() and int(which) < len(jobs_)):
-        raise UserError(f"--sweep is {which!r}: list, all, or a number below {len(jobs_)}")
-    todo = [n for n in range(len(jobs_)) if not done[n] and which in ("all", str(n))]
-    start = time.monotonic()
-    for turn, number in enumerate(todo):
-        job = jobs_[number]
-        lacking = [name for name in job.needs if not done[names.index(name)]]
-        if lacking:
-            raise UserError(f"job {number} needs {names.index(lacking[0])} ({lacking[0]}) first")
-        spent = time.monotonic() - start
-        left = f", about {spent / turn * (len(todo) - turn) / 60:.0f} min left" if turn else ""
-        print(f"== job {number} of {len(jobs_)}: {job.name}{left}", flush=True)
-        made = job.make()
-        run(made, folder / job.name)
-        table1.finish(folder / job.name, made)
-        done[number] = True
-    count = f"{sum(done)} of {len(jobs_)} runs are done"
-    print(count if todo else f"{count}: nothing to do")
-    if which != "all":  # one of a cluster's: others may be writing, too
-        return
-    logs.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
-    _record(folder, {})
-    table = table1.gather(config, folder, rows, count)
-    print("\n".join(table1.describe(table)))
-    print(page.write(folder))
-
-
-def _finished(job, folder, jobs_):
-    """Whether a job, and all that it needs, was finished with the config that it would get."""
-    others = {other.name: other for other in jobs_}
-    needed = all(_finished(others[name], folder, jobs_) for name in job.needs)
-    return needed and table1.finished(folder / job.name, job.make())
 
 
 @contextlib.contextmanager
@@ -159,14 +108,15 @@ def prepare(config, workdir):
                 "set it back, or choose another --workdir"
             )
     logs.write_json(path, new)
-    _record(workdir, {})
+    record(workdir, {})
 
 
-def _record(workdir, seconds):
-    """Writes versions, with the seconds that each stage took when it ran last."""
+def record(workdir, seconds):
+    """Writes versions, and adds the seconds that stages took now to those of earlier calls."""
     path = workdir / "versions.json"
     held = json.loads(path.read_text()).get("seconds", {}) if path.exists() else {}
-    logs.write_json(path, {**versions(), "seconds": {**held, **seconds}})
+    total = {name: round(held.get(name, 0) + spent, 1) for name, spent in seconds.items()}
+    logs.write_json(path, {**stages.versions(), "seconds": {**held, **total}})
 
 
 def _locked(old, new, workdir):

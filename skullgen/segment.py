@@ -23,9 +23,13 @@ def mixtures(settings, workdir):
 
     settings: an experiment's `config.segment`; no stores means the run's `generated.zarr`.
     """
-    text = settings.stores or "generated.zarr:all:all"
-    nets = {"vnet": store.mixture(text, workdir, settings.seed)}
-    if settings.reference and text != REAL:
+    made = workdir / "generated.zarr"
+    if settings.stores:
+        nets = {"vnet": store.mixture(settings.stores, workdir, settings.seed)}
+    else:
+        store.require_whole(made, "generate")
+        nets = {"vnet": [store.Part(made, store.rows(made))]}
+    if settings.reference and settings.stores != REAL:
         nets["vnet_real"] = store.mixture(REAL, workdir, settings.seed)
     return nets
 

@@ -60,10 +60,10 @@ class Pair(NamedTuple):
 
 def _plan_skullbreak(size, config):
     root = _folder(config.root, "the folder that holds SkullBreak's train/ and test/")
-    if config.test or config.validation or config.bone_hu:
+    if config.test or config.validation or config.bone_hu or config.folds:
         raise UserError(
-            "data.test, data.validation and data.bone_hu are not for data.source=skullbreak: "
-            "its masks are split already; leave them empty"
+            "data.test, data.validation, data.folds and data.bone_hu are not for "
+            "data.source=skullbreak: its masks are split already; leave them empty"
         )
     cases, names, split, sources, problems = [], [], {}, {}, []
     for part, place in (("train", 0), ("test", 2)):

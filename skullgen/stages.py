@@ -16,8 +16,6 @@ from skullgen import (
     checkpoint,
     defects,
     evaluate,
-    explore,
-    figures,
     generate,
     ingest,
     jobs,
@@ -61,29 +59,41 @@ def _model(config):
 def _ingest(config, workdir):
     path, size = workdir / "real.zarr", config.model.resolution
     if config.data.source == "store":
-        _link(Path(config.data.root), path, size)
+        link(Path(config.data.root), path, size)
     else:
         ingest.run(path, size, config.data, versions(), config.workers)
     if config.get("segment") and config.segment.fresh:
-        skulls = len(np.unique(store.open_store(path)["skull"][:][store.rows(path, "train")]))
-        ingest.fresh(
-            workdir / "fresh.zarr",
-            size,
-            config.data,
-            cuts=math.ceil(config.segment.fresh / (skulls * len(defects.KINDS))),
-            versions=versions(),
-            workers=config.workers,
+        _fresh(config, workdir / "fresh.zarr", path)
+
+
+def _fresh(config, path, real):
+    """Cuts the training skulls anew into the store `path`."""
+    if config.data.source == "store":
+        raise UserError(
+            "segment.fresh needs complete skulls to cut, which data.source=store has not: set it "
+            "to 0, or name the source of the skulls"
         )
+    skulls = len(np.unique(store.open_store(real)["skull"][:][store.rows(real, "train")]))
+    cuts = math.ceil(config.segment.fresh / (skulls * len(defects.KINDS)))
+    held = store.recipe(path)
+    if held is not None and held["config"]["cuts"] != cuts:
+        print(f"{path} held {held['config']['cuts']} cuts: it is now {jobs.set_aside(path)}")
+    options = dict(cuts=cuts, versions=versions(), workers=config.workers)
+    ingest.fresh(path, config.model.resolution, config.data, **options)
 
 
-def _link(source, path, size):
-    """Makes `real.zarr` a link to a store that exists: any run's, real or generated."""
+def link(source, path, size):
+    """Makes `path` a link to a store of real pairs that another run ingested."""
     store.require_whole(source, "that makes it")
     if store.open_store(source)["pairs"].shape[1] != size:
         raise UserError(f"{source}: its pairs are not of config.model.resolution {size}")
+    if not len(store.rows(source, "train")):
+        raise UserError(f"{source}: it has no pair of split train: name a store of real pairs")
+    if path.exists() and not path.samefile(source):
+        raise UserError(f"{path} is not {source}: choose another --workdir")
     if not path.exists():
         path.unlink(missing_ok=True)  # a link to a store that was moved
-        path.symlink_to(os.path.relpath(source, path.parent))
+        path.symlink_to(os.path.relpath(source.resolve(), path.parent.resolve()))
 
 
 def _train(config, workdir):
@@ -181,15 +191,23 @@ def _evaluate(config, workdir):
     if store.recipe(made) is not None:
         result["quality"] = quality.quality(real, made, pairs=config.evaluate.pairs)
         lines += quality.describe(result["quality"])
-    if segment.begun(workdir):
-        size = config.model.resolution
-        nets = segment.trained(config.segment, size, workdir)
+    size = config.model.resolution
+    try:
+        nets = segment.trained(config.segment, size, workdir) if segment.begun(workdir) else {}
+    except UserError as error:
+        if not result:
+            raise
+        nets = {}
+        print(f"no verdict: {error}")
+    if nets:
         options = dict(size=size, settings=config.evaluate, workers=config.workers)
         verdict = evaluate.verdict(real, nets, **options)
         result["verdict"] = {"nets": segment.about(config.segment, nets), **verdict}
         lines += ["", *evaluate.describe(result["verdict"])]
     if not result:
         raise UserError(f"{workdir}: nothing to evaluate; run `generate` or `segment` first")
+    result["commit"] = commit()
+    result["config"] = json.loads(config.to_json_best_effort())
     result["warnings"] = [*_notes(config, workdir), *evaluate.warnings(result)]
     logs.write_json(workdir / "metrics.json", result)
     print("\n".join([*lines, *(f"warning: {line}" for line in result["warnings"])]))
@@ -204,109 +222,40 @@ def _notes(config, workdir):
 
 def _explore(config, workdir):
     settings, real = config.explore, workdir / "real.zarr"
-    folder = workdir / "figures"
-    folder.mkdir(exist_ok=True)
     size = config.model.resolution
     nets = segment.trained(config.segment, size, workdir) if segment.begun(workdir) else {}
-    groups = [
-        ("real, train", *explore.pick(real, ("train",), settings.pairs, settings.seed)),
-        (
-            "real, held out",
-            *explore.pick(real, ("validation", "test"), settings.pairs, settings.seed),
-        ),
-    ]
-    for path in _generated(settings.stores, workdir):
-        name = path.resolve().parent.name if path.name == "generated.zarr" else path.stem
-        groups.append((name, *explore.pick(path, (), settings.pairs, settings.seed)))
-    features = None
-    if name := next(
-        (name for name in ("vnet_real", "vnet") if _saw_only_real(nets, name, real)), ""
-    ):
-        model, state, _ = nets[name]
-        if model.features is not None:
-
-            def features(bits):
-                return explore.network_features(
-                    model, state, bits, size, config.evaluate.batch_size
-                )
-
-    maps = explore.maps(
-        [group for group in groups if len(group[1])],
-        size,
-        features,
-        seed=settings.seed,
-        perplexity=settings.perplexity,
-        umap=settings.umap,
-    )
-    logs.write_json(workdir / "maps.json", maps)
-    figures.map_sheet(folder / "maps.png", maps)
-    print(folder / "maps.png")
-    _segmentations(nets, real, size, config, folder)
+    unfitted = [net for net in nets.values() if all(p.path.samefile(real) for p in net[2])]
+    made, named = workdir / "generated.zarr", settings.stores.split(",")
+    stores = [store.found(name.strip(), workdir) for name in named if name.strip()]
+    if not stores and store.recipe(made) is not None:
+        stores = [made]
+    names = [p.resolve().parent.name if p.name == made.name else p.stem for p in stores]
+    if len(set(names)) < len(names):  # runs of one name in two places
+        names = list(map(str, stores))
+    report.maps(workdir, dict(zip(names, stores, strict=True)), unfitted, settings, size)
+    report.segmentations(workdir, real, nets, config.evaluate.threshold, size)
     if config.model_name:
-        _interpolation(config, workdir, folder)
+        model, state = _trained(config, workdir)
+        channels, options = _channels(config), config.generate
+        report.interpolation(workdir, model, state, settings, options, channels, size)
 
 
-def _generated(stores, workdir):
-    """The generated stores that a map shows: those named, or this run's, where it has one."""
-    if stores:
-        return [Path(name.strip()) for name in stores.split(",") if name.strip()]
-    path = workdir / "generated.zarr"
-    return [path] if store.recipe(path) is not None else []
+def compare(workdir, runs):
+    """Figures 3 and 5 of a sweep: the generators in one map, a test case by every V-Net.
 
-
-def _saw_only_real(nets, name, real):
-    """Whether a net saw only real pairs: features may not be fitted on what they judge."""
-    return name in nets and all(part.path.samefile(real) for part in nets[name][2])
-
-
-def _segmentations(nets, real, size, config, folder):
-    """Figure 5: the first test case whose defect is of the middle size, by every net."""
-    rows = store.rows(real, "test")
-    if not nets or not len(rows):
-        return
-    defects_ = store.open_store(real)["voxels"][:][rows, 1]
-    row = rows[np.argsort(defects_, kind="stable")[len(rows) // 2]]
-    bits = store.load(real, [row])
-    skull, truth = np.moveaxis(store.unpack(bits, size)[0], -1, 0)
-    predict = {
-        name: evaluate.network(model, state, size, 1) for name, (model, state, _) in nets.items()
-    }
-    predict |= {
-        "mean skull": evaluate.mean_skull(store.load(real, store.rows(real, "train")), size),
-        "mirror image": evaluate.mirror(size),
-    }
-    found = {name: one(bits)[0] >= config.evaluate.threshold for name, one in predict.items()}
-    path = folder / "segmentation.png"
-    figures.segmentation_sheet(path, skull, truth, found, title=f"Test pair {row}")
-    print(path)
-
-
-def _interpolation(config, workdir, folder):
-    """Figure 4: between two held-out real skulls, or two draws where there is no encoder."""
-    model, state = _trained(config, workdir)
-    real, size = workdir / "real.zarr", config.model.resolution
-    bits, names = explore.pick(real, ("test", "validation", "train"), 2, config.explore.seed)
-    pairs = store.unpack(bits, size)
-    settings = config.generate
-    ways = explore.interpolation(
-        model,
-        state,
-        explore.ends(model, state, pairs, config.explore.seed),
-        count=config.explore.steps,
-        channels=_channels(config),
-        threshold=settings.threshold,
-        dust=generate.dust(settings, store.open_store(real).attrs["voxel_mm"]),
-        connectivity=settings.connectivity,
-    )
-    encodes = model.encode is not None
-    between = " and ".join(names) if encodes else "two draws"
-    figures.strip(
-        folder / "interpolation.png",
-        list(zip(("linear", "spherical"), ways, strict=True)),
-        title=f"Interpolation in latent space between {between}",
-        ends=pairs if encodes else None,
-    )
-    print(folder / "interpolation.png")
+    runs: title -> (config, folder) of one V-Net of each row, the one on real pairs first.
+    """
+    nets, stores = {}, {}
+    for title, (config, folder) in runs.items():
+        size = config.model.resolution
+        nets[title] = segment.trained(config.segment, size, folder)["vnet"]
+        parts = nets[title][2]
+        if len(parts) == 1 and parts[0].path.name == "generated.zarr":
+            stores[title] = parts[0].path
+    config, folder = next(iter(runs.values()))
+    real = folder / "real.zarr"
+    report.maps(workdir, stores, [next(iter(nets.values()))], config.explore, size, real)
+    report.segmentations(workdir, real, nets, config.evaluate.threshold, size)
 
 
 def _report(config, workdir):

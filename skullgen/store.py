@@ -224,8 +224,8 @@ def mixture(text, folder, seed):
 
     A path is looked for in `folder` first, then from where the program runs. split: `train`,
     `validation`, `test` or `all`. pairs: a number, the first of a permutation seeded by `seed`
-    (a larger number takes the same pairs and more), or `all`. Raises UserError for a part that is
-    none, a store that is not there, whole or of one size, or one that has fewer pairs.
+    (of one store, a larger number takes the same pairs and more), or `all`. Raises UserError for
+    a part that is none, a store that is not there, whole or of one size, or has fewer pairs.
     """
     parts = []
     for item in filter(None, map(str.strip, text.split(","))):
@@ -236,7 +236,7 @@ def mixture(text, folder, seed):
                 "real.zarr:train:all (splits: train, validation, test, all)"
             )
         name, split, wanted = fields
-        path = folder / name if (folder / name).exists() else Path(name)
+        path = found(name, folder)
         require_whole(path, "that makes it")
         size = open_store(path)["pairs"].shape[1]
         if parts and size != open_store(parts[0].path)["pairs"].shape[1]:
@@ -251,6 +251,11 @@ def mixture(text, folder, seed):
             raise UserError(f"{path}: it has no pair of split {split}")
         parts.append(Part(path, chosen))
     return parts
+
+
+def found(name, folder):
+    """The path that a field means: in `folder` where it is there, else from where we run."""
+    return folder / name if (folder / name).exists() else Path(name)
 
 
 def _number(text):

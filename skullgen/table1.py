@@ -6,7 +6,6 @@ independent but for the stores that they need, by name.
 """
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +37,10 @@ class Row(NamedTuple):
     pairs: str
     folders: list[list[str]]
 
+    def done(self, marks):
+        """The row with only the folders whose job has a mark."""
+        return self._replace(folders=[[n for n in fold if marks[n]] for fold in self.folders])
+
 
 def plan(config, folder):
     """The jobs, in an order in which each comes after those that it needs, and the rows.
@@ -45,18 +48,42 @@ def plan(config, folder):
     config: an experiment with `table` and `generators` (`experiments/table1.py`). folder: of the
     sweep. Raises UserError for a model that is not among `config.generators`.
     """
-    models = [name.strip() for name in config.table.models.split(",") if name.strip()]
+    models = list(dict.fromkeys(filter(None, map(str.strip, config.table.models.split(",")))))
     for name in models:
         one_of("table.models", name, sorted(config.generators))
+    one_of("table.metric", config.table.metric, evaluate.METRICS)
+    if (
+        not _counts(config)
+        or config.table.seeds < 1
+        or min(config.table.folds, config.table.fresh) < 0
+    ):
+        raise UserError(
+            f"table.counts {config.table.counts!r}, seeds {config.table.seeds}, folds "
+            f"{config.table.folds}, fresh {config.table.fresh}: counts are numbers of 1 or more, "
+            "comma-separated, seeds 1 or more, the others 0 or more"
+        )
+    if config.data.folds or "," in str(folder):
+        raise UserError(
+            "config.data.folds: set config.table.folds"
+            if config.data.folds
+            else f"{folder}: a sweep's folder has no comma in its name: choose another --workdir"
+        )
     parts = [_fold(config, folder, models, fold) for fold in range(max(config.table.folds, 1))]
     rows = [Row(*key, [nets[key] for _, nets in parts]) for key in parts[0][1]]
     return [job for jobs, _ in parts for job in jobs], rows
 
 
+def _counts(config):
+    """The numbers of pairs, rising; [] where the field is no list of numbers."""
+    parts = [part.strip() for part in config.table.counts.split(",")]
+    good = all(part.isdecimal() and int(part) for part in parts)
+    return sorted({int(part) for part in parts}) if good else []
+
+
 def _fold(config, folder, models, fold):
     """A fold's jobs, and the folders of its V-Nets: (title, pairs) -> one a seed."""
     table, place = config.table, f"fold{fold}/" if config.table.folds else ""
-    counts = sorted(int(count) for count in table.counts.split(","))
+    counts = _counts(config)
     seeds, data, most = range(table.seeds), f"{place}data", str(counts[-1])
     jobs, nets = [Job(data, (), lambda: _data(config, fold))], {}
 
@@ -73,9 +100,8 @@ def _fold(config, folder, models, fold):
 
     def net(title, pairs, seed, needs, stores, augment=False):
         name = f"{place}{title}-{pairs}-s{seed}".replace(" + ", "+").replace(" ", "_")
-        jobs.append(
-            Job(name, (data, *needs), lambda: _net(config, folder / data, stores, augment, seed))
-        )
+        made = (config, folder / data, stores, augment, seed, (title, seed) == ("real", 0))
+        jobs.append(Job(name, (data, *needs), lambda: _net(*made)))
         nets.setdefault((title, pairs), []).append(name)
 
     def best(model, seed):
@@ -98,6 +124,8 @@ def _fold(config, folder, models, fold):
             )
     for seed in seeds:
         for title, (source, augment) in CONTROLS.items():
+            if source == "fresh" and not table.fresh:
+                continue
             net(
                 title,
                 "all" if source == "real" else str(table.fresh),
@@ -121,17 +149,15 @@ def _fold(config, folder, models, fold):
 def best_control(folder, controls):
     """The control with the highest mean Dice on the split `validation`, which judges nothing else.
 
+    Without such a split it is the last, fresh defects with augmentation, chosen beforehand.
     controls: row -> folders of its V-Nets.
     """
     found = {
         title: [v for name in names for v in _values(folder / name, "selection").values()]
         for title, names in controls.items()
     }
-    if not all(found.values()):
-        raise UserError(
-            "the best control is chosen on the split `validation`, which is empty: "
-            "set data.validation or data.validation_fraction"
-        )
+    if not all(found.values()):  # no such split, as in SkullBreak: what should be best
+        return list(controls)[-1]
     return max(found, key=lambda title: np.mean(found[title]))
 
 
@@ -162,14 +188,14 @@ def _generator(data, config, model, seed, count):
     return base
 
 
-def _net(config, data, stores, augment, seed):
+def _net(config, data, stores, augment, seed, rules):
     base = _base(config, "ingest,segment,evaluate")
     base.data.update(source="store", root=str(data / "real.zarr"))
     if callable(stores):  # known only when the controls are scored
         stores, augment = stores()
     base.segment.stores, base.segment.model.augment = stores, augment
     base.segment.seed, base.segment.reference, base.segment.fresh = seed, False, 0
-    base.evaluate.rules = seed == 0 and stores.count(",") == 0 and not augment
+    base.evaluate.rules = rules
     return base
 
 
@@ -190,19 +216,19 @@ def gather(config, folder, rows, done):
     """
     metric = config.table.metric
     entries = [_entry(folder, row, "vnet", metric) for row in rows]
-    real = next(row for row in rows if row.title == "real")
     rules = [
         _entry(folder, real._replace(title=title, pairs="-"), net, metric)
+        for real in rows
+        if real.title == "real"
         for title, net in RULES.items()
     ]
     entries = [entry for entry in [*rules, *entries] if entry["skulls"]]
     controls = [entry for entry in entries if entry["title"] in CONTROLS]
     # Chosen where nothing is judged: on the split `validation`.
-    best = max(
-        (e for e in controls if e["selection"] is not None),
-        key=lambda e: e["selection"],
-        default=None,
-    )
+    if all(entry["selection"] is not None for entry in controls):
+        best = max(controls, key=lambda entry: entry["selection"], default=None)
+    else:
+        best = controls[-1] if controls else None
     for entry in entries:
         for name, other in (("minus_real", _find(entries, "real")), ("minus_best", best)):
             entry[name] = None if other in (None, entry) else _minus(entry, other)
@@ -237,27 +263,25 @@ def _entry(folder, row, net, metric):
     entry = {"title": row.title, "pairs": row.pairs}
     names = [name for fold in row.folders for name in fold]
 
-    def skulls(column, metric):
-        """Skull -> mean over seeds, the folds' skulls side by side."""
-        found = {}
-        for number, fold in enumerate(row.folders):
-            seeds = [values for n in fold if (values := _values(folder / n, column, metric, net))]
-            for skull in seeds[0] if seeds else ():
-                found[f"{number} {skull}"] = float(np.mean([values[skull] for values in seeds]))
-        return found
+    def values(column, metric):
+        """For each fold the seeds' values, by skull."""
+        found = [[_values(folder / name, column, metric, net) for name in f] for f in row.folders]
+        return [[one for one in fold if one] for fold in found]
 
-    tests = skulls("test", metric)
-    # One number a seed, over all folds: the spread that another seed would show.
-    turns = [
-        [_values(folder / name, "test", metric, net) for name in turn]
-        for turn in zip(*row.folders, strict=True)
-    ]
-    means = [np.mean([v for part in turn for v in part.values()]) for turn in turns if all(turn)]
+    tests = {
+        f"{number} {skull}": float(np.mean([one[skull] for one in fold]))
+        for number, fold in enumerate(values("test", metric))
+        for skull in (fold[0] if fold else ())
+    }
     mean, low, high, kind = metrics.interval(list(tests.values())) if tests else (None,) * 4
+    # One number a seed, over all folds: the spread that another seed would show.
+    turns = zip(*values("test", metric), strict=False)
+    means = [np.mean([v for one in turn for v in one.values()]) for turn in turns]
 
     def mean_of(column, metric=metric):
-        values = list(skulls(column, metric).values())
-        return float(np.mean(values)) if values else None
+        """The mean of the runs' means: each seed may have pairs of its own."""
+        runs = [list(one.values()) for fold in values(column, metric) for one in fold]
+        return float(np.mean([np.mean(one) for one in runs])) if runs else None
 
     return {
         **entry,
@@ -310,15 +334,18 @@ def _line(entry):
 
 
 def _remarks(config, entries, best, done):
+    generators = "for each seed" if config.table.refit else "(its spread is in no interval)"
     skulls = max((len(entry["skulls"]) for entry in entries), default=0)
     kinds = sorted({entry["interval"] for entry in entries if entry["interval"]})
     return [
         f"{done}. {skulls} test skulls; intervals: {', '.join(kinds) or 'none'}; "
-        f"{config.table.seeds} seeds; {config.segment.updates} updates of "
-        f"{config.segment.batch_size} pairs for every V-Net, {config.model.resolution}^3 voxels.",
+        f"{config.table.seeds} seeds, one generator {generators}; every V-Net has "
+        f"{config.segment.updates} updates of {config.segment.batch_size} pairs at "
+        f"{config.model.resolution}^3.",
         "train: the V-Net's own pairs. validation: the real pairs that the generators learnt from. "
         "test: skulls that nothing was trained on. A mixture draws equally from its parts.",
-        f"best control: {best['title'] if best else '-'}, chosen on a split that judges nothing.",
+        f"best control: {best['title'] if best else '-'}, chosen on the split `validation`, which "
+        "judges nothing (beforehand, where there is none; in `best control + ...` fold by fold).",
     ]
 
 
@@ -334,16 +361,3 @@ def describe(table):
         for row in cells
     ]
     return [table["title"], *lines, *table["notes"]]
-
-
-def finished(path, config):
-    """Whether the job in folder `path` was finished with this config."""
-    mark = Path(path) / "finished.json"
-    return mark.exists() and json.loads(mark.read_text()) == json.loads(
-        config.to_json_best_effort()
-    )
-
-
-def finish(path, config):
-    """Marks a job as finished."""
-    logs.write_json(Path(path) / "finished.json", json.loads(config.to_json_best_effort()))

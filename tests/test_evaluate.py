@@ -64,6 +64,18 @@ def test_mean_skull_and_mirror_by_hand(real):
     assert evaluate.mirror(SIZE)(np.zeros((1, SIZE**3 // 4), np.uint8)).sum() == 0
 
 
+def test_the_mean_skull_is_what_most_skulls_have():
+    """Three skulls: a voxel of two is bone, of one is not; of two skulls one half is enough."""
+    pairs = np.zeros((3, SIZE, SIZE, SIZE, 2), bool)
+    pairs[:2, 0, 0, :3, 0] = True
+    pairs[2:, 4, 4, :4, 1] = True  # the defect's bone counts, too
+    nothing = np.zeros((1, SIZE**3 // 4), np.uint8)
+    found = evaluate.mean_skull(store.pack(pairs), SIZE)(nothing)[0]
+    assert found.sum() == 3 and found[0, 0, :3].all()
+    found = evaluate.mean_skull(store.pack(pairs[1:]), SIZE)(nothing)[0]
+    assert found.sum() == 4 and found[4, 4, :4].all()  # both are kept: the bigger piece is this
+
+
 def test_the_biggest_piece_is_kept():
     whole = np.zeros((SIZE,) * 3, bool)
     whole[0, 0, :3] = whole[4, 4, :2] = True
@@ -120,6 +132,15 @@ def test_verdict_by_hand(real):
     assert rows["vnet", "test", "dice_native", "all", ""]["cases"] == 1
     text = "\n".join(evaluate.describe({**verdict}))
     assert "0.750" in text and "vnet minus mirror" in text
+    assert verdict["leaks"] == {"vnet": []}
+
+
+def test_training_on_test_skulls_is_told(real):
+    parts = [store.Part(real, np.array([0, 1])), store.Part(real, np.array([2, 5]))]
+    assert evaluate._shared(parts, real) == ["z"]
+    assert evaluate._shared(parts[:1], real) == []
+    verdict = {"cases": [], "leaks": {"vnet": ["z"], "vnet_real": []}}
+    assert evaluate.warnings({"verdict": verdict}) == ["vnet was trained on skulls of the test: z"]
 
 
 def test_intervals_and_differences_are_over_skulls():
@@ -151,8 +172,9 @@ def test_columns_are_spread_over_parts_and_pairs():
 
 
 def test_warnings_name_what_is_wrong():
-    def numbers(skull, defect, empty, share):
-        copies = {"skull": {"share_above": share}, "pair": {"share_above": share}}
+    def numbers(skull, defect, empty, share, dice=0.75):
+        closest = [{"generated": 3, "name": "x", "dice": dice}]
+        copies = {"skull": {"share_above": share, "closest": closest, "held_out": [0.7, 0.8]}}
         return {
             "removed": {"empty_defects": empty},
             "skull": {"occupancy": {"generated": skull, "training": 0.1}},
@@ -166,6 +188,8 @@ def test_warnings_name_what_is_wrong():
     found = [line.split(":")[0] for line in lines]
     assert found[0].startswith("50% of the generated pairs have no defect")
     assert found[1:] == ["occupancy drift", "occupancy drift", "copies"]
+    (line,) = evaluate.warnings({"quality": numbers(0.1, 0.01, 0.05, 0.005, dice=0.81)})
+    assert line.startswith("copies: generated skull 3 lies nearer to training patient x (Dice 0.81")
     case = {"net": "vnet", "empty": True}
     assert evaluate.warnings({"verdict": {"cases": [case, case]}}) == [
         "vnet: 2 predictions are empty (Dice 0)"

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import common
 from experiments import table1 as experiment
-from skullgen import logs, metrics, run, sources, table1
+from skullgen import logs, metrics, sources, sweep, table1
 from skullgen.errors import UserError
 from tests import toy_config
 
@@ -70,12 +70,12 @@ def test_a_sweep_is_run_listed_reused_and_gathered(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(sources, "NATIVE_SIDE", 64)
     config = _config()
     with pytest.raises(UserError, match="job 2 needs 0"):
-        run.sweep(config, tmp_path, "2")
-    run.sweep(config, tmp_path, "0")  # as a cluster's array would
-    run.sweep(config, tmp_path, "list")
+        sweep.sweep(config, tmp_path, "2")
+    sweep.sweep(config, tmp_path, "0")  # as a cluster's array would
+    sweep.sweep(config, tmp_path, "list")
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:3] == ["0", "data", "done"] for line in lines)
-    run.sweep(config, tmp_path, "all")
+    sweep.sweep(config, tmp_path, "all")
     out = capsys.readouterr().out
     assert "10 of 10 runs are done" in out and "mean training skull" in out
     table = json.loads((tmp_path / "table1.json").read_text())
@@ -84,17 +84,17 @@ def test_a_sweep_is_run_listed_reused_and_gathered(tmp_path, capsys, monkeypatch
     assert ["best control + toy", "8"] in titles
     assert (tmp_path / "report.html").exists()
     before = (tmp_path / "table1.json").read_bytes()
-    run.sweep(config, tmp_path, "all")
+    sweep.sweep(config, tmp_path, "all")
     assert "10 of 10 runs are done: nothing to do" in capsys.readouterr().out
     assert (tmp_path / "table1.json").read_bytes() == before
 
 
 def test_sweeps_that_are_none_are_refused(tmp_path):
     with pytest.raises(UserError, match="needs a config with `table`"):
-        run.sweep(common.defaults("smoke"), tmp_path, "all")
+        sweep.sweep(common.defaults("smoke"), tmp_path, "all")
     for which in ("12", "-1", "some"):
         with pytest.raises(UserError, match="list, all, or a number below 10"):
-            run.sweep(_config(), tmp_path, which)
+            sweep.sweep(_config(), tmp_path, which)
     with pytest.raises(UserError, match=r"table\.models is 'gan': choose one of toy"):
         table1.plan(_config(**{"table.models": "gan"}), tmp_path)
 
@@ -150,7 +150,88 @@ def test_the_best_control_is_chosen_on_validation(tmp_path):
         for name in controls[title]:
             _metrics(tmp_path / name, {"x": 1 - value}, selection=value)
     assert table1.best_control(tmp_path, controls) == "fresh defects"
-    _metrics(tmp_path / "none", {}, selection=np.nan)
+    (tmp_path / "none").mkdir()
     (tmp_path / "none" / "metrics.json").write_text('{"verdict": {"cases": []}}')
-    with pytest.raises(UserError, match="split `validation`, which is empty"):
-        table1.best_control(tmp_path, {"real": ["none"]})
+    without = {title: ["none"] for title in table1.CONTROLS}  # SkullBreak has no such split
+    assert table1.best_control(tmp_path, without) == "fresh defects + augmentation"
+
+
+def test_seeds_with_training_pairs_of_their_own_are_averaged(tmp_path):
+    config = _config(**{"table.seeds": 2})
+    _, rows = table1.plan(config, tmp_path)
+    for seed, dice in ((0, 0.5), (1, 0.7)):
+        _metrics(tmp_path / f"toy-4-s{seed}", {"x": dice})
+        path = tmp_path / f"toy-4-s{seed}" / "metrics.json"
+        found = json.loads(path.read_text())
+        own = {"net": "vnet", "column": "train", "store": "g", "skull": "", "pair": seed}
+        found["verdict"]["cases"].append({**own, "dice": dice + 0.2, "dice_512": dice + 0.2})
+        logs.write_json(path, found)
+    (entry,) = table1.gather(config, tmp_path, rows, "2 of 18")["entries"]
+    assert entry["train"] == pytest.approx(0.8) and entry["mean"] == pytest.approx(0.6)
+    assert entry["seed_sd"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
+
+
+def test_folds_stand_side_by_side(tmp_path):
+    config = _config(**{"table.folds": 2})
+    _, rows = table1.plan(config, tmp_path)
+    _metrics(tmp_path / "fold0" / "real-all-s0", {"x": 0.4, "y": 0.6})
+    _metrics(tmp_path / "fold1" / "real-all-s0", {"z": 0.8})
+    (entry,) = table1.gather(config, tmp_path, rows, "2")["entries"]
+    assert entry["skulls"] == pytest.approx({"0 x": 0.4, "0 y": 0.6, "1 z": 0.8})
+    assert entry["mean"] == pytest.approx(0.6)
+
+
+def test_what_was_made_again_makes_its_nets_undone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 64)
+    config = _config(**{"table.counts": "4", "table.fresh": 0})
+    sweep.sweep(config, tmp_path, "all")
+    changed = _config(**{"table.counts": "4", "table.fresh": 0})
+    changed.generators.toy.generate.threshold = 0.4
+    changed.workers = 2  # determines nothing
+    capsys.readouterr()
+    sweep.sweep(changed, tmp_path, "01")
+    sweep.sweep(changed, tmp_path, "list")
+    lines = capsys.readouterr().out.splitlines()
+    state = {
+        line.split()[1]: "done" in line.split() for line in lines if line[:4].strip().isdigit()
+    }
+    assert state["data"] and state["toy-s0"] and state["real-all-s0"]
+    assert not state["toy-4-s0"] and not state["real+toy-4-s0"]
+
+
+def test_a_job_that_fails_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 64)
+    config = _config(**{"table.counts": "4,500", "table.fresh": 0})
+    config.generators.toy.phases = [dict(step="none", updates=1)]
+    with pytest.raises(UserError, match=r"these jobs failed.* 1 \(toy-s0\), 4 \(toy-4-s0\)"):
+        sweep.sweep(config, tmp_path, "all")
+    assert "job 4 needs 1 (toy-s0) first" in capsys.readouterr().out
+    table = json.loads((tmp_path / "table1.json").read_text())
+    assert [row[0] for row in table["rows"]][2:] == ["real", "real + augmentation"]
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"table.counts": "a,b"},
+        {"table.counts": ""},
+        {"table.counts": "0,4"},
+        {"table.seeds": 0},
+        {"table.folds": -1},
+    ],
+)
+def test_wrong_fields_of_the_table_are_named(tmp_path, fields):
+    with pytest.raises(UserError, match=r"table\.counts .* are numbers of 1 or more"):
+        table1.plan(_config(**fields), tmp_path)
+
+
+def test_other_mistakes_of_a_table(tmp_path):
+    with pytest.raises(UserError, match=r"table\.metric is 'foo': choose one of dice"):
+        table1.plan(_config(**{"table.metric": "foo"}), tmp_path)
+    with pytest.raises(UserError, match=r"data\.folds: set config\.table\.folds"):
+        table1.plan(_config(**{"data.folds": 2}), tmp_path)
+    with pytest.raises(UserError, match="no comma in its name"):
+        table1.plan(_config(), tmp_path / "a,b")
+    jobs, _ = table1.plan(_config(**{"table.counts": "4,4"}), tmp_path)
+    assert len({job.name for job in jobs}) == len(jobs)

@@ -1,0 +1,109 @@
+"""A sweep: ordinary runs in folders of one folder, reused where they are done, then one table.
+
+A finished run has a mark: what determines it, and the marks of the runs that it needs, so that a
+run whose data or generator was made again is not taken for done.
+"""
+
+import hashlib
+import json
+import time
+
+from skullgen import logs, page, run, stages, table1
+from skullgen.errors import UserError
+
+FREE = ("workers", "explore", "tensorboard", "compilation_cache", "log_every", "keep", "budget_mb")
+
+
+def sweep(config, folder, which):
+    """Runs the jobs of `config.table` in `folder`: `list` shows them, a number runs one, or `all`.
+
+    Jobs that are finished are not run again. `all` goes on past a job that fails, and ends with
+    the table of what is there, and the report. Raises UserError where jobs failed.
+    """
+    if not config.get("table"):
+        raise UserError("--sweep needs a config with `table`, as experiments/table1.py has")
+    plan, rows = table1.plan(config, folder)
+    names = [job.name for job in plan]
+    marks = {}
+    for job in plan:
+        marks[job.name] = _mark(job, folder, marks)
+    if which == "list":
+        for number, job in enumerate(plan):
+            needs = ", ".join(str(names.index(name)) for name in job.needs)
+            state = "done" if marks[job.name] else f"needs {needs}" if needs else ""
+            print(f"{number:4d}  {job.name:50s} {state}")
+        return
+    if which != "all" and not (which.isdecimal() and int(which) < len(plan)):
+        raise UserError(f"--sweep is {which!r}: list, all, or a number below {len(plan)}")
+    chosen = plan if which == "all" else [plan[int(which)]]
+    todo, failed = [job for job in chosen if not marks[job.name]], []
+    start = time.monotonic()
+    for turn, job in enumerate(todo):
+        number = names.index(job.name)
+        spent = time.monotonic() - start
+        left = f", about {spent / turn * (len(todo) - turn) / 60:.0f} min left" if turn else ""
+        print(f"== job {number} of {len(plan)}: {job.name}{left}", flush=True)
+        try:
+            lacking = [name for name in job.needs if not marks[name]]
+            if lacking:
+                needed = names.index(lacking[0])
+                raise UserError(f"job {number} needs {needed} ({lacking[0]}) first")
+            made, path = job.make(), folder / job.name / "finished.json"
+            path.unlink(missing_ok=True)
+            run.run(made, folder / job.name)
+            logs.write_json(path, _content(made, job, marks))
+            marks[job.name] = _mark(job, folder, marks)
+        except UserError as error:
+            if which != "all":
+                raise
+            print(f"job {number} failed: {error}", flush=True)
+            failed.append(f"{number} ({job.name})")
+    count = f"{sum(map(bool, marks.values()))} of {len(plan)} runs are done"
+    print(count if todo else f"{count}: nothing to do")
+    if which == "all":  # of one job nothing more: others of a cluster may be writing, too
+        _assemble(config, folder, plan, rows, marks, count)
+    if failed:
+        raise UserError(f"these jobs failed, see above: {', '.join(failed)}")
+
+
+def _content(config, job, marks):
+    fields = json.loads(config.to_json_best_effort())
+    fields = {name: value for name, value in fields.items() if name not in FREE}
+    return {"config": fields, "needs": {name: marks[name] for name in job.needs}}
+
+
+def _mark(job, folder, marks):
+    """The hash of a finished job's mark; None where it, or what it needs, is not as planned."""
+    path = folder / job.name / "finished.json"
+    if not path.exists() or not all(marks[name] for name in job.needs):
+        return None
+    text = path.read_text()
+    same = json.loads(text) == _content(job.make(), job, marks)
+    return hashlib.sha256(text.encode()).hexdigest() if same else None
+
+
+def _assemble(config, folder, plan, rows, marks, count):
+    """The table, figures 3 and 5, and the report, of the runs that are done."""
+    done = [row.done(marks) for row in rows]
+    table = table1.gather(config, folder, [row for row in done if any(row.folders)], count)
+    print("\n".join(table1.describe(table)))
+    logs.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
+    seconds = {}
+    for job in plan:
+        path = folder / job.name / "versions.json"
+        if path.exists():
+            spent = json.loads(path.read_text()).get("seconds", {}).values()
+            seconds[job.name] = round(sum(spent), 1)
+    logs.write_json(folder / "versions.json", {**stages.versions(), "seconds": seconds})
+    made = {job.name: job for job in plan}
+    firsts = {
+        row.title: next(name for fold in row.folders for name in fold)
+        for row in done
+        if any(row.folders) and not row.title.startswith("best")
+    }
+    if "real" in firsts:
+        real = folder / firsts["real"] / "real.zarr"
+        stages.link(real, folder / "real.zarr", config.model.resolution)
+        runs = {title: (made[name].make(), folder / name) for title, name in firsts.items()}
+        stages.compare(folder, runs)
+    print(page.write(folder))
