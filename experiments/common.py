@@ -1,6 +1,6 @@
 """Defaults shared by the experiments, and the three sizes.
 
-smoke   16^3, seconds: every stage once, nothing learned
+smoke   16^3, seconds: every stage once, next to nothing learned
 demo    32^3, minutes on 2 cores: the default
 paper   128^3, SkullBreak, the hyper-parameters of section 4.3: needs a GPU and --config.data.root
 """

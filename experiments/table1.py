@@ -5,6 +5,9 @@
   python launch.py --config experiments/table1.py --sweep=7
   python launch.py --config experiments/table1.py:paper --config.data.root=SKULLBREAK
 
+Fields of a generator are set by its name, as --config.generators.vae.phases[0].updates=900; grid
+and data are the table's. A run is reused while its config and all that it needs stay as they were.
+
 Demo: 16^3, RESULT. Paper: not run here.
 """
 

@@ -23,7 +23,7 @@ def get_config(size="demo"):
         config.model.learning_rate = 3e-5  # it only refines: at 2e-4 the vault gets pinholes
     config.phases = {
         "smoke": [
-            dict(step="vae", updates=4),
+            dict(step="vae", updates=60),  # enough for pairs that are not empty
             dict(step="bridge", updates=2, batches=5),
             dict(step="wgan", updates=2, batches=5),
         ],

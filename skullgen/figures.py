@@ -1,4 +1,4 @@
-"""Pictures of pairs and of training, as PNG files, without a display: sheets, slices, loss curves.
+"""Pictures of pairs as PNG files, without a display: sheets, slices, strips, maps.
 
 Pairs are bool [N, D, D, D, 2] in RAS order, or an array read pair by pair, as Zarr's: channel 0 is
 the defective skull, 1 its defect. A PNG is replaced whole, and its folder is made.
@@ -6,13 +6,10 @@ the defective skull, 1 its defect. A PNG is replaced whole, and its folder is ma
 
 import collections
 import itertools
-import math
-import numbers
 import os
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from skullgen.errors import UserError
 from skullgen.metrics import dice
@@ -181,59 +178,6 @@ def slices(skull, defect, size=None):
     return {name: _slice(kind, plane, size) for name, plane in planes.items()}, middle
 
 
-def loss_curves(path, records, *, title):
-    """Save one panel for each metric of a training log, raw and smoothed, phases shaded and named.
-
-    The axis is logarithmic where all values are positive and span more than two decades. Values
-    that are not finite are left out and counted in the panel's heading. Long logs are thinned.
-    `records` are dicts as in train.jsonl: "phase", "epoch", "step" and numbers by metric's name.
-    """
-    from matplotlib.figure import Figure
-
-    records = [r for r in records if abs(r.get("step", math.inf)) < math.inf]
-    records.sort(key=lambda record: record["step"])
-    curves, spans = {}, {}
-    for record in records:
-        phase, step = str(record.get("phase", "")), record["step"]
-        spans[phase] = (spans.get(phase, (step,))[0], step)
-        for name, value in record.items():
-            if name not in ("phase", "epoch", "step") and isinstance(value, numbers.Real):
-                curves.setdefault(name, {}).setdefault(phase, []).append((step, float(value)))
-    columns = max(1, min(4, len(curves)))
-    lines = -(-len(curves) // columns)
-    size = (max(4.6 * columns, 7), 2.7 * max(1, lines) + 0.5)
-    figure = Figure(figsize=size, dpi=100, facecolor="white", layout="constrained")
-    figure.suptitle(f"{title}{'' if curves else ' (no numbers)'}", parse_math=False)
-    tints = ("#dce9f5", "#fbe8d3", "#e0efe2", "#efe2f0")
-    for panel, (name, parts) in enumerate(curves.items(), 1):
-        axes = figure.add_subplot(lines, columns, panel)
-        parts = {phase: np.array(points) for phase, points in parts.items()}
-        whole = np.concatenate(list(parts.values()))[:, 1]
-        good = whole[np.abs(whole) < 1e100]
-        lost = f" ({len(whole) - len(good)} not finite)" if len(good) < len(whole) else ""
-        axes.set_title(f"{name}{lost}", fontsize=10, parse_math=False)
-        log = len(good) and good.min() > 0 and good.max() > 100 * good.min()
-        for number, (phase, (first, last)) in enumerate(spans.items()):
-            axes.axvspan(first, last, color=tints[number % len(tints)], lw=0, zorder=0)
-            place = (first, 0.98 - 0.09 * (number % 3))
-            note = {"xycoords": axes.get_xaxis_transform(), "parse_math": False}
-            axes.annotate(f" {phase}", place, va="top", fontsize=8, color="0.3", **note)
-            x, y = parts.get(phase, np.zeros((0, 2))).T
-            x, y = x[np.abs(y) < 1e100], y[np.abs(y) < 1e100]
-            if not len(y):
-                continue
-            x, y, low, high = _runs(x, y)
-            axes.fill_between(x, low, high, color="0.75", lw=0)
-            axes.plot(x, y, color="0.65", lw=0.6, marker="." if len(y) == 1 else "")
-            y, sigma = np.log(y) if log else y, max(1, len(y) / 40)
-            y = ndimage.gaussian_filter1d(y, sigma, mode="nearest")
-            axes.plot(x, np.exp(y) if log else y, color="#b04a00", lw=1.6)
-        axes.set_yscale("log" if log else "linear")
-        axes.tick_params(labelsize=8)
-        axes.set_xlabel("step", fontsize=8)
-    _save(path, figure)
-
-
 def _first(pairs, most):
     """Return the first pairs as (skull, defect), and what to add to a title where not all are."""
     shown = [np.asarray(pairs[i]) for i in range(min(len(pairs), most))]
@@ -320,11 +264,3 @@ def _sheet(path, rows, *, title, note=""):
         y += tall
     write(gap, height - line, note, 10, width)
     _save(path, figure)
-
-
-def _runs(x, y, most=1000):
-    """Cut a curve into at most `most` runs: mean x, mean y, least y and largest y of each."""
-    starts = np.arange(0, len(y), -(-len(y) // most))
-    counts = np.diff(starts, append=len(y))
-    means = (np.add.reduceat(values, starts) / counts for values in (x, y))
-    return *means, np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)

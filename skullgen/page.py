@@ -294,7 +294,6 @@ def scatter(found):
 def pictures(paths):
     """PNG files with their captions: large ones as JPEG, and those past 6 MB by name only."""
     body, spent, known = "", 0, {name: number for number, name in enumerate(PICTURES)}
-    paths = [path for path in paths if path.stem != "losses"]  # drawn live, by `curves`
     for path in sorted(paths, key=lambda path: known.get(path.stem, len(known))):
         data, kind, name = path.read_bytes(), "png", PICTURES.get(path.stem, path.stem)
         if len(data) > PICTURE_BYTES:

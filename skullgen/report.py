@@ -1,4 +1,4 @@
-"""The pictures of a run: pairs, slices, loss curves, maps, interpolation, a case by every net."""
+"""The pictures of a run: pairs, slices, maps, interpolation, a case by every net."""
 
 import json
 
@@ -12,7 +12,6 @@ NAMES = (
     "generated_pairs.png",
     "generated_slices.png",
     "real_and_generated.png",
-    "losses.png",
     "closest.png",
 )
 
@@ -48,9 +47,6 @@ def pictures(workdir):
             made[:4],
             title="Real pairs, generated pairs",
         )
-    records = logs.read(workdir / "train.jsonl")
-    if records:
-        draw("losses.png", figures.loss_curves, records, title="Training")
     if len(closest := _closest(workdir)):
         draw("closest.png", *closest)
     return drawn

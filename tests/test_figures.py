@@ -254,63 +254,6 @@ def test_a_failed_save_leaves_the_old_file_and_no_partial_one(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["old.png"] and path.read_bytes() == b"old"
 
 
-def test_runs_keep_every_spike_and_the_mean():
-    y = np.zeros(250_001)
-    y[[7, 123_456]] = 100, -50
-    x, mean, low, high = figures._runs(np.arange(250_001.0), y)
-    assert len(x) <= 1000 and high.max() == 100 and low.min() == -50
-    assert (np.diff(x) > 0).all() and mean.max() < 1
-    x, mean, low, high = figures._runs(np.arange(3.0), np.array([5.0, 4, 3]))
-    assert mean.tolist() == low.tolist() == high.tolist() == [5, 4, 3]
-
-
-def axes_of(records, tmp_path, monkeypatch):
-    kept = []
-    monkeypatch.setattr(figures, "_save", lambda path, figure: kept.append(figure))
-    figures.loss_curves(tmp_path / "loss.png", records, title="t")
-    return {axes.get_title(): axes for axes in kept[0].axes}
-
-
-def test_loss_curves_have_a_panel_a_metric_and_log_scale_where_fit(tmp_path, monkeypatch):
-    records = [{"phase": "vae", "step": i, "falls": 10.0 ** (-i / 10)} for i in range(60)]
-    records += [
-        {"phase": "wgan", "step": i, "critic": i - 80.0, "flat": 5.0} for i in range(60, 90)
-    ]
-    records = [{**record, "epoch": record["step"] // 10} for record in records]
-    records[70]["flat"] = float("nan")
-    panels = axes_of(records[::-1], tmp_path, monkeypatch)
-    assert list(panels) == ["falls", "critic", "flat (1 not finite)"]
-    assert [a.get_yscale() for a in panels.values()] == ["log", "linear", "linear"]
-    for axes in panels.values():
-        assert [t.get_text().strip() for t in axes.texts] == ["vae", "wgan"]
-        assert axes.get_xlim()[0] <= 0 and axes.get_xlim()[1] >= 89
-    raw = panels["falls"].lines[0]
-    np.testing.assert_allclose(raw.get_ydata(), 10.0 ** (-np.arange(60) / 10))
-    assert panels["critic"].lines[0].get_xdata().tolist() == list(range(60, 90))
-
-
-def test_loss_curves_survive_odd_logs(tmp_path):
-    odd = [
-        {"phase": "vae", "step": 0, "a$b_": float("inf"), "big": 1e308, "text": "x", "none": None},
-        {"step": 1, "zero": 0.0, "big": -1e308, "list": [1, 2]},
-        {"phase": None, "step": float("nan"), "zero": 1.0},
-        {"phase": "no step", "zero": 3.0},
-        {},
-    ]
-    for number, records in enumerate(([], odd, odd[:1], [{"phase": "p", "step": 3, "m": 1}])):
-        path = tmp_path / str(number) / "loss.png"
-        figures.loss_curves(path, records, title="$odd_ log")
-        assert valid(path).min() < 128
-
-
-def test_long_logs_are_drawn_in_seconds(tmp_path):
-    records = [{"phase": "vae", "step": i, "a": 1.0 + i % 7, "b": -0.5} for i in range(200_000)]
-    start = time.process_time()
-    figures.loss_curves(tmp_path / "loss.png", records, title="long")
-    assert time.process_time() - start < 8
-    valid(tmp_path / "loss.png")
-
-
 def test_neither_jax_nor_pyplot_is_imported(tmp_path):
     code = (
         "import json, sys, numpy as np; from skullgen import figures;"

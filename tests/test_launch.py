@@ -68,7 +68,8 @@ def test_a_run_leaves_all_that_a_user_looks_for(whole):
         assert (work / name).exists()
     assert _lines(work / "train.jsonl") == 70
     pictures = {p.name for p in (work / "figures").iterdir()}
-    assert {"real_pairs.png", "generated_pairs.png", "losses.png"} <= pictures
+    assert {"real_pairs.png", "generated_pairs.png", "closest.png"} <= pictures
+    assert (work / "report.html").exists()
     assert "nearest training pair: held-out real" in out
     versions = json.loads((work / "versions.json").read_text())
     assert versions["jax"] and versions["commit"] and versions["devices"]
@@ -83,11 +84,14 @@ def test_a_second_call_does_nothing_again(whole):
     assert _bytes(work / "generated.zarr") == before
 
 
-@pytest.mark.parametrize("when", ["training", "generation"])
+@pytest.mark.parametrize("when", ["training", "generation", "segmentation"])
 def test_kill_9_and_again_ends_bit_identical(whole, when, tmp_path):
     work = tmp_path / "run"
-    process = _start(*TOY, "--workdir", work, "--config.stages=ingest,train,generate")
-    if when == "training":
+    stages = "--config.stages=ingest,train,generate,segment,evaluate"
+    process = _start(*TOY, "--workdir", work, stages)
+    if when == "segmentation":
+        _wait_for(lambda: _lines(work / "segment-vnet.jsonl") > 20, process)
+    elif when == "training":
         _wait_for(lambda: _lines(work / "train.jsonl") > 20, process)
     else:
         done = work / "generated.zarr" / "voxels" / "c"
@@ -95,14 +99,19 @@ def test_kill_9_and_again_ends_bit_identical(whole, when, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    code, _, err = _run(*TOY, "--workdir", work, "--config.stages=ingest,train,generate")
+    code, _, err = _run(*TOY, "--workdir", work, stages)
     assert code == 0, err
     for name in ("real.zarr", "generated.zarr"):
         expected, got = _bytes(whole[0] / name), _bytes(work / name)
         assert expected.keys() == got.keys()
         different = [str(key) for key in expected if expected[key] != got[key]]
         assert not different
-    assert (work / "train.jsonl").read_text() == (whole[0] / "train.jsonl").read_text()
+    for name in ("train.jsonl", "segment-vnet.jsonl", "segment-vnet_real.jsonl"):
+        assert (work / name).read_text() == (whole[0] / name).read_text()
+    cases = [
+        json.loads((w / "metrics.json").read_text())["verdict"]["cases"] for w in (work, whole[0])
+    ]
+    assert cases[0] == cases[1] and cases[0]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +141,8 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(number, code, tmp_pa
         ([*TOY, "--config.seed=three"], "seed"),
         (["--config", "experiments/vae.py:huge"], "no size 'huge': choose smoke, demo, paper"),
         (["--config", "experiments/vae_wgan.py:paper"], "data.root is empty"),
+        ([*TOY, "--sweep=all"], "--sweep needs a config with `table`"),
+        (["--config", "experiments/table1.py:smoke", "--sweep=99"], "a number below 15"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, words, tmp_path):

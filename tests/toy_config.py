@@ -1,11 +1,13 @@
 """The toy model's experiment: all stages in seconds."""
 
+from ml_collections import ConfigDict
+
 from experiments import common
 
 
 def get_config(size="smoke"):
     config = common.defaults(size)
-    config.stages = "ingest,train,generate,evaluate,report"
+    config.stages = "ingest,train,generate,segment,evaluate,report"
     config.model_name = "tests.toy"
     config.model.resolution = 8
     config.model.learning_rate = 0.1
@@ -14,5 +16,10 @@ def get_config(size="smoke"):
     config.data.skulls = 4
     config.data.threshold = 0.1
     config.generate.count = 300
+    config.segment.model_name = "tests.toy_net"
+    config.segment.model = ConfigDict({"learning_rate": 0.1, "augment": False})
+    config.segment.updates = 60
+    config.segment.save_every = 10
+    config.log_every = 5
     config.phases = [dict(step="toy", updates=30), dict(step="more", updates=40, batches=2)]
     return config
