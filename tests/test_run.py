@@ -1,5 +1,6 @@
 """Work directories: what is locked, what is free, what is set aside."""
 
+import json
 import os
 import shutil
 
@@ -217,3 +218,56 @@ def test_models_that_cannot_be_made_are_refused(module, field, value, words):
     config.model[field] = value
     with pytest.raises(UserError, match=words):
         train.load_model(config.model_name, config.model)
+
+
+def test_another_runs_store_can_be_the_data(work, tmp_path):
+    real = work / "real.zarr"
+    fields = {"data.source": "store", "data.root": str(real)}
+    run.run(_toy("ingest,train", **fields), tmp_path / "new")
+    assert (tmp_path / "new" / "real.zarr").samefile(real)
+    assert (tmp_path / "new" / "checkpoints" / "tests.toy" / "70").is_dir()
+    shutil.copytree(real, tmp_path / "other.zarr")
+    fields["data.root"] = str(tmp_path / "other.zarr")
+    with pytest.raises(UserError, match=r"is not .*other\.zarr: choose another"):
+        run.run(_toy("ingest", **fields), tmp_path / "new")
+    for root, words in (
+        (work / "generated.zarr", "no pair of split train"),
+        (tmp_path / "none.zarr", "no store of pairs here"),
+    ):
+        fields["data.root"] = str(root)
+        with pytest.raises(UserError, match=words):
+            run.run(_toy("ingest", **fields), tmp_path / "third")
+    fields |= {"data.root": str(real), "model.resolution": 16}
+    with pytest.raises(UserError, match=r"not of config\.model\.resolution 16"):
+        run.run(_toy("ingest", **fields), tmp_path / "fourth")
+
+
+def test_fresh_pairs_are_made_and_remade_for_another_count(work, tmp_path, capsys):
+    shutil.copytree(work / "real.zarr", tmp_path / "real.zarr")
+    run.run(_toy("ingest", **{"segment.fresh": 10}), tmp_path)
+    assert len(store.rows(tmp_path / "fresh.zarr")) == 15  # 3 skulls, 5 kinds
+    assert not (tmp_path / "fresh.zarr" / "native").exists()
+    run.run(_toy("ingest", **{"segment.fresh": 16}), tmp_path)
+    assert "held 1 cuts: it is now" in capsys.readouterr().out
+    assert len(store.rows(tmp_path / "fresh.zarr")) == 30
+    fields = {"data.source": "store", "data.root": str(work / "real.zarr"), "segment.fresh": 5}
+    with pytest.raises(UserError, match=r"which data\.source=store has not"):
+        run.run(_toy("ingest", **fields), tmp_path / "linked")
+
+
+def test_pairs_that_grew_are_described_though_no_net_judged_them(copy, capsys):
+    run.run(_toy("segment,evaluate"), copy)
+    run.run(_toy("generate", **{"generate.count": 310}), copy)
+    capsys.readouterr()
+    run.run(_toy("evaluate", **{"generate.count": 310}), copy)
+    assert "no verdict: " in (out := capsys.readouterr().out)
+    assert "run the stage `segment` first" in out
+    found = json.loads((copy / "metrics.json").read_text())
+    assert "verdict" not in found and found["quality"]["compared"] == 200
+
+
+def test_maps_of_stores_of_other_sizes_are_refused(copy, tmp_path):
+    store.create(tmp_path / "b.zarr", count=4, size=4, shard=4, attributes={"recipe": {}})
+    store.write(tmp_path / "b.zarr", 0, np.zeros((4, 16), np.uint8), {})
+    with pytest.raises(UserError, match="the pairs of b are not of 8"):
+        run.run(_toy("explore", **{"explore.stores": str(tmp_path / "b.zarr")}), copy)
