@@ -91,7 +91,7 @@ def defaults(size):
 
     config.evaluate = ConfigDict()
     config.evaluate.pairs = 200  # generated pairs that are compared, at most
-    config.evaluate.cases = 60  # pairs of a column that a V-Net is scored on, at most; 0: all
+    config.evaluate.cases = 60  # pairs of `train` and `validation` that are scored, at most; 0: all
     config.evaluate.batch_size = 8  # pairs that a V-Net takes at once
     config.evaluate.rules = True  # score the mean skull and the mirror image too
     config.evaluate.threshold = 0.5
@@ -147,7 +147,7 @@ def defaults(size):
         config.segment.model.up = (3, 3, 2, 1)
         config.segment.model.precision = "bfloat16"
         config.segment.model.groups = 8
-        config.evaluate.cases = 0
+        config.evaluate.cases = 600
     return config
 
 
