@@ -3,8 +3,8 @@
   python launch.py --config experiments/wgan_gp.py
   python launch.py --config experiments/wgan_gp.py:paper --config.data.root=SKULLBREAK
 
-Demo: 16^3, 5 minutes on 2 cores; Dice to the nearest training pair 0.86 (skull) and 0.56 (defect),
-of held-out phantoms 0.85 and 0.67. Paper: not run here.
+Demo: 16^3, 5 minutes on 2 cores to the pairs; Dice to the nearest training pair 0.86 (skull) and
+0.56 (defect), of held-out phantoms 0.85 and 0.67. Paper: not run here.
 """
 
 from experiments import common
