@@ -324,8 +324,10 @@ def _run(workdir, config):
     versions = _json(workdir / "versions.json")
     facts = {"model": config.get("model_name"), "commit": versions.get("commit")}
     facts["hardware"] = ", ".join(map(str, versions.get("devices") or []))
-    seconds = (versions.get("seconds") or {}).items()
-    facts["time"] = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in seconds)
+    seconds = versions.get("seconds") or {}
+    facts["time"] = ", ".join(f"{stage} {spent:.0f} s" for stage, spent in seconds.items())
+    if len(seconds) > 10:  # of a sweep
+        facts["time"] = f"{sum(seconds.values()) / 60:.0f} minutes over {len(seconds)} runs"
     details = {"Config": config, "Versions": versions}
     for name in ("real", "generated"):
         if store.recipe(workdir / f"{name}.zarr") is None:
