@@ -343,7 +343,9 @@ def _remarks(config, entries, best, done):
         f"{config.segment.updates} updates of {config.segment.batch_size} pairs at "
         f"{config.model.resolution}^3.",
         "train: the V-Net's own pairs. validation: the real pairs that the generators learnt from. "
-        "test: skulls that nothing was trained on. A mixture draws equally from its parts.",
+        "test: skulls that nothing was trained on. Scored: all test pairs, of train and validation "
+        f"{f'at most {config.evaluate.cases}' if config.evaluate.cases else 'all'}. "
+        "A mixture draws equally from its parts.",
         f"best control: {best['title'] if best else '-'}, chosen on the split `validation`, which "
         "judges nothing (beforehand, where there is none; in `best control + ...` fold by fold).",
     ]

@@ -178,6 +178,9 @@ def test_a_smaller_count_throws_nothing_away(copy, capsys):
     ("field", "value", "words"),
     [
         ("batch_size", 0, "batch_size is 0: it must be 1 or more"),
+        ("segment.updates", 0, "segment.updates is 0: it must be 1 or more"),
+        ("evaluate.threshold", 2.0, "evaluate.threshold is 2.0: it must be 0.001 to 1"),
+        ("evaluate.upsampling", "cubic", "evaluate.upsampling is 'cubic': choose one of"),
         ("seed", -1, "seed is -1"),
         ("keep", 0, "keep is 0"),
         ("workers", -1, "workers is -1"),
