@@ -8,6 +8,8 @@ import hashlib
 import json
 import time
 
+import jax
+
 from skullgen import logs, page, run, stages, table1
 from skullgen.errors import UserError
 
@@ -58,6 +60,8 @@ def sweep(config, folder, which):
                 raise
             print(f"job {number} failed: {error}", flush=True)
             failed.append(f"{number} ({job.name})")
+        finally:
+            jax.clear_caches()  # each program maps memory, and a process has only so many maps
     count = f"{sum(map(bool, marks.values()))} of {len(plan)} runs are done"
     print(count if todo else f"{count}: nothing to do")
     if which == "all":  # of one job nothing more: others of a cluster may be writing, too

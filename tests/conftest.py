@@ -4,9 +4,12 @@ Set before jax is first imported. rbg under vmap is not per key, so tests that c
 splits or single samples ask for threefry keys themselves.
 """
 
+import gc
 import os
 import pathlib
 import tempfile
+
+import pytest
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
@@ -20,3 +23,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # t-SNE's threads wait for each other on a few points
 
 SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget():
+    """Drops a module's compiled programs: each maps memory, and a process has 65,530 maps."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
