@@ -9,7 +9,12 @@ import os
 import pathlib
 import tempfile
 
+import hypothesis
 import pytest
+
+# Time is no property: a busy machine must fail no test.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
