@@ -47,7 +47,7 @@ def default_workdir(flag):
     path, _, size = flag.config_filename.partition(":")
     overrides = config_flags.get_override_values(flag)
     parts = [Path(path).stem, size, *(f"{name}={value}" for name, value in overrides.items())]
-    skip = ("stages=", "data.root=")
+    skip = ("stages=", "data.root=", "explore.")  # what a run is, they do not change
     name = "-".join(part for part in parts if part and not part.startswith(skip))
     name = name.replace("/", "_").replace(",", "+")  # a comma parts the stores of a mixture
     if len(name.encode()) > 120:  # a file system's names have 255 bytes

@@ -72,9 +72,12 @@ def progress(total, done, name, unit):
 
 
 def _begin_worker():
-    """Leaves signals to the parent, and ends when the parent is gone, even by kill -9."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Leaves signals to the parent, and ends when the parent is gone, even by kill -9.
+
+    Schedulers signal the whole process group: a worker finishes its task, and the parent stops.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch():
@@ -110,6 +113,7 @@ def ordered(function, tasks, workers):
             check()
             yield pending.popleft().result()
     except concurrent.futures.process.BrokenProcessPool:
+        check()
         raise UserError(
             "a worker process died (out of memory?): start again to go on, "
             "with --config.workers=1 to use less memory"

@@ -35,9 +35,9 @@ def pictures(workdir):
     if len(real):
         draw("real_pairs.png", figures.pair_sheet, real, title="Real pairs")
     made = _pairs(workdir / "generated.zarr", spread=False)
-    if not len(made):
+    if not len(made) and store.recipe(workdir / "generated.zarr") is not None:
         print("no generated pair has both a skull and a defect: none is drawn")
-    else:
+    if len(made):
         draw("generated_pairs.png", figures.pair_sheet, made, title="Generated pairs")
         draw("generated_slices.png", figures.slice_sheet, made[:4], title="Generated pairs")
         draw(

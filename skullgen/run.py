@@ -6,6 +6,7 @@ done are locked; a run goes on where it stopped.
 
 import contextlib
 import fcntl
+import importlib.util
 import json
 import math
 import os
@@ -93,6 +94,9 @@ def check(config):
         one_of("generate.channels", config.generate.channels, ("", "independent", "exclusive"))
     if config.get("evaluate"):
         one_of("evaluate.upsampling", config.evaluate.upsampling, metrics.RULES)
+    umap = config.get("explore") and config.explore.umap and "explore" in config.stages
+    if umap and importlib.util.find_spec("umap") is None:
+        raise UserError("explore.umap is True: pip install 'skullgen[umap]' first")
 
 
 def prepare(config, workdir):

@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from skullgen.errors import UserError
+from skullgen.errors import UserError, one_of
 
 FORMAT = "skullgen-pairs-1"
 _REMAKE = "move the store away and make it again"
@@ -230,7 +230,9 @@ def mixture(text, folder, seed):
     parts = []
     for item in filter(None, map(str.strip, text.split(","))):
         fields = item.rsplit(":", 2)
-        if len(fields) < 3 or fields[1] not in (*SPLITS, "all") or not _number(fields[2]):
+        if len(fields) == 3:
+            one_of(f"the split of {item!r}", fields[1], (*SPLITS, "all"))
+        if len(fields) < 3 or not _number(fields[2]):
             raise UserError(
                 f"{item!r} names no pairs: write PATH:SPLIT:PAIRS, for example "
                 "real.zarr:train:all (splits: train, validation, test, all)"
@@ -244,7 +246,10 @@ def mixture(text, folder, seed):
         chosen = rows(path, None if split == "all" else split)
         if wanted != "all":
             if int(wanted) > len(chosen):
-                raise UserError(f"{path}: {len(chosen)} pairs of split {split}, not {wanted}")
+                raise UserError(
+                    f"{path}: {len(chosen)} pairs of split {split}, not {wanted} (generated pairs "
+                    "are of no split: write PATH:all:PAIRS)"
+                )
             order = np.random.default_rng([seed, len(chosen)]).permutation(len(chosen))
             chosen = chosen[np.sort(order[: int(wanted)])]
         if not len(chosen):

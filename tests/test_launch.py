@@ -24,6 +24,7 @@ def _start(*arguments, cwd=ROOT):
         cwd=cwd,
         env=environment,
         text=True,
+        start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -132,6 +133,18 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(number, code, tmp_pa
     assert max(steps) == _lines(work / "train.jsonl") > 30
 
 
+def test_a_signal_to_the_whole_group_is_no_crash_of_a_worker(tmp_path):
+    """As schedulers send it: to the workers, too."""
+    work = tmp_path / "run"
+    process = _start(*TOY, "--config.workers=2", "--workdir", work, "--config.stages=ingest")
+    _wait_for(lambda: (work / "real.zarr").exists(), process)
+    time.sleep(2)  # the workers begin
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "the same command goes on from here" in err and "worker process died" not in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -169,6 +182,7 @@ def test_default_work_directory_tells_config_size_and_overrides():
         config_filename = "experiments/vae.py:smoke"
 
     overrides = {"seed": 3, "stages": "train", "data.root": "/a/b", "data.source": "skulls"}
+    overrides["explore.umap"] = True
     original = launch.config_flags.get_override_values
     try:
         launch.config_flags.get_override_values = lambda flag: overrides

@@ -187,7 +187,7 @@ def test_mixtures_name_paths_splits_and_pairs(tmp_path):
     [
         ("real.zarr", "names no pairs: write PATH:SPLIT:PAIRS"),
         ("real.zarr:test:0", "names no pairs"),
-        ("real.zarr:tset:1", "names no pairs"),
+        ("real.zarr:tset:1", "the split of 'real.zarr:tset:1' is 'tset': choose one of train"),
         ("real.zarr:train:4", "3 pairs of split train, not 4"),
         ("none.zarr:train:4", "no store of pairs here"),
         ("real.zarr:all:all,small.zarr:all:all", "not of the size"),
