@@ -2,6 +2,8 @@
 
 --workdir FOLDER      all of a run (default: runs/<config>[-<size>][-<overrides>])
 --sweep=list|all|K    of a config that is a sweep: show its runs, run all (the default), or one
+--distributed=auto    one of several processes that train together (SLURM, Open MPI, Kubernetes);
+                      by hand K/N@HOST:PORT, process K of N with a port of process 0's host
 --config.FIELD=VALUE  any field of the config, for example --config.seed=3
 """
 
@@ -18,17 +20,29 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SWEEP = flags.DEFINE_string("sweep", None, "Of a config that is a sweep: list, all, or a number.")
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed", os.environ.get("SKULLGEN_DISTRIBUTED"), "Several processes: auto, or by hand."
+)
 
 
 def main(_):
     """Sets up devices and signals, and runs the stages of the config."""
     logging.set_verbosity(logging.ERROR)
     os.environ.setdefault("MPLBACKEND", "Agg")
+    config = _CONFIG.value
+    if config.deterministic:
+        flag = " --xla_gpu_deterministic_ops=true"
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag
     import jax
 
-    from skullgen import jobs, run, sweep
+    from skullgen import errors, hosts, jobs, run, sweep
 
-    config = _CONFIG.value
+    sweeping = _SWEEP.value or config.get("table")
+    if _DISTRIBUTED.value:
+        if sweeping:
+            raise errors.UserError("--distributed is for one run: give each run of a sweep a job")
+        hosts.join(_DISTRIBUTED.value)
+        jobs.quiet(not hosts.lead())
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"]))
     if config.compilation_cache:
         cache = Path(config.compilation_cache).expanduser()
@@ -36,7 +50,7 @@ def main(_):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     print(f"work directory: {workdir}", flush=True)
     with jobs.stoppable():
-        if _SWEEP.value or config.get("table"):
+        if sweeping:
             sweep.sweep(config, workdir, _SWEEP.value or "all")
         else:
             run.run(config, workdir)
@@ -47,7 +61,7 @@ def default_workdir(flag):
     path, _, size = flag.config_filename.partition(":")
     overrides = config_flags.get_override_values(flag)
     parts = [Path(path).stem, size, *(f"{name}={value}" for name, value in overrides.items())]
-    skip = ("stages=", "data.root=", "explore.")  # what a run is, they do not change
+    skip = ("stages=", "share=", "data.root=", "explore.")  # what a run is, they do not change
     name = "-".join(part for part in parts if part and not part.startswith(skip))
     name = name.replace("/", "_").replace(",", "+")  # a comma parts the stores of a mixture
     if len(name.encode()) > 120:  # a file system's names have 255 bytes
@@ -119,4 +133,7 @@ if __name__ == "__main__":
         code = report_error(error)
         if code is None:
             raise
+        if _DISTRIBUTED.value:  # the others would wait for this process for minutes
+            sys.stdout.flush()
+            os._exit(code)
         sys.exit(code)

@@ -19,10 +19,12 @@ def defaults(size):
     config.seed = 0
     config.batch_size = 16  # over all devices
     config.workers = 0  # processes for ingest and generate; 0: one a core
+    config.share = "0/1"  # K/N: ingest and generate make only share K of N; the others, elsewhere
     config.log_every = 20  # updates between fetches of the metrics
     config.save_every = 100  # updates between checkpoints
     config.keep = 2  # newest checkpoints kept, beside those at the ends of phases
     config.budget_mb = 2048  # packed pairs kept on the device; more are streamed
+    config.deterministic = False  # True: a GPU's sums in one order, so that runs are bit-equal
     config.tensorboard = False  # needs the extra `tensorboard`
     config.compilation_cache = "~/.cache/skullgen"  # "": none
 

@@ -10,17 +10,26 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from skullgen import hosts
+
 
 def manager(folder, keep=2, always=()):
-    """A checkpoint manager on `folder`, which is made: the last `keep` and the steps `always`."""
-    policies = ocp.checkpoint_managers
+    """A checkpoint manager on `folder`, which is made: the last `keep` and the steps `always`.
+
+    It is this process's alone: of several processes one saves.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    policies, me = ocp.checkpoint_managers, jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     return ocp.CheckpointManager(
         folder.absolute(),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(
                 [policies.LatestN(keep), policies.CustomSteps(list(always))]
             ),
+            create=False,
             cleanup_tmp_directories=True,
+            multiprocessing_options=alone,
         ),
     )
 
@@ -51,6 +60,21 @@ def save(manager, state):
     state = state.replace(key=jax.random.key_data(state.key))
     copy = jax.tree.map(lambda x: np.array(x, copy=True), state)
     manager.save(step, args=ocp.args.StandardSave(copy))
+
+
+def begin(manager, model, seed):
+    """The State to train from in every process: process 0's newest checkpoint, or a new one.
+
+    manager: process 0's; None in the others.
+    """
+    state = restore(manager, model) if manager else None
+    if state is None:
+        # rbg for the weights: threefry takes XLA seconds to compile for every shape drawn.
+        state = jax.jit(model.init)(jax.random.key(seed, impl="rbg"))
+        state = state.replace(key=jax.random.key(seed))
+    same = hosts.first(state.replace(key=jax.random.key_data(state.key)))
+    same = jax.tree.map(jax.numpy.asarray, same)
+    return same.replace(key=jax.random.wrap_key_data(same.key))
 
 
 def restore(manager, model, step=None):

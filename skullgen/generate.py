@@ -34,7 +34,8 @@ def sampler(model, state, *, seed, batch, channels, threshold):
         return steps.pack(apart), (defect & skull).sum((1, 2, 3), dtype=jnp.int32)
 
     devices = jax.local_device_count()
-    mapped = jax.pmap(make, axis_name=nets.AXIS, in_axes=(None, 0))
+    here = jax.local_devices()
+    mapped = jax.pmap(make, axis_name=nets.AXIS, in_axes=(None, 0), devices=here)
     state = steps.resident(state)
 
     def run(first):
@@ -86,22 +87,34 @@ def whole_batches(run, bits, batch):
     return np.concatenate(found)
 
 
-def run(model, state, path, settings, *, channels, voxel_mm, size, workers, attributes):
+def run(
+    model,
+    state,
+    path,
+    settings,
+    *,
+    channels,
+    voxel_mm,
+    size,
+    workers,
+    attributes,
+    share=(0, 1),
+):
     """Generates samples `first` to `first + count` into the store `path`, or goes on.
 
     settings: an experiment's `config.generate`. channels: `independent` or `exclusive`.
     voxel_mm: of the real pairs, by which components of under `settings.dust_mm3` are found.
-    size: voxels a side. attributes: of the store (`store.create`).
+    size: voxels a side. attributes: of the store (`store.create`). share: (k, n), of the shards.
     """
     count = settings.count
     store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
-    shards = store.missing(path)
+    shards = store.missing(path, share)
     if not shards:
-        print(f"{path}: all {len(store.rows(path))} pairs are there")
+        print(f"{path}: all {sum(map(len, store.shards(path, share)))} pairs are there")
         return
     options = dict(seed=settings.seed, batch=settings.batch_size, threshold=settings.threshold)
     make = sampler(model, state, channels=channels, **options)
-    whole = settings.batch_size * jax.local_device_count()
+    batch = settings.batch_size * jax.local_device_count()
     tasks = (
         (
             path,
@@ -113,10 +126,11 @@ def run(model, state, path, settings, *, channels, voxel_mm, size, workers, attr
             dust(settings, voxel_mm),
             settings.connectivity,
         )
-        for shard, bits, overlap in batches(make, shards, settings.first, whole)
+        for shard, bits, overlap in batches(make, shards, settings.first, batch)
     )
     workers = min(jobs.workers(workers), len(shards))
-    with jobs.progress(count, count - sum(map(len, shards)), "generate", "pair") as bar:
+    whole, left = (sum(map(len, part)) for part in (store.shards(path, share), shards))
+    with jobs.progress(whole, whole - left, "generate", "pair") as bar:
         for done in jobs.ordered(postprocess.finish, tasks, workers):
             bar.update(done)
 

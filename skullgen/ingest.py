@@ -16,13 +16,13 @@ from skullgen.errors import UserError, one_of
 SHARD = 20  # pairs in a file: what a kill loses at most
 
 
-def run(path, size, config, versions=None, workers=0, native=True):
+def run(path, size, config, versions=None, workers=0, native=True, share=(0, 1)):
     """Ingests `config.source` (`config` is an experiment's `config.data`) into the store `path`.
 
     size: voxels a side. versions: recorded in the store. native: keep the implants at the
-    sources' own grids, too, which only pairs to score need. Raises UserError for a folder without a
-    pair to train on, an unreadable volume, a pair that does not match, or a store begun with
-    other data.
+    sources' own grids, too, which only pairs to score need. share: (k, n), of the shards. Raises
+    UserError for a folder without a pair to train on, an unreadable volume, a pair that does not
+    match, or a store begun with other data.
     """
     one_of("data.source", config.source, sorted(sources.PLANS))
     plan = _kept(sources.PLANS[config.source](size, config), config.splits)
@@ -33,12 +33,13 @@ def run(path, size, config, versions=None, workers=0, native=True):
     count = sum(len(case.kinds) for case in plan.cases)
     if not count:
         raise UserError(f"data.splits is {config.splits!r}: no skull is in it")
-    _begin(path, count, size, config, plan, versions)
-    _work(path, plan, workers, native)
-    _summary(path, plan)
+    _begin(path, count, size, config, plan, versions, share)
+    _work(path, plan, workers, native, share)
+    if not store.missing(path):
+        _summary(path, plan)
 
 
-def fresh(path, size, config, *, cuts, versions=None, workers=0):
+def fresh(path, size, config, *, cuts, versions=None, workers=0, share=(0, 1)):
     """Cuts the training skulls anew, `cuts` times into each kind: a control for generated pairs.
 
     config: the `config.data` of the real pairs; the same skulls are in the same places of the
@@ -52,7 +53,7 @@ def fresh(path, size, config, *, cuts, versions=None, workers=0):
             root = str(Path(config.root) / "train" / "complete_skull")
             config.update(source="skulls", root=root, reframe=False)
             config.update(test_fraction=0.0, validation_fraction=0.0, folds=0, fold=0)
-    run(path, size, config, versions, workers, native=False)
+    run(path, size, config, versions, workers, native=False, share=share)
 
 
 def _kept(plan, splits):
@@ -63,11 +64,12 @@ def _kept(plan, splits):
     return plan._replace(cases=cases) if names else plan
 
 
-def _begin(path, count, size, config, plan, versions):
+def _begin(path, count, size, config, plan, versions, share):
     recipe = {"config": config.to_dict(), "size": size, "sources": plan.sources}
     recipe["config"].pop("root")
     held = store.recipe(path)
-    if held not in (None, recipe) and store.missing(path) == store.shards(path):
+    begun = held is not None and store.missing(path) != store.shards(path)
+    if held not in (None, recipe) and not begun and share == (0, 1):
         shutil.rmtree(path)  # begun, and nothing made: a file was mended, say
     elif held not in (None, recipe):
         old, new = held["sources"], recipe["sources"]
@@ -87,12 +89,12 @@ def _begin(path, count, size, config, plan, versions):
     store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
 
 
-def _work(path, plan, workers, native):
+def _work(path, plan, workers, native, share):
     """Makes what is missing: cases in worker processes, whole shards written in order."""
     ends = np.cumsum([len(case.kinds) for case in plan.cases])
     starts = ends - [len(case.kinds) for case in plan.cases]
-    total = int(ends[-1])
-    shards = store.missing(path)
+    shards = store.missing(path, share)
+    total = sum(map(len, store.shards(path, share)))
     todo = [
         number
         for number in range(len(plan.cases))

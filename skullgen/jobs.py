@@ -23,7 +23,7 @@ class Stopped(Exception):
         self.signum = signum
 
 
-_asked = []
+_asked, _quiet = [], []
 
 
 @contextlib.contextmanager
@@ -46,14 +46,21 @@ def stoppable():
 
 
 def asked():
-    """Whether a signal asked the run to stop."""
-    return bool(_asked)
+    """The signal that asked the run to stop; 0 where none did."""
+    return _asked[0] if _asked else 0
 
 
 def check():
     """Raises Stopped where a signal came: call it between two writes that belong together."""
     if _asked:
         raise Stopped(_asked[0])
+
+
+def quiet(yes):
+    """Whether this process is to show no bar and print nothing but errors."""
+    if yes:
+        sys.stdout = open(os.devnull, "w")
+        _quiet.append(True)
 
 
 def progress(total, done, name, unit):
@@ -68,6 +75,7 @@ def progress(total, done, name, unit):
         maxinterval=10 if terminal else 30,
         dynamic_ncols=terminal,
         ascii=not terminal,
+        disable=bool(_quiet),
     )
 
 
@@ -120,6 +128,14 @@ def ordered(function, tasks, workers):
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def share(text):
+    """`K/N`, share K of N shares of a store, as two numbers; UserError for anything else."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"share is {text!r}: write K/N, for example 0/4 for the first of four")
+    return int(index), int(count)
 
 
 def workers(count):

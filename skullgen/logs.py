@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 
 from skullgen.errors import UserError
 
@@ -35,8 +36,8 @@ def append(path, records):
 
 
 def write_json(path, value):
-    """Replaces a JSON file whole."""
-    partial = path.with_suffix(".partial")
+    """Replaces a JSON file whole, also where several processes do so at once."""
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(partial, path)
 

@@ -14,22 +14,40 @@ def separate(skull, defect):
     return defect ^ (defect & skull)
 
 
-def remove_dust(mask, voxels, connectivity=6):
-    """The mask without its connected components of fewer than `voxels` voxels.
+def remove_dust(image, voxels, connectivity=6):
+    """The image without its connected components of fewer than `voxels` voxels.
 
-    mask: bool [D, D, D]. connectivity: 6, 18 or 26 neighbours. Returns a new array.
+    image: [D, D, D], bool, or integers: each value but 0 then has components of its own.
+    connectivity: 6, 18 or 26 neighbours. Returns a new array.
     """
-    out = np.zeros_like(mask)
-    places = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    out, bone = image.copy(), image != 0
+    plane = bone.any(axis=0)
+    places = [np.flatnonzero(x) for x in (bone.any((1, 2)), plane.any(1), plane.any(0))]
     if places[0].size == 0:
         return out
     box = tuple(slice(place[0], place[-1] + 1) for place in places)
     # cc3d 4.1 fails on some boxes of a few voxels whose bone touches their sides.
-    padded = np.pad(mask[box], 1)
-    labels = cc3d.connected_components(padded, connectivity=connectivity)[1:-1, 1:-1, 1:-1]
-    keep = np.bincount(labels.ravel()) >= voxels
-    keep[0] = False
-    out[box] = keep[labels]
+    padded = np.pad(image[box], 1)
+    labels = cc3d.connected_components(padded, connectivity=connectivity)
+    # Bone is a twentieth of the grid: components are counted and cleared by its places alone.
+    place = np.flatnonzero(padded != 0)
+    label = labels.ravel()[place]
+    np.put(padded, place[(np.bincount(label) < voxels)[label]], 0)
+    out[box] = padded[1:-1, 1:-1, 1:-1]
+    return out
+
+
+def clean(bits, size, dust, connectivity):
+    """Packed pairs uint8 [n, size^3 * 2 / 8] without either channel's dust: a new array.
+
+    No voxel may be in both channels (equation 6): they are labelled as one image of two values.
+    """
+    out = np.empty_like(bits)
+    for row, packed in enumerate(bits):
+        pair = store.unpack(packed, size)
+        image = pair.view(np.uint16)[..., 0]
+        image[...] = remove_dust(image, dust, connectivity)
+        out[row] = store.pack(pair)
     return out
 
 
@@ -38,16 +56,10 @@ def finish(path, start, bits, overlap, size, voxel_mm, dust, connectivity):
 
     dust: components of fewer voxels are removed from both channels. Returns the pairs' number.
     """
-    pairs = store.unpack(bits, size)
-    removed = np.zeros((len(bits), 3), np.int32)
-    removed[:, 0] = overlap
-    for row, pair in enumerate(pairs):
-        for channel in (0, 1):
-            clean = remove_dust(pair[..., channel], dust, connectivity)
-            removed[row, 1 + channel] = pair[..., channel].sum() - clean.sum()
-            pair[..., channel] = clean
+    kept = clean(bits, size, dust, connectivity)
+    removed = np.column_stack([overlap, store.voxels(bits) - store.voxels(kept)])
     affine = np.diag([voxel_mm] * 3 + [1.0])
     affine[:3, 3] = voxel_mm * (1 - size) / 2  # the cube's centre is the origin
     columns = {"removed": removed, "affine": np.broadcast_to(affine, (len(bits), 4, 4))}
-    store.write(path, start, store.pack(pairs), columns)
-    return len(pairs)
+    store.write(path, start, kept, columns)
+    return len(bits)

@@ -13,7 +13,9 @@ import os
 import platform
 import time
 
-from skullgen import checkpoint, jobs, logs, metrics, stages, store, train
+import jax
+
+from skullgen import checkpoint, hosts, jobs, logs, metrics, stages, store, train
 from skullgen.errors import UserError, one_of
 
 RANGES = {  # lowest and highest value of a field
@@ -41,7 +43,11 @@ RANGES = {  # lowest and highest value of a field
 
 
 def run(config, workdir):
-    """Runs `config.stages` in order in `workdir`, which is made."""
+    """Runs `config.stages` in order in `workdir`, which is made.
+
+    Several processes (`hosts.join`) share the stages `stages.TOGETHER`; then process 0 goes on
+    alone. With `config.share` this process makes its share of a store, beside others.
+    """
     names = [name.strip() for name in config.stages.split(",") if name.strip()]
     unknown = [name for name in names if name not in stages.STAGES]
     if unknown or not names:
@@ -49,35 +55,79 @@ def run(config, workdir):
             f"stages is {config.stages!r}: name some of {', '.join(stages.STAGES)}, comma-separated"
         )
     check(config)
+    share = jobs.share(config.share)
+    if share != (0, 1) and not {"ingest", "generate"}.issuperset(names):
+        raise UserError(
+            f"share is {config.share}: only ingest and generate are made in shares, "
+            "so name no other stage in --config.stages"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
-    with alone(workdir):
-        prepare(config, workdir)
-        for name in names:
-            start = time.monotonic()
-            print(f"== {name}", flush=True)
-            stages.STAGES[name](config, workdir)
-            seconds = time.monotonic() - start
-            print(f"== {name}: {seconds:.0f} s", flush=True)
-            record(workdir, {name: seconds})
+    if jax.process_count() > 1:
+        config = config.copy_and_resolve_references()
+        config.share = f"{jax.process_index()}/{jax.process_count()}"
+    with alone(workdir, share) if hosts.lead() else contextlib.nullcontext():
+        if hosts.lead():
+            prepare(config, workdir)
+            if share[0] == 0:
+                record(workdir, {})
+        for number, name in enumerate(names):
+            if not stages.TOGETHER.intersection(names[number:]):
+                hosts.leave()
+                if not hosts.lead():
+                    return
+            if hosts.lead() or name in stages.TOGETHER:
+                _stage(config, workdir, name, record_it=hosts.lead() and share[0] == 0)
+                jobs.check()
+
+
+def _stage(config, workdir, name, record_it):
+    start = time.monotonic()
+    print(f"== {name}", flush=True)
+    stages.STAGES[name](config, workdir)
+    if jax.process_count() > 1:
+        _wait(workdir, name)
+    seconds = time.monotonic() - start
+    print(f"== {name}: {seconds:.0f} s", flush=True)
+    if record_it:
+        record(workdir, {name: seconds})
+
+
+def _wait(workdir, stage):
+    """Waits until the other processes have made their shares of the stage's stores."""
+    made = {"ingest": ("real.zarr", "fresh.zarr"), "generate": ("generated.zarr",)}
+    for path in (workdir / name for name in made.get(stage, ())):
+        while store.recipe(path) is not None and store.missing(path):
             jobs.check()
+            time.sleep(0.5)
 
 
 @contextlib.contextmanager
-def alone(workdir):
-    """Holds the work directory's lock, which the system lets go when the process ends."""
-    with open(workdir / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{workdir}: another run works here ({file.read().strip()}): wait for its end, "
-                "or choose another --workdir"
-            ) from None
+def alone(workdir, share=(0, 1)):
+    """Holds the work directory's lock, which the system lets go when the process ends.
+
+    share: (k, n). Shares of a store hold it together, and each of them a lock of its own.
+    """
+    with contextlib.ExitStack() as stack:
+        if share != (0, 1):
+            _hold(stack.enter_context(open(workdir / ".lock", "a+")), workdir, fcntl.LOCK_SH)
+        name = ".lock" if share == (0, 1) else f".lock-share-{share[0]}"
+        file = stack.enter_context(open(workdir / name, "a+"))
+        _hold(file, workdir, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
         yield
+
+
+def _hold(file, workdir, kind):
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"{workdir}: another run works here ({file.read().strip() or 'shares of a store'}): "
+            "wait for its end, or choose another --workdir"
+        ) from None
 
 
 def check(config):
@@ -105,6 +155,7 @@ def prepare(config, workdir):
     Raises UserError, by name, for a locked field that changed.
     """
     new = json.loads(config.to_json_best_effort())
+    del new["share"]
     path = workdir / "config.json"
     if path.exists():
         old = json.loads(path.read_text())
@@ -115,7 +166,6 @@ def prepare(config, workdir):
                 "set it back, or choose another --workdir"
             )
     logs.write_json(path, new)
-    record(workdir, {})
 
 
 def record(workdir, seconds):

@@ -11,7 +11,7 @@ import json
 
 import numpy as np
 
-from skullgen import checkpoint, jobs, logs, store, train
+from skullgen import checkpoint, hosts, jobs, logs, store, train
 from skullgen.errors import UserError
 from skullgen.types import Phase
 
@@ -71,16 +71,10 @@ def run(settings, size, workdir, *, keep, log_every, budget_mb, tensorboard):
     model = _load(settings, size)
     for name, parts in mixtures(settings, workdir).items():
         folder, log = _places(workdir, name)
-        identity = _identity(settings, parts)
-        done = _held(folder)
-        if done not in (None, identity) or checkpoint.newest(folder) > settings.updates:
-            aside = jobs.set_aside(folder)
-            log.unlink(missing_ok=True)
-            print(f"{folder} is of other pairs or settings: it is now {aside}")
-        folder.mkdir(parents=True, exist_ok=True)
-        logs.write_json(folder / "net.json", identity)
+        if hosts.lead():
+            _begin(folder, log, _identity(settings, parts), settings.updates)
         pairs = sum(len(part.rows) for part in parts)
-        if checkpoint.newest(folder) == settings.updates:
+        if hosts.first(checkpoint.newest(folder)) == settings.updates:
             print(f"{name}: {settings.updates} updates on {pairs} pairs are done")
             continue
         print(f"{name}: {settings.updates} updates on {pairs} pairs")
@@ -98,6 +92,16 @@ def run(settings, size, workdir, *, keep, log_every, budget_mb, tensorboard):
             budget_mb=budget_mb,
             tensorboard=workdir / "tensorboard" / name if tensorboard else None,
         )
+
+
+def _begin(folder, log, identity, updates):
+    """Sets a network of other pairs or settings aside, and writes what this one is made of."""
+    if _held(folder) not in (None, identity) or checkpoint.newest(folder) > updates:
+        aside = jobs.set_aside(folder)
+        log.unlink(missing_ok=True)
+        print(f"{folder} is of other pairs or settings: it is now {aside}")
+    folder.mkdir(parents=True, exist_ok=True)
+    logs.write_json(folder / "net.json", identity)
 
 
 def trained(settings, size, workdir):

@@ -57,16 +57,17 @@ def _model(config):
 
 
 def _ingest(config, workdir):
+    share = jobs.share(config.share)
     path, size = workdir / "real.zarr", config.model.resolution
     if config.data.source == "store":
         link(Path(config.data.root), path, size)
     else:
-        ingest.run(path, size, config.data, versions(), config.workers)
+        ingest.run(path, size, config.data, versions(), config.workers, share=share)
     if config.get("segment") and config.segment.fresh:
-        _fresh(config, workdir / "fresh.zarr", path)
+        _fresh(config, workdir / "fresh.zarr", path, share)
 
 
-def _fresh(config, path, real):
+def _fresh(config, path, real, share):
     """Cuts the training skulls anew into the store `path`."""
     if config.data.source == "store":
         raise UserError(
@@ -77,9 +78,16 @@ def _fresh(config, path, real):
     cuts = math.ceil(config.segment.fresh / (skulls * len(defects.KINDS)))
     held = store.recipe(path)
     if held is not None and held["config"]["cuts"] != cuts:
+        _alone(path, share, "another number of cuts")
         print(f"{path} held {held['config']['cuts']} cuts: it is now {jobs.set_aside(path)}")
-    options = dict(cuts=cuts, versions=versions(), workers=config.workers)
+    options = dict(cuts=cuts, versions=versions(), workers=config.workers, share=share)
     ingest.fresh(path, config.model.resolution, config.data, **options)
+
+
+def _alone(path, share, what):
+    """UserError where a store of `what` is to be set aside while others may be making shares."""
+    if share != (0, 1):
+        raise UserError(f"{path} holds pairs of {what}: move it away, then start every share again")
 
 
 def link(source, path, size):
@@ -93,7 +101,8 @@ def link(source, path, size):
         raise UserError(f"{path} is not {source}: choose another --workdir")
     if not path.exists():
         path.unlink(missing_ok=True)  # a link to a store that was moved
-        path.symlink_to(os.path.relpath(source.resolve(), path.parent.resolve()))
+        with contextlib.suppress(FileExistsError):  # another process was first
+            path.symlink_to(os.path.relpath(source.resolve(), path.parent.resolve()))
 
 
 def _train(config, workdir):
@@ -136,7 +145,7 @@ def _channels(config):
 
 def _generate(config, workdir):
     model, state = _trained(config, workdir)
-    settings = config.generate
+    settings, share = config.generate, jobs.share(config.share)
     path = workdir / "generated.zarr"
     recipe = {
         "model_name": config.model_name,
@@ -148,6 +157,7 @@ def _generate(config, workdir):
     }
     held = store.recipe(path)
     if held is not None and held != recipe:
+        _alone(path, share, "another checkpoint or settings")
         aside = jobs.set_aside(path, f"-step{held['step']}")
         print(f"{path} held pairs of another checkpoint or settings: it is now {aside}")
     real = store.open_store(workdir / "real.zarr").attrs
@@ -169,7 +179,12 @@ def _generate(config, workdir):
         size=config.model.resolution,
         workers=config.workers,
         attributes=attributes,
+        share=share,
     )
+    left = sum(map(len, store.missing(path)))
+    if left:
+        print(f"{path}: {left} pairs are left to other shares")
+        return
     count = len(store.rows(path))
     more = f" (generate.count is {settings.count}; none is thrown away)"
     print(f"{path}: {count} pairs{more if count > settings.count else ''}")
@@ -273,3 +288,4 @@ STAGES = {
     "explore": _explore,
     "report": _report,
 }
+TOGETHER = {"ingest", "train", "generate", "segment"}  # what several processes share

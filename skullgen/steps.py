@@ -62,17 +62,19 @@ def pack(pairs):
 
 
 def data_parallel(step, size, devices=None):
-    """A model's step over `devices` (None: all local ones).
+    """A model's step over `devices` (None: those of all processes).
 
     Returns `run(state, data, index) -> (state, metrics)`.
 
     data: uint8 [N, bytes], packed pairs on every device: all of them (`resident`), or, where they
         are streamed, those of this update.
-    index: int32 [batches, B], rows of `data`; the B samples are split over the devices.
+    index: int32 [batches, B], rows of `data`; the B samples are split over the devices. Of several
+        processes, each reads its own columns only (`hosts.columns`).
 
     `state` is one unreplicated value, donated, and so is the state that comes back.
     """
-    devices = devices or jax.local_devices()
+    devices = devices or jax.devices()
+    here = [device.process_index == jax.process_index() for device in devices]
     mapped = jax.pmap(
         lambda state, data, index: step(state, unpack(data[index], size)),
         axis_name=AXIS,
@@ -81,7 +83,7 @@ def data_parallel(step, size, devices=None):
         donate_argnums=0,
         devices=devices,
     )
-    return lambda state, data, index: mapped(state, data, _split(index, len(devices)))
+    return lambda state, data, index: mapped(state, data, _split(index, len(devices))[here])
 
 
 def _split(index, devices):
@@ -92,6 +94,9 @@ def _split(index, devices):
 def resident(array):
     """Puts an array on every local device, whole."""
     mesh = jax.make_mesh(
-        (jax.local_device_count(),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,)
+        (jax.local_device_count(),),
+        (AXIS,),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.local_devices(),
     )
     return jax.device_put(array, NamedSharding(mesh, PartitionSpec()))

@@ -10,6 +10,7 @@ In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian bits.
 """
 
 import shutil
+import uuid
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,13 @@ def unpack(bits, size):
     return flat.reshape(*bits.shape[:-1], size, size, size, 2).view(bool)
 
 
+def voxels(bits):
+    """Voxels of each channel of packed pairs: uint8 [..., D^3 * 2 / 8] -> int64 [..., 2]."""
+    words = bits.view(np.uint16)
+    channels = [words & 0x5555, words & 0xAAAA]
+    return np.stack([np.bitwise_count(x).sum(axis=-1, dtype=np.int64) for x in channels], axis=-1)
+
+
 def create(path, *, count, size, shard, attributes):
     """Makes an empty store, or takes up one that holds the same work.
 
@@ -64,8 +72,7 @@ def create(path, *, count, size, shard, attributes):
                 group[name].resize((count, *group[name].shape[1:]))
         return
     # Built aside and moved: a store whose zarr.json exists has all its arrays.
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex}")
     group = zarr.open_group(
         partial, mode="w", zarr_format=3, attributes={"format": FORMAT, **attributes}
     )
@@ -82,7 +89,10 @@ def create(path, *, count, size, shard, attributes):
         group.create_array(
             name, shape=(count, *shape), dtype=dtype, chunks=(shard, *shape), fill_value=-1
         )
-    partial.rename(path)
+    try:
+        partial.rename(path)
+    except OSError:  # a process that makes another share was first
+        shutil.rmtree(partial)
 
 
 def recipe(path):
@@ -108,16 +118,22 @@ def _mark(path, shard):
     return Path(path) / "voxels" / "c" / str(shard) / "0"
 
 
-def shards(path):
-    """All shards of a store, as ranges of pairs, in order."""
+def shards(path, share=(0, 1)):
+    """The shards of a store, as ranges of pairs, in order: the k-th of n runs of them.
+
+    share: (k, n). Processes that make a store together each take one.
+    """
     pairs = open_store(path)["pairs"]
     count, shard = pairs.shape[0], pairs.shards[0]
-    return [range(start, min(start + shard, count)) for start in range(0, count, shard)]
+    every = [range(start, min(start + shard, count)) for start in range(0, count, shard)]
+    k, n = share
+    return every[len(every) * k // n : len(every) * (k + 1) // n]
 
 
-def missing(path):
-    """The shards not yet written, in order."""
-    return [part for number, part in enumerate(shards(path)) if not _mark(path, number).exists()]
+def missing(path, share=(0, 1)):
+    """The shards not yet written, in order, of all or of a share."""
+    size = open_store(path)["pairs"].shards[0]
+    return [s for s in shards(path, share) if not _mark(path, s.start // size).exists()]
 
 
 def require_whole(path, stage):
@@ -137,12 +153,11 @@ def write(path, start, bits, columns, native=()):
     """
     group = zarr.open_group(path, mode="r+")
     stop, size = start + len(bits), group["pairs"].shape[1]
-    pairs = unpack(bits, size)
     for row, truth in enumerate(native):
         if truth is not None:
             _write_native(path, start + row, truth)
-    group["pairs"][start:stop] = pairs
-    columns = {**columns, "voxels": pairs.sum(axis=(1, 2, 3))}
+    group["pairs"][start:stop] = unpack(bits, size)
+    columns = {**columns, "voxels": voxels(bits)}
     for name, (dtype, shape) in COLUMNS.items():
         group[name][start:stop] = columns.get(name, np.full((len(bits), *shape), -1, dtype))
 
@@ -199,16 +214,16 @@ def load(path, index):
     Raises UserError for a pair that is damaged, or not the one that was written.
     """
     group = open_store(path)
-    pairs, voxels = group["pairs"], group["voxels"][:]
+    pairs, counted = group["pairs"], group["voxels"][:]
     out = np.empty((len(index), int(np.prod(pairs.shape[1:])) // 8), np.uint8)
     for row, number in enumerate(np.asarray(index).tolist()):
         try:
             pair = pairs[number]
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{path}: pair {number} is damaged ({error}): {_REMAKE}") from None
-        if not np.array_equal(pair.sum(axis=(0, 1, 2)), voxels[number]):
-            raise UserError(f"{path}: pair {number} is not what was written: {_REMAKE}")
         out[row] = pack(pair)
+        if not np.array_equal(voxels(out[row]), counted[number]):
+            raise UserError(f"{path}: pair {number} is not what was written: {_REMAKE}")
     return out
 
 

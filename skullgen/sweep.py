@@ -13,7 +13,10 @@ import jax
 from skullgen import logs, page, run, stages, table1
 from skullgen.errors import UserError
 
-FREE = ("workers", "explore", "tensorboard", "compilation_cache", "log_every", "keep", "budget_mb")
+FREE = (
+    *("workers", "share", "explore", "tensorboard", "compilation_cache"),
+    *("log_every", "keep", "budget_mb"),
+)
 
 
 def sweep(config, folder, which):

@@ -14,7 +14,7 @@ import operator
 import jax
 import numpy as np
 
-from skullgen import checkpoint, jobs, logs, steps, store
+from skullgen import checkpoint, hosts, jobs, logs, steps, store
 from skullgen.errors import Diverged, UserError
 from skullgen.types import Phase
 
@@ -102,25 +102,28 @@ def train(
     Returns the State. Raises Diverged for a metric that is not finite, jobs.Stopped after
     a checkpoint where a signal came.
     """
-    devices = jax.local_device_count()
+    devices, lead = jax.device_count(), hosts.lead()
     if batch % devices:
-        raise UserError(f"batch_size is {batch}: not a multiple of the {devices} devices here")
+        raise UserError(f"batch_size is {batch}: not a multiple of the {devices} devices")
     counts = [len(part.rows) for part in parts]
     size = store.open_store(parts[0].path)["pairs"].shape[1]
     ends = schedule(plan, sum(counts), batch)
     epoch = math.ceil(sum(counts) / batch)
-    board = logs.tensorboard(tensorboard)
-    with contextlib.closing(checkpoint.manager(folder, keep, ends)) as manager:
-        state = checkpoint.restore(manager, model)
-        if state is None:
-            # rbg for the weights: threefry takes XLA seconds to compile for every shape drawn.
-            state = jax.jit(model.init)(jax.random.key(seed, impl="rbg"))
-            state = state.replace(key=jax.random.key(seed))
-        else:
+    board = logs.tensorboard(tensorboard if lead else None)
+    with contextlib.ExitStack() as stack:
+        manager = None
+        if lead:
+            manager = stack.enter_context(
+                contextlib.closing(checkpoint.manager(folder, keep, ends))
+            )
+        state = checkpoint.begin(manager, model, seed)
+        if int(state.step):
             print(f"training: goes on from the checkpoint of update {int(state.step)}")
-        recent, said = logs.rewind(log, int(state.step)), set()
+        recent, said = logs.rewind(log, int(state.step)) if lead else [], set()
 
         def save(state, stop):
+            if not lead:
+                return
             checkpoint.save(manager, state)
             if stop:
                 manager.wait_until_finished()
@@ -154,7 +157,8 @@ def train(
             def flush(pending, describe=describe, end=end):
                 records = [describe(*item) for item in jax.device_get(pending)]
                 good = _finite(records)
-                logs.append(log, good)
+                if lead:
+                    logs.append(log, good)
                 board(good)
                 if len(good) < len(records):
                     _diverged(records[len(good)], manager)
@@ -171,6 +175,7 @@ def train(
             run = steps.data_parallel(model.steps[phase.step], size)
             with jobs.progress(end - begin, first - begin, f"train {phase.step}", "update") as bar:
                 state = _loop(run, state, batches, bar, flush, save, due, log_every)
+    hosts.first(0)  # the last checkpoint is written
     return state
 
 
@@ -189,23 +194,26 @@ def notes(model, groups):
 
 def _loop(run, state, batches, bar, flush, save, due, log_every):
     """One phase, update by update; metrics are looked at before the state is saved."""
-    step, pending = int(state.step), []
+    step, pending, compiled = int(state.step), [], False
     for data, index in batches:
         state, metrics = run(state, data, index)
-        if bar.n == bar.initial:  # it compiled: the bar's rate begins now
+        if not compiled:  # the bar's rate begins now
             jax.block_until_ready(metrics)
             bar.unpause()
+            compiled = True
         step += 1
         pending.append((step, metrics))
-        stop = jobs.asked()
-        if len(pending) >= log_every or due(step) or stop:
+        fetch = len(pending) >= log_every or due(step)
+        # Several processes stop in the same update, one alone at once.
+        stop = hosts.largest(jobs.asked()) if fetch or jax.process_count() == 1 else 0
+        if fetch or stop:
             bar.set_postfix(epoch=flush(pending)[-1]["epoch"], refresh=False)
             pending = []
         bar.update()
         if due(step) or stop:
             save(state, stop)
         if stop:
-            jobs.check()
+            raise jobs.Stopped(stop)
     return state
 
 
@@ -218,8 +226,9 @@ def _finite(records):
 
 
 def _diverged(record, manager):
-    manager.wait_until_finished()
-    last = manager.latest_step()
+    if manager:
+        manager.wait_until_finished()
+    last = manager.latest_step() if manager else None
     kept = (
         "no checkpoint was written yet"
         if last is None
@@ -238,10 +247,13 @@ def _diverged(record, manager):
 
 
 def _batches(parts, draws, budget):
-    """(packed pairs, rows of them) for each draw: resident where they fit, else streamed."""
+    """(packed pairs, rows of them) for each draw: resident where they fit, else streamed.
+
+    Of several processes, each reads from the stores only its own columns of a draw.
+    """
     size = int(np.prod(store.open_store(parts[0].path)["pairs"].shape[1:])) // 8
     counts = [len(part.rows) for part in parts]
-    if sum(counts) * size <= budget:
+    if sum(counts) * size <= budget and jax.process_count() == 1:
         data = steps.resident(np.concatenate([store.load(*part) for part in parts]))
         for index in draws:
             yield data, index
@@ -249,13 +261,16 @@ def _batches(parts, draws, budget):
     starts = np.cumsum([0, *counts[:-1]])
 
     def fetch(index):
-        flat = index.ravel()
+        mine = hosts.columns(index.shape[1])
+        flat = index[:, mine].ravel()
         bits = np.empty((len(flat), size), np.uint8)
         owner = np.searchsorted(starts, flat, side="right") - 1
         for number, part in enumerate(parts):
-            mine = owner == number
-            bits[mine] = store.load(part.path, part.rows[flat[mine] - starts[number]])
-        return bits, np.arange(index.size).reshape(index.shape)
+            its = owner == number
+            bits[its] = store.load(part.path, part.rows[flat[its] - starts[number]])
+        local = np.zeros_like(index)
+        local[:, mine] = np.arange(len(flat)).reshape(len(index), -1)
+        return bits, local
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         ahead = []

@@ -57,6 +57,12 @@ def test_round_trip_with_columns_and_native_truth(tmp_path):
         store.read_native(path, 4)
 
 
+@pytest.mark.parametrize("size", [2, 4, 6])
+def test_voxels_are_counted_in_the_bits(size):
+    pairs = np.random.default_rng(size).random((3, 2, size, size, size, 2)) < [0.2, 0.7]
+    np.testing.assert_array_equal(store.voxels(store.pack(pairs)), pairs.sum((2, 3, 4)))
+
+
 def test_order_of_writing_does_not_change_the_bytes(tmp_path):
     bits = store.pack(_pairs(10))
     for name, order in (("a", (0, 4, 8)), ("b", (8, 0, 4))):
