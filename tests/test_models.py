@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import vae, vae_wgan, wgan_gp
+from experiments import introvae, vae, vae_wgan, vnet, wgan_gp
 from skullgen import losses, nets, steps, store, train
 from skullgen.errors import UserError
 from skullgen.models import vae as vae_model
@@ -66,6 +66,39 @@ def test_two_devices_with_half_a_batch_equal_one(module, name, batches, data):
     for a, b in zip(one, two, strict=True):
         # Adam's first updates divide by the gradient's size: compare to its step, not to 0.
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "batches", "watched"),
+    [
+        (vae, "vae", 1, ("reconstruction", "occupancy_skull")),
+        (wgan_gp, "wgan", 5, ("critic_distance", "penalty", "generator_loss")),
+        (introvae, "intro", 1, ("reconstruction", "occupancy_skull")),
+        (vnet, "segment", 1, ("loss",)),
+    ],
+)
+def test_bfloat16_stays_within_a_fiftieth_of_float32_for_20_updates(
+    module, name, batches, watched, data
+):
+    logs = {}
+    for precision in ("float32", "bfloat16"):
+        config = module.get_config("smoke")
+        settings = config.segment.model if module is vnet else config.model
+        with settings.unlocked():
+            settings.update(resolution=SIZE, precision=precision)
+        model = train.load_model(config.model_name or "vnet", settings)
+        state = jax.jit(model.init)(jax.random.key(0))
+        state = state.replace(key=jax.random.key(1, impl="threefry2x32"))
+        run = steps.data_parallel(model.steps[name], SIZE, jax.local_devices()[:1])
+        logs[precision] = []
+        for update in range(20):
+            index = store.batch_rows(12, 4, seed=0, phase=0, update=update, batches=batches)
+            state, metrics = run(state, data, index)
+            logs[precision].append([float(metrics[key]) for key in watched])
+    exact, rounded = (np.array(logs[precision]) for precision in ("float32", "bfloat16"))
+    assert not np.array_equal(exact, rounded)  # it was computed in bfloat16
+    assert (np.abs(rounded - exact).max(axis=0) < 0.02 * np.abs(exact).max(axis=0)).all()
+    assert (np.ptp(exact, axis=0) > 0).all()
 
 
 def test_scanned_critic_updates_equal_a_loop_by_hand(data):
