@@ -22,6 +22,8 @@ FREE = (
 def sweep(config, folder, which):
     """Runs the jobs of `config.table` in `folder`: `list` shows them, a number runs one, or `all`.
 
+    The list: number, wave (its runs need only runs of earlier waves), name, state.
+
     Jobs that are finished are not run again. `all` goes on past a job that fails, and ends with
     the table of what is there, and the report. Raises UserError where jobs failed.
     """
@@ -33,10 +35,12 @@ def sweep(config, folder, which):
     for job in plan:
         marks[job.name] = _mark(job, folder, marks)
     if which == "list":
+        waves = {}
         for number, job in enumerate(plan):
             needs = ", ".join(str(names.index(name)) for name in job.needs)
             state = "done" if marks[job.name] else f"needs {needs}" if needs else ""
-            print(f"{number:4d}  {job.name:50s} {state}")
+            waves[job.name] = 1 + max([waves[name] for name in job.needs], default=-1)
+            print(f"{number:4d}  {waves[job.name]}  {job.name:50s} {state}")
         return
     if which != "all" and not (which.isdecimal() and int(which) < len(plan)):
         raise UserError(f"--sweep is {which!r}: list, all, or a number below {len(plan)}")

@@ -74,7 +74,7 @@ def test_a_sweep_is_run_listed_reused_and_gathered(tmp_path, capsys, monkeypatch
     sweep.sweep(config, tmp_path, "0")  # as a cluster's array would
     sweep.sweep(config, tmp_path, "list")
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.split()[:3] == ["0", "data", "done"] for line in lines)
+    assert any(line.split() == ["0", "0", "data", "done"] for line in lines)
     sweep.sweep(config, tmp_path, "all")
     out = capsys.readouterr().out
     assert "10 of 10 runs are done" in out and "mean training skull" in out
@@ -193,7 +193,7 @@ def test_what_was_made_again_makes_its_nets_undone(tmp_path, monkeypatch, capsys
     sweep.sweep(changed, tmp_path, "list")
     lines = capsys.readouterr().out.splitlines()
     state = {
-        line.split()[1]: "done" in line.split() for line in lines if line[:4].strip().isdigit()
+        line.split()[2]: "done" in line.split() for line in lines if line[:4].strip().isdigit()
     }
     assert state["data"] and state["toy-s0"] and state["real-all-s0"]
     assert not state["toy-4-s0"] and not state["real+toy-4-s0"]
