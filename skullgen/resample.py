@@ -16,6 +16,7 @@ VAULT_MM = 80.0  # the vault reaches this far below the vertex: above the nose, 
 PLANE_MM2 = 20.0  # a plane that cuts less bone than this is a speck, a wire or noise
 PIECE_MM = 1.0  # pieces are told apart on a grid no coarser than this, where the source allows
 TIE = 1e-6  # of a share: what float32 rounding lifts a value on the threshold by, at most
+SLAB, BATCH = 16, 2**18  # planes of cells and voxels at a time: what a core's cache holds
 SNAP = 1e-3  # voxels; float32 affines put edges that coincide this far apart at worst
 
 
@@ -108,13 +109,14 @@ def reduce(mask, affine, target_affine, size):
     return np.minimum(share, 1, out=share)
 
 
-def enlarge(share, model_affine, affine, shape, *, threshold=0.5):
-    """Bring a share back to a native grid: trilinear, as `planes`; the same arguments.
+def enlarge(share, model_affine, affine, shape, *, threshold=0.5, nearest=False):
+    """Bring a share back to a native grid, as `planes`; the same arguments.
 
     Returns bool `shape`. Raises ValueError where the axes are not parallel.
     """
     out = np.zeros(shape, bool)
-    for x, plane in planes(share, model_affine, affine, shape, threshold=threshold):
+    grids = model_affine, affine, shape
+    for x, plane in planes(share, *grids, threshold=threshold, nearest=nearest):
         out[x] = plane
     return out
 
@@ -165,6 +167,66 @@ def planes(share, model_affine, affine, shape, *, threshold=0.5, nearest=False):
             whole = np.zeros(shape[1:], bool)
             whole[ys.start + rows, zs] = plane > threshold + TIE
             yield k, whole
+
+
+def overlap(shares, thresholds, size, *, nearest=False):
+    """Bring two shares to `size`^3 voxels and count the bone there; neither mask is ever held.
+
+    Trilinear or nearest, and cut, as in `planes`; all grids are of one cube. Eight neighbouring
+    centres span a cell: only where some of them are bone and some not is anything interpolated.
+
+    Args:
+      shares: two of [D, D, D], each bool or float, 0 to 1.
+      thresholds: one for each, not negative.
+      size: voxels along a side; any, not only multiples of D.
+      nearest: as in `planes`.
+
+    Returns:
+      int [3], the voxels that are bone in the first, in the second, in both.
+    """
+    count, levels = shares[0].shape[0], [threshold + TIE for threshold in thresholds]
+    at = (np.arange(size) + 0.5) * count / size - 0.5
+    at = np.floor(at + 0.5) if nearest else at
+    cell = np.floor(at).astype(int) + 1  # between the centres cell - 1 and cell
+    inside = np.bincount(cell, minlength=count + 1)
+    # How far on in each cell its voxels lie; where it has fewer, NaN, which is never bone.
+    part = np.full((inside.max(), count + 1), np.nan, np.float32)
+    order = np.arange(size) - (np.cumsum(inside) - inside)[cell]
+    part[order, cell] = np.clip(at, 0, count - 1) - cell + 1
+    sides = box((shares[0] > levels[0]) | (shares[1] > levels[1]))
+    near = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in sides)
+    edges = [(int(side.start == 0), int(side.stop == count)) for side in sides]
+    shares = [np.pad(share[near], edges, mode="edge") for share in shares]
+    parts = [part[:, side.start : side.stop + 1] for side in sides]
+    # In flat arrays the neighbours are a step away; cells that wrap around have no voxels.
+    x, y, z = (np.append(inside[side.start : side.stop + 1], 0) for side in sides)
+    steps = 1, len(z), len(y) * len(z)
+    corners = np.add.outer(np.add.outer([0, steps[1]], [0, 1]), [0, steps[2]])
+    batch = max(1, BATCH // len(part) ** 3)
+    counts = np.zeros(3, int)
+    for first in range(0, len(x) - 1, SLAB):
+        flat = [share[first : first + SLAB + 1].ravel() for share in shares]
+        some = full = [share > level for share, level in zip(flat, levels, strict=True)]
+        for step in steps:
+            some = [bone[:-step] | bone[step:] for bone in some]
+            full = [bone[:-step] & bone[step:] for bone in full]
+        voxels = np.multiply.outer(x[first : first + SLAB], np.outer(y, z)).ravel()[: full[0].size]
+        mixed = [k & ~whole & (voxels > 0) for k, whole in zip(some, full, strict=True)]
+        either, alone = mixed[0] | mixed[1], (mixed[0] & ~some[1], mixed[1] & ~some[0])
+        counts += [voxels[bone & ~either].sum() for bone in (*full, full[0] & full[1])]
+        groups = ([0], alone[0]), ([1], alone[1]), ([0, 1, 2], either & ~alone[0] & ~alone[1])
+        for which, cells in groups:
+            cells = np.flatnonzero(cells)
+            for start in range(0, len(cells), batch):
+                here = cells[start : start + batch]
+                where = np.unravel_index(here + first * steps[2], shares[0].shape)
+                taps = [part.take(k, axis=1) for part, k in zip(parts, where, strict=True)]
+                here = corners[..., None] + here
+                bone = [_between(flat[k][here], *taps) > levels[k] for k in which[:2]]
+                if len(bone) == 2:
+                    bone.append(bone[0] & bone[1])
+                counts[which] += [np.count_nonzero(k) for k in bone]
+    return counts
 
 
 def split_share(complete_share, implant_share, threshold):
@@ -250,3 +312,11 @@ def _taps(side, edge):
     weights = np.minimum(high, where + 1) - np.maximum(low, where)
     weights[(weights < 0) | (where < side.start) | (where >= side.stop)] = 0
     return np.clip(where, side.start, side.stop - 1) - side.start, weights.astype(np.float32)
+
+
+def _between(corners, x, y, z):
+    """Interpolate `corners` [2 (y), 2 (z), 2 (x), K] at parts [J, K] of each axis: [J, J, J, K]."""
+    corners, y, z = corners.astype(np.float32, copy=False), y[:, None, None], z[:, None]
+    corners = corners[:, :, :1] * (1 - x) + corners[:, :, 1:] * x
+    corners = corners[:, :1] * (1 - z) + corners[:, 1:] * z
+    return corners[:1] * (1 - y) + corners[1:] * y

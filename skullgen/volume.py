@@ -111,7 +111,7 @@ def read_reduced(path, size, *, keep_native=False):
     crop = _native_crop(packed, counts, turn, factor) if keep_native else None
     native, centres = source.affine @ turn, np.diag([factor, factor, factor, 1.0])
     centres[:3, 3] = (factor - 1) / 2
-    counts = np.ascontiguousarray(turned(counts.T, turn))
+    counts = _in_c_order(turned(counts.T, turn))
     return Reduced(counts, crop, native @ centres, native, source.shape, factor)
 
 
@@ -152,7 +152,7 @@ def pack(mask):
     """Crop `mask` [X, Y, Z] to its bone's tight box and pack it, one bit a voxel."""
     sides = box(mask)
     part = mask[sides] != 0
-    return Crop(np.packbits(part.ravel()), tuple(side.start for side in sides), part.shape)
+    return Crop(np.packbits(_in_c_order(part)), tuple(side.start for side in sides), part.shape)
 
 
 def unpack(crop):
@@ -212,3 +212,11 @@ def _native_crop(packed, counts, turn, factor):
     starts = [side.start * factor for side in box(turned(counts.T, turn))]
     origin = tuple(start + inner for start, inner in zip(starts, crop.origin, strict=True))
     return crop._replace(origin=origin)
+
+
+def _in_c_order(view):
+    """Copy `view` [X, Y, Z], of any strides. At once, strides of 2^n would miss the cache."""
+    out = np.empty(view.shape, view.dtype)
+    for y in range(view.shape[1]):
+        out[:, y] = view[:, y].copy(order="K")
+    return out

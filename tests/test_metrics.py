@@ -242,7 +242,7 @@ def test_512_voxels_a_side_take_little_memory(rule):
     value = metrics.upsampled_dice(probability, truth, 512, rule)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert 0.8 < value < 1 and peak < 50e6
+    assert 0.8 < value < 1 and peak < 25e6
 
 
 # --- Native ------------------------------------------------------------------------------------

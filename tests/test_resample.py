@@ -123,6 +123,38 @@ def test_the_nearest_planes_repeat_voxels(factor):
         np.testing.assert_array_equal(plane, whole[x])
 
 
+@pytest.mark.parametrize("nearest", [False, True])
+@pytest.mark.parametrize(("slab", "batch"), [(16, 2**18), (2, 1), (3, 500)])
+@pytest.mark.parametrize(("size", "count"), [(20, 20), (20, 60), (20, 80), (20, 53), (40, 20)])
+def test_overlap_counts_the_voxels_of_two_enlarged_shares(
+    size, count, slab, batch, nearest, monkeypatch
+):
+    monkeypatch.setattr(resample, "SLAB", slab)
+    monkeypatch.setattr(resample, "BATCH", batch)
+    draw = np.random.default_rng(count)
+    # Of one, of the other and of both: solid bone, soft edges, specks; at the grid's edges, too.
+    share = np.zeros((size,) * 3, np.float32)
+    share[2:9, : size // 2, 4:12] = 1
+    share = ndimage.uniform_filter(share, 3)
+    share[tuple(draw.integers(0, size, (3, 12)))] = 0.8
+    mask = np.zeros((size,) * 3, bool)
+    mask[5:14, 3:, 1:10] = draw.random((9, size - 3, 9)) < 0.95
+    grids = _grid(1.0, (0, 0, 0)), _grid(size / count, (0, 0, 0)), (count,) * 3
+    found = [
+        resample.enlarge(part, *grids, threshold=threshold, nearest=nearest)
+        for part, threshold in ((share, 0.3), (mask, 0.5))
+    ]
+    got = resample.overlap((share, mask), (0.3, 0.5), count, nearest=nearest)
+    assert got.tolist() == [np.count_nonzero(k) for k in (*found, found[0] & found[1])]
+    assert got.min() > 0
+
+
+def test_overlap_of_nothing_is_empty():
+    empty = np.zeros((5, 5, 5), bool)
+    assert not resample.overlap((empty, empty), (0.5, 0.5), 12).any()
+    assert resample.overlap((empty, ~empty), (0.5, 0.5), 12).tolist() == [0, 12**3, 0]
+
+
 @pytest.mark.parametrize(("size", "count"), [(4, 24), (6, 19), (6, 23), (4, 29)])
 def test_ties_are_not_bone_at_ratios_that_float32_rounds(size, count):
     # The weights in whole numbers, 2 * count in all: ties are ties.
