@@ -80,37 +80,32 @@ weight_gradient.defvjp(
 
 
 def conv_same(x, w, impl="auto"):
-    """Convolve with a kernel of 4, stride 1 and SAME padding (the generator's stem).
+    """Convolve with a kernel of any size, stride 1 and SAME padding (the generator's stem, V-Net).
 
     The paper's k4 s1 transposed convolution is this one with the kernel mirrored, so a trained
     layer need not tell them apart.
 
-    x: `[B, n, n, n, C]`, float32 or bfloat16. w: `[4, 4, 4, C, O]`. impl: as in `conv`.
+    x: `[B, n, n, n, C]`, float32 or bfloat16. w: `[k, k, k, C, O]`. impl: as in `conv`.
     Returns `[B, n, n, n, O]` in x's dtype.
     """
-    return _same(x, w, 1, impl)
+    return _same(x, w, (len(w) - 1) // 2, impl)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _same(x, w, low, impl):
-    """Convolve with stride 1, `low` zeros before and 3 - low after each axis."""
+    """Convolve with stride 1, `low` zeros before and k - 1 - low after each axis."""
     if not _matmul(impl):
-        return _lax(x, w, _FORWARD, padding=((low, 3 - low),) * 3)
-    taps = _taps(x.shape, low)
-    w = w[tuple(slice(t.start, t.stop) for t in taps)].reshape(-1, w.shape[-1])
-    return _dot(_neighbours(x, taps, low), w, ((4,), (0,))).astype(x.dtype)
+        return _lax(x, w, _FORWARD, padding=((low, len(w) - 1 - low),) * 3)
+    return _same_matmul(x, w, low)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _same_weight(x, g, low, impl):
-    """Differentiate `sum(g * _same(x, w, low))` with respect to w."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _same_weight(x, g, low, kernel, impl):
+    """Differentiate `sum(g * _same(x, w, low))` with respect to w, of `kernel` a side."""
     if not _matmul(impl):
-        return _lax(x, g, ("CXYZN", "IXYZO", "XYZNC"), padding=((low, 3 - low),) * 3)
-    taps = _taps(x.shape, low)
-    rows = ((0, 1, 2, 3), (0, 1, 2, 3))
-    w = _dot(_neighbours(x, taps, low), g, rows).astype(x.dtype)
-    w = w.reshape(*map(len, taps), x.shape[-1], g.shape[-1])
-    return jnp.pad(w, (*((t.start, 4 - t.stop) for t in taps), (0, 0), (0, 0)))
+        layout = ("CXYZN", "IXYZO", "XYZNC")
+        return _lax(x, g, layout, padding=((low, kernel - 1 - low),) * 3)
+    return _same_weight_matmul(x, g, low, kernel)
 
 
 def _mirror(w):
@@ -120,14 +115,14 @@ def _mirror(w):
 _same.defvjp(
     lambda x, w, low, impl: (_same(x, w, low, impl), (x, w)),
     lambda low, impl, xw, g: (
-        _same(g, _mirror(xw[1]), 3 - low, impl),
-        _same_weight(xw[0], g, low, impl),
+        _same(g, _mirror(xw[1]), len(xw[1]) - 1 - low, impl),
+        _same_weight(xw[0], g, low, len(xw[1]), impl),
     ),
 )
 _same_weight.defvjp(
-    lambda x, g, low, impl: (_same_weight(x, g, low, impl), (x, g)),
-    lambda low, impl, xg, w: (
-        _same(xg[1], _mirror(w), 3 - low, impl),
+    lambda x, g, low, kernel, impl: (_same_weight(x, g, low, kernel, impl), (x, g)),
+    lambda low, kernel, impl, xg, w: (
+        _same(xg[1], _mirror(w), kernel - 1 - low, impl),
         _same(xg[0], w, low, impl),
     ),
 )
@@ -313,18 +308,73 @@ def _cut(x, offset, sides):
     return x[(slice(None), *(slice(o, o + n) for o, n in zip(offset, sides, strict=True)))]
 
 
-def _side_by_side(pieces):
-    stack = jnp.moveaxis(jnp.stack(list(pieces)), 0, 4)
-    return stack.reshape(*stack.shape[:4], -1)
+# Stride 1: what the taps along the last `inner` axes see is gathered as rows, the taps along the
+# others are columns of the product, whose shifts are added, at the price of a halo.
 
 
-def _taps(shape, low):
+def _taps(shape, kernel, low):
     """List the kernel's taps along each axis that ever meet a voxel rather than padding."""
-    return [range(max(0, low + 1 - n), min(4, low + n)) for n in shape[1:4]]
+    return [range(max(0, low + 1 - n), min(kernel, low + n)) for n in shape[1:4]]
 
 
-def _neighbours(x, taps, low):
-    """`[B, n, n, n, C]` to `[B, n, n, n, TC]`: what each of the T taps sees of x."""
-    x = jnp.pad(x, ((0, 0), *(((low, 3 - low),) * 3), (0, 0)))
-    sides = [n - 3 for n in x.shape[1:4]]
-    return _side_by_side(_cut(x, a, sides) for a in itertools.product(*taps))
+def _form(sides, sizes, c, o):
+    """Choose `inner` (1 to 3); also the entries a sample of both factors then has."""
+    cost = {}
+    for inner in (1, 2, 3):
+        outer = 3 - inner
+        halo = math.prod(n + k - 1 for n, k in zip(sides[:outer], sizes, strict=False))
+        rows, columns = math.prod(sizes[outer:]) * c, math.prod(sizes[:outer]) * o
+        places = halo * math.prod(sides[outer:])
+        # Measured: 50 products take as long as to add an entry, and to gather one three times that.
+        cost[inner] = places * (rows * columns / 50 + 3 * rows + columns), places * (rows + columns)
+    inner = min(cost, key=cost.get)
+    return inner, cost[inner][1]
+
+
+def _windows(x, taps, low, inner):
+    """Pad x, and put what each tap along the last `inner` axes sees side by side."""
+    x = jnp.pad(x, ((0, 0), *((low - t.start, t.stop - 1 - low) for t in taps), (0, 0)))
+    for axis in range(3, 3 - inner, -1):
+        k = len(taps[axis - 1])
+        n = x.shape[axis] - k + 1
+        x = jnp.concatenate([lax.slice_in_dim(x, i, i + n, axis=axis) for i in range(k)], axis=-1)
+    return x
+
+
+def _same_matmul(x, w, low):
+    taps, sides = _taps(x.shape, len(w), low), x.shape[1:4]
+    w = w[tuple(slice(t.start, t.stop) for t in taps)]
+    inner, entries = _form(sides, w.shape[:3], *w.shape[3:])
+    outer = 3 - inner
+    rows = w.transpose(*range(outer, 4), *range(outer), 4)
+    rows = rows.reshape(math.prod(rows.shape[: inner + 1]), -1)
+    places = [(*a, *(0,) * inner) for a in itertools.product(*map(range, w.shape[:outer]))]
+
+    def product(x):
+        y = _dot(_windows(x, taps, low, inner), rows, ((4,), (0,)))
+        parts = zip(jnp.split(y, len(places), axis=-1), places, strict=True)
+        return sum(_cut(part, place, sides) for part, place in parts).astype(x.dtype)
+
+    return _chunked(product, x, entries)
+
+
+def _same_weight_matmul(x, g, low, kernel):
+    taps, c, o = _taps(x.shape, kernel, low), x.shape[-1], g.shape[-1]
+    sizes = [len(t) for t in taps]
+    inner, entries = _form(x.shape[1:4], sizes, c, o)
+    outer = 3 - inner
+    samples = _samples(x.shape[0], entries)
+
+    def add(total, xg):
+        x, g = xg
+        for axis in range(outer, 0, -1):
+            k = sizes[axis - 1]
+            pads = [[(0, 0)] * axis + [(i, k - 1 - i)] + [(0, 0)] * (4 - axis) for i in range(k)]
+            g = jnp.concatenate([jnp.pad(g, pad) for pad in pads], axis=-1)
+        return total + _dot(_windows(x, taps, low, inner), g, ((0, 1, 2, 3), (0, 1, 2, 3))), None
+
+    shape = (*sizes[outer:], c, *sizes[:outer], o)
+    start = jnp.zeros((math.prod(shape[: inner + 1]), math.prod(shape[inner + 1 :])), jnp.float32)
+    w, _ = lax.scan(add, start, (_parts(x, samples), _parts(g, samples)))
+    w = w.reshape(shape).transpose(*range(inner + 1, 4), *range(inner + 1), 4).astype(x.dtype)
+    return jnp.pad(w, (*((t.start, kernel - t.stop) for t in taps), (0, 0), (0, 0)))

@@ -124,6 +124,25 @@ def test_same_equals_plain_lax(side, impl):
     close(second(ours), second(plain_same))
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("kernel", [2, 3, 5])
+def test_same_of_any_kernel_equals_plain_lax(kernel, impl):
+    x, w, g = normal((2, 6, 4, 8, 3), (kernel,) * 3 + (3, 5), (2, 6, 4, 8, 5))
+    ours = functools.partial(conv.conv_same, impl=impl)
+    close(ours(x, w), plain_same(x, w))
+    close(jax.vjp(ours, x, w)[1](g), jax.vjp(plain_same, x, w)[1](g))
+
+
+@pytest.mark.parametrize("inner", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [4, 5])
+def test_every_form_of_same_gives_the_same(inner, kernel, monkeypatch):
+    monkeypatch.setattr(conv, "_form", lambda sides, sizes, c, o: (inner, conv._CHUNK))
+    x, w, g = normal((2, 2, 6, 4, 3), (kernel,) * 3 + (3, 5), (2, 2, 6, 4, 5))
+    ours = functools.partial(conv.conv_same, impl="matmul")
+    close(ours(x, w), plain_same(x, w))
+    close(jax.vjp(ours, x, w)[1](g), jax.vjp(plain_same, x, w)[1](g))
+
+
 def penalty(forward, transpose, same, weights, x):
     """Gradient penalty of a critic that uses all three layers; `weights` one kernel a layer."""
 

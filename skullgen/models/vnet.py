@@ -5,49 +5,19 @@ channels out, `k` the (odd) kernel. Weights are float32, the head and the loss t
 """
 
 import functools
-import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax import lax
 
-from skullgen import augment, losses, nets, steps
+from skullgen import augment, conv, losses, nets, steps
 from skullgen.errors import UserError, one_of
 from skullgen.models.wgan_gp import PRECISIONS, new_net
 from skullgen.types import Model, State
 
 AUGMENT = 0  # stream of random draws
-
-
-def convolve(x, w, impl="auto"):
-    """Convolve with stride 1 and SAME padding.
-
-    x: `[B, n, n, n, C]`. w: `[k, k, k, C, O]`, k odd, the same dtype.
-    impl: "matmul" (CPU, float32), "lax" (cuDNN) or "auto", which follows backend and dtype.
-    Returns `[B, n, n, n, O]` in x's dtype.
-    """
-    small = jax.default_backend() == "cpu" and x.dtype == jnp.float32
-    if impl == "lax" or (impl == "auto" and not small):
-        layout = ("NXYZC", "XYZIO", "NXYZC")
-        return lax.conv_general_dilated(x, w, (1, 1, 1), "SAME", dimension_numbers=layout)
-    # 5 to 9 times faster than XLA:CPU's own with 8 channels, since a sample stays in the cache:
-    # k shifts along Z to channels, one product for all taps across, their shifts added.
-    k = len(w)
-    taps = w.transpose(2, 3, 0, 1, 4).reshape(k * w.shape[3], -1)
-
-    @jax.checkpoint  # the shifts are made again, not kept: they are k times x
-    def one(x, taps):
-        side = x.shape[:3]
-        x = jnp.pad(x, ((k // 2,) * 2,) * 3 + ((0, 0),))
-        x = jnp.concatenate([x[:, :, c : c + side[2]] for c in range(k)], axis=-1)
-        places = itertools.product(range(k), repeat=2)
-        parts = zip(jnp.split(x @ taps, k * k, axis=-1), places, strict=True)
-        return sum(part[a : a + side[0], b : b + side[1]] for part, (a, b) in parts)
-
-    return lax.map(lambda x: one(x, taps), x)
 
 
 def halve(x, w):
@@ -71,7 +41,7 @@ def double(x, w):
 
 
 class Unit(nn.Module):
-    """One of the three operations above, a norm, an addition, PReLU with one slope a channel."""
+    """`conv.conv_same`, `halve` or `double`, a norm, an addition, PReLU with a slope a channel."""
 
     operation: Any
     kernel: int
@@ -120,7 +90,7 @@ class VNet(nn.Module):
 
         def stage(x, add, width, count):
             for left in reversed(range(count)):
-                x = unit(convolve, self.kernel, width)(x, train, 0 if left else add)
+                x = unit(conv.conv_same, self.kernel, width)(x, train, 0 if left else add)
             return x
 
         x, skips = skulls[..., None].astype(self.dtype), []
