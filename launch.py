@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -131,9 +132,12 @@ if __name__ == "__main__":
         sys.exit(130)
     except Exception as error:
         code = report_error(error)
+        if _DISTRIBUTED.value and not (code and code > 128):
+            # Not by sys.exit, which would wait for the other processes for minutes.
+            if code is None:
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(code or 1)
         if code is None:
             raise
-        if _DISTRIBUTED.value:  # the others would wait for this process for minutes
-            sys.stdout.flush()
-            os._exit(code)
         sys.exit(code)

@@ -8,12 +8,10 @@
 # failure or a time limit: what is done is not submitted, and what was begun goes on.
 set -euo pipefail
 
-if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
-  exec python launch.py "$@" --sweep="$SLURM_ARRAY_TASK_ID"
+if [ -n "${SKULLGEN_JOB:-}" ]; then  # a job that the lines below submitted
+  exec python launch.py "$@" ${SLURM_ARRAY_TASK_ID:+--sweep="$SLURM_ARRAY_TASK_ID"}
 fi
-if [ -n "${SLURM_JOB_ID:-}" ]; then
-  exec python launch.py "$@"
-fi
+export SKULLGEN_JOB=1
 
 : "${SBATCH_ARGS:=--gres=gpu:1 --cpus-per-task=16 --mem=64G --time=1-00:00:00}"
 listed=$(python launch.py "$@" --sweep=list | awk '$1 ~ /^[0-9]+$/ && $NF != "done"')
@@ -21,9 +19,10 @@ after=()
 for wave in $(awk '{print $2}' <<< "$listed" | sort -nu); do
   runs=$(awk -v wave="$wave" '$2 == wave {print $1}' <<< "$listed" | paste -sd, -)
   # shellcheck disable=SC2086  # SBATCH_ARGS are words
-  job=$(sbatch --parsable $SBATCH_ARGS "${after[@]}" --array="$runs" "$0" "$@")
+  job=$(sbatch --parsable $SBATCH_ARGS ${after[@]+"${after[@]}"} --array="$runs" "$0" "$@")
   echo "wave $wave: runs $runs, job $job"
   after=(--dependency="afterany:${job%%;*}")
 done
 # shellcheck disable=SC2086
-echo "table: job $(sbatch --parsable $SBATCH_ARGS "${after[@]}" "$0" "$@")"
+job=$(sbatch --parsable $SBATCH_ARGS ${after[@]+"${after[@]}"} "$0" "$@")
+echo "table, and what failed before: job $job"

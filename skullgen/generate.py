@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skullgen import jobs, nets, postprocess, steps, store
+from skullgen import hosts, jobs, nets, postprocess, steps, store
 
 SHARD = 64  # pairs in a file
 
@@ -107,7 +107,9 @@ def run(
     size: voxels a side. attributes: of the store (`store.create`). share: (k, n), of the shards.
     """
     count = settings.count
-    store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
+    if hosts.lead():
+        store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
+    hosts.first(0)
     shards = store.missing(path, share)
     if not shards:
         print(f"{path}: all {sum(map(len, store.shards(path, share)))} pairs are there")

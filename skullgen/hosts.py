@@ -5,6 +5,7 @@ later stages make. Every process sees the same metrics, and so ends in the same 
 """
 
 import re
+import sys
 
 import jax
 import numpy as np
@@ -27,6 +28,8 @@ def join(text):
         place = {}
     else:
         raise UserError(f"--distributed is {text!r}: auto, or K/N@HOST:PORT (process K of N)")
+    if by_hand and int(index):
+        print(f"process {index} of {count}: waits for process 0 at {address}", file=sys.stderr)
     try:
         jax.distributed.initialize(**place)
     except ValueError as error:
@@ -34,12 +37,20 @@ def join(text):
             f"--distributed={text}: JAX finds no such cluster ({error}): start it by srun or "
             "mpirun, or give each process --distributed=K/N@HOST:PORT"
         ) from None
+    # Both groups of devices meet now: later a process may be long behind another, here it may not.
+    largest(0)
+    jax.pmap(lambda x: jax.lax.psum(x, "all"), "all")(np.zeros(jax.local_device_count()))
 
 
 def leave():
     """Ends the run of several processes, once all have come here; process 0 may go on alone."""
-    if jax.distributed.is_initialized():
+    if several():
         jax.distributed.shutdown()
+
+
+def several():
+    """Whether this is one of several processes, which have not left each other yet."""
+    return jax.distributed.is_initialized()
 
 
 def lead():
@@ -58,11 +69,11 @@ def first(value):
 
     No process goes on before process 0 has come here.
     """
-    return multihost_utils.broadcast_one_to_all(value) if jax.process_count() > 1 else value
+    return multihost_utils.broadcast_one_to_all(value) if several() else value
 
 
 def largest(number):
     """The largest of all processes' numbers; no process goes on before all have come here."""
-    if jax.process_count() == 1:
+    if not several():
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())

@@ -16,11 +16,14 @@ from skullgen.errors import UserError
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; what is done has been written."""
+    """A signal asked the run to stop; what is done has been written.
 
-    def __init__(self, signum):
+    agreed: of several processes, all know.
+    """
+
+    def __init__(self, signum, agreed=False):
         super().__init__(signum)
-        self.signum = signum
+        self.signum, self.agreed = signum, agreed
 
 
 _asked, _quiet = [], []

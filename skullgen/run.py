@@ -62,7 +62,9 @@ def run(config, workdir):
             "so name no other stage in --config.stages"
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_count() > 1:
+    if hosts.several():
+        if share != (0, 1):
+            raise UserError("--distributed makes the shares itself: leave config.share out")
         config = config.copy_and_resolve_references()
         config.share = f"{jax.process_index()}/{jax.process_count()}"
     with alone(workdir, share) if hosts.lead() else contextlib.nullcontext():
@@ -70,6 +72,9 @@ def run(config, workdir):
             prepare(config, workdir)
             if share[0] == 0:
                 record(workdir, {})
+        hosts.first(0)  # process 0 holds the lock
+        if not (workdir / "config.json").exists():
+            raise UserError(f"{workdir}: not on a disk that all processes share")
         for number, name in enumerate(names):
             if not stages.TOGETHER.intersection(names[number:]):
                 hosts.leave()
@@ -83,22 +88,21 @@ def run(config, workdir):
 def _stage(config, workdir, name, record_it):
     start = time.monotonic()
     print(f"== {name}", flush=True)
-    stages.STAGES[name](config, workdir)
-    if jax.process_count() > 1:
-        _wait(workdir, name)
+    stop = 0
+    try:
+        stages.STAGES[name](config, workdir)
+    except jobs.Stopped as stopped:
+        if stopped.agreed:
+            raise
+        stop = stopped.signum
+    if name in stages.TOGETHER:  # where one stops, all do
+        stop = hosts.largest(stop or jobs.asked())
+    if stop:
+        raise jobs.Stopped(stop)
     seconds = time.monotonic() - start
     print(f"== {name}: {seconds:.0f} s", flush=True)
     if record_it:
         record(workdir, {name: seconds})
-
-
-def _wait(workdir, stage):
-    """Waits until the other processes have made their shares of the stage's stores."""
-    made = {"ingest": ("real.zarr", "fresh.zarr"), "generate": ("generated.zarr",)}
-    for path in (workdir / name for name in made.get(stage, ())):
-        while store.recipe(path) is not None and store.missing(path):
-            jobs.check()
-            time.sleep(0.5)
 
 
 @contextlib.contextmanager
@@ -109,7 +113,9 @@ def alone(workdir, share=(0, 1)):
     """
     with contextlib.ExitStack() as stack:
         if share != (0, 1):
-            _hold(stack.enter_context(open(workdir / ".lock", "a+")), workdir, fcntl.LOCK_SH)
+            whole = stack.enter_context(open(workdir / ".lock", "a+"))
+            _hold(whole, workdir, fcntl.LOCK_SH)
+            whole.truncate(0)  # the words of the last whole run
         name = ".lock" if share == (0, 1) else f".lock-share-{share[0]}"
         file = stack.enter_context(open(workdir / name, "a+"))
         _hold(file, workdir, fcntl.LOCK_EX)

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from skullgen import (
     defects,
     evaluate,
     generate,
+    hosts,
     ingest,
     jobs,
     logs,
@@ -63,8 +65,28 @@ def _ingest(config, workdir):
         link(Path(config.data.root), path, size)
     else:
         ingest.run(path, size, config.data, versions(), config.workers, share=share)
+        _whole(path)
     if config.get("segment") and config.segment.fresh:
-        _fresh(config, workdir / "fresh.zarr", path, share)
+        fresh = workdir / "fresh.zarr"
+        if store.missing(path):
+            print(f"{fresh}: begun when {path} is whole; start this share again then")
+            return
+        _fresh(config, fresh, path, share)
+        _whole(fresh)
+
+
+def _whole(path):
+    """Waits for the shares that the other processes of this run make of a store."""
+    if not hosts.several():
+        return
+    stop = hosts.largest(jobs.asked())
+    if stop:
+        raise jobs.Stopped(stop, agreed=True)
+    for _ in range(200):  # a shared disk may show what others wrote a minute later
+        if not store.missing(path):
+            return
+        time.sleep(0.5)
+    store.require_whole(path, "again, for what is missing, that")
 
 
 def _fresh(config, path, real, share):
@@ -77,17 +99,21 @@ def _fresh(config, path, real, share):
     skulls = len(np.unique(store.open_store(real)["skull"][:][store.rows(real, "train")]))
     cuts = math.ceil(config.segment.fresh / (skulls * len(defects.KINDS)))
     held = store.recipe(path)
-    if held is not None and held["config"]["cuts"] != cuts:
-        _alone(path, share, "another number of cuts")
-        print(f"{path} held {held['config']['cuts']} cuts: it is now {jobs.set_aside(path)}")
+    other = held is not None and held["config"]["cuts"] != cuts
+    _set_aside(path, other, share, "", "another number of cuts")
     options = dict(cuts=cuts, versions=versions(), workers=config.workers, share=share)
     ingest.fresh(path, config.model.resolution, config.data, **options)
 
 
-def _alone(path, share, what):
-    """UserError where a store of `what` is to be set aside while others may be making shares."""
-    if share != (0, 1):
+def _set_aside(path, other, share, tag, what):
+    """Sets a store of other pairs aside: process 0 does; UserError where shares are being made."""
+    if not hosts.first(int(other)):
+        return
+    if share != (0, 1) and not hosts.several():
         raise UserError(f"{path} holds pairs of {what}: move it away, then start every share again")
+    if hosts.lead():
+        print(f"{path} held pairs of {what}: it is now {jobs.set_aside(path, tag)}")
+    hosts.first(0)
 
 
 def link(source, path, size):
@@ -126,8 +152,8 @@ def _common(config):
     return {name: config[name] for name in ("log_every", "keep", "budget_mb")}
 
 
-def _trained(config, workdir):
-    """The generator and its newest state."""
+def _trained(config, workdir, step=None):
+    """The generator and its newest state, or that of a step."""
     model = _model(config)
     if model.decode is None or model.latents is None:
         raise UserError(f"model_name is {config.model_name!r}: it has no latents and decode")
@@ -135,7 +161,7 @@ def _trained(config, workdir):
     if not checkpoint.newest(folder):
         raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
     with contextlib.closing(checkpoint.manager(folder)) as manager:
-        return model, checkpoint.restore(manager, model)
+        return model, checkpoint.restore(manager, model, step)
 
 
 def _channels(config):
@@ -144,7 +170,8 @@ def _channels(config):
 
 
 def _generate(config, workdir):
-    model, state = _trained(config, workdir)
+    newest = hosts.first(checkpoint.newest(workdir / "checkpoints" / config.model_name))
+    model, state = _trained(config, workdir, int(newest))
     settings, share = config.generate, jobs.share(config.share)
     path = workdir / "generated.zarr"
     recipe = {
@@ -156,10 +183,16 @@ def _generate(config, workdir):
         "device": jax.local_devices()[0].device_kind,
     }
     held = store.recipe(path)
-    if held is not None and held != recipe:
-        _alone(path, share, "another checkpoint or settings")
-        aside = jobs.set_aside(path, f"-step{held['step']}")
-        print(f"{path} held pairs of another checkpoint or settings: it is now {aside}")
+    tag = f"-step{held['step']}" if held else ""
+    other = held is not None and held != recipe
+    _set_aside(path, other, share, tag, "another checkpoint or settings")
+    if share != (0, 1) and not hosts.several() and store.recipe(path) is not None:
+        held = len(store.rows(path))
+        if held < settings.count:
+            raise UserError(
+                f"{path} holds {held} pairs, and shares cannot make it larger: set generate.count "
+                f"to {held}, or start without share"
+            )
     real = store.open_store(workdir / "real.zarr").attrs
     attributes = {
         "recipe": recipe,
@@ -181,6 +214,7 @@ def _generate(config, workdir):
         attributes=attributes,
         share=share,
     )
+    _whole(path)
     left = sum(map(len, store.missing(path)))
     if left:
         print(f"{path}: {left} pairs are left to other shares")

@@ -161,7 +161,9 @@ def train(
                     logs.append(log, good)
                 board(good)
                 if len(good) < len(records):
-                    _diverged(records[len(good)], manager)
+                    if manager:
+                        manager.wait_until_finished()
+                    _diverged(records[len(good)], checkpoint.newest(folder))
                 *whole, last = epochs([*recent, *records])
                 over = records[-1]["step"] == end
                 recent[:] = [] if over else last
@@ -205,7 +207,7 @@ def _loop(run, state, batches, bar, flush, save, due, log_every):
         pending.append((step, metrics))
         fetch = len(pending) >= log_every or due(step)
         # Several processes stop in the same update, one alone at once.
-        stop = hosts.largest(jobs.asked()) if fetch or jax.process_count() == 1 else 0
+        stop = hosts.largest(jobs.asked()) if fetch or not hosts.several() else 0
         if fetch or stop:
             bar.set_postfix(epoch=flush(pending)[-1]["epoch"], refresh=False)
             pending = []
@@ -213,7 +215,7 @@ def _loop(run, state, batches, bar, flush, save, due, log_every):
         if due(step) or stop:
             save(state, stop)
         if stop:
-            raise jobs.Stopped(stop)
+            raise jobs.Stopped(stop, agreed=True)
     return state
 
 
@@ -225,14 +227,9 @@ def _finite(records):
     return records
 
 
-def _diverged(record, manager):
-    if manager:
-        manager.wait_until_finished()
-    last = manager.latest_step() if manager else None
+def _diverged(record, last):
     kept = (
-        "no checkpoint was written yet"
-        if last is None
-        else (f"the last good checkpoint is of update {last}")
+        f"the last good checkpoint is of update {last}" if last else "no checkpoint was written yet"
     )
     name, value = next(
         (name, value)

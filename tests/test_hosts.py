@@ -135,6 +135,55 @@ def test_a_signal_to_one_process_stops_both_in_the_same_update(tmp_path):
     assert stopped and len(_log(tmp_path)) == stopped
 
 
+def test_a_signal_in_generation_stops_both_and_two_go_on_with_other_weights(two, tmp_path):
+    work = tmp_path / "run"
+    shutil.copytree(two[0], work)
+    again = [*HYBRID, "--workdir", work, "--config.phases[2].updates=3"]
+    code, said = _ends(_two([*again, "--config.stages=train,generate"]))
+    assert code == 0 and "held pairs of another checkpoint" in said[0][0], said
+    many = [*again, "--config.stages=generate", "--config.generate.count=60000"]
+    processes = _two(many)
+    end = time.monotonic() + 120
+    while len(list((work / "generated.zarr" / "voxels" / "c").glob("*"))) < 8:
+        assert time.monotonic() < end and all(p.poll() is None for p in processes)
+        time.sleep(0.05)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    code, said = _ends(processes)
+    assert code == 143 and "goes on from here" in said[0][1], said
+
+
+def test_work_directories_that_are_not_one_are_refused(tmp_path):
+    port = _free_port()
+    processes = [
+        _start([*TOY, "--workdir", tmp_path / str(k), f"--distributed={k}/2@localhost:{port}"])
+        for k in (0, 1)
+    ]
+    said = processes[1].communicate(timeout=120)
+    assert processes[1].returncode == 2 and "not on a disk that all processes share" in said[1]
+    processes[0].kill()
+    processes[0].communicate()
+
+
+def test_fresh_pairs_and_counts_in_shares(tmp_path):
+    base = [*TOY, "--workdir", tmp_path, "--config.data.skulls=9", "--config.segment.fresh=40"]
+    for share in ("0/2", "1/2", "0/2"):
+        code, words = _ends([_start([*base, "--config.stages=ingest", f"--config.share={share}"])])
+        assert code == 0, words
+        begun = (tmp_path / "fresh.zarr").exists()
+        assert begun == (not store.missing(tmp_path / "real.zarr"))
+    assert store.missing(tmp_path / "fresh.zarr") == []
+    assert store.recipe(tmp_path / "fresh.zarr")["config"]["cuts"] == 2
+    made = [*TOY, "--workdir", tmp_path / "b", "--config.stages=ingest,train"]
+    code, words = _ends([_start(made)])
+    assert code == 0, words
+    grow = [*TOY, "--workdir", tmp_path / "b", "--config.stages=generate", "--config.share=1/2"]
+    code, words = _ends([_start([*grow, "--config.generate.count=70"])])
+    assert code == 0, words
+    code, words = _ends([_start([*grow, "--config.generate.count=140"])])
+    assert code == 2 and "holds 70 pairs, and shares cannot make it larger" in words[0][1]
+
+
 def test_shares_made_apart_are_the_store_made_at_once(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     made = ["--config.stages=ingest,train", "--config.data.skulls=9"]
