@@ -116,7 +116,8 @@ def train(
             manager = stack.enter_context(
                 contextlib.closing(checkpoint.manager(folder, keep, ends))
             )
-        state = checkpoint.begin(manager, model, seed)
+        # Placed as the steps return it, or the first one is compiled twice.
+        state = steps.resident(checkpoint.begin(manager, model, seed))
         if int(state.step):
             print(f"training: goes on from the checkpoint of update {int(state.step)}")
         recent, said = logs.rewind(log, int(state.step)) if lead else [], set()
