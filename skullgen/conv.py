@@ -1,4 +1,4 @@
-"""The 3-D convolutions of the networks: k4 s2 p1, its transpose, and the k4 s1 stem.
+"""The 3-D convolutions of the networks: k4 s2 p1, its transpose, and stride 1 of any kernel.
 
 Legend: B batch, n voxels a side of the coarse grid (the three sides may differ), C channels on the
 fine side, O channels on the coarse side, R rows of a matrix. Channels last throughout.

@@ -35,7 +35,10 @@ def run(path, size, config, versions=None, workers=0, native=True, share=(0, 1))
         raise UserError(f"data.splits is {config.splits!r}: no skull is in it")
     _begin(path, count, size, config, plan, versions, share)
     _work(path, plan, workers, native, share)
-    if not store.missing(path):
+    left = sum(map(len, store.missing(path)))
+    if left:
+        print(f"{path}: {left} pairs are left to other shares")
+    else:
         _summary(path, plan)
 
 

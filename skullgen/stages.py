@@ -99,8 +99,8 @@ def _fresh(config, path, real, share):
     skulls = len(np.unique(store.open_store(real)["skull"][:][store.rows(real, "train")]))
     cuts = math.ceil(config.segment.fresh / (skulls * len(defects.KINDS)))
     held = store.recipe(path)
-    other = held is not None and held["config"]["cuts"] != cuts
-    _set_aside(path, other, share, "", "another number of cuts")
+    before = held["config"]["cuts"] if held else cuts
+    _set_aside(path, before != cuts, share, "", f"{before} cuts")
     options = dict(cuts=cuts, versions=versions(), workers=config.workers, share=share)
     ingest.fresh(path, config.model.resolution, config.data, **options)
 

@@ -12,9 +12,10 @@ import time
 import numpy as np
 import pytest
 
-from skullgen import checkpoint, jobs, store
+from skullgen import checkpoint, jobs, run, store
 from skullgen.errors import UserError
 from tests.test_launch import ROOT, TOY
+from tests.test_run import _toy
 
 HYBRID = ["--config", "experiments/vae_wgan.py:smoke", "--config.phases[0].updates=4"]
 HYBRID += ["--config.workers=1", "--config.generate.count=130"]  # three shards
@@ -166,42 +167,47 @@ def test_work_directories_that_are_not_one_are_refused(tmp_path):
 
 
 def test_fresh_pairs_and_counts_in_shares(tmp_path):
-    base = [*TOY, "--workdir", tmp_path, "--config.data.skulls=9", "--config.segment.fresh=40"]
+    fields = {"data.skulls": 9, "segment.fresh": 40}
     for share in ("0/2", "1/2", "0/2"):
-        code, words = _ends([_start([*base, "--config.stages=ingest", f"--config.share={share}"])])
-        assert code == 0, words
-        begun = (tmp_path / "fresh.zarr").exists()
-        assert begun == (not store.missing(tmp_path / "real.zarr"))
-    assert store.missing(tmp_path / "fresh.zarr") == []
-    assert store.recipe(tmp_path / "fresh.zarr")["config"]["cuts"] == 2
-    made = [*TOY, "--workdir", tmp_path / "b", "--config.stages=ingest,train"]
-    code, words = _ends([_start(made)])
-    assert code == 0, words
-    grow = [*TOY, "--workdir", tmp_path / "b", "--config.stages=generate", "--config.share=1/2"]
-    code, words = _ends([_start([*grow, "--config.generate.count=70"])])
-    assert code == 0, words
-    code, words = _ends([_start([*grow, "--config.generate.count=140"])])
-    assert code == 2 and "holds 70 pairs, and shares cannot make it larger" in words[0][1]
+        run.run(_toy("ingest", share=share, **fields), tmp_path / "a")
+        begun = (tmp_path / "a" / "fresh.zarr").exists()
+        assert begun == (not store.missing(tmp_path / "a" / "real.zarr"))
+    assert store.missing(tmp_path / "a" / "fresh.zarr") == []
+    assert store.recipe(tmp_path / "a" / "fresh.zarr")["config"]["cuts"] == 2
+    run.run(_toy("ingest,train"), tmp_path / "b")
+    run.run(_toy("generate", share="1/2", **{"generate.count": 70}), tmp_path / "b")
+    with pytest.raises(UserError, match="holds 70 pairs, and shares cannot make it larger"):
+        run.run(_toy("generate", share="1/2", **{"generate.count": 140}), tmp_path / "b")
+    with pytest.raises(UserError, match="holds pairs of another checkpoint or settings: move it"):
+        run.run(_toy("generate", share="1/2", **{"generate.seed": 1}), tmp_path / "b")
 
 
-def test_shares_made_apart_are_the_store_made_at_once(tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    made = ["--config.stages=ingest,train", "--config.data.skulls=9"]
-    code, words = _ends([_start([*TOY, "--workdir", whole, *made])])
-    assert code == 0, words
-    apart = [*TOY, "--workdir", parts, "--config.data.skulls=9", "--config.stages=ingest"]
-    code, words = _ends([_start([*apart, f"--config.share={k}/3"]) for k in (2, 0)])
-    assert code == 0, words
-    assert [len(s) for s in store.missing(parts / "real.zarr")] == [20]
-    code, words = _ends([_start([*TOY, "--workdir", parts, *made])])  # makes what is missing
-    assert code == 0, words
-    same = _bytes(whole / "real.zarr")
-    assert _bytes(parts / "real.zarr") == same
-    for work, shares in ((whole, ["0/1"]), (parts, ["1/2", "0/2"])):
-        command = [*TOY, "--workdir", work, "--config.stages=generate", "--config.data.skulls=9"]
-        code, words = _ends([_start([*command, f"--config.share={share}"]) for share in shares])
-        assert code == 0, words
+def test_shares_made_apart_are_the_store_made_at_once(tmp_path, capsys):
+    whole, parts, skulls = tmp_path / "whole", tmp_path / "parts", {"data.skulls": 9}
+    run.run(_toy("ingest,train", **skulls), whole)
+    for share in ("2/3", "0/3"):
+        run.run(_toy("ingest", share=share, **skulls), parts)
+    assert "20 pairs are left to other shares" in capsys.readouterr().out
+    assert [len(shard) for shard in store.missing(parts / "real.zarr")] == [20]
+    run.run(_toy("ingest,train", **skulls), parts)  # makes what is missing
+    assert _bytes(parts / "real.zarr") == _bytes(whole / "real.zarr")
+    run.run(_toy("generate", **skulls), whole)
+    for share in ("1/2", "0/2"):
+        run.run(_toy("generate", share=share, **skulls), parts)
     assert _bytes(parts / "generated.zarr") == _bytes(whole / "generated.zarr")
+
+
+def test_shares_hold_the_work_directory_together_and_each_its_own(tmp_path):
+    with run.alone(tmp_path, (0, 2)), run.alone(tmp_path, (1, 2)):
+        for share in ((0, 2), (0, 1)):
+            with (
+                pytest.raises(UserError, match="another run works here"),
+                run.alone(tmp_path, share),
+            ):
+                pass
+    with run.alone(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} on"):
+        with run.alone(tmp_path, (0, 2)):
+            pass
 
 
 @pytest.mark.parametrize("text", ["", "1", "2/2", "-1/2", "a/b", "1/0"])

@@ -251,7 +251,7 @@ def test_fresh_pairs_are_made_and_remade_for_another_count(work, tmp_path, capsy
     assert len(store.rows(tmp_path / "fresh.zarr")) == 15  # 3 skulls, 5 kinds
     assert not (tmp_path / "fresh.zarr" / "native").exists()
     run.run(_toy("ingest", **{"segment.fresh": 16}), tmp_path)
-    assert "held 1 cuts: it is now" in capsys.readouterr().out
+    assert "held pairs of 1 cuts: it is now" in capsys.readouterr().out
     assert len(store.rows(tmp_path / "fresh.zarr")) == 30
     fields = {"data.source": "store", "data.root": str(work / "real.zarr"), "segment.fresh": 5}
     with pytest.raises(UserError, match=r"which data\.source=store has not"):
