@@ -2,9 +2,15 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: what is wrong, where, and what to do. Exit code 2."""
+    """A mistake that the user can mend: what is wrong, where, and what to do. Exit code 2.
+
+    Whatever it quotes, of files' names or other errors' words, it is one plain line.
+    """
 
     code = 2
+
+    def __init__(self, text):
+        super().__init__(plain(text))
 
 
 class Diverged(UserError):
@@ -18,3 +24,8 @@ def one_of(field, value, options):
     if value not in options:
         raise UserError(f"{field} is {value!r}: choose one of {', '.join(map(str, options))}")
     return value
+
+
+def plain(text):
+    """The text in one line that is safe in a terminal: what cannot be printed is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -5,12 +5,13 @@ the defective skull, 1 its defect. A PNG is replaced whole, and its folder is ma
 """
 
 import collections
+import io
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
 
+from skullgen import jobs
 from skullgen.errors import UserError
 from skullgen.metrics import dice
 from skullgen.render import direction, largest_part, layers, look, shade
@@ -222,12 +223,9 @@ def _save(path, figure):
     """Write a matplotlib figure as PNG at its own dpi, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        figure.savefig(partial, format="png", dpi=figure.dpi, metadata={"Software": None})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=figure.dpi, metadata={"Software": None})
+    jobs.replace(path, png.getvalue())
 
 
 def _sheet(path, rows, *, title, note=""):

@@ -3,12 +3,15 @@
 import collections
 import concurrent.futures
 import contextlib
+import errno
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
+import uuid
 
 from tqdm import tqdm
 
@@ -133,6 +136,52 @@ def ordered(function, tasks, workers):
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def room(path, needed=0):
+    """UserError that names `path` and the room that is missing where the disk is full within.
+
+    needed: bytes that are written at most, all in all.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise no_room(path, needed) from None
+
+
+def replace(path, content):
+    """Writes bytes as the file `path`, whole or not at all; a power cut leaves the old or the new.
+
+    Raises UserError where the disk is full.
+    """
+    partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex}")
+    with room(path, len(content)):
+        try:
+            with open(partial, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def no_room(path, needed):
+    """The error of a disk that has no room for `needed` bytes more at `path`."""
+    free = free_bytes(path)
+    return UserError(
+        f"{path}: no room left on its disk: up to {needed / 2**20:.3g} MB are needed and "
+        f"{free / 2**20:.3g} MB free: make room and start again; what was written is whole"
+    )
+
+
+def free_bytes(path):
+    """Bytes that this process may still write on the disk of `path`, which need not exist."""
+    return shutil.disk_usage(next(p for p in [path, *path.parents] if p.exists())).free
+
+
 def share(text):
     """`K/N`, share K of N shares of a store, as two numbers; UserError for anything else."""
     index, slash, count = text.partition("/")
@@ -146,6 +195,15 @@ def workers(count):
     if hasattr(os, "sched_getaffinity"):  # Linux; not macOS
         return count or len(os.sched_getaffinity(0))
     return count or os.cpu_count() or 1
+
+
+def clear(folder):
+    """Removes what writers that were killed left half-made under `folder`, links not followed."""
+    for path in list(folder.rglob("*.partial*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def set_aside(path, tag=""):

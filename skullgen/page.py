@@ -10,7 +10,6 @@ import io
 import itertools
 import json
 import numbers
-import os
 import re
 from importlib import resources
 
@@ -19,7 +18,8 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 from plotly.utils import PlotlyJSONEncoder
 
-from skullgen import logs, mesh, store
+from skullgen import jobs, logs, mesh, store
+from skullgen.errors import plain
 
 PAIRS = 5  # in a scene
 POINTS = 5000  # in a map
@@ -78,17 +78,16 @@ def write(workdir):
         "plotly": get_plotlyjs(),
     }
     page = resources.files("skullgen").joinpath("page.html").read_text(encoding="utf-8")
-    path, partial = workdir / "report.html", workdir / ".report.html.partial"
+    path = workdir / "report.html"
     # In one pass, so that what is filled in is not filled in turn.
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], page)
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    jobs.replace(path, page.encode())
     return path
 
 
 def text(value):
-    """Any value as text that is safe in HTML, between tags and in quotes."""
-    return html.escape(str(value))
+    """Any value as one line that is safe in HTML, between tags and in quotes."""
+    return html.escape(plain(str(value)))
 
 
 def section(title, body):
@@ -385,7 +384,7 @@ def _last_of_all(path):
 
 
 def _json(path):
-    return (json.loads(path.read_text()) if path.exists() else None) or {}
+    return logs.read_json(path) or {}
 
 
 def _id(title):

@@ -1,7 +1,5 @@
 """The pictures of a run: pairs, slices, maps, interpolation, a case by every net."""
 
-import json
-
 import numpy as np
 
 from skullgen import evaluate, explore, figures, generate, logs, store
@@ -55,7 +53,7 @@ def pictures(workdir):
 def _closest(workdir):
     """What draws the generated skulls that lie nearest to a training one, each beside it."""
     metrics, real = workdir / "metrics.json", workdir / "real.zarr"
-    quality = metrics.exists() and json.loads(metrics.read_text()).get("quality")
+    quality = (logs.read_json(metrics) or {}).get("quality")
     if not quality:
         return ()
     size, train = store.open_store(real)["pairs"].shape[1], store.rows(real, "train")

@@ -11,7 +11,7 @@ import time
 import jax
 
 from skullgen import logs, page, run, stages, table1
-from skullgen.errors import UserError
+from skullgen.errors import UserError, plain
 
 FREE = (
     *("workers", "share", "explore", "tensorboard", "compilation_cache"),
@@ -88,22 +88,21 @@ def _mark(job, folder, marks):
     path = folder / job.name / "finished.json"
     if not path.exists() or not all(marks[name] for name in job.needs):
         return None
-    text = path.read_text()
-    same = json.loads(text) == _content(job.make(), job, marks)
-    return hashlib.sha256(text.encode()).hexdigest() if same else None
+    same = logs.read_json(path) == _content(job.make(), job, marks)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if same else None
 
 
 def _assemble(config, folder, plan, rows, marks, count):
     """The table, figures 3 and 5, and the report, of the runs that are done."""
     done = [row.done(marks) for row in rows]
     table = table1.gather(config, folder, [row for row in done if any(row.folders)], count)
-    print("\n".join(table1.describe(table)))
+    print("\n".join(map(plain, table1.describe(table))))
     logs.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
     seconds = {}
     for job in plan:
         path = folder / job.name / "versions.json"
         if path.exists():
-            spent = json.loads(path.read_text()).get("seconds", {}).values()
+            spent = logs.read_json(path).get("seconds", {}).values()
             seconds[job.name] = round(sum(spent), 1)
     logs.write_json(folder / "versions.json", {**stages.versions(), "seconds": seconds})
     made = {job.name: job for job in plan}

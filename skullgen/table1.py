@@ -5,7 +5,6 @@ count and seed, all trained for the same number of updates. Runs on a cluster's 
 independent but for the stores that they need, by name.
 """
 
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -204,7 +203,7 @@ def _values(folder, column, metric="dice", net="vnet"):
     path = folder / "metrics.json"
     if not path.exists():
         return {}
-    cases = json.loads(path.read_text())["verdict"]["cases"]
+    cases = logs.read_json(path)["verdict"]["cases"]
     chosen = [case for case in cases if case["column"] == column and case["net"] == net]
     return evaluate.by_skull(chosen, metric)
 

@@ -1,7 +1,7 @@
 """Pictures: slices in the convention, whole and readable sheets, loss curves of any log."""
 
+import errno
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from skullgen import figures, render
+from skullgen import figures, jobs, render
 from skullgen.errors import UserError
 from tests.shapes import ball, blue, holed_shell, nothing
 
@@ -237,19 +237,22 @@ def test_wrong_shapes_are_the_users_mistakes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_save_leaves_the_old_file_and_no_partial_one(tmp_path):
+def test_a_failed_save_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):
     path = tmp_path / "old.png"
     path.write_bytes(b"old")
 
-    class Broken:
+    class Figure:
         dpi = 100
 
-        def savefig(self, partial, **_):
-            pathlib.Path(partial).write_bytes(b"half")
-            raise OSError("disk full")
+        def savefig(self, file, **_):
+            file.write(bytes(2**20))
 
-    with pytest.raises(OSError, match="disk full"):
-        figures._save(path, Broken())
+    def full(_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(jobs.os, "fsync", full)
+    with pytest.raises(UserError, match=r"old\.png: no room left on its disk: up to 1 MB"):
+        figures._save(path, Figure())
     assert [p.name for p in tmp_path.iterdir()] == ["old.png"] and path.read_bytes() == b"old"
 
 

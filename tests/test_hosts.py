@@ -1,6 +1,5 @@
 """Several processes of one run: losses, checkpoints, shares of a store, a signal, mistakes."""
 
-import json
 import os
 import shutil
 import signal
@@ -12,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from skullgen import checkpoint, jobs, run, store
+from skullgen import checkpoint, jobs, logs, run, store
 from skullgen.errors import UserError
 from tests.test_launch import ROOT, TOY
 from tests.test_run import _toy
@@ -71,7 +70,7 @@ def _is_free(job):
 
 
 def _log(work):
-    return [json.loads(line) for line in (work / "train.jsonl").read_text().splitlines()]
+    return logs.read(work / "train.jsonl")
 
 
 def _bytes(path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skullgen import mesh, page, store
+from skullgen import logs, mesh, page, store
 from tests import browser
 from tests.shapes import holed_shell
 
@@ -109,8 +109,7 @@ def filled(folder, size=16):
     ]
     records[10]["loss"] = float("nan")
     for name in ("train", "segment-vnet"):
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        (folder / f"{name}.jsonl").write_text(text)
+        logs.append(folder / f"{name}.jsonl", records)
     draw = np.random.default_rng(0)
     points = [
         {"x": x, "y": y, "group": ("real, train", HOSTILE)[k % 2], "case": f"{k} {HOSTILE}"}
@@ -125,7 +124,7 @@ def filled(folder, size=16):
         "table1": {"title": HOSTILE, "columns": ["row", HOSTILE], "rows": cells, "notes": ["note"]},
     }
     for name, value in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(value))
+        logs.write_json(folder / f"{name}.json", value)
     (folder / "figures").mkdir(exist_ok=True)
     Image.new("RGB", (400, 200), "#d8e4f0").save(folder / "figures" / "interpolation.png")
     Image.new("RGB", (40, 20), "#d8e4f0").save(folder / "figures" / "a<b>.png")
@@ -193,9 +192,9 @@ def test_an_empty_work_directory_has_a_page_without_sections(tmp_path):
 def test_absent_and_null_parts_are_left_out(tmp_path):
     verdict = {"nets": None, "cases": None, "summary": None, "differences": None}
     given = {"quality": {"copies": None}, "verdict": verdict, "warnings": None}
-    (tmp_path / "metrics.json").write_text(json.dumps(given))
+    logs.write_json(tmp_path / "metrics.json", given)
     assert "<section" not in page.write(tmp_path).read_text()
-    (tmp_path / "metrics.json").write_text(json.dumps(dict.fromkeys(given)))
+    logs.write_json(tmp_path / "metrics.json", dict.fromkeys(given))
     assert "<section" not in page.write(tmp_path).read_text()
 
 

@@ -151,7 +151,7 @@ def test_the_best_control_is_chosen_on_validation(tmp_path):
             _metrics(tmp_path / name, {"x": 1 - value}, selection=value)
     assert table1.best_control(tmp_path, controls) == "fresh defects"
     (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "metrics.json").write_text('{"verdict": {"cases": []}}')
+    logs.write_json(tmp_path / "none" / "metrics.json", {"verdict": {"cases": []}})
     without = {title: ["none"] for title in table1.CONTROLS}  # SkullBreak has no such split
     assert table1.best_control(tmp_path, without) == "fresh defects + augmentation"
 
@@ -162,7 +162,7 @@ def test_seeds_with_training_pairs_of_their_own_are_averaged(tmp_path):
     for seed, dice in ((0, 0.5), (1, 0.7)):
         _metrics(tmp_path / f"toy-4-s{seed}", {"x": dice})
         path = tmp_path / f"toy-4-s{seed}" / "metrics.json"
-        found = json.loads(path.read_text())
+        found = logs.read_json(path)
         own = {"net": "vnet", "column": "train", "store": "g", "skull": "", "pair": seed}
         found["verdict"]["cases"].append({**own, "dice": dice + 0.2, "dice_512": dice + 0.2})
         logs.write_json(path, found)
