@@ -33,9 +33,9 @@ def pick(path, splits, count, seed):
     turn = np.empty(len(rows), int)
     turn[order] = np.arange(len(rows)) - np.searchsorted(skull[rows][order], skull[rows][order])
     rows = rows[np.argsort(turn, kind="stable")][:count]
-    cases = []
+    cases, names = [], store.names(path, skull)
     for row in rows.tolist():
-        known = [group.attrs["names"][skull[row]]] if skull[row] >= 0 else []
+        known = [names[row]] if skull[row] >= 0 else []
         known += [group.attrs["kinds"][kind[row]]] if kind[row] >= 0 else []
         cases.append(f"{', '.join(known)} (pair {row})" if known else f"pair {row}")
     return store.load(path, rows), cases

@@ -8,7 +8,7 @@ from scipy import special
 from scipy.spatial import KDTree
 
 from skullgen import resample, store
-from skullgen.errors import one_of
+from skullgen.errors import UserError, one_of
 
 RULES = ("probability", "mask", "nearest")  # how a prediction is upsampled: `upsampled_dice`
 BAND_MM = 10.0
@@ -132,14 +132,18 @@ def case(path, row, probability, rule, threshold):
     are cubes. None: what needs a native truth that the pair has not, and `bdsc` on coarse grids.
     """
     group = store.open_store(path)
-    skull, truth = np.moveaxis(group["pairs"][row], -1, 0)
+    pair = store.unpack(store.load(path, [row])[0], len(probability))
+    skull, truth = np.moveaxis(pair, -1, 0)
     prediction, voxel = probability >= threshold, group.attrs["voxel_mm"]
     native = dict.fromkeys(("dice_native", "ceiling_native", "hd95_native_mm"))
     if store.has_native(path, row):
         affine = group["affine"][row]
-        native = native_scores(
-            probability, truth, affine, *store.read_native(path, row), rule, threshold
-        )
+        true = store.read_native(path, row)
+        try:
+            native = native_scores(probability, truth, affine, *true, rule, threshold)
+        except (ValueError, np.linalg.LinAlgError) as error:
+            what = f"pair {row}: its affines fit no grid ({error}): make the store again"
+            raise UserError(f"{path}: {what}") from None
     return {
         "empty": not prediction.any(),
         "dice": dice(prediction, truth),

@@ -3,12 +3,13 @@
 Arrays, `N` pairs of `D` voxels a side: `pairs` bool [N, D, D, D, 2] (channel 0 the defective
 skull, 1 its defect; one chunk a pair, blosc-zstd with bitshuffle and crc32c, `shard` pairs a
 file), and columns of one row a pair. A shard is the unit of work: each of its files is written
-atomically, that of the column `voxels` last, so a shard that has it is whole and any other is
-made again, after a kill -9 too. Stores hold no times: equal work gives equal bytes.
+atomically, that of the column `voxels` last; a shard that lacks a file is made again, after a
+kill -9 too. Stores hold no times: equal work gives equal bytes.
 
 In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian bits.
 """
 
+import os
 import shutil
 import uuid
 from pathlib import Path
@@ -16,22 +17,15 @@ from typing import NamedTuple
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from skullgen.errors import UserError, one_of
+from skullgen import jobs, schema
+from skullgen.errors import UserError, one_of, plain
+from skullgen.schema import COLUMNS, FORMAT
 
-FORMAT = "skullgen-pairs-1"
-_REMAKE = "move the store away and make it again"
 SPLITS = ("train", "validation", "test")
-COLUMNS = {
-    "split": ("int8", ()),  # 0 train, 1 validation, 2 test; -1 for generated pairs
-    "kind": ("int8", ()),  # index into the attribute `kinds`; -1 where unknown
-    "skull": ("int32", ()),  # index into the attribute `names`; -1 where unknown
-    "affine": ("float64", (4, 4)),  # model voxel to RAS mm of the source
-    # What post-processing removed: voxels of overlap (eq. 6), of skull dust, of defect dust.
-    "removed": ("int32", (3,)),
-    "voxels": ("int32", (2,)),  # of each channel; written last, and checked when pairs are read
-}
+LEFT_OUT = -2
+MADE = ("real.zarr", "generated.zarr", "fresh.zarr")  # by a run, in its work directory
 
 
 def pack(pairs):
@@ -74,7 +68,7 @@ def create(path, *, count, size, shard, attributes):
     # Built aside and moved: a store whose zarr.json exists has all its arrays.
     partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex}")
     group = zarr.open_group(
-        partial, mode="w", zarr_format=3, attributes={"format": FORMAT, **attributes}
+        partial, mode="w", zarr_format=3, attributes=schema.summed({"format": FORMAT, **attributes})
     )
     # One block a pair of up to 128^3: smaller than level 5 in zarr's own blocks, and made faster.
     packing = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", blocksize=2**22)
@@ -89,7 +83,12 @@ def create(path, *, count, size, shard, attributes):
     for name, (dtype, shape) in COLUMNS.items():
         # A chunk that holds nothing but the fill value is not written: no count is -1.
         group.create_array(
-            name, shape=(count, *shape), dtype=dtype, chunks=(shard, *shape), fill_value=-1
+            name,
+            shape=(count, *shape),
+            dtype=dtype,
+            chunks=(shard, *shape),
+            compressors=[ZstdCodec(checksum=True)],
+            fill_value=-1,
         )
     try:
         partial.rename(path)
@@ -104,20 +103,26 @@ def recipe(path):
     return open_store(path).attrs["recipe"]
 
 
-def open_store(path, mode="r"):
-    """The store's Zarr group; UserError where there is none, or another format."""
-    path = Path(path)
-    if not (path / "zarr.json").exists():
+def open_store(path):
+    """The store to read, a `schema.Guarded`: `attrs` a dict, `opened[name]` a Zarr array.
+
+    Raises UserError where there is none, or anything said of its arrays is not as in `create`.
+    """
+    if not (Path(path) / "zarr.json").exists():
         raise UserError(f"{path}: no store of pairs here; run the stage that makes it first")
-    group = zarr.open_group(path, mode=mode)
-    if group.attrs.get("format") != FORMAT:
-        raise UserError(f"{path}: not a store of pairs in the format {FORMAT}; make it again")
-    return group
+    return schema.Guarded(path)
 
 
 def _mark(path, shard):
     """The file whose presence says that a shard is whole."""
-    return Path(path) / "voxels" / "c" / str(shard) / "0"
+    return _files(path, shard)[0]
+
+
+def _files(path, shard):
+    """The files of a shard, the one that is written last first."""
+    places = {name: shape for name, (_, shape) in reversed(COLUMNS.items())}
+    places["pairs"] = (1,) * 4
+    return [Path(path, name, "c", str(shard), *"0" * len(x)) for name, x in places.items()]
 
 
 def shards(path, share=(0, 1)):
@@ -135,7 +140,8 @@ def shards(path, share=(0, 1)):
 def missing(path, share=(0, 1)):
     """The shards not yet written, in order, of all or of a share."""
     size = open_store(path)["pairs"].shards[0]
-    return [s for s in shards(path, share) if not _mark(path, s.start // size).exists()]
+    every = shards(path, share)
+    return [s for s in every if not all(f.exists() for f in _files(path, s.start // size))]
 
 
 def require_whole(path, stage):
@@ -155,13 +161,18 @@ def write(path, start, bits, columns, native=()):
     """
     group = zarr.open_group(path, mode="r+")
     stop, size = start + len(bits), group["pairs"].shape[1]
-    for row, truth in enumerate(native):
-        if truth is not None:
-            _write_native(path, start + row, truth)
-    group["pairs"][start:stop] = unpack(bits, size)
-    columns = {**columns, "voxels": voxels(bits)}
-    for name, (dtype, shape) in COLUMNS.items():
-        group[name][start:stop] = columns.get(name, np.full((len(bits), *shape), -1, dtype))
+    for file in _files(path, start // group["pairs"].shards[0]):
+        file.unlink(missing_ok=True)  # Zarr would read a last shard that is not full
+    truths = sum(truth["bits"].nbytes for truth in native if truth is not None)
+    every = zarr.config.set({"array.write_empty_chunks": True})  # or a lost file is not seen
+    with every, jobs.room(Path(path) / "pairs", bits.nbytes + truths):
+        for row, truth in enumerate(native):
+            if truth is not None:
+                _write_native(path, start + row, truth)
+        group["pairs"][start:stop] = unpack(bits, size)
+        columns = {**columns, "voxels": voxels(bits)}
+        for name, (dtype, shape) in COLUMNS.items():
+            group[name][start:stop] = columns.get(name, np.full((len(bits), *shape), -1, dtype))
 
 
 def _write_native(path, index, truth):
@@ -183,49 +194,74 @@ def has_native(path, index):
 def read_native(path, index):
     """The implant of pair `index` at its source's grid: bool [X, Y, Z], affine [4, 4] in mm.
 
-    Raises UserError where the pair has none (generated pairs, for example).
+    Raises UserError where the pair has none (generated pairs, for example), or a damaged one.
     """
     place = Path(path) / "native" / f"{index:06d}"
     if not has_native(path, index):
         raise UserError(f"{path}: pair {index} has no native truth")
-    array = zarr.open_array(place, mode="r")
-    shape, origin = array.attrs["shape"], array.attrs["origin"]
-    crop = np.unpackbits(array[:], count=int(np.prod(shape))).reshape(shape)
-    mask = np.zeros(array.attrs["grid"], bool)
+    about = schema.native(place, path)
+    try:
+        bits = zarr.open_array(place, mode="r", zarr_format=3)[:]
+    except (ValueError, RuntimeError) as error:
+        file = _files(path, index // open_store(path)["pairs"].shards[0])[-1]
+        again = schema.REMAKE.replace("it", str(file), 1)
+        raise UserError(f"{place}: damaged ({error}): {again}") from None
+    shape, origin = about["shape"], about["origin"]
+    crop = np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)
+    mask = np.zeros(about["grid"], bool)
     mask[tuple(slice(o, o + s) for o, s in zip(origin, shape, strict=True))] = crop
-    return mask, np.asarray(array.attrs["affine"])
+    return mask, np.array(about["affine"])
 
 
 def names(path, skulls):
-    """The names of skulls by number (column `skull`): a list, "" where unknown."""
+    """The names of skulls by number (column `skull`), in plain text: a list, "" where unknown."""
     known = open_store(path).attrs["names"]
-    return [known[skull] if 0 <= skull < len(known) else "" for skull in skulls]
+    return [plain(known[skull]) if 0 <= skull < len(known) else "" for skull in skulls]
 
 
 def rows(path, split=None):
     """Indices int [n] of the pairs of a split (`train`, `validation`, `test`), or of all."""
     column = open_store(path)["split"][:]
-    return (
-        np.arange(len(column)) if split is None else np.flatnonzero(column == SPLITS.index(split))
-    )
+    return np.flatnonzero(column != LEFT_OUT if split is None else column == SPLITS.index(split))
+
+
+def leave_out(path, row, why):
+    """Notes in one line why the case whose first row is `row` has no pairs, before its shard."""
+    place = Path(path) / "left_out" / f"{row:06d}.txt"
+    place.parent.mkdir(exist_ok=True)
+    with jobs.room(place):
+        place.write_text(plain(why) + "\n")
+
+
+def left_out(path):
+    """Why cases have no pairs: a list of lines, in order."""
+    places, root = sorted((Path(path) / "left_out").glob("*.txt")), os.path.realpath(path)
+    files = [schema.plain_file(place, root, 2**16) for place in places]
+    return [plain(file.read_text(errors="replace").strip()) for file in files]
 
 
 def load(path, index):
     """Packed pairs uint8 [n, D^3 * 2 / 8] of these rows.
 
-    Raises UserError for a pair that is damaged, or not the one that was written.
+    Raises UserError for a pair that is damaged, or not the one that was written, with the file to
+    delete: without it a shard is made again.
     """
     group = open_store(path)
     pairs, counted = group["pairs"], group["voxels"][:]
     out = np.empty((len(index), int(np.prod(pairs.shape[1:])) // 8), np.uint8)
     for row, number in enumerate(np.asarray(index).tolist()):
+        file = _files(path, number // pairs.shards[0])[-1]
+        again = schema.REMAKE.replace("it", str(file), 1)
         try:
             pair = pairs[number]
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"{path}: pair {number} is damaged ({error}): {_REMAKE}") from None
+        except (UserError, ValueError, RuntimeError, ExceptionGroup) as error:
+            error = getattr(error, "exceptions", [error])[0]  # zarr 3.4 reads in groups of tasks
+            if isinstance(error, UserError):
+                raise error from None
+            raise UserError(f"{path}: pair {number} is damaged ({error}): {again}") from None
         out[row] = pack(pair)
         if not np.array_equal(voxels(out[row]), counted[number]):
-            raise UserError(f"{path}: pair {number} is not what was written: {_REMAKE}")
+            raise UserError(f"{path}: pair {number} is not what was written: {again}")
     return out
 
 
@@ -245,16 +281,7 @@ def mixture(text, folder, seed):
     a part that is none, a store that is not there, whole or of one size, or has fewer pairs.
     """
     parts = []
-    for item in filter(None, map(str.strip, text.split(","))):
-        fields = item.rsplit(":", 2)
-        if len(fields) == 3:
-            one_of(f"the split of {item!r}", fields[1], (*SPLITS, "all"))
-        if len(fields) < 3 or not _number(fields[2]):
-            raise UserError(
-                f"{item!r} names no pairs: write PATH:SPLIT:PAIRS, for example "
-                "real.zarr:train:all (splits: train, validation, test, all)"
-            )
-        name, split, wanted = fields
+    for name, split, wanted in named(text):
         path = found(name, folder)
         require_whole(path, "that makes it")
         size = open_store(path)["pairs"].shape[1]
@@ -273,6 +300,30 @@ def mixture(text, folder, seed):
             raise UserError(f"{path}: it has no pair of split {split}")
         parts.append(Part(path, chosen))
     return parts
+
+
+def named(text):
+    """The parts `path:split:pairs` of a mixture, as lists of three; UserError for what is none."""
+    parts = []
+    for item in filter(None, map(str.strip, text.split(","))):
+        fields = item.rsplit(":", 2)
+        if len(fields) == 3:
+            one_of(f"the split of {item!r}", fields[1], (*SPLITS, "all"))
+        if len(fields) < 3 or not _number(fields[2]):
+            raise UserError(
+                f"segment.stores: {item!r} names no pairs: write PATH:SPLIT:PAIRS, for example "
+                "real.zarr:train:all (splits: train, validation, test, all)"
+            )
+        parts.append(fields)
+    return parts
+
+
+def require_there(names, folder):
+    """UserError where a named store is not there, nor in `folder`, where a run may make it yet."""
+    for name in filter(None, map(str.strip, names)):
+        path = found(name, folder)
+        if name not in MADE and Path(os.path.abspath(path.parent)) != Path(os.path.abspath(folder)):
+            open_store(path)
 
 
 def found(name, folder):

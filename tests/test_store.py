@@ -107,7 +107,7 @@ def test_a_flipped_bit_is_detected(tmp_path):
     content = bytearray(file.read_bytes())
     content[5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"pair \d is damaged"):
+    with pytest.raises(UserError, match=r"pairs/c/0/0/0/0/0: damaged: delete it and run the stage"):
         store.load(path, range(4))
     file.unlink()
     with pytest.raises(UserError, match="pair 0 is not what was written"):
