@@ -4,6 +4,7 @@ Whatever cannot be used is refused with one line that names the file and the fie
 """
 
 import contextlib
+import io
 import math
 import pathlib
 import re
@@ -15,8 +16,10 @@ import numpy as np
 from skullgen.errors import UserError
 
 SUFFIXES = (".nrrd", ".nhdr", ".nii", ".nii.gz")
-MAX_VOXELS, MAX_SIDE = 1024**3, 4096
+MAX_VOXELS, MAX_SIDE = 2**29, 4096  # data.max_voxels raises the first
+MAX_HEAD, MAX_SKIP = 2**20, 2**26  # bytes of a header, and between it and the voxels
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.05, 10.0
+MAX_FIELD_MM, MAX_FIELD_M3 = 2500.0, 0.6  # a whole body fits
 
 _SIGNED = {"char": "i1", "short": "i2", "int": "i4", "longlong": "i8"}
 _SIGNED |= {f"int{8 * size}": f"i{size}" for size in (1, 2, 4, 8)}
@@ -38,12 +41,12 @@ class Source(NamedTuple):
     offset: int = 0  # bytes before the voxels, gzipped or not
     skip: int = 0  # decoded bytes before the first voxel
     scale: tuple[float, float] | None = None  # slope and intercept
-    exact: bool = False  # nothing may follow the last voxel
 
 
 def refusal(path, what):
     """Return the error that says `what` is wrong with a file, and how to mend it, in one line."""
-    return UserError(f"{path}: {' '.join(what.split())}")
+    what = " ".join(what.split())  # a header may hold a megabyte of words
+    return UserError(f"{path}: {what if len(what) < 600 else f'{what[:300]} ... {what[-200:]}'}")
 
 
 def require(holds, path, what):
@@ -59,15 +62,30 @@ def suffix_of(path):
     return found[0]
 
 
-def read_source(path):
-    """Return what a file's header says; raises UserError where no volume can be read by it."""
+def read_source(path, max_voxels=MAX_VOXELS):
+    """Return what a file's header says; raises UserError where no volume can be read by it.
+
+    max_voxels: a header that claims more is refused, before any memory is spent on it.
+    """
     parse = _nrrd if suffix_of(path) in (".nrrd", ".nhdr") else _nifti
-    require(path.is_file(), path, "there is no such file: check the path")
-    source = parse(path)
+    try:
+        # A link to nothing, as of datalad's files that were not fetched, is no file either.
+        require(path.is_file(), path, "there is no such file, or no plain one: check the path")
+        with np.errstate(all="ignore"):
+            source = parse(path)
+    except OSError as error:
+        what = f"cannot be opened ({error.strerror}): check the path and its permissions"
+        raise refusal(path, what) from error
     fits = min(source.shape) >= 1 and max(source.shape) <= MAX_SIDE
-    fits = fits and math.prod(source.shape) <= MAX_VOXELS
-    bound = f"not of 1 to {MAX_SIDE} voxels a side and {MAX_VOXELS} in all"
-    require(fits, path, f"sizes {source.shape}: {bound}: crop it or mend the header")
+    bound = f"not of 1 to {MAX_SIDE} voxels a side: crop it or mend the header"
+    require(fits, path, f"sizes {source.shape}: {bound}")
+    count = math.prod(source.shape)
+    what = f"sizes {source.shape}: {count} voxels are more than data.max_voxels ({max_voxels})"
+    require(count <= max_voxels, path, f"{what}: crop it, mend the header or raise that field")
+    field = np.linalg.norm(source.affine[:3, :3], axis=0) * source.shape
+    fits = field.max() <= MAX_FIELD_MM and field.prod() / 1e9 <= MAX_FIELD_M3
+    what = f"{' x '.join(f'{mm:.0f}' for mm in field)} mm is more than a body takes"
+    require(bool(fits), path, f"{what}: write the voxel size in mm, or crop it")
     return source
 
 
@@ -123,14 +141,37 @@ def nifti_header(shape, affine):
     return header.binaryblock + bytes(4)
 
 
+def _nrrd_head(path):
+    """The lines of a header, and how many bytes it has."""
+    with open(path, "rb") as file:
+        head = file.read(MAX_HEAD)
+    lines, length = [], 0
+    for line in io.BytesIO(head):
+        length += len(line)
+        if not line.strip():
+            return lines, length
+        lines.append(line)
+    # A detached header may do without the blank line.
+    require(length < MAX_HEAD, path, f"its header does not end within {MAX_HEAD} bytes: no NRRD")
+    return lines, length
+
+
 def _nrrd(path):
     import nrrd
 
+    (lines, offset), data = _nrrd_head(path), path
+    known = bool(lines) and lines[0].startswith(b"NRRD")
+    require(
+        known, path, "no NRRD header can be read (it does not begin with NRRD): export it again"
+    )
+    for number, line in enumerate(lines[1:], 2):
+        several = re.match(rb"data ?file:\s*LIST", line)
+        require(not several, path, "data file: several files: put one file next to the header")
+        what = f"line {number} of the header is not 'field: value'"
+        require(b":" in line or line[:1] == b"#", path, f"{what}: export it again")
     try:
-        with open(path, "rb") as file:
-            header = nrrd.read_header(file)
-            data, offset = path, file.tell()
-    except (nrrd.NRRDError, OSError, ValueError, LookupError, RuntimeError, StopIteration) as error:
+        header = nrrd.read_header(lines)
+    except (nrrd.NRRDError, ValueError, LookupError, RuntimeError, StopIteration) as error:
         raise refusal(path, f"no NRRD header can be read ({error}): export it again") from error
     for field in ("type", "dimension", "sizes", "encoding"):
         require(field in header, path, f"the header has no '{field}': it is cut short")
@@ -151,20 +192,24 @@ def _nrrd(path):
         name = pathlib.PurePath(name or "")
         data, offset = path.parent / name, 0
         inside = not name.is_absolute() and ".." not in name.parts and data.is_file()
+        inside = inside and data.resolve().is_relative_to(path.parent.resolve())  # nor by a link
         what = f"data file '{name}': missing, outside of the header's folder or several files"
         require(inside, path, f"{what}: put one file next to the header")
     lines = header.get("line skip", header.get("lineskip", 0))
     skip = header.get("byte skip", header.get("byteskip", 0))
     if skip == -1 and encoding == "raw":  # the voxels end the file
         skip, offset = 0, max(0, data.stat().st_size - math.prod(shape) * dtype.itemsize)
-    usable = lines == 0 and 0 <= skip < 2**30
-    require(usable, path, "line skip, byte skip: not of a kind that is read: save it as one .nrrd")
-    return Source(path, data, shape, dtype, affine, encoding != "raw", offset, skip, exact=True)
+    usable = lines == 0 and 0 <= skip <= MAX_SKIP
+    what = f"line skip {lines}, byte skip {skip}: not 0, and 0 to {MAX_SKIP} bytes"
+    require(usable, path, f"{what}: save it as one .nrrd")
+    return Source(path, data, shape, dtype, affine, encoding != "raw", offset, skip)
 
 
 def _nrrd_geometry(path, header):
     field, space, units = "spacings", "ras", header.get("units", ())
-    rows = np.diag(header.get(field, ()))
+    what = f"dimension {header['dimension']} is not 3"
+    require(header["dimension"] <= 16, path, f"{what}: save a single mask")
+    rows = np.diag(header.get(field, ())[:17])  # a matrix: not of a header's thousands
     require(not (rows < 0).any(), path, "spacings: not positive: write the voxel size in mm")
     if "space directions" in header:
         field, rows = "space directions", header["space directions"]
@@ -205,7 +250,7 @@ def _nifti(path):
         raise refusal(path, f"no NIfTI-1 header can be read ({error}): export it again") from error
     sound = header["sizeof_hdr"] == 348 and header["magic"].item()[:3] == b"n+1"
     what = "sizeof_hdr, magic or vox_offset: not those of a single NIfTI-1 file"
-    require(bool(sound and 0 <= offset < 2**30), path, f"{what}: export it as one .nii.gz")
+    require(bool(sound and 0 <= offset <= MAX_SKIP), path, f"{what}: export it as one .nii.gz")
     plain = dtype.kind in "iuf" and dtype.itemsize <= 8
     require(plain, path, f"datatype {dtype} holds no mask: save it as uint8")
     while len(shape) > 3 and shape[-1] == 1:

@@ -15,6 +15,7 @@ VERTEX_MM = 125.0  # height of the vertex above the cube's floor
 VAULT_MM = 80.0  # the vault reaches this far below the vertex: above the nose, below the widest
 PLANE_MM2 = 20.0  # a plane that cuts less bone than this is a speck, a wire or noise
 PIECE_MM = 1.0  # pieces are told apart on a grid no coarser than this, where the source allows
+MAX_CELLS = 2**25  # of that grid: a larger field, as of a whole body, gets a coarser one
 TIE = 1e-6  # of a share: what float32 rounding lifts a value on the threshold by, at most
 SLAB, BATCH = 16, 2**18  # planes of cells and voxels at a time: what a core's cache holds
 SNAP = 1e-3  # voxels; float32 affines put edges that coincide this far apart at worst
@@ -40,8 +41,9 @@ def frame(volume_mask, affine, size):
 
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     sides = box(volume_mask)
-    pools = np.maximum(1, (PIECE_MM / spacing + SNAP).astype(int))
-    steps, bone = spacing * pools, volume_mask[sides]
+    pools, bone = np.maximum(1, (PIECE_MM / spacing + SNAP).astype(int)), volume_mask[sides]
+    pools *= int(np.ceil(np.cbrt(max(1.0, np.prod(bone.shape / pools) / MAX_CELLS))))
+    steps = spacing * pools
     for axis, pool in enumerate(pools):  # is there bone in each block?
         if pool > 1:
             bone = np.logical_or.reduceat(bone, np.arange(0, bone.shape[axis], pool), axis=axis)
@@ -51,7 +53,9 @@ def frame(volume_mask, affine, size):
         labels, count = ndimage.label(piece, np.ones((3, 3, 3)))
         if not count:
             raise UserError("no bone to frame: check the mask and, for a CT, bone_hu")
-        piece = labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
+        # Plane by plane: of all at once, bincount makes a copy of 8 bytes a cell.
+        sizes = sum(np.bincount(plane.ravel(), minlength=count + 1) for plane in labels)
+        piece = labels == np.argmax(sizes[1:]) + 1
         for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
             area = np.count_nonzero(piece, axis=others) * np.prod(steps[list(others)])
             planes = np.flatnonzero(area >= min(PLANE_MM2, area.max()))

@@ -4,6 +4,7 @@ Shapes: `D` voxels a side of the model's grid. A plan lists a source's cases in 
 its files, kind, skull and split; a worker process makes a case's pairs.
 """
 
+import contextlib
 import hashlib
 import re
 import zlib
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from skullgen import defects, headers, phantom, resample, store, volume
 from skullgen.errors import UserError
 
 NATIVE_SIDE = 128  # voxels a side at which phantoms are grown and cut
 SIDES = ("defective_skull", "implant")
+GAP_MM = 3.0  # an implant may lie this far from its skull, as ones made with a tolerance do
+OVERLAP = 0.1  # of an implant may be in its skull, too: borders of masks that were resampled
 
 
 class Case(NamedTuple):
@@ -88,34 +92,45 @@ def _plan_skullbreak(size, config):
             split[name] = place
             for kind, files in usable:
                 paths = [str(folder / file) for file in files]
-                arguments = (*paths, size, config.threshold)
+                arguments = (*paths, size, config.threshold, config.max_voxels)
                 cases.append(Case(_skullbreak_pair, arguments, (kind,), len(names) - 1))
-                sources.update({f"{part}/{f}": _sha256(folder / f) for f in files})
+                sources.update(
+                    {f"{part}/{f}": _sha256(folder / f, config.max_voxels) for f in files}
+                )
         problems += [f"{part}/{name} is missing" for name in sorted(expected - found)]
         problems += [f"{part}/{name} is not SkullBreak's" for name in sorted(found - expected)]
-    field_mm = _field_mm(cases[0].arguments[0]) if cases else resample.FIELD_MM
+    field_mm = _field_mm([case.arguments[0] for case in cases], config.max_voxels)
     return Plan(cases, names, split, sources, problems, field_mm)
 
 
-def _field_mm(path):
-    """The side in mm of the cube that a file's voxels fill; UserError where it is no cube."""
-    source = headers.read_source(Path(path))
-    sides = np.linalg.norm(source.affine[:3, :3], axis=0) * source.shape
+def _field_mm(paths, max_voxels):
+    """The side in mm of the cube that the first file's voxels fill of those that can be read."""
+    for path in paths:
+        with contextlib.suppress(UserError):  # which its worker raises again
+            source = headers.read_source(Path(path), max_voxels)
+            return _side_mm(source.affine, source.shape)
+    return resample.FIELD_MM
+
+
+def _side_mm(affine, shape):
+    """The side in mm of the cube that voxels fill; raises UserError where it is no cube."""
+    sides = np.linalg.norm(affine[:3, :3], axis=0) * shape
     if np.ptp(sides) > 0.01 * sides.max():
-        raise UserError(f"{path}: {sides.round(1).tolist()} mm is no cube, as SkullBreak's are")
+        raise UserError(
+            f"{sides.round(1).tolist()} mm is no cube, as SkullBreak's are: "
+            "resample it, or set config.data.reframe of complete skulls"
+        )
     return float(sides.mean())
 
 
-def _skullbreak_pair(defective_path, implant_path, size, threshold):
+def _skullbreak_pair(defective_path, implant_path, size, threshold, max_voxels):
     """Reduces one pair by block means; at a threshold under 0.5 bone goes to the larger share."""
-    defective = volume.read_reduced(defective_path, size)
-    implant = volume.read_reduced(implant_path, size, keep_native=True)
-    if defective.shape != implant.shape or not np.allclose(defective.affine, implant.affine):
-        raise UserError(f"{implant_path}: its grid is not that of {defective_path}")
-    block = implant.factor**3
-    shares = [part.counts / np.float32(block) for part in (defective, implant)]
-    if (shares[0] + shares[1]).max() > 1:
-        raise UserError(f"{implant_path}: overlaps {defective_path}: they are no pair")
+    defective, implant = (
+        volume.read_reduced(path, size, keep_native=True, max_voxels=max_voxels)
+        for path in (defective_path, implant_path)
+    )
+    _check_pair(defective, implant, defective_path, implant_path)
+    shares = [part.counts / np.float32(implant.factor**3) for part in (defective, implant)]
     if threshold >= 0.5:
         pair = np.stack([share >= threshold for share in shares], axis=-1)
     else:
@@ -125,14 +140,41 @@ def _skullbreak_pair(defective_path, implant_path, size, threshold):
             f"{implant_path}: vanishes at {size}^3 and data.threshold={threshold}: lower it"
         )
     ties = int(np.sum(pair[..., 0] & pair[..., 1]))
+    crop = implant.crop
     native = {
-        "bits": implant.crop.bits,
-        "origin": implant.crop.origin,
-        "shape": implant.crop.shape,
+        "bits": crop.bits,
+        "origin": crop.origin,
+        "shape": crop.shape,
         "grid": implant.shape,
         "affine": implant.native_affine,
     }
     return [Pair(store.pack(pair), implant.affine, native, ties, 0)]
+
+
+def _check_pair(defective, implant, defective_path, implant_path):
+    """Raises UserError unless two `volume.Reduced` may be a skull and what was cut out of it."""
+    if defective.shape != implant.shape or not np.allclose(defective.affine, implant.affine):
+        raise UserError(f"{implant_path}: its grid is not that of {defective_path}")
+    try:
+        _side_mm(implant.affine, implant.counts.shape)
+    except UserError as error:
+        raise UserError(f"{implant_path}: {error}") from None
+    volumes = [int(part.counts.sum(dtype=np.int64)) for part in (defective, implant)]
+    if volumes[1] > volumes[0]:
+        raise UserError(f"{implant_path}: larger than {defective_path}: are the two swapped?")
+    both = 0
+    if np.array_equal(defective.turn, implant.turn):  # else only whole blocks are compared
+        both = int(np.bitwise_count(defective.packed & implant.packed).sum(dtype=np.int64))
+    crowded = (defective.counts.astype(np.uint32) + implant.counts).max() > implant.factor**3
+    if crowded or both > OVERLAP * volumes[1]:
+        raise UserError(f"{implant_path}: overlaps {defective_path}: they are no pair")
+    # On the model's grid, any bone counts: thin bone touches there, too.
+    bone = implant.counts > 0
+    reach = max(1, round(GAP_MM / np.linalg.norm(implant.affine[:3, 0])))
+    sides = tuple(slice(max(0, s.start - reach), s.stop + reach) for s in resample.box(bone))
+    near = ndimage.binary_dilation(bone[sides], np.ones((3, 3, 3)), iterations=reach)
+    if not (near & (defective.counts[sides] > 0)).any():
+        raise UserError(f"{implant_path}: does not touch {defective_path}: they are no pair")
 
 
 # --- Complete skulls, files or phantoms, cut by defects.py -------------------------------------
@@ -140,8 +182,9 @@ def _skullbreak_pair(defective_path, implant_path, size, threshold):
 
 def _plan_skulls(size, config):
     root = _folder(config.root, "a folder of complete skulls (.nrrd, .nii.gz)")
+    # A link to nothing is a skull that cannot be read: it must not be left out in silence.
     files = sorted(
-        p for p in root.iterdir() if p.is_file() and p.name.lower().endswith(volume.SUFFIXES)
+        p for p in root.iterdir() if p.name.lower().endswith(volume.SUFFIXES) and not p.is_dir()
     )
     names = [re.sub(r"\.[^.]+(\.gz)?$", "", file.name, flags=re.I) for file in files]
     if not names:
@@ -153,11 +196,23 @@ def _plan_skulls(size, config):
     kinds = tuple(range(len(defects.KINDS))) * config.cuts
     bone_hu = config.bone_hu if config.bone_hu != 0 else None
     cases = [
-        Case(_cut_file, (str(file), bone_hu, *_recipe(name, size, config)), kinds, number)
+        Case(
+            _cut_file,
+            (str(file), bone_hu, config.max_voxels, *_recipe(name, size, config)),
+            kinds,
+            number,
+        )
         for number, (file, name) in enumerate(zip(files, names, strict=True))
     ]
-    voxels = {headers.read_source(p).data for p in files if p.suffix.lower() == ".nhdr"}
-    sources = {file.name: _sha256(file) for file in [*files, *sorted(voxels)]}
+    voxels = set()
+    for file in files:
+        with contextlib.suppress(UserError):  # which its worker raises again
+            if file.suffix.lower() == ".nhdr":
+                voxels.add(headers.read_source(file, config.max_voxels).data)
+    sources = {
+        file.relative_to(root).as_posix(): _sha256(file, config.max_voxels)
+        for file in [*files, *sorted(voxels)]
+    }
     surplus = sorted(p.name for p in root.iterdir() if p.name not in sources)
     problems = [f"{name} is no {', '.join(volume.SUFFIXES)} file" for name in surplus]
     return Plan(cases, names, split, sources, problems)
@@ -183,8 +238,10 @@ def _recipe(name, size, config):
     return name, size, config.threshold, turns, config.seed, config.reframe
 
 
-def _cut_file(path, bone_hu, *recipe):
-    skull = volume.read(path, bone_hu=bone_hu)
+def _cut_file(path, bone_hu, max_voxels, *recipe):
+    skull = volume.read(path, bone_hu=bone_hu, max_voxels=max_voxels)
+    if skull.data.all():
+        raise UserError(f"{path}: is bone everywhere: give a mask whose voxels are 0 around it")
     try:
         return cut_skull(skull.data, skull.affine, *recipe)
     except UserError as error:
@@ -240,9 +297,7 @@ def cut_skull(complete, affine, name, size, threshold, turns, seed, reframe=True
 
 def _cube(complete, affine, size):
     """The affine of `size` voxels a side over a file's own cube."""
-    sides = np.linalg.norm(affine[:3, :3], axis=0) * complete.shape
-    if np.ptp(sides) > 0.01 * sides.max():
-        raise UserError(f"{sides.round(1).tolist()} mm is no cube: set config.data.reframe")
+    _side_mm(affine, complete.shape)
     scale = np.array(complete.shape) / size
     step = np.eye(4)
     step[:3, :3], step[:3, 3] = np.diag(scale), (scale - 1) / 2
@@ -300,9 +355,17 @@ def _folder(root, what):
 
 def _seed(*parts):
     """A seed from numbers and names: adding a skull changes no other's draws."""
-    return zlib.crc32(" ".join(map(str, parts)).encode())
+    # A file's name may hold bytes that are no text: they come back as they were.
+    return zlib.crc32(" ".join(map(str, parts)).encode("utf-8", "surrogateescape"))
 
 
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(path, max_voxels):
+    """The SHA-256 of a file; of one that cannot be read, which its worker says, "unreadable".
+
+    So is one of more bytes than the largest voxels take: it may be a terabyte of holes.
+    """
+    with contextlib.suppress(OSError):
+        if path.is_file() and path.stat().st_size <= 9 * max_voxels + 2 * headers.MAX_SKIP:
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    return "unreadable"

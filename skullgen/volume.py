@@ -43,14 +43,26 @@ class Reduced(NamedTuple):
     """Block counts of a file and where they lie: see `read_reduced`."""
 
     counts: np.ndarray
-    crop: Crop | None
     affine: np.ndarray
     native_affine: np.ndarray
     shape: tuple[int, int, int]
     factor: int
+    turn: np.ndarray
+    packed: np.ndarray | None
+
+    @property
+    def crop(self):
+        """The `Crop` of the native mask in RAS order; needs `packed`."""
+        counts = turned(self.counts, np.linalg.inv(self.turn)).T
+        z, y, x = (slice(s.start * self.factor, s.stop * self.factor) for s in box(counts))
+        bits = np.unpackbits(self.packed[z, y], axis=2)[..., x]
+        crop = pack(turned(bits.T, self.turn))
+        starts = [side.start * self.factor for side in box(self.counts)]
+        origin = tuple(start + inner for start, inner in zip(starts, crop.origin, strict=True))
+        return crop._replace(origin=origin)
 
 
-def read(path, *, bone_hu=None):
+def read(path, *, bone_hu=None, max_voxels=headers.MAX_VOXELS):
     """Read a bone mask, or a CT cut at `bone_hu`, into RAS order.
 
     Any non-zero voxel of a mask is bone. A NRRD without `space` is taken as RAS; a NIfTI without
@@ -59,6 +71,7 @@ def read(path, *, bone_hu=None):
     Args:
       path: `.nrrd`, `.nhdr`, `.nii` or `.nii.gz`.
       bone_hu: threshold in Hounsfield units (bone is data >= bone_hu), for a CT only.
+      max_voxels: a larger file is refused unread; the mask takes as many bytes.
 
     Returns:
       `Volume` of bool [X, Y, Z] and its affine [4, 4], voxel -> RAS mm.
@@ -67,7 +80,7 @@ def read(path, *, bone_hu=None):
       UserError: the file is missing, corrupt or empty of bone, or its geometry is not usable; a
         CT without `bone_hu`, a mask with it.
     """
-    source = headers.read_source(pathlib.Path(path))
+    source = headers.read_source(pathlib.Path(path), max_voxels)
     mask = np.empty(source.shape[::-1], bool)
     for first, slab in _slabs(source, 1, bone_hu):
         mask[first : first + len(slab)] = slab
@@ -75,24 +88,26 @@ def read(path, *, bone_hu=None):
     return Volume(turned(mask.T, turn), source.affine @ turn)
 
 
-def read_reduced(path, size, *, keep_native=False):
+def read_reduced(path, size, *, keep_native=False, max_voxels=headers.MAX_VOXELS):
     """Count the bone voxels in each block of a cubic mask file, without holding the file.
 
     Args:
       path: as in `read`; masks only.
       size: voxels along every side of the result; the file's sides are `size` times one `factor`,
         the voxels along the side of a block, at most 40.
-      keep_native: also keep the tight box of the mask at the file's own grid.
+      keep_native: also keep the mask at the file's own grid.
+      max_voxels: as in `read`.
 
     Returns:
       `Reduced`: `counts` [size, size, size] in RAS order, uint8 where factor^3 <= 255, else uint16;
       `affine` [4, 4] of the blocks' centres; `native_affine` [4, 4] and `shape` [3] of the file
-      turned to RAS (mm, voxels); `crop` of the native mask, or None; `factor`.
+      turned to RAS (mm, voxels) by `turn` [4, 4] (`resample.to_ras`); `factor`; `packed`, the
+      native mask in the file's own order as bits [Z, Y, X/8], or None: `crop` is its tight box.
 
     Raises:
       UserError: as `read`, or sides that are not `size` times one factor.
     """
-    source = headers.read_source(pathlib.Path(path))
+    source = headers.read_source(pathlib.Path(path), max_voxels)
     side, factor = source.shape[0], source.shape[0] // max(1, size)
     whole = 1 <= factor <= MAX_FACTOR and source.shape == (size * factor,) * 3
     what = f"{source.shape} voxels are not {size} blocks of one size along every side"
@@ -100,7 +115,7 @@ def read_reduced(path, size, *, keep_native=False):
         whole, source.path, f"{what} (at most {MAX_FACTOR} voxels): choose another size or resample"
     )
     counts = np.zeros((size,) * 3, np.uint8 if factor**3 <= 255 else np.uint16)
-    packed = np.zeros((side, side, -(-side // 8)) if keep_native else 0, np.uint8)
+    packed = np.zeros((side, side, -(-side // 8)), np.uint8) if keep_native else None
     for first, slab in _slabs(source, factor, None):
         if slab.any():
             last = first + len(slab)
@@ -108,11 +123,10 @@ def read_reduced(path, size, *, keep_native=False):
             if keep_native:
                 packed[first:last] = np.packbits(slab, axis=2)
     turn = to_ras(source.affine, source.shape)
-    crop = _native_crop(packed, counts, turn, factor) if keep_native else None
     native, centres = source.affine @ turn, np.diag([factor, factor, factor, 1.0])
     centres[:3, 3] = (factor - 1) / 2
     counts = _in_c_order(turned(counts.T, turn))
-    return Reduced(counts, crop, native @ centres, native, source.shape, factor)
+    return Reduced(counts, native @ centres, native, source.shape, factor, turn, packed)
 
 
 def write(path, mask, affine):
@@ -151,8 +165,10 @@ def write(path, mask, affine):
 def pack(mask):
     """Crop `mask` [X, Y, Z] to its bone's tight box and pack it, one bit a voxel."""
     sides = box(mask)
-    part = mask[sides] != 0
-    return Crop(np.packbits(_in_c_order(part)), tuple(side.start for side in sides), part.shape)
+    part, bits = mask[sides], [np.empty(0, np.uint8)]
+    for first in range(0, len(part), 64):  # a cache line of x; whole bytes, whatever Y and Z are
+        bits.append(np.packbits(_in_c_order(part[first : first + 64] != 0)))
+    return Crop(np.concatenate(bits), tuple(side.start for side in sides), part.shape)
 
 
 def unpack(crop):
@@ -174,30 +190,29 @@ def _slabs(source, multiple, bone_hu):
     step = multiple * max(1, SLAB_BYTES // (x * y * source.dtype.itemsize * multiple))
     low, high, labels, found, scan = math.inf, -math.inf, set(), False, False
     with headers.decoded(source) as stream:
-        stream.read(source.skip)
+        for size in _pieces(source.skip, 1):
+            stream.read(size)
         for first in range(0, z, step):
-            size = min(step, z - first) * x * y * source.dtype.itemsize
-            block = stream.read(size)
-            if len(block) < size:
-                raise EOFError("it ends before its last voxel")
-            slab = np.frombuffer(block, source.dtype).reshape(-1, y, x)
-            if source.scale:
-                slab = slab * source.scale[0] + source.scale[1]
-            least, most = float(slab.min()), float(slab.max())
-            finite = math.isfinite(least) and math.isfinite(most)
-            require(finite, path, "has NaN or infinite voxels: set them to 0 (in a CT, to air)")
-            low, high, bone = min(low, least), max(high, most), slab != 0
-            if len(labels) <= MAX_LABELS and (most > 1 or slab.dtype.kind == "f"):
-                labels.update(np.unique(slab[bone])[: MAX_LABELS + 1].tolist())
-            scan = low < 0 or len(labels) > MAX_LABELS
-            what = "is a scan, not a mask (it has negative or many different values)"
-            require(not scan or bone_hu is not None, path, f"{what}: set bone_hu; {usual}")
-            bone = bone if bone_hu is None else slab >= bone_hu
-            found = found or bool(bone.any())
-            yield first, bone.view(np.uint8)
+            parts = []
+            for size in _pieces(min(step, z - first) * x * y, source.dtype.itemsize):
+                values = _values(stream, source, size)
+                least, most = float(values.min()), float(values.max())
+                finite = math.isfinite(least) and math.isfinite(most)
+                require(finite, path, "has NaN or infinite voxels: set them to 0 (in a CT, to air)")
+                low, high, bone = min(low, least), max(high, most), values != 0
+                if len(labels) <= MAX_LABELS and (most > 1 or values.dtype.kind == "f"):
+                    labels.update(np.unique(values[bone])[: MAX_LABELS + 1].tolist())
+                scan = low < 0 or len(labels) > MAX_LABELS
+                what = "is a scan, not a mask (it has negative or many different values)"
+                require(not scan or bone_hu is not None, path, f"{what}: set bone_hu; {usual}")
+                bone = bone if bone_hu is None else values >= bone_hu
+                found = found or bool(bone.any())
+                parts.append(bone.view(np.uint8))
+            slab = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            yield first, slab.reshape(-1, y, x)
         # Reading on also makes gzip verify the checksum at its end.
-        if stream.read(1) and source.exact:
-            raise ValueError("more bytes than the header's sizes and type account for")
+        what = "holds more bytes than the header's sizes and type account for"
+        require(not stream.read(1), path, f"{what}: mend the header or export it again")
     values = f"(values {low:g} to {high:g})"
     mask = bone_hu is not None and not scan
     require(not mask, path, f"is a mask {values}, not a CT: leave bone_hu out")
@@ -205,13 +220,22 @@ def _slabs(source, multiple, bone_hu):
     require(found, path, f"holds no bone, no voxel {level} {values}: check the file")
 
 
-def _native_crop(packed, counts, turn, factor):
-    """Turn and pack a file's bits [Z, Y, X/8]; `counts` [z, y, x] of its blocks say where."""
-    z, y, x = (slice(side.start * factor, side.stop * factor) for side in box(counts))
-    crop = pack(turned(np.unpackbits(packed[z, y], axis=2)[..., x].T, turn))
-    starts = [side.start * factor for side in box(turned(counts.T, turn))]
-    origin = tuple(start + inner for start, inner in zip(starts, crop.origin, strict=True))
-    return crop._replace(origin=origin)
+def _pieces(count, itemsize):
+    """Split `count` items into numbers of at most `SLAB_BYTES` of them, whatever a slice holds."""
+    most = SLAB_BYTES // itemsize
+    return [min(most, count - first) for first in range(0, count, most)]
+
+
+def _values(stream, source, count):
+    """Return the next `count` voxels, scaled; raises EOFError where there are fewer."""
+    block = stream.read(count * source.dtype.itemsize)
+    if len(block) < count * source.dtype.itemsize:
+        raise EOFError("it ends before its last voxel")
+    values = np.frombuffer(block, source.dtype)
+    if source.scale:
+        with np.errstate(all="ignore"):
+            values = values * source.scale[0] + source.scale[1]
+    return values
 
 
 def _in_c_order(view):

@@ -336,3 +336,14 @@ def test_reduce_equals_the_streamed_counts_of_a_real_skull():
     np.testing.assert_array_equal(
         share, plain.reshape(128, 2, 128, 2, 128, 2).mean((1, 3, 5), dtype=np.float32)
     )
+
+
+def test_a_field_of_too_many_cells_is_framed_on_coarser_ones(monkeypatch):
+    from skullgen import phantom
+
+    skull, affine = phantom.skull(3, 128), phantom.affine(128)
+    exact = resample.frame(skull, affine, 16)
+    monkeypatch.setattr(resample, "MAX_CELLS", 64**3)
+    coarse = resample.frame(skull, affine, 16)
+    moved = np.abs(coarse - exact)[:3, 3]
+    assert 0 < moved.max() <= 2 * 204.8 / 128

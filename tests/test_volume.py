@@ -142,7 +142,8 @@ def test_full_blocks_of_the_largest_factor_do_not_overflow(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "dtype", ["u1", "i1", "<u2", ">u2", "<i2", ">i4", "<i8", ">u8", "<f4", ">f8"]
+    "dtype",
+    ["u1", "i1", *(end + kind for end in "<>" for kind in "u2 i2 u4 i4 u8 i8 f4 f8".split())],
 )
 def test_every_dtype_and_endianness_is_read(tmp_path, dtype):
     mask = _mask((6, 6, 6))
@@ -153,6 +154,72 @@ def test_every_dtype_and_endianness_is_read(tmp_path, dtype):
     ):
         np.testing.assert_array_equal(volume.read(path).data, mask)
         np.testing.assert_array_equal(volume.read_reduced(path, 6).counts, mask)
+
+
+@pytest.mark.parametrize("labels", [(0, 255), (0, 2), (0, 1, 2, 64), (0, 0.5)])
+def test_every_label_but_0_is_bone(tmp_path, labels):
+    data = np.random.default_rng(0).choice(labels, (6, 6, 6)).astype(np.float32)
+    path = _nifti(tmp_path / "a.nii", data, _affine())
+    np.testing.assert_array_equal(volume.read(path).data, data != 0)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (7, 100, 13), (119, 1)])
+def test_several_gzip_members_are_one_stream(tmp_path, sizes):
+    """RFC 1952: as pigz, bgzip and `cat` make them."""
+    mask, places = _mask(), np.cumsum([0, *sizes])
+    volume.write(tmp_path / "a.nii", mask, _affine())
+    whole = (tmp_path / "a.nii").read_bytes()
+    voxels, ends = whole[352:], [*places[1:], 120]
+    members = [voxels[i:j] for i, j in zip(places, ends, strict=True)]
+    lines = ("type: uint8", "dimension: 3", "sizes: 6 5 4", "encoding: gzip", "spacings: 1 1 1")
+    data = b"".join(map(gzip.compress, members))
+    (tmp_path / "a.nii.gz").write_bytes(
+        gzip.compress(whole[:99]) + gzip.compress(whole[99:352]) + data
+    )
+    paths = [_text_nrrd(tmp_path / "a.nrrd", *lines, data=data), tmp_path / "a.nii.gz"]
+    for path in paths:
+        np.testing.assert_array_equal(volume.read(path).data, mask)
+        path.write_bytes(path.read_bytes()[:-3])
+        _refused(path, "cut short")
+
+
+def test_more_voxels_than_the_bound_are_read_where_it_is_raised(tmp_path):
+    path = tmp_path / "a.nrrd"
+    volume.write(path, _mask((6, 6, 6)), _affine())
+    for read in (volume.read, lambda path, **bound: volume.read_reduced(path, 6, **bound)):
+        assert read(path, max_voxels=216)
+        with pytest.raises(UserError, match=r"216 voxels are more than data.max_voxels \(215\)"):
+            read(path, max_voxels=215)
+
+
+def test_slices_larger_than_a_piece_are_read_in_pieces(tmp_path, monkeypatch):
+    mask = _mask((6, 6, 6))
+    data = (mask * 3).astype(">i4")
+    path = _nifti(tmp_path / "a.nii.gz", data, _affine())
+    monkeypatch.setattr(volume, "SLAB_BYTES", 4 * 5)
+    np.testing.assert_array_equal(volume.read(path).data, mask)
+    np.testing.assert_array_equal(volume.read_reduced(path, 2).counts, _blocks(mask, 3))
+
+
+def _blocks(mask, factor):
+    sides = [size for side in mask.shape for size in (side // factor, factor)]
+    return mask.reshape(sides).sum((1, 3, 5))
+
+
+def test_links_to_files_are_followed_but_not_out_of_a_headers_folder(tmp_path):
+    mask, inner = _mask(), tmp_path / "inner"
+    inner.mkdir()
+    _write_nrrd(tmp_path / "b.nrrd", mask.astype("u1"), _affine())
+    (inner / "a.nrrd").symlink_to("../b.nrrd")
+    np.testing.assert_array_equal(volume.read(inner / "a.nrrd").data, mask)
+    _write_nrrd(inner / "c.nhdr", mask.astype("u1"), _affine(), encoding="raw")
+    (inner / "c.raw").rename(inner / "d.raw")
+    (inner / "c.raw").symlink_to("d.raw")
+    np.testing.assert_array_equal(volume.read(inner / "c.nhdr").data, mask)
+    (inner / "d.raw").rename(tmp_path / "d.raw")
+    (inner / "c.raw").unlink()
+    (inner / "c.raw").symlink_to("../d.raw")
+    _refused(inner / "c.nhdr", "outside of the header's folder")
 
 
 @pytest.mark.parametrize("encoding", ["raw", "gzip"])
@@ -310,6 +377,14 @@ def test_pack_and_unpack_are_inverse(seed, share):
     )
     np.testing.assert_array_equal(whole, mask)
     assert crop.bits.dtype == np.uint8 and crop.bits.ndim == 1
+
+
+def test_packing_in_parts_is_packing_at_once():
+    mask = np.random.default_rng(0).random((200, 3, 5)) < 0.5
+    mask[0], mask[-1], mask[:, 0], mask[:, -1], mask[..., 0], mask[..., -1] = (True,) * 6
+    for view in (mask, np.asfortranarray(mask)[::-1]):
+        np.testing.assert_array_equal(volume.pack(view).bits, np.packbits(view))
+    assert volume.pack(mask[:0]).bits.shape == (0,)
 
 
 def _refused(path, match, **arguments):
