@@ -37,6 +37,7 @@ def defaults(size):
     config.data.seed = 0  # of phantoms, defects and the split
     config.data.threshold = 0.3  # share of bone that makes a voxel bone
     config.data.bone_hu = 0.0  # for CTs in Hounsfield units: bone is this or more; 0: masks
+    config.data.max_voxels = 2**29  # of a file; a larger one is refused before it is read
     config.data.test = ""  # skulls' names, comma-separated; both empty: by fraction
     config.data.validation = ""
     config.data.test_fraction = 0.15
@@ -45,6 +46,7 @@ def defaults(size):
     config.data.fold = 0  # this fold
     config.data.splits = ""  # skulls of only these splits, comma-separated; "": all
     config.data.reframe = True  # False: the files' own cube is the frame, as SkullBreak's
+    config.data.strict = False  # True: a case that cannot be used ends the run, not left out
     config.data.licence = ""  # recorded in the store; "": that of the source, where it is known
 
     config.model = ConfigDict()

@@ -11,35 +11,43 @@ from pathlib import Path
 import numpy as np
 
 from skullgen import defects, jobs, sources, store
-from skullgen.errors import UserError, one_of
+from skullgen.errors import UserError, one_of, plain
 
 SHARD = 20  # pairs in a file: what a kill loses at most
+FREE = ("root", "strict", "max_voxels")  # fields of `config.data` that determine no pair
 
 
 def run(path, size, config, versions=None, workers=0, native=True, share=(0, 1)):
     """Ingests `config.source` (`config` is an experiment's `config.data`) into the store `path`.
 
     size: voxels a side. versions: recorded in the store. native: keep the implants at the
-    sources' own grids, too, which only pairs to score need. share: (k, n), of the shards. Raises
-    UserError for a folder without a pair to train on, an unreadable volume, a pair that does not
-    match, or a store begun with other data.
+    sources' own grids, too, which only pairs to score need. share: (k, n), of the shards.
+
+    A volume that cannot be read, or a pair that is none, is left out and listed at the end.
+    Raises UserError for it where `config.strict`; for a folder without a pair to train on; for
+    a store begun with other data.
     """
     one_of("data.source", config.source, sorted(sources.PLANS))
     plan = _kept(sources.PLANS[config.source](size, config), config.splits)
     for line in plan.problems:
-        print(f"note: {line}")
+        print(plain(f"note: {line}"))
     if 0 not in plan.split.values():
         raise UserError(f"{config.root}: no pair to train on (data.source={config.source})")
     count = sum(len(case.kinds) for case in plan.cases)
     if not count:
         raise UserError(f"data.splits is {config.splits!r}: no skull is in it")
     _begin(path, count, size, config, plan, versions, share)
-    _work(path, plan, workers, native, share)
+    try:
+        _work(path, plan, config, workers, native, share)
+    except UserError:
+        if share == (0, 1) and store.missing(path) == store.shards(path):
+            shutil.rmtree(path)  # nothing was made
+        raise
     left = sum(map(len, store.missing(path)))
     if left:
         print(f"{path}: {left} pairs are left to other shares")
     else:
-        _summary(path, plan)
+        _summary(path, plan, config)
 
 
 def fresh(path, size, config, *, cuts, versions=None, workers=0, share=(0, 1)):
@@ -69,7 +77,8 @@ def _kept(plan, splits):
 
 def _begin(path, count, size, config, plan, versions, share):
     recipe = {"config": config.to_dict(), "size": size, "sources": plan.sources}
-    recipe["config"].pop("root")
+    for free in FREE:
+        recipe["config"].pop(free)
     held = store.recipe(path)
     begun = held is not None and store.missing(path) != store.shards(path)
     if held not in (None, recipe) and not begun and share == (0, 1):
@@ -87,12 +96,12 @@ def _begin(path, count, size, config, plan, versions, share):
         "names": plan.names,
         "licence": config.licence or licence.get(config.source, "not stated"),
         "notes": plan.problems,
-        "versions": versions,
+        "versions": versions or {},
     }
     store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
 
 
-def _work(path, plan, workers, native, share):
+def _work(path, plan, config, workers, native, share):
     """Makes what is missing: cases in worker processes, whole shards written in order."""
     ends = np.cumsum([len(case.kinds) for case in plan.cases])
     starts = ends - [len(case.kinds) for case in plan.cases]
@@ -104,7 +113,7 @@ def _work(path, plan, workers, native, share):
         if any(shard.start < ends[number] and starts[number] < shard.stop for shard in shards)
     ]
     ready = {}
-    tasks = ((plan.cases[n].make, plan.cases[n].arguments) for n in todo)
+    tasks = ((plan.cases[n].make, plan.cases[n].arguments, config.strict) for n in todo)
     done = total - sum(map(len, shards))
     counts = Counter()
     with jobs.progress(total, done, "ingest", "pair") as bar:
@@ -112,9 +121,14 @@ def _work(path, plan, workers, native, share):
             todo, jobs.ordered(_call, tasks, jobs.workers(workers)), strict=True
         ):
             case = plan.cases[number]
+            if isinstance(pairs, str):
+                store.leave_out(path, starts[number], pairs.replace(f"{config.root}/", ""))
+                bar.write(plain(f"left out: {pairs}"))
+                pairs = [None] * len(case.kinds)
             for offset, (pair, kind) in enumerate(zip(pairs, case.kinds, strict=True)):
                 ready[starts[number] + offset] = (pair, kind, case.skull)
-                counts.update(ties=pair.ties, redraws=pair.redraws)
+                if pair:
+                    counts.update(ties=pair.ties, redraws=pair.redraws)
             while shards and all(row in ready for row in shards[0]):
                 shard = shards.pop(0)
                 _write(path, shard, [ready.pop(row) for row in shard], plan, native)
@@ -127,14 +141,23 @@ def _work(path, plan, workers, native, share):
         print(f"{counts['redraws']} defects vanished at this grid and were drawn again, larger")
 
 
-def _call(make, arguments):
-    return make(*arguments)
+def _call(make, arguments, strict):
+    """The pairs of a case, or in one line why it has none."""
+    try:
+        return make(*arguments)
+    except UserError as error:
+        if strict:
+            raise
+        return str(error)
 
 
 def _write(path, shard, rows, plan, native):
-    pairs = [pair for pair, _, _ in rows]
+    size = store.open_store(path)["pairs"].shape[1]
+    nothing = sources.Pair(np.zeros(size**3 * 2 // 8, np.uint8), np.eye(4), None, 0, 0)
+    pairs = [pair or nothing for pair, _, _ in rows]
+    splits = [plan.split[plan.names[skull]] if pair else store.LEFT_OUT for pair, _, skull in rows]
     columns = {
-        "split": np.array([plan.split[plan.names[skull]] for _, _, skull in rows]),
+        "split": np.array(splits),
         "kind": np.array([kind for _, kind, _ in rows]),
         "skull": np.array([skull for _, _, skull in rows]),
         "affine": np.stack([pair.affine for pair in pairs]),
@@ -144,10 +167,19 @@ def _write(path, shard, rows, plan, native):
     store.write(path, shard.start, bits, columns, [pair.native for pair in pairs] * native)
 
 
-def _summary(path, plan):
-    split = store.open_store(path)["split"][:]
+def _summary(path, plan, config):
+    group, lines = store.open_store(path), store.left_out(path)
+    split = group["split"][:]
+    if lines and (config.strict or 0 not in split):
+        if np.all(split == store.LEFT_OUT):
+            shutil.rmtree(path)
+        number = f"{len(lines)} of {len(plan.cases)} cases"
+        raise UserError(f"{path}: {number} cannot be used, the first: {lines[0]}")
     parts = []
     for number, name in enumerate(store.SPLITS):
-        skulls = sum(place == number for place in plan.split.values())
+        skulls = len(np.unique(group["skull"][:][split == number]))
         parts.append(f"{name} {np.sum(split == number)} pairs of {skulls} skulls")
     print(f"{path}: {', '.join(parts)}")
+    if lines:
+        print(f"left out, {len(lines)} of {len(plan.cases)} cases (data.strict makes it an error):")
+        print("\n".join(f"  {line}" for line in lines))

@@ -108,12 +108,97 @@ def test_pairs_that_do_not_match_are_refused(skullbreak, tmp_path):
     shutil.copytree(skullbreak, root)
     implant = root / "train" / "implant" / "bilateral" / "000.nrrd"
     shutil.copy(root / "train" / "defective_skull" / "bilateral" / "000.nrrd", implant)
-    config = _config(source="skullbreak", root=str(root), threshold=0.5)
+    config = _config(source="skullbreak", root=str(root), threshold=0.5, strict=True)
     with pytest.raises(UserError, match=r"implant/bilateral/000.nrrd: overlaps .* no pair"):
         ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
     volume.write(implant, np.ones((32, 32, 32), bool), np.diag([5.0, 5, 5, 1]))
     with pytest.raises(UserError, match=r"bilateral/000.nrrd: its grid is not that of"):
         ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
+
+
+def _pair_files(root, skull, implant, mm=6.4):
+    paths = [root / name / "bilateral" / "000.nrrd" for name in ("defective_skull", "implant")]
+    for path, mask in zip(paths, (skull, implant), strict=True):
+        volume.write(path, mask, np.diag([mm, mm, mm, 1.0]))
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("mm", [1.0, 6.4])
+@pytest.mark.parametrize("thickness", [0.04, 0.12])
+def test_a_thin_implant_against_its_skull_is_a_pair_on_any_grid(tmp_path, thickness, mm):
+    complete = _shell(32, [15.5, 15.5, 15.5], thickness=thickness)
+    hole = np.zeros_like(complete)
+    hole[8:16, :, 20:] = True
+    paths = _pair_files(tmp_path, complete & ~hole, complete & hole, mm)
+    for size in (4, 8, 32):
+        assert len(sources._skullbreak_pair(*paths, size, 0.001, 2**20)) == 1
+    cube = np.zeros_like(complete)
+    cube[14:18, 14:18, 14:18] = True
+    paths = _pair_files(tmp_path, complete & ~hole, cube, mm)
+    with pytest.raises(UserError, match="does not touch"):
+        sources._skullbreak_pair(*paths, 32, 0.001, 2**20)
+
+
+def test_an_implant_in_thin_bone_overlaps_on_any_grid(tmp_path):
+    """Where blocks are larger than the bone is thick, none of them is too full."""
+    complete = _shell(32, [15.5, 15.5, 15.5], thickness=0.04)
+    hole = np.zeros_like(complete)
+    hole[8:16, :, 20:] = True
+    for size in (2, 4, 32):
+        with pytest.raises(UserError, match="overlaps"):
+            paths = _pair_files(tmp_path, complete, complete & hole)
+            sources._skullbreak_pair(*paths, size, 0.001, 2**20)
+    # A border that resampling gave to both is no mistake.
+    border = complete & hole & ~np.roll(hole, 1, axis=0)
+    skull = (complete & ~hole) | border & (np.indices(complete.shape).sum(axis=0) % 3 == 0)
+    assert sources._skullbreak_pair(*_pair_files(tmp_path, skull, complete & hole), 4, 0.001, 2**20)
+
+
+NAMES = (
+    "a b",
+    "it's",
+    'say "a"',
+    "new\nline",
+    "Schädel 頭蓋骨",
+    b"\xff\xfe".decode("utf-8", "surrogateescape"),
+)
+
+
+def test_names_and_links_of_any_kind_go_through_a_whole_ingest(tmp_path):
+    root, annex = tmp_path / "skulls", tmp_path / "annex"
+    root.mkdir()
+    for number, name in enumerate(NAMES):
+        volume.write(annex / f"{number}.nii.gz", phantom.skull(number, 48), phantom.affine(48))
+        (root / f"{name}.nii.gz").symlink_to(annex / f"{number}.nii.gz")
+    config = _config(source="skulls", root=str(root), test="it's", strict=True)
+    ingest.run(tmp_path / "real.zarr", 16, config, versions={}, workers=1)
+    group = store.open_store(tmp_path / "real.zarr")
+    assert sorted(group.attrs["names"]) == sorted(NAMES)
+    assert all(len(digest) == 64 for digest in group.attrs["recipe"]["sources"].values())
+    names = store.names(tmp_path / "real.zarr", group["skull"][:])
+    assert {name for name, split in zip(names, group["split"][:], strict=True) if split} == {"it's"}
+
+
+def test_files_that_cannot_be_read_do_not_end_the_planning(skullbreak, tmp_path):
+    import shutil
+
+    shutil.copytree(skullbreak, tmp_path / "copy")
+    first = tmp_path / "copy" / "train" / "defective_skull" / defects.KINDS[0] / "000.nrrd"
+    first.write_bytes(b"")
+    config = _config(source="skullbreak", root=str(tmp_path / "copy"))
+    plan = sources.PLANS["skullbreak"](16, config)
+    assert plan.field_mm == pytest.approx(204.8) and len(plan.cases) == 15
+    with pytest.raises(UserError, match=r"000.nrrd: no NRRD header"):
+        plan.cases[0].make(*plan.cases[0].arguments)
+    root = tmp_path / "skulls"
+    volume.write(root / "a.nrrd", phantom.skull(0, 48), phantom.affine(48))
+    (root / "b.nhdr").write_bytes(b"NRRD0004\n")
+    (root / "c.nii").symlink_to("nowhere")
+    with open(root / "d.nrrd", "wb") as file:
+        file.truncate(2**40)  # which takes no room, and hours to read
+    plan = sources.PLANS["skulls"](16, _config(source="skulls", root=str(root)))
+    assert plan.names == ["a", "b", "c", "d"]
+    assert plan.sources["c.nii"] == plan.sources["d.nrrd"] == "unreadable"
 
 
 @pytest.fixture(scope="module")
