@@ -1,24 +1,48 @@
 """Checkpoints of a State: the only orbax import.
 
 States are saved from the host, as numpy arrays (the key as its data): a checkpoint restores on
-any number and kind of devices. Saving is asynchronous; an unfinished step is never listed.
+any number and kind of devices. Saving is asynchronous; an unfinished step is never listed. Orbax
+does not see every flipped bit, so each step holds a sum of its own.
 """
 
 import hashlib
+import json
+import math
+import os
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
+from isal import isal_zlib
 
-from skullgen import hosts
+from skullgen import hosts, jobs, schema
+from skullgen.errors import UserError, plain
+
+_AGAIN = "the stage that trains it goes on from the one before"
+# What orbax and tensorstore raise for a damaged one; RecursionError is a RuntimeError.
+_BROKEN = (ArithmeticError, AttributeError, LookupError, OSError)
+_BROKEN += (RuntimeError, TypeError, ValueError)
+
+
+class Damaged(UserError):
+    """A checkpoint that is not what was written."""
 
 
 def manager(folder, keep=2, always=()):
     """A checkpoint manager on `folder`, which is made: the last `keep` and the steps `always`.
 
-    It is this process's alone: of several processes one saves.
+    It is this process's alone: of several processes one saves. What is no checkpoint is set aside,
+    with a warning.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for place in [place for place in folder.iterdir() if place.name.isdigit()]:
+        try:
+            _check(place)
+        except Damaged as error:  # orbax would fail at once, whichever step is wanted
+            _set_aside(place, error)
     policies, me = ocp.checkpoint_managers, jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     return ocp.CheckpointManager(
@@ -32,6 +56,41 @@ def manager(folder, keep=2, always=()):
             multiprocessing_options=alone,
         ),
     )
+
+
+def _set_aside(place, error):
+    aside = jobs.set_aside(place, "-damaged")
+    print(plain(f"warning: {error}; it is now {aside.name}"), file=sys.stderr)
+
+
+def _check(place):
+    """Damaged unless a step holds its own plain files, and orbax's note of it is one."""
+    root, kinds = os.path.realpath(place), ("item_handlers", "metrics", "custom_metadata")
+    try:
+        for file in place.rglob("*"):
+            if file.is_symlink() or not file.is_dir():
+                schema.plain_file(file, root, 2**40)
+        about = schema.read_json(place / "_CHECKPOINT_METADATA", root)
+        told = about.get("performance_metrics", {}), *map(about.get, kinds)
+        whole = all(isinstance(value, dict) for value in told)
+        times = [about.get(f"{what}_timestamp_nsecs", 0) for what in ("init", "commit")]
+        if not whole or not all(type(time) is int for time in times):
+            raise UserError(f"{place / '_CHECKPOINT_METADATA'}: not as orbax writes it")
+    except UserError as error:
+        raise Damaged(f"{place}: damaged ({error}); {_AGAIN}") from None
+
+
+def _check_claims(place, target):
+    """ValueError where a step claims arrays larger than `target`: tensorstore would end us."""
+    base = {"driver": "file", "path": f"{place / 'default'}/"}
+    files = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    claimed = 0
+    for key in files.list().result():
+        if key.endswith(b"/.zarray"):
+            about = json.loads(files.read(key).result().value)
+            claimed += math.prod(map(max, about["shape"], about["chunks"]))
+    if claimed > 2 * sum(x.size for x in jax.tree.leaves(target)):
+        raise ValueError(f"its arrays claim {claimed} numbers, more than the model has")
 
 
 def newest(folder):
@@ -52,22 +111,36 @@ def fingerprint(state):
 def save(manager, state):
     """Starts to save `state` under its step, unless that step is there; copies it first.
 
-    The state may be donated at once afterwards.
+    The state may be donated at once afterwards. Raises UserError where the disk has no room for it.
     """
     step = int(state.step)
     if step in manager.all_steps():
         return
     state = state.replace(key=jax.random.key_data(state.key))
     copy = jax.tree.map(lambda x: np.array(x, copy=True), state)
-    manager.save(step, args=ocp.args.StandardSave(copy))
+    place = Path(manager.directory) / str(step)
+    needed = sum(x.nbytes for x in jax.tree.leaves(copy)) + 2**20  # and orbax's own files
+    manager.wait_until_finished()
+    if jobs.free_bytes(place) < needed:  # orbax would find out in a thread of its own
+        raise jobs.no_room(place, needed)
+    manager.save(step, args=ocp.args.StandardSave(copy), custom_metadata=_sums(copy))
+
+
+def _sums(state):
+    """What tells a State of this model (`tree`), and this very one (`crc32`)."""
+    crc, places = 0, []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        places.append(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}")
+        crc = isal_zlib.crc32(np.ascontiguousarray(leaf), crc)
+    return {"crc32": crc, "tree": isal_zlib.crc32("\n".join(places).encode())}
 
 
 def begin(manager, model, seed):
-    """The State to train from in every process: process 0's newest checkpoint, or a new one.
+    """The State to train from in every process: process 0's newest whole checkpoint, or a new one.
 
-    manager: process 0's; None in the others.
+    manager: process 0's; None in the others. A damaged checkpoint is set aside, with a warning.
     """
-    state = restore(manager, model) if manager else None
+    state = _newest_whole(manager, model) if manager else None
     if state is None:
         # rbg for the weights: threefry takes XLA seconds to compile for every shape drawn.
         state = jax.jit(model.init)(jax.random.key(seed, impl="rbg"))
@@ -77,14 +150,42 @@ def begin(manager, model, seed):
     return same.replace(key=jax.random.wrap_key_data(same.key))
 
 
+def _newest_whole(manager, model):
+    while True:
+        try:
+            return restore(manager, model)
+        except Damaged as error:
+            _set_aside(manager.directory / str(manager.latest_step()), error)
+            manager.reload()
+
+
 def restore(manager, model, step=None):
-    """The State at `step` (None: the newest whole one), or None where there is none."""
+    """The State at `step` (None: the newest), or None where there is none.
+
+    Raises Damaged where it is not what was saved, UserError where it is of another model.
+    """
     step = manager.latest_step() if step is None else step
     if step is None:
         return None
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     shapes = shapes.replace(key=jax.eval_shape(jax.random.key_data, shapes.key))
     target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    state = manager.restore(step, args=ocp.args.StandardRestore(target))
+    place = manager.directory / str(step)
+    try:
+        told = manager.metadata(step).custom_metadata or {}
+        if told.get("tree") not in (None, _sums(target)["tree"]):
+            raise UserError(f"{place}: a checkpoint of another model or of other sizes")
+        _check_claims(place, target)
+        state = manager.restore(step, args=ocp.args.StandardRestore(target))
+        sums = _sums(state)
+    except _BROKEN as error:
+        raise Damaged(f"{place}: damaged ({_first_line(error)}); {_AGAIN}") from None
+    if told != sums:
+        raise Damaged(f"{place}: damaged (not what was saved); {_AGAIN}")
     state = jax.tree.map(jax.numpy.asarray, state)
     return state.replace(key=jax.random.wrap_key_data(state.key))
+
+
+def _first_line(error):
+    words = str(error).strip().splitlines()
+    return words[0][:120] if words else type(error).__name__

@@ -34,11 +34,18 @@ def mixtures(settings, workdir):
     return nets
 
 
+def check(settings, size, workdir):
+    """UserError for a network that cannot be made, or stores that are named wrong or not there."""
+    _load(settings, size)
+    train.divides("segment.batch_size", settings.batch_size)
+    store.require_there([name for name, *_ in store.named(settings.stores)], workdir)
+
+
 def _load(settings, size):
     config = settings.model.copy_and_resolve_references()
     with config.unlocked():
         config.resolution = size
-    model = train.load_model(settings.model_name, config)
+    model = train.load_model(settings.model_name, config, "segment.")
     if model.predict is None or "segment" not in model.steps:
         raise UserError(
             f"segment.model_name is {settings.model_name!r}: it lacks the step `segment` or predict"
@@ -74,10 +81,8 @@ def run(settings, size, workdir, *, keep, log_every, budget_mb, tensorboard):
         if hosts.lead():
             _begin(folder, log, _identity(settings, parts), settings.updates)
         pairs = sum(len(part.rows) for part in parts)
-        if hosts.first(checkpoint.newest(folder)) == settings.updates:
-            print(f"{name}: {settings.updates} updates on {pairs} pairs are done")
-            continue
-        print(f"{name}: {settings.updates} updates on {pairs} pairs")
+        done = hosts.first(checkpoint.newest(folder)) == settings.updates
+        print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
         train.train(
             model,
             [Phase("segment", updates=settings.updates)],
@@ -96,7 +101,8 @@ def run(settings, size, workdir, *, keep, log_every, budget_mb, tensorboard):
 
 def _begin(folder, log, identity, updates):
     """Sets a network of other pairs or settings aside, and writes what this one is made of."""
-    if _held(folder) not in (None, identity) or checkpoint.newest(folder) > updates:
+    newest = checkpoint.newest(folder)
+    if newest and (_held(folder) != identity or newest > updates):
         aside = jobs.set_aside(folder)
         log.unlink(missing_ok=True)
         print(f"{folder} is of other pairs or settings: it is now {aside}")
@@ -143,5 +149,4 @@ def _places(workdir, name):
 
 
 def _held(folder):
-    path = folder / "net.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return logs.read_json(folder / "net.json")

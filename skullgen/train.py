@@ -10,6 +10,7 @@ import importlib
 import itertools
 import math
 import operator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,23 +20,28 @@ from skullgen.errors import Diverged, UserError
 from skullgen.types import Phase
 
 
-def load_model(name, config):
+def load_model(name, config, where=""):
     """The Model that `make(config)` returns in `skullgen.models.<name>` or in `package.module`.
 
-    config: an experiment's `config.model`. Raises UserError where there is no such module.
+    config: an experiment's `config.model`, or that of its section `where` ("segment."). Raises
+    UserError where there is no such module.
     """
     path = name if "." in name else f"skullgen.models.{name}"
     try:
+        if not all(map(str.isidentifier, path.split("."))):
+            raise ModuleNotFoundError(name=path)
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
         if not (error.name and f"{path}.".startswith(f"{error.name}.")):
             raise
         raise UserError(
-            f"model_name is {name!r}: no module {path} that can be imported "
+            f"{where}model_name is {name!r}: no module {path} that can be imported "
             "(a file of skullgen/models, or package.module on PYTHONPATH)"
         ) from None
     if not hasattr(module, "make"):
-        raise UserError(f"model_name is {name!r}: {path} has no function make(config) -> Model")
+        raise UserError(
+            f"{where}model_name is {name!r}: {path} has no function make(config) -> Model"
+        )
     # A module of the user's own keeps its tracebacks, but for a field that the config lacks.
     wrong = (ArithmeticError, LookupError, TypeError, ValueError)
     caught = (AttributeError, *(() if "." in name else wrong))
@@ -43,31 +49,46 @@ def load_model(name, config):
         model = module.make(config)
         jax.eval_shape(model.init, jax.random.key(0))  # shapes only: wrong sizes are found here
     except caught as error:
-        raise UserError(f"config.model does not fit {path}: {error}") from error
+        words = " ".join(str(error).split())
+        name = words.strip("\"'")  # what a ConfigDict says of a field that it lacks
+        words = f"it lacks the field {name}" if name.isidentifier() else words
+        raise UserError(f"config.{where}model does not fit {path}: {words}") from error
     return model
 
 
 def phases(specs, model):
     """`config.phases` as a list of Phase; UserError for a wrong field, step or length."""
     result = []
+    if not specs:
+        raise UserError("phases is empty: `train` needs one, for example dict(step=..., updates=9)")
     for number, spec in enumerate(specs):
         where = f"phases[{number}]"
         try:
             phase = Phase(**spec)
         except TypeError:
+            shown = dict(spec) if hasattr(spec, "keys") else spec
             raise UserError(
-                f"{where} is {dict(spec)}: its fields are {', '.join(Phase._fields)}"
+                f"{where} is {shown}: its fields are {', '.join(Phase._fields)}"
             ) from None
-        if phase.step not in model.steps:
+        if phase.step not in list(model.steps):
             known = ", ".join(model.steps)
             raise UserError(f"{where}.step is {phase.step!r}: the model's steps are {known}")
-        if (phase.epochs > 0) == (phase.updates > 0) or phase.batches < 1:
+        lengths = phase.epochs, phase.updates, phase.batches
+        whole = all(type(length) is int and length >= 0 for length in lengths)
+        if not whole or (phase.epochs > 0) == (phase.updates > 0) or phase.batches < 1:
             raise UserError(
                 f"{where} needs a positive `epochs` or a positive `updates`, not both, "
-                "and `batches` of 1 or more"
+                "and `batches` of 1 or more: whole numbers"
             )
         result.append(phase)
     return result
+
+
+def divides(field, batch):
+    """UserError where a batch (the value of `field`) cannot be shared by all devices alike."""
+    if batch % jax.device_count():
+        count = jax.device_count()
+        raise UserError(f"{field} is {batch}: not a multiple of the {count} devices")
 
 
 def schedule(phases, pairs, batch):
@@ -102,9 +123,8 @@ def train(
     Returns the State. Raises Diverged for a metric that is not finite, jobs.Stopped after
     a checkpoint where a signal came.
     """
-    devices, lead = jax.device_count(), hosts.lead()
-    if batch % devices:
-        raise UserError(f"batch_size is {batch}: not a multiple of the {devices} devices")
+    divides("batch_size", batch)
+    lead = hosts.lead()
     counts = [len(part.rows) for part in parts]
     size = store.open_store(parts[0].path)["pairs"].shape[1]
     ends = schedule(plan, sum(counts), batch)
@@ -118,7 +138,7 @@ def train(
             )
         # Placed as the steps return it, or the first one is compiled twice.
         state = steps.resident(checkpoint.begin(manager, model, seed))
-        if int(state.step):
+        if 0 < int(state.step) < ends[-1]:
             print(f"training: goes on from the checkpoint of update {int(state.step)}")
         recent, said = logs.rewind(log, int(state.step)) if lead else [], set()
 
@@ -134,18 +154,12 @@ def train(
             begin, first = ends[number - 1] if number else 0, int(state.step)
             if first >= end:
                 continue
-            draws = (
-                store.batch_rows(
-                    counts,
-                    batch,
-                    seed=seed,
-                    phase=number,
-                    update=update - begin,
-                    batches=phase.batches,
-                )
-                for update in range(first, end)
-            )
-            batches = _batches(parts, draws, budget_mb * 2**20)
+
+            def draw(update, phase=phase, number=number, begin=begin):
+                place = dict(phase=number, update=update - begin, batches=phase.batches)
+                return store.batch_rows(counts, batch, seed=seed, **place)
+
+            batches = _batches(parts, map(draw, range(first, end)), budget_mb * 2**20)
 
             def due(step, end=end):
                 return step % save_every == 0 or step == end
@@ -155,7 +169,7 @@ def train(
                 values = {name: float(value) for name, value in metrics.items()}
                 return {**place, "step": step, **values}
 
-            def flush(pending, describe=describe, end=end):
+            def flush(pending, describe=describe, end=end, draw=draw):
                 records = [describe(*item) for item in jax.device_get(pending)]
                 good = _finite(records)
                 if lead:
@@ -164,7 +178,9 @@ def train(
                 if len(good) < len(records):
                     if manager:
                         manager.wait_until_finished()
-                    _diverged(records[len(good)], checkpoint.newest(folder))
+                    bad = records[len(good)]
+                    batch_of = _named(parts, draw(bad["step"] - 1))
+                    _diverged(bad, checkpoint.newest(folder), batch_of, log)
                 *whole, last = epochs([*recent, *records])
                 over = records[-1]["step"] == end
                 recent[:] = [] if over else last
@@ -228,19 +244,35 @@ def _finite(records):
     return records
 
 
-def _diverged(record, last):
-    kept = (
-        f"the last good checkpoint is of update {last}" if last else "no checkpoint was written yet"
-    )
+def _named(parts, index):
+    """The pairs of a draw [batches, size]: a list of [store, row] for each batch."""
+    starts = np.cumsum([0, *(len(part.rows) for part in parts)])
+
+    def name(row):
+        number = int(np.searchsorted(starts, row, side="right")) - 1
+        return [str(parts[number].path), int(parts[number].rows[row - starts[number]])]
+
+    return [[name(row) for row in batch] for batch in index]
+
+
+def _diverged(record, last, batches, log):
+    """Writes which batches an update took beside the log, and raises Diverged."""
     name, value = next(
         (name, value)
         for name, value in record.items()
         if isinstance(value, float) and not np.isfinite(value)
     )
+    path = log.with_name(f"{log.stem}-diverged.json")
+    if hosts.lead():
+        logs.write_json(path, {"record": record, "checkpoint": last, "batches": batches})
+    rows = ", ".join(str(row) for _, row in batches[0][:8]) + ", ..." * (len(batches[0]) > 8)
+    kept = f"update {last}, the last good checkpoint" if last else "the beginning"
     raise Diverged(
         f"training stopped: {name} is {value} at update {record['step']} (phase "
-        f"{record['phase']}); {kept}: "
-        "lower the learning rate or the penalty, or compute in float32, in a new --workdir"
+        f"{record['phase']}), on rows {rows} of {Path(batches[0][0][0]).name} (all in "
+        f"{path.name}): the same command replays it from {kept}, and with JAX_DEBUG_NANS=1 names "
+        "the operation; lower the learning rate or the penalty, or compute in float32, in a new "
+        "--workdir"
     )
 
 

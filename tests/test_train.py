@@ -1,6 +1,5 @@
 """The loop: phases, resuming, stopping, divergence; with a model from outside the package."""
 
-import json
 import signal
 
 import jax
@@ -134,14 +133,53 @@ def test_a_loss_that_is_not_finite_stops_the_run(work):
 
 def test_a_half_written_log_line_is_left_out(tmp_path):
     path = tmp_path / "a.jsonl"
-    logs.append(path, [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
+    records = [{"phase": "vae", "epoch": 1, "step": step, "loss": 0.5 / step} for step in (1, 2)]
+    logs.append(path, records)
     with open(path, "a") as file:
         file.write('{"step": 3, "lo')
     assert [r["step"] for r in logs.read(path)] == [1, 2]
     logs.rewind(path, 1)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 1, "loss": 0.5}
-    ]
+    assert logs.read(path) == records[:1] and path.read_text().count("\n") == 1
+
+
+def _log(path, steps):
+    logs.append(path, [{"phase": "vae", "epoch": 1, "step": n, "loss": 0.1 * n} for n in steps])
+    return path.read_text().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda lines: [*lines[:2], lines[2].replace("0.3", "0.7"), lines[3]], "line 3 is damaged"),
+        (lambda lines: [*lines[:2], lines[2][:20] + "\n", lines[3]], "line 3 is damaged"),
+        (lambda lines: [lines[0], *lines[2:]], "updates 2 to 2 are not in it"),
+        (lambda lines: lines[1:], "updates 1 to 1 are not in it"),
+        (lambda lines: lines[:2], "updates 3 to 4 are not in it, though their checkpoint is here"),
+    ],
+)
+def test_damaged_and_missing_lines_of_a_log_are_told(change, words, tmp_path, capsys):
+    path = tmp_path / "train.jsonl"
+    damaged = "".join(change(_log(path, range(1, 5))))
+    path.write_text(damaged)
+    kept = logs.rewind(path, 4)
+    assert words in capsys.readouterr().err
+    assert all(record["loss"] == 0.1 * record["step"] for record in kept)
+    assert [record["step"] for record in logs.read(path)] == [record["step"] for record in kept]
+    aside = tmp_path / "train-damaged-0.jsonl"
+    assert aside.read_text() == damaged if len(damaged.splitlines()) != 2 else not aside.exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"a": 1}', '{"a": 2, "crc32": 3}', "[" * 10**5]
+)
+def test_damaged_json_files_are_refused(text, tmp_path):
+    path = tmp_path / "metrics.json"
+    logs.write_json(path, {"dice": [0.1, float("inf")], "name": "ä"})
+    assert logs.read_json(path) == {"dice": [0.1, float("inf")], "name": "ä"}
+    assert logs.read_json(tmp_path / "none.json") is None
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"metrics\.json: damaged, or changed by hand: put a copy"):
+        logs.read_json(path)
 
 
 def test_tensorboard_gets_every_metric(work):
