@@ -16,7 +16,9 @@ import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from skullgen import errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -28,15 +30,14 @@ _DISTRIBUTED = flags.DEFINE_string(
 
 def main(_):
     """Sets up devices and signals, and runs the stages of the config."""
-    logging.set_verbosity(logging.ERROR)
     os.environ.setdefault("MPLBACKEND", "Agg")
     config = _CONFIG.value
-    if config.deterministic:
+    if config.get("deterministic"):
         flag = " --xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag
     import jax
 
-    from skullgen import errors, hosts, jobs, run, sweep
+    from skullgen import hosts, jobs, run, sweep
 
     sweeping = _SWEEP.value or config.get("table")
     if _DISTRIBUTED.value:
@@ -45,11 +46,11 @@ def main(_):
         hosts.join(_DISTRIBUTED.value)
         jobs.quiet(not hosts.lead())
     workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"]))
-    if config.compilation_cache:
-        cache = Path(config.compilation_cache).expanduser()
+    if config.get("compilation_cache"):
+        cache = Path(str(config.compilation_cache)).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    print(f"work directory: {workdir}", flush=True)
+    print(errors.plain(f"work directory: {workdir}"), flush=True)
     with jobs.stoppable():
         if sweeping:
             sweep.sweep(config, workdir, _SWEEP.value or "all")
@@ -71,38 +72,62 @@ def default_workdir(flag):
 
 
 def parse(argv):
-    """Flags from the command line; a mistake in them is one line and exit code 2."""
+    """Flags from the command line; a mistake in them or in the config file is one line, code 2."""
+    logging.set_verbosity(logging.ERROR)
     try:
         rest = flags.FLAGS(argv)
-        if _CONFIG.value is None:
+        config = _CONFIG.value
+        if not _file(argv):
             _fail("which experiment? For example --config experiments/vae_wgan.py")
-        _ = _CONFIG.value.stages  # a config that could not be loaded raises only when it is used
-    except (flags.Error, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-        given = [part for part in argv[1:] if part.startswith("--config.")]
-        where = "" if isinstance(error, flags.Error) else f" (no such field? {' '.join(given)})"
-        while error.args and isinstance(error.args[0], Exception):
-            error = error.args[0]
-        words = str(error.args[0] if len(error.args) == 1 else error)
-        lines = [line.strip() for line in words.splitlines() if line.strip()]
-        causes = [line for line in lines if re.match(r"\w+Error: ", line)]
-        text = causes[-1].split(": ", 1)[1] if causes else " ".join(lines)
-        if "No such file or directory" in words:
-            text = next(part for part in argv[1:] if ".py" in part) + ": no such config file"
-            where = ""
-        _fail(text + where)
+        _ = config.stages  # a config that could not be loaded raises only when it is used
+        if not isinstance(config, ConfigDict):
+            raise TypeError
+    except Exception as error:  # of the config file's own code, any
+        _fail(_mistake(error, argv))
     if rest[1:]:
         _fail(f"{rest[1]!r} is no flag: fields are set by --config.FIELD=VALUE")
     return rest
 
 
+def _file(argv):
+    """The config file that a command line names, or ""."""
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    named = [one.partition("=")[2] or two for one, two in pairs if re.match("--?config(=|$)", one)]
+    return named[-1].partition(":")[0] if named else ""
+
+
+def _mistake(error, argv):
+    """What is wrong with the command line, or with the config file that it names, in one line."""
+    file = _file(argv)
+    given = [part for part in argv[1:] if part.startswith("--config.")]
+    where = f" (no such field? {' '.join(given)})" if given else ""
+    where = "" if isinstance(error, flags.Error) else where
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    if file and not Path(file).is_file():
+        return f"{file}: no such config file"
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or file}, line {error.lineno or 1}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if os.path.realpath(file) == frame.filename]
+    if lines and not isinstance(error, ValueError):
+        return f"{file}, line {lines[-1]}: {type(error).__name__}: {error}"
+    if not (given or isinstance(error, flags.Error | ValueError)):
+        return f"{file}: it needs a function get_config() that returns a ConfigDict with `stages`"
+    words = str(error.args[0] if len(error.args) == 1 else error)
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    causes = [line for line in lines if re.match(r"\w+Error: ", line)]
+    return (causes[-1].split(": ", 1)[1] if causes else " ".join(lines)) + where
+
+
 def _fail(text):
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {errors.plain(text)}", file=sys.stderr)
     sys.exit(2)
 
 
 def report_error(error):
     """Prints what a person can use of an error; returns the exit code, or None to raise it."""
-    from skullgen import errors, jobs
+    from skullgen import jobs
 
     if isinstance(error, jobs.Stopped):
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -112,7 +137,7 @@ def report_error(error):
         return error.code
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or os.strerror(errno.ENOSPC) in str(error):
-        where = getattr(error, "filename", None) or "the work directory"
+        where = errors.plain(str(getattr(error, "filename", None) or "the work directory"))
         print(
             f"error: no room left on the disk of {where}: make some and run the same command "
             "again; what was written is whole",
@@ -120,12 +145,14 @@ def report_error(error):
         )
         return 2
     if isinstance(error, OSError) and error.filename:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {errors.plain(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
         return 2
     return None
 
 
 if __name__ == "__main__":
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a name that it cannot show ends no run
+        stream.reconfigure(errors="backslashreplace")
     try:
         app.run(main, flags_parser=parse)
     except KeyboardInterrupt:

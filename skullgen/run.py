@@ -11,35 +11,69 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 
 import jax
+from ml_collections import ConfigDict
 
-from skullgen import checkpoint, hosts, jobs, logs, metrics, stages, store, train
-from skullgen.errors import UserError, one_of
+from skullgen import checkpoint, hosts, ingest, jobs, logs, metrics, stages, store, train
+from skullgen.errors import UserError, one_of, plain
 
-RANGES = {  # lowest and highest value of a field
-    **dict.fromkeys(
-        ("seed", "data.seed", "generate.seed", "workers", "generate.first"), (0, 2**31)
-    ),
+MEMORY = {  # what to lower where it runs out
+    "ingest": "workers",
+    "train": "batch_size or config.budget_mb",
+    "generate": "generate.batch_size",
+    "segment": "segment.batch_size or config.budget_mb",
+    "evaluate": "evaluate.batch_size",
+    "explore": "explore.pairs",
+    "report": "evaluate.pairs",
+}
+
+WORDS = (
+    *("model_name", "share", "data.source", "data.root", "data.test", "data.validation"),
+    *("data.splits", "data.licence", "generate.channels", "segment.model_name", "segment.stores"),
+    *("evaluate.upsampling", "explore.stores"),
+)
+SWITCHES = (
+    *("tensorboard", "data.reframe", "data.strict", "segment.reference", "evaluate.rules"),
+    "explore.umap",
+)
+RANGES = {  # lowest and highest value of a field, whole numbers where the lowest is one
+    **dict.fromkeys(("seed", "data.seed", "data.first_cut", "data.fold"), (0, 2**31)),
+    **dict.fromkeys(("generate.seed", "generate.first", "explore.seed"), (0, 2**31)),
+    **dict.fromkeys(("segment.seed", "segment.fresh"), (0, 2**31)),
     **dict.fromkeys(("batch_size", "log_every", "save_every", "keep"), (1, math.inf)),
-    **dict.fromkeys(("data.skulls", "data.cuts", "generate.count"), (1, math.inf)),
+    "workers": (0, 1024),
+    **dict.fromkeys(("data.skulls", "data.cuts", "generate.count"), (1, 2**31)),
     **dict.fromkeys(("generate.batch_size", "evaluate.pairs"), (1, math.inf)),
     **dict.fromkeys(("explore.pairs", "explore.steps"), (2, math.inf)),
-    "explore.perplexity": (1, math.inf),
-    "segment.model.rotation_degrees": (0, 180),
-    "segment.model.scaling": (0, 0.9),
-    "segment.model.shift_mm": (0, 200),
+    "explore.perplexity": (1.0, math.inf),
     **dict.fromkeys(("segment.batch_size", "segment.save_every"), (1, math.inf)),
     **dict.fromkeys(("segment.updates", "evaluate.batch_size"), (1, math.inf)),
-    **dict.fromkeys(("data.first_cut", "segment.seed", "segment.fresh"), (0, 2**31)),
     **dict.fromkeys(("evaluate.cases", "data.folds"), (0, math.inf)),
-    **dict.fromkeys(("budget_mb", "generate.dust_mm3"), (0, math.inf)),
+    **dict.fromkeys(("budget_mb", "generate.dust_mm3"), (0.0, math.inf)),
+    "data.bone_hu": (-math.inf, math.inf),
+    "data.max_voxels": (1, math.inf),
     **dict.fromkeys(("data.threshold", "generate.threshold"), (0.001, 1)),
     "evaluate.threshold": (0.001, 1),
-    **dict.fromkeys(("data.test_fraction", "data.validation_fraction"), (0, 1)),
-    **dict.fromkeys(("model.resolution", "model.latent", "model.groups"), (1, math.inf)),
+    **dict.fromkeys(("data.test_fraction", "data.validation_fraction"), (0.0, 1)),
+    "generate.connectivity": (6, 26),
+    "model.resolution": (2, 512),  # as schema.MAX_SIDE
 }
+MODEL = {  # fields of our own models; one outside the package has its own
+    **dict.fromkeys(("latent", "groups"), (1, 2**20)),
+    **dict.fromkeys(("learning_rate", "critic_learning_rate"), (0.0, math.inf)),
+    **dict.fromkeys(("vae_learning_rate", "kl_weight", "penalty"), (0.0, math.inf)),
+    **dict.fromkeys(("alpha", "beta", "margin", "channel_weights"), (0.0, math.inf)),
+    **dict.fromkeys(("b1", "b2", "momentum", "posterior_momentum", "occupancy"), (0.0, 1)),
+    **dict.fromkeys(("widths", "down", "up"), (1, 2**20)),
+    "decay_steps": (0, math.inf),
+    "rotation_degrees": (0.0, 180),
+    "scaling": (0.0, 0.9),
+    "shift_mm": (0.0, 200),
+}
+SERIES = {"widths": 0, "down": 0, "up": 0, "occupancy": 2, "channel_weights": 2}  # 0: any length
 
 
 def run(config, workdir):
@@ -48,26 +82,28 @@ def run(config, workdir):
     Several processes (`hosts.join`) share the stages `stages.TOGETHER`; then process 0 goes on
     alone. With `config.share` this process makes its share of a store, beside others.
     """
+    _field(config, "stages", str)
     names = [name.strip() for name in config.stages.split(",") if name.strip()]
     unknown = [name for name in names if name not in stages.STAGES]
     if unknown or not names:
         raise UserError(
             f"stages is {config.stages!r}: name some of {', '.join(stages.STAGES)}, comma-separated"
         )
-    check(config)
+    check(config, names)
+    stages.check(config, names, workdir)
     share = jobs.share(config.share)
     if share != (0, 1) and not {"ingest", "generate"}.issuperset(names):
         raise UserError(
             f"share is {config.share}: only ingest and generate are made in shares, "
             "so name no other stage in --config.stages"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
     if hosts.several():
         if share != (0, 1):
             raise UserError("--distributed makes the shares itself: leave config.share out")
         config = config.copy_and_resolve_references()
         config.share = f"{jax.process_index()}/{jax.process_count()}"
-    with alone(workdir, share) if hosts.lead() else contextlib.nullcontext():
+    mine = _taking_back(workdir, share) if hosts.lead() else contextlib.nullcontext()
+    with mine:
         if hosts.lead():
             prepare(config, workdir)
             if share[0] == 0:
@@ -91,6 +127,13 @@ def _stage(config, workdir, name, record_it):
     stop = 0
     try:
         stages.STAGES[name](config, workdir)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"{name}: out of memory on {jax.local_devices()[0].device_kind} "
+            f"({plain(str(error).strip())[:100]}): lower config.{MEMORY[name]}"
+        ) from None
     except jobs.Stopped as stopped:
         if stopped.agreed:
             raise
@@ -103,6 +146,27 @@ def _stage(config, workdir, name, record_it):
     print(f"== {name}: {seconds:.0f} s", flush=True)
     if record_it:
         record(workdir, {name: seconds})
+
+
+@contextlib.contextmanager
+def _taking_back(workdir, share):
+    """`alone` in a folder that is made; a mistake that comes before any work leaves no trace."""
+    new = not workdir.exists()
+    workdir.mkdir(parents=True, exist_ok=True)
+    before = {path.name for path in workdir.iterdir()}
+    with alone(workdir, share):
+        if share == (0, 1):
+            jobs.clear(workdir)
+        try:
+            yield
+        except UserError:
+            left = {path.name for path in workdir.iterdir()} - before
+            if share == (0, 1) and left <= {"config.json", "versions.json", ".lock"}:
+                for name in left:
+                    (workdir / name).unlink()
+                if new:
+                    workdir.rmdir()
+            raise
 
 
 @contextlib.contextmanager
@@ -136,23 +200,83 @@ def _hold(file, workdir, kind):
         ) from None
 
 
-def check(config):
-    """UserError for a number that is out of range, before anything is written."""
-    for field, (low, high) in RANGES.items():
-        value = config
-        for part in field.split("."):
-            value = value.get(part) if value is not None else None
-        if value is not None and not low <= value <= high:
-            upper = f" to {high}" if high < math.inf else " or more"
-            raise UserError(f"config.{field} is {value}: it must be {low}{upper}")
+def check(config, names=()):
+    """UserError for a field that is missing, of a wrong kind or out of range, and where to mend it.
+
+    names: of the stages that are to run, whose sections have to be there.
+    """
+    needed = {"data", "model"}.union(*(stages.SECTIONS[name] for name in names))
+    sections = {"": config}
+    for name in ("data", "model", "generate", "segment", "evaluate", "explore"):
+        sections[name] = config.get(name)
+        if not isinstance(sections[name], ConfigDict) and (name in needed or name in config):
+            _wrong(name, config, "a section as in experiments/common.py")
+    sections["segment.model"] = sections["segment"] and config.segment.get("model")
+    if sections["segment"] and not isinstance(sections["segment.model"], ConfigDict):
+        _wrong("segment.model", config.segment, "a section as in experiments/common.py")
+    kinds = {**dict.fromkeys(WORDS, str), **dict.fromkeys(SWITCHES, bool), **RANGES}
+    for field, kind in kinds.items():
+        section, _, name = field.rpartition(".")
+        if sections[section] is not None:
+            _field(sections[section], field, kind)
+    if not isinstance(config.get("phases"), list | tuple):
+        _wrong("phases", config, "a list, empty where no stage is `train`")
+    for section in ("", "segment."):
+        held = sections.get(f"{section}model")
+        if held is not None and "." not in sections[section.strip(".")].model_name:
+            for name in [name for name in MODEL if name in held]:
+                _field(held, f"{section}model.{name}", MODEL[name])
     if config.get("generate"):
         one_of("generate.connectivity", config.generate.connectivity, (6, 18, 26))
         one_of("generate.channels", config.generate.channels, ("", "independent", "exclusive"))
     if config.get("evaluate"):
         one_of("evaluate.upsampling", config.evaluate.upsampling, metrics.RULES)
-    umap = config.get("explore") and config.explore.umap and "explore" in config.stages
-    if umap and importlib.util.find_spec("umap") is None:
-        raise UserError("explore.umap is True: pip install 'skullgen[umap]' first")
+    extras = {
+        "tensorboard": ("tensorboardX", "train", "segment"),
+        "explore.umap": ("umap", "explore"),
+    }
+    for field, (module, *users) in extras.items():
+        used = _get(config, field) and set(users).intersection(names)
+        if used and importlib.util.find_spec(module) is None:
+            extra = field.rpartition(".")[2]
+            raise UserError(f"{field} is True: pip install 'skullgen[{extra}]' first")
+
+
+def _field(held, field, kind):
+    """UserError where a field of the section `held` is not of its kind.
+
+    kind: str, bool, or (lowest, highest) of a number or of each of several.
+    """
+    name = field.rpartition(".")[2]
+    if not isinstance(kind, tuple):
+        if not isinstance(held.get(name), kind):
+            _wrong(field, held, "text" if kind is str else "True or False")
+        return
+    low, high = kind
+    value, whole = held.get(name), isinstance(low, int)
+    words = f"{low} to {high}" if high < math.inf else f"{low:g} or more" * (low > -math.inf)
+    if name in SERIES:
+        count = SERIES[name] or "one or more"
+        words = f"a tuple of {count} {'whole ' * whole}numbers, {words}"
+        length = isinstance(value, list | tuple) and len(value)
+        good = length and length == (SERIES[name] or length)
+    else:
+        value, good = (value,), True
+    numbers = good and all(_number(one, whole) for one in value)
+    if not numbers or not all(low <= one <= high for one in value):
+        kind = "" if numbers or name in SERIES else "a whole number, " if whole else "a number, "
+        _wrong(field, held, (kind + words).strip(", "))
+
+
+def _number(value, whole):
+    kind = int if whole else int | float
+    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _wrong(field, held, words):
+    value = held.get(field.rpartition(".")[2])
+    said = "missing" if value is None else repr(value)
+    raise UserError(f"config.{field} is {said}: it must be {words}")
 
 
 def prepare(config, workdir):
@@ -163,8 +287,8 @@ def prepare(config, workdir):
     new = json.loads(config.to_json_best_effort())
     del new["share"]
     path = workdir / "config.json"
-    if path.exists():
-        old = json.loads(path.read_text())
+    old = _held(workdir)
+    if old:
         for field in _locked(old, new, workdir):
             raise UserError(
                 f"{workdir}: config.{field} was {_get(old, field)!r} and is now "
@@ -174,12 +298,33 @@ def prepare(config, workdir):
     logs.write_json(path, new)
 
 
+def _held(workdir):
+    """The config of the work that is here, from its copy where it is damaged; None without work."""
+    path, copy = workdir / "config.json", workdir / "versions.json"
+    try:
+        held, what = logs.read_json(path), "missing"
+    except UserError:
+        held, what = None, "damaged"
+    if held is None and copy.exists():
+        held = logs.read_json(copy)["config"]
+        print(f"warning: {path} is {what}: its copy in {copy.name} is used", file=sys.stderr)
+    if held is None and (workdir / "checkpoints").exists():  # stores hold settings of their own
+        raise UserError(
+            f"{path}: {what}, and nothing else tells the settings of the checkpoints here: "
+            "put a copy back, or choose another --workdir"
+        )
+    return held
+
+
 def record(workdir, seconds):
     """Writes versions, and adds the seconds that stages took now to those of earlier calls."""
     path = workdir / "versions.json"
-    held = json.loads(path.read_text()).get("seconds", {}) if path.exists() else {}
+    held = {}
+    with contextlib.suppress(UserError):  # damaged: its times are lost
+        held = (logs.read_json(path) or {}).get("seconds", {})
     total = {name: round(held.get(name, 0) + spent, 1) for name, spent in seconds.items()}
-    logs.write_json(path, {**stages.versions(), "seconds": {**held, **total}})
+    made = {**stages.versions(), "seconds": {**held, **total}}
+    logs.write_json(path, {**made, "config": logs.read_json(workdir / "config.json")})
 
 
 def _locked(old, new, workdir):
@@ -189,7 +334,8 @@ def _locked(old, new, workdir):
     begun = store.recipe(real) is not None and store.missing(real) != store.shards(real)
     step = checkpoint.newest(workdir / "checkpoints" / old["model_name"])
     if begun or step:
-        done += [f"data.{name}" for name in {**old["data"], **new["data"]} if name != "root"]
+        names = {**old["data"], **new["data"]}
+        done += [f"data.{name}" for name in names if name not in ingest.FREE]
         done += ["model.resolution"]
     if step:
         done += ["seed", "batch_size", "model_name"]

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,10 +27,11 @@ from skullgen import (
     quality,
     report,
     segment,
+    sources,
     store,
     train,
 )
-from skullgen.errors import UserError
+from skullgen.errors import UserError, one_of, plain
 
 PACKAGES = "skullgen jax jaxlib flax optax orbax-checkpoint numpy scipy zarr".split()
 
@@ -52,6 +54,28 @@ def commit():
         return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def check(config, names, workdir):
+    """UserError for what the stages `names` would find wrong with the config, hours later maybe."""
+    if "ingest" in names:
+        one_of("data.source", config.data.source, (*sorted(sources.PLANS), "store"))
+        if config.data.source == "store" and config.get("segment") and config.segment.fresh:
+            raise UserError(
+                "segment.fresh needs complete skulls to cut, which data.source=store has not: set "
+                "it to 0, or name the source of the skulls"
+            )
+    if {"train", "generate"}.intersection(names) or ("explore" in names and config.model_name):
+        model = _model(config)
+        if {"generate", "explore"}.intersection(names):
+            _generates(config, model)
+        if "train" in names:
+            train.phases(config.phases, model)
+            train.divides("batch_size", config.batch_size)
+    if "segment" in names:
+        segment.check(config.segment, config.model.resolution, workdir)
+    if "explore" in names:
+        store.require_there(config.explore.stores.split(","), workdir)
 
 
 def _model(config):
@@ -91,11 +115,6 @@ def _whole(path):
 
 def _fresh(config, path, real, share):
     """Cuts the training skulls anew into the store `path`."""
-    if config.data.source == "store":
-        raise UserError(
-            "segment.fresh needs complete skulls to cut, which data.source=store has not: set it "
-            "to 0, or name the source of the skulls"
-        )
     skulls = len(np.unique(store.open_store(real)["skull"][:][store.rows(real, "train")]))
     cuts = math.ceil(config.segment.fresh / (skulls * len(defects.KINDS)))
     held = store.recipe(path)
@@ -152,11 +171,15 @@ def _common(config):
     return {name: config[name] for name in ("log_every", "keep", "budget_mb")}
 
 
+def _generates(config, model):
+    if model.decode is None or model.latents is None:
+        raise UserError(f"model_name is {config.model_name!r}: it has no latents and decode")
+
+
 def _trained(config, workdir, step=None):
     """The generator and its newest state, or that of a step."""
     model = _model(config)
-    if model.decode is None or model.latents is None:
-        raise UserError(f"model_name is {config.model_name!r}: it has no latents and decode")
+    _generates(config, model)
     folder = workdir / "checkpoints" / config.model_name
     if not checkpoint.newest(folder):
         raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
@@ -169,9 +192,22 @@ def _channels(config):
     return config.generate.channels or ("exclusive" if head == "exclusive" else "independent")
 
 
+def _tell_unfinished(config, workdir, model, newest):
+    """A warning where the newest checkpoint is not the last one of the plan."""
+    pairs = len(store.rows(workdir / "real.zarr", "train"))
+    plan = train.phases(config.phases, model)
+    end = train.schedule(plan, pairs, config.batch_size)[-1]
+    if newest < end and hosts.lead():
+        where = f"{config.model_name} is of update {newest}, before the end of training, {end}"
+        print(
+            f"warning: the newest checkpoint of {where}: the stage `train` goes on", file=sys.stderr
+        )
+
+
 def _generate(config, workdir):
     newest = hosts.first(checkpoint.newest(workdir / "checkpoints" / config.model_name))
     model, state = _trained(config, workdir, int(newest))
+    _tell_unfinished(config, workdir, model, int(newest))
     settings, share = config.generate, jobs.share(config.share)
     path = workdir / "generated.zarr"
     recipe = {
@@ -259,7 +295,8 @@ def _evaluate(config, workdir):
     result["config"] = json.loads(config.to_json_best_effort())
     result["warnings"] = [*_notes(config, workdir), *evaluate.warnings(result)]
     logs.write_json(workdir / "metrics.json", result)
-    print("\n".join([*lines, *(f"warning: {line}" for line in result["warnings"])]))
+    lines += [f"warning: {line}" for line in result["warnings"]]
+    print("\n".join(map(plain, lines)))
 
 
 def _notes(config, workdir):
@@ -321,5 +358,14 @@ STAGES = {
     "evaluate": _evaluate,
     "explore": _explore,
     "report": _report,
+}
+SECTIONS = {  # of the config, that a stage reads beside `data` and `model`
+    "ingest": (),
+    "train": (),
+    "generate": ("generate",),
+    "segment": ("segment",),
+    "evaluate": ("segment", "evaluate"),
+    "explore": ("generate", "segment", "evaluate", "explore"),
+    "report": (),
 }
 TOGETHER = {"ingest", "train", "generate", "segment"}  # what several processes share

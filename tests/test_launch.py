@@ -152,6 +152,8 @@ def test_a_signal_to_the_whole_group_is_no_crash_of_a_worker(tmp_path):
         ([], "--config"),
         ([*TOY, "--config.sede=3"], "sede"),
         ([*TOY, "--config.seed=three"], "seed"),
+        ([*TOY, "--config.data=3"], "data"),
+        ([*TOY, "--config.phases[7].updates=3"], "phases[7]"),
         (["--config", "experiments/vae.py:huge"], "no size 'huge': choose smoke, demo, paper"),
         (["--config", "experiments/vae_wgan.py:paper"], "data.root is empty"),
         ([*TOY, "--sweep=all"], "--sweep needs a config with `table`"),
@@ -164,6 +166,26 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, words, tmp_path):
     assert "Traceback" not in err
     assert words in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def get_config(:", "config.py, line 1: invalid syntax"),
+        ("x = 3", "config.py: it needs a function get_config() that returns a ConfigDict"),
+        ("\ndef get_config():\n    return 1 / 0", "config.py, line 3: ZeroDivisionError: division"),
+        ("raise UserWarning('two\\nlines\\x1b[2J')", r"UserWarning: two\nlines\x1b[2J"),
+        ("def get_config():\n    pass", "config.py: it needs a function get_config() that returns"),
+        (None, "config.py: no such config file"),
+    ],
+)
+def test_config_files_that_cannot_be_used_are_one_line(text, words, tmp_path):
+    path = tmp_path / "config.py"
+    path.mkdir() if text is None else path.write_text(text)
+    code, out, err = _run("--config", path, "--workdir", tmp_path / "run")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err and err.strip().isprintable()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_locked_field_is_refused_by_name(whole):

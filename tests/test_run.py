@@ -1,8 +1,10 @@
 """Work directories: what is locked, what is free, what is set aside."""
 
+import contextlib
 import json
 import os
 import shutil
+import sys
 
 import nibabel
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from experiments import common, vae, wgan_gp
 from skullgen import phantom, run, store, train
 from skullgen.errors import UserError
-from tests import toy_config
+from tests import toy, toy_config
 
 
 def _toy(stages, **fields):
@@ -38,10 +40,11 @@ def work(tmp_path_factory):
         ({"data.test": "phantom_0001"}, "data.test"),
         ({"model.resolution": 16}, "model.resolution"),
         ({"model.learning_rate": 1.0}, "model.learning_rate"),
-        ({"model_name": "vae"}, "model_name"),
+        ({"model_name": "tests.twin"}, "model_name"),
     ],
 )
-def test_fields_of_work_done_are_locked_by_name(work, fields, name):
+def test_fields_of_work_done_are_locked_by_name(work, fields, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tests.twin", toy)
     with pytest.raises(UserError, match=rf"config\.{name} was .* and is now"):
         run.run(_toy("train", **fields), work)
 
@@ -109,6 +112,21 @@ def test_every_size_has_the_same_fields():
 
     sizes = [fields(common.defaults(size)) for size in common.SIZES]
     assert sizes[0] == sizes[1] == sizes[2]
+
+
+def test_every_field_is_checked():
+    """By `run.check`, or by what is named here."""
+    elsewhere = {"stages", "deterministic", "compilation_cache"}  # run.run, launch.py
+    elsewhere |= {f"model.{name}" for name in ("precision", "head", "latents")}  # models/vae.py
+    elsewhere |= {f"segment.model.{name}" for name in ("precision", "kernel", "norm", "augment")}
+    flat = common.defaults("smoke")
+    fields = {f"{a}.{b}" for a, held in flat.items() if hasattr(held, "keys") for b in held}
+    fields |= {f"segment.model.{name}" for name in flat.segment.model} | set(flat)
+    sections = {name for name in fields if any(one.startswith(f"{name}.") for one in fields)}
+    models = {f"{place}model.{name}" for place in ("", "segment.") for name in run.MODEL}
+    checked = {*run.WORDS, *run.SWITCHES, *run.RANGES, *elsewhere}
+    assert checked - fields == {"model_name"}
+    assert fields - sections <= checked | models
 
 
 def _unmark(path, shard=0):
@@ -201,6 +219,25 @@ def test_numbers_out_of_range_are_refused_before_anything_is_written(field, valu
 
 
 @pytest.mark.parametrize(
+    ("stages", "field", "words"),
+    [
+        (
+            "ingest,segment",
+            "tensorboard",
+            r"tensorboard is True: pip install 'skullgen\[tensorboard\]'",
+        ),
+        ("ingest,explore", "explore.umap", r"explore.umap is True: pip install 'skullgen\[umap\]'"),
+        ("ingest", "explore.umap", None),
+    ],
+)
+def test_an_extra_that_is_missing_is_asked_for_first(stages, field, words, monkeypatch):
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    config = _toy(stages, **{field: True})
+    with pytest.raises(UserError, match=words) if words else contextlib.nullcontext():
+        run.check(config, stages.split(","))
+
+
+@pytest.mark.parametrize(
     ("module", "field", "value", "words"),
     [
         (vae, "head", "banana", "model.head is 'banana': choose one of independent, exclusive"),
@@ -270,7 +307,8 @@ def test_pairs_that_grew_are_described_though_no_net_judged_them(copy, capsys):
 
 
 def test_maps_of_stores_of_other_sizes_are_refused(copy, tmp_path):
-    store.create(tmp_path / "b.zarr", count=4, size=4, shard=4, attributes={"recipe": {}})
+    attributes = {"recipe": {}, "names": [], "kinds": [], "voxel_mm": 1.0, "licence": ""}
+    store.create(tmp_path / "b.zarr", count=4, size=4, shard=4, attributes=attributes)
     store.write(tmp_path / "b.zarr", 0, np.zeros((4, 16), np.uint8), {})
     with pytest.raises(UserError, match="the pairs of b are not of 8"):
         run.run(_toy("explore", **{"explore.stores": str(tmp_path / "b.zarr")}), copy)
