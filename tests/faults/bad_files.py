@@ -1,0 +1,399 @@
+"""Skull files, folders and pairs that cannot be used, each with its one line.
+
+`a` is the bad file and comes first; `z.nrrd` beside it is good. Whatever a case does not change is
+as in the good files that `GOOD` writes.
+"""
+
+import functools
+import gzip
+import os
+import struct
+
+import nibabel
+import numpy as np
+
+from skullgen import headers, phantom, volume
+from tests.faults.cases import Case
+
+SIDE = 48
+AFFINE = phantom.affine(SIDE)
+MM = 204.8 / SIDE
+FIELDS = {
+    "type": "uint8",
+    "dimension": "3",
+    "space": "RAS",
+    "sizes": f"{SIDE} {SIDE} {SIDE}",
+    "space directions": f"({MM},0,0) (0,{MM},0) (0,0,{MM})",
+    "encoding": "gzip",
+    "space origin": "(0,0,0)",
+}
+# Where fields lie in a NIfTI-1 header, and how they are packed.
+PLACES = {"size": (0, "<i"), "dim": (40, "<8h"), "datatype": (70, "<2h"), "pixdim": (76, "<8f")}
+PLACES |= {"offset": (108, "<f"), "slope": (112, "<2f"), "units": (123, "<b")}
+PLACES |= {"codes": (252, "<2h"), "rows": (280, "<12f"), "magic": (344, "4s")}
+THREE = "(4,0,0) (0,4,0) (0,0,4)"
+PLAIN_ROWS = (MM, 0, 0, 0, 0, MM, 0, 0, 0, 0, MM, 0)
+
+
+@functools.cache
+def _skull():
+    return phantom.skull(0, SIDE)
+
+
+def _voxels(dtype="u1"):
+    return _skull().astype(dtype).tobytes("F")
+
+
+def _spoiled(dtype, value):
+    values = _skull().astype(dtype)
+    values[SIDE // 2, 0, 0] = value
+    return values.tobytes("F")
+
+
+def _scan(dtype="<i2"):
+    """A CT: air, noise and bone."""
+    noise = np.random.default_rng(0).integers(-1000, 100, _skull().shape)
+    return np.where(_skull(), 1500, noise).astype(dtype).tobytes("F")
+
+
+def _nrrd(data=None, magic="NRRD0004", packed=True, **changed):
+    """The bytes of a NRRD file; a field that is None is left out."""
+    fields = FIELDS | {name.replace("_", " "): value for name, value in changed.items()}
+    lines = [magic, *(f"{name}: {value}" for name, value in fields.items() if value is not None)]
+    data = _voxels() if data is None else data
+    return "\n".join([*lines, "", ""]).encode() + (gzip.compress(data, 1) if packed else data)
+
+
+def _spaced(spacings):
+    changed = {"space": None, "space directions": None, "space origin": None}
+    return _nrrd(**changed, spacings=spacings)
+
+
+def _nifti(data=None, **changed):
+    """The bytes of a NIfTI-1 file, with fields of `PLACES` set."""
+    header = bytearray(headers.nifti_header((SIDE,) * 3, AFFINE))
+    for name, value in changed.items():
+        struct.pack_into(PLACES[name][1], header, PLACES[name][0], *value)
+    return bytes(header) + (_voxels() if data is None else data)
+
+
+def _zip(data):
+    return gzip.compress(data, 1)
+
+
+def _flipped(data):
+    """A gzip file with another checksum."""
+    return data[:-8] + bytes([data[-8] ^ 0xFF]) + data[-7:]
+
+
+def _bomb(members=16):
+    """A gzip file of 1 GB of zeros for each 64 kB or so."""
+    return _zip(bytes(2**26)) * members
+
+
+def _skulls(name="z.nrrd", content=None, write=None, **fields):
+    """`make` of a folder: a good file, one more of what `content()` returns, and what `write`s."""
+
+    def make(folder, config):
+        root = folder / "skulls"
+        root.mkdir()
+        volume.write(root / "z.nrrd", _skull(), AFFINE)
+        if content:
+            (root / name).write_bytes(content())
+        if write:
+            write(root)
+        config.data.update(source="skulls", root=str(root), strict=True, **fields)
+
+    return make
+
+
+def _alone(write):
+    """`make` of a folder without the good file."""
+
+    def alone(root):
+        (root / "z.nrrd").unlink()
+        write(root)
+
+    return _skulls(write=alone)
+
+
+def _detached(name, *lines, write=None):
+    """`make` of a detached header whose data file is `name`, with `lines` after it."""
+
+    def header(root):
+        (root.parent / "secret.raw").write_bytes(_voxels())
+        text = _nrrd(b"", packed=False, encoding="raw").decode().strip()
+        (root / "a.nhdr").write_text("\n".join([text, f"data file: {name}", *lines, ""]))
+        if write:
+            write(root)
+
+    return _skulls(write=header)
+
+
+def _long_line(root):
+    with open(root / "a.nrrd", "wb") as file:
+        file.write(b"NRRD0004\ncontent: ")
+        file.truncate(100_000_000)
+
+
+def _named(name):
+    return lambda root: (root / name).write_bytes(b"")
+
+
+def _link(name, to):
+    return lambda root: (root / name).symlink_to(to)
+
+
+def _closed(root):
+    (root / "a.nrrd").write_bytes(_nrrd())
+    (root / "a.nrrd").chmod(0)
+
+
+def _nested(root):
+    (root / "inner").mkdir()
+    (root / "inner" / "a.nrrd").write_bytes(_nrrd())
+
+
+def _pair(skull=None, implant=None, size=32, mm=6.4):
+    """`make` of SkullBreak's layout with one pair.
+
+    skull, implant: where given, of (skull, hole), what the file holds: its bytes, or the mask.
+    """
+
+    def make(folder, config):
+        grid = np.indices((size,) * 3) - (size - 1) / 2
+        distance = np.linalg.norm(grid, axis=0) / size
+        shell = (distance < 0.42) & (distance > 0.3)
+        hole = np.zeros_like(shell)
+        hole[size // 4 : size // 2, :, 5 * size // 8 :] = True
+        masks = {"defective_skull": shell & ~hole, "implant": shell & hole}
+        changes = {"defective_skull": skull, "implant": implant}
+        for side, mask in masks.items():
+            path = folder / "data" / "train" / side / "bilateral" / "000.nrrd"
+            content, step = changes[side](shell, hole) if changes[side] else mask, mm
+            if isinstance(content, tuple):
+                content, step = content
+            volume.write(path, mask, np.diag([6.4, 6.4, 6.4, 1.0]))
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                volume.write(path, content, np.diag(np.append(np.broadcast_to(step, 3), 1.0)))
+        config.data.update(source="skullbreak", root=str(folder / "data"), strict=True)
+
+    return make
+
+
+def _at(low, high):
+    """A cube of bone, whatever the pair is."""
+
+    def cube(shell, hole):
+        mask = np.zeros_like(shell)
+        mask[low:high, low:high, low:high] = True
+        return mask
+
+    return cube
+
+
+GOOD = [
+    _skulls("a.nrrd", _nrrd),
+    _skulls("a.nrrd", lambda: _nrrd(packed=False, encoding="raw")),
+    _skulls("a.nii", _nifti),
+    _skulls("a.nii.gz", lambda: _zip(_nifti())),
+    _skulls("a.nii", lambda: _nifti(codes=(0, 1), rows=PLAIN_ROWS)),
+    _detached("a.raw", write=lambda root: (root / "a.raw").write_bytes(_voxels())),
+    _pair(),
+]
+
+
+def _changed(**changed):
+    return lambda: _nrrd(**changed)
+
+
+def _with(value):
+    return lambda: _nrrd(_spoiled(">f4", value), type="float", endian="big")
+
+
+def _set(**changed):
+    return lambda: _nifti(**changed)
+
+
+CUT = "its bytes cannot be read .*: it is corrupt or cut short; copy or export it again"
+MORE = "holds more bytes than the header's sizes and type account for: .*"
+AXES = "its axes are sheared or singular: resample to a plain grid"
+MILLIMETRES = "voxels of .* mm, not 0.05 to 10.0; are they metres or microns\\? Write mm"
+NOT_FINITE = "has NaN or infinite voxels: set them to 0 .*"
+SCAN = "is a scan, not a mask .*: set bone_hu; 150 to 300 Hounsfield units is usual for bone"
+DATA = (
+    "a.nhdr: data file .*missing, outside of the header's folder or several files: put one file .*"
+)
+SIZES = "sizes .*: not of 1 to 4096 voxels a side: crop it or mend the header"
+VOXELS = "sizes .*: \\d+ voxels are more than data.max_voxels \\(\\d+\\): crop it, .* that field"
+ONE = "sizes .* are not those of one 3-D volume: save a single mask"
+SINGLE = "sizeof_hdr, magic or vox_offset: not those of a single NIfTI-1 file: .*"
+
+NRRD = {
+    "empty": (lambda: b"", "no NRRD header .*does not begin with NRRD.*"),
+    "cut-in-header": (lambda: _nrrd()[:70], "line 6 of the header is not 'field: value': .*"),
+    "cut-between-lines": (lambda: _nrrd()[:21], "the header has no 'dimension': it is cut short"),
+    "cut-in-data": (lambda: _nrrd()[:-2000], CUT),
+    "raw-cut": (lambda: _nrrd(packed=False, encoding="raw")[:-1], CUT),
+    "magic": (_changed(magic="PNG"), "no NRRD header .*does not begin with NRRD.*"),
+    "version": (_changed(magic="NRRD0009"), "no NRRD header .*version: 9.*: export it again"),
+    "no-field": (lambda: b"NRRD0004\nhello\n\n", "line 2 of the header is not .*"),
+    "twice": (_changed(space_origin="(0,0,0)\ntype: int"), "no NRRD header .*Duplicate.*type.*"),
+    "encoding-unknown": (_changed(encoding="zebra"), "encoding 'zebra' is not read: .* gzip"),
+    "encoding-bzip2": (_changed(encoding="bzip2"), "encoding 'bzip2' is not read: .* gzip"),
+    "encoding-ascii": (_changed(encoding="ascii"), "encoding 'ascii' is not read: .* gzip"),
+    "spacing-negative": (lambda: _spaced("1 -1 1"), "spacings: not positive: .* in mm"),
+    "spacing-zero": (lambda: _spaced("1 0 1"), f"spacings: {MILLIMETRES}"),
+    "spacing-nan": (lambda: _spaced("1 nan 1"), "spacings: missing or not finite: .*"),
+    "spacings-many": (lambda: _spaced("1 " * 200_000), "spacings: .*not as many as the sizes.*"),
+    "singular": (_changed(space_directions="(4,0,0) (0,4,0) (0,4,0)"), f".* {AXES}"),
+    "sheared": (_changed(space_directions="(4,0,0) (1,4,0) (0,0,4)"), f".* {AXES}"),
+    "metres": (_changed(space_directions=THREE.replace("4", "4e-3")), f".*{MILLIMETRES}"),
+    "microns": (_changed(space_directions=THREE.replace("4", "4e3")), f".*{MILLIMETRES}"),
+    "cubic-metres": (
+        _changed(space_directions=THREE.replace("4", "10"), sizes="200 200 200"),
+        "2000 x 2000 x 2000 mm is more than a body takes: .*",
+    ),
+    "units": (_changed(space_units='"cm" "cm" "cm"'), "units .* are read in mm only: .*"),
+    "space": (_changed(space="scanner-xyz"), "space 'sx' is not known: write LPS, RAS or LAS"),
+    "no-directions": (_changed(space_directions="none none none"), ONE),
+    "2d": (_changed(dimension=2, sizes="48 48", space_directions="(4,0,0) (0,4,0)"), ONE),
+    "4d": (_changed(dimension=4, sizes="2 48 48 24", space_directions=f"none {THREE}"), ONE),
+    "dimension-huge": (_changed(dimension=10**9), "dimension 1000000000 is not 3: .*"),
+    "sizes-larger": (_changed(sizes="48 48 49"), CUT),
+    "sizes-smaller": (_changed(sizes="48 48 47"), MORE),
+    "sizes-negative": (_changed(sizes="48 -48 48"), SIZES),
+    "sizes-infinite": (_changed(sizes="48 inf 48"), SIZES),
+    "terabytes": (_changed(sizes="9999999 9999999 9999999"), SIZES),
+    "too-many-voxels": (_changed(sizes="4096 4096 4096"), VOXELS),
+    "trailing": (lambda: _nrrd(_voxels() + b"\0", packed=False, encoding="raw"), MORE),
+    "trailing-rubbish": (lambda: _nrrd() + b"PK\3\4", CUT),
+    "all-zero": (lambda: _nrrd(bytes(SIDE**3)), "holds no bone, no voxel differs from 0 .*"),
+    "all-one": (lambda: _nrrd(b"\1" * SIDE**3), "is bone everywhere: give a mask .*"),
+    "nan": (_with(np.nan), NOT_FINITE),
+    "infinite": (_with(np.inf), NOT_FINITE),
+    "no-endian": (lambda: _nrrd(_voxels("<u2"), type="uint16"), "type 'uint16', endian 'none': .*"),
+    "type": (_changed(type="block"), "type 'block', endian 'none': not those of a mask: .*"),
+    "checksum": (lambda: _flipped(_nrrd()), CUT),
+    "ct": (lambda: _nrrd(_scan(), type="int16", endian="little"), SCAN),
+    "bomb": (lambda: _nrrd() + _bomb(), MORE),
+    "bomb-skipped": (
+        lambda: _nrrd(byte_skip=2**30) + _bomb(),
+        "line skip 0, byte skip 1073741824: not 0, and 0 to 67108864 bytes: .*",
+    ),
+}
+NIFTI = {
+    "empty": (lambda: b"", "no NIfTI-1 header can be read .*: export it again"),
+    "cut-in-header": (lambda: _nifti()[:200], "no NIfTI-1 header can be read .*"),
+    "cut-in-data": (lambda: _nifti()[:-1], CUT),
+    "magic": (_set(magic=(b"abc",)), SINGLE),
+    "pair-of-files": (_set(magic=(b"ni1",)), SINGLE),
+    "analyze": (_set(magic=(bytes(4),)), SINGLE),
+    "nifti-2": (lambda: bytes(nibabel.Nifti2Header().binaryblock) + _voxels(), SINGLE),
+    "complex": (_set(datatype=(32, 64)), "datatype complex64 holds no mask: save it as uint8"),
+    "rgb": (_set(datatype=(128, 24)), "datatype .*'R'.* holds no mask: save it as uint8"),
+    "type": (_set(datatype=(999, 8)), "no NIfTI-1 header can be read .*999.*"),
+    "2d": (_set(dim=(2, 48, 48, 1, 1, 1, 1, 1)), "dim .* is not one 3-D volume: .*"),
+    "4d": (_set(dim=(4, 48, 48, 24, 2, 1, 1, 1)), "dim .* is not one 3-D volume: .*"),
+    "sizes-larger": (_set(dim=(3, 48, 48, 49, 1, 1, 1, 1)), CUT),
+    "sizes-smaller": (_set(dim=(3, 48, 48, 47, 1, 1, 1, 1)), MORE),
+    "sizes-negative": (_set(dim=(3, 48, -48, 48, 1, 1, 1, 1)), SIZES),
+    "terabytes": (_set(dim=(3, 32767, 32767, 32767, 1, 1, 1, 1)), SIZES),
+    "too-many-voxels": (_set(dim=(3, 4096, 4096, 4096, 1, 1, 1, 1)), VOXELS),
+    "spacing-zero": (_set(codes=(0, 0), pixdim=(0,) * 8), f".*{MILLIMETRES}"),
+    "rows-nan": (_set(rows=(np.nan, *PLAIN_ROWS[1:])), "sform.* missing or not finite: .*"),
+    "singular": (_set(rows=(MM, MM, 0, 0, *PLAIN_ROWS[:2], 0, 0, 0, 0, MM, 0)), f".* {AXES}"),
+    "sheared": (_set(rows=(MM, 1, 0, 0, 0, *PLAIN_ROWS[5:])), f".* {AXES}"),
+    "metres": (_set(units=(1,)), f".*{MILLIMETRES}"),
+    "microns": (_set(units=(3,)), f".*{MILLIMETRES}"),
+    "trailing": (lambda: _nifti() + b"\0", MORE),
+    "all-zero": (lambda: _nifti(bytes(SIDE**3)), "holds no bone, no voxel differs from 0 .*"),
+    "nan": (lambda: _nifti(_spoiled("<f4", np.nan), datatype=(16, 32)), NOT_FINITE),
+    "scaled-to-infinity": (
+        lambda: _nifti(_spoiled("<f8", 1e300), datatype=(64, 64), slope=(1e30, 0)),
+        NOT_FINITE,
+    ),
+    "ct": (lambda: _nifti(_scan(), datatype=(4, 16)), SCAN),
+    "offset": (_set(offset=(1e12,)), SINGLE),
+}
+ZIPPED = {
+    "empty": (lambda: b"", "no NIfTI-1 header can be read .*"),
+    "cut": (lambda: _zip(_nifti())[:-100], CUT),
+    "no-gzip": (_nifti, CUT),
+    "checksum": (lambda: _flipped(_zip(_nifti())), CUT),
+    "bomb": (lambda: _zip(_nifti()) + _bomb(), MORE),
+    "bomb-skipped": (lambda: _zip(_nifti(b"", offset=(2**30,))) + _bomb(), SINGLE),
+}
+FOLDERS = {
+    "mask-with-bone-hu": (
+        _skulls("a.nrrd", _nrrd, bone_hu=300.0),
+        "a.nrrd: is a mask \\(values 0 to 1\\), not a CT: leave bone_hu out",
+    ),
+    "max-voxels": (_skulls("a.nrrd", _nrrd, max_voxels=1000), f"a.nrrd: {VOXELS}"),
+    "data-file-absolute": (_detached("/etc/passwd"), DATA),
+    "data-file-climbs": (_detached("../secret.raw"), DATA),
+    "data-file-links-out": (_detached("a.raw", write=_link("a.raw", "../secret.raw")), DATA),
+    "data-file-missing": (_detached("a.raw"), DATA),
+    "data-file-long": (_detached("a" * 5000), "a.nhdr: cannot be opened .*too long.*: .*"),
+    "data-file-list": (
+        _detached("LIST", *(f"{number}.raw" for number in range(1000))),
+        "a.nhdr: data file: several files: put one file next to the header",
+    ),
+    "data-file-pattern": (_detached("a%04d.raw 1 1000 1"), DATA),
+    "long-line": (
+        _skulls(write=_long_line),
+        "a.nrrd: its header does not end within 1048576 bytes.*",
+    ),
+    "dangling-link": (_skulls(write=_link("a.nrrd", "annex/x")), "a.nrrd: there is no .*"),
+    "link-to-itself": (_skulls(write=_link("a.nrrd", "a.nrrd")), "a.nrrd: there is no .*"),
+    "unreadable": (_skulls(write=_link("a.nrrd", "/proc/self/mem")), "a.nrrd: cannot be .*"),
+    "pipe": (_skulls(write=lambda root: os.mkfifo(root / "a.nrrd")), "a.nrrd: there is .*"),
+    "name-of-escapes": (
+        _skulls(write=_named("a\n\x1b[31m<b>\u202e.nrrd")),
+        r"a\\n\\x1b\[31m<b>\\u202e.nrrd: no NRRD header .*",
+    ),
+    "name-of-bytes": (
+        _skulls(write=lambda root: _named(os.fsdecode(b"a\xff.nrrd"))(root)),
+        r"a\\udcff.nrrd: no NRRD header .*",
+    ),
+    "two-of-a-name": (_skulls("z.nii", _nifti), " two files are called z: rename one"),
+    "empty-folder": (_alone(lambda root: None), " holds no skull .*"),
+    "folder-of-folders": (_alone(_nested), " holds no skull .*"),
+    "folder-called-nrrd": (_alone(lambda root: (root / "a.nrrd").mkdir()), " holds no .*"),
+    "folder-of-stl": (_alone(_named("a.stl")), " holds no skull .*"),
+}
+SKULL = ".*/data/train/defective_skull/bilateral/000.nrrd"
+GRID = f"its grid is not that of {SKULL}"
+PAIRS = {
+    "shape": (_pair(implant=lambda skull, hole: np.pad(skull & hole, 8)), GRID),
+    "geometry": (_pair(implant=lambda skull, hole: (skull & hole, 3.2)), GRID),
+    "inside": (_pair(skull=lambda skull, hole: skull), f"overlaps {SKULL}: they are no pair"),
+    "same": (_pair(implant=lambda skull, hole: skull & ~hole), f"overlaps {SKULL}: .*"),
+    "apart": (_pair(implant=_at(14, 18)), f"does not touch {SKULL}: they are no pair"),
+    "swapped": (
+        _pair(lambda skull, hole: skull & hole, lambda skull, hole: skull & ~hole),
+        f"larger than {SKULL}: are the two swapped\\?",
+    ),
+    "full": (_pair(implant=_at(0, 32)), f"larger than {SKULL}: are the two swapped\\?"),
+    "empty": (_pair(implant=_at(0, 0)), "holds no bone, no voxel differs from 0 .*"),
+    "no-cube": (_pair(mm=(6.4, 6.4, 3.2)), ".* mm is no cube, as SkullBreak's are: .*"),
+    "no-blocks": (_pair(size=40), ".* voxels are not 16 blocks of one size along every side .*"),
+    "cut": (_pair(implant=lambda skull, hole: _nrrd()[:-500]), CUT),
+}
+CASES = [
+    *(
+        Case(f"{kind}-{name}", _skulls(f"a.{suffix}", content), f".*/skulls/a.{suffix}: {line}")
+        for kind, suffix, table in (
+            ("nrrd", "nrrd", NRRD),
+            ("nifti", "nii", NIFTI),
+            ("nifti-gz", "nii.gz", ZIPPED),
+        )
+        for name, (content, line) in table.items()
+    ),
+    *(Case(f"skulls-{name}", make, f".*/skulls.{line}") for name, (make, line) in FOLDERS.items()),
+    *(Case(f"pair-{name}", make, f".*/000.nrrd: {line}") for name, (make, line) in PAIRS.items()),
+]
+if os.geteuid():  # to root nothing is closed
+    CASES.append(Case("skulls-closed", _skulls(write=_closed), "skulls/a.nrrd: cannot be opened.*"))

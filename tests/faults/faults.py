@@ -1,0 +1,203 @@
+"""Stops real runs of launch.py at random instants, goes on, and compares with one never stopped.
+
+  python -m tests.faults.faults kill --count 30 --config experiments/vae_wgan.py:smoke
+  python -m tests.faults.faults signal --count 10
+  python -m tests.faults.faults disk
+
+Prints a table of what was tried; exit code 1 where anything was lost. `--json FILE` keeps it.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STAGES = ("ingest", "train", "generate", "segment", "evaluate")
+TOY = "tests/toy_config.py"
+CODES = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, -15}, signal.SIGINT: {130, -2}}
+
+
+def start(config, work, *more):
+    """A child process that runs the stages in the folder `work`."""
+    arguments = ["--config", config, "--workdir", work, *more]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": ""}
+    environment["JAX_DEFAULT_PRNG_IMPL"] = "threefry2x32"
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(config, work, *more, seconds=600):
+    """(exit code, stdout, stderr) of a whole run."""
+    process = start(config, work, *more)
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+def stages(names=STAGES):
+    """The flag that names stages."""
+    return f"--config.stages={','.join(names)}"
+
+
+def left(work):
+    """All that a run's result is: file or checkpoint -> its bytes, or its state's sum."""
+    found = {}
+    for path in sorted(work.rglob("*")):
+        name = path.relative_to(work).as_posix()
+        if "checkpoints/" in name or not path.is_file() or name in ("versions.json", ".lock"):
+            continue
+        found[name] = path.read_bytes()
+        if path.suffix == ".json":  # of two folders: their own paths, and so the sums
+            text = json.loads(found[name].replace(str(work).encode(), b"WORK"))
+            found[name] = json.dumps({**text, "crc32": 0}).encode()
+    for path in sorted((work / "checkpoints").glob("*/*")):
+        name = path.relative_to(work).as_posix()
+        if path.is_dir():
+            about = json.loads((path / "_CHECKPOINT_METADATA").read_text())
+            found[name] = json.dumps(about["custom_metadata"]).encode()
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def differences(work, whole):
+    """Names of what differs between two work directories."""
+    a, b = left(work), left(whole)
+    return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+
+
+def saving(work):
+    """Whether a checkpoint is being written in the folder `work`."""
+    return any((work / "checkpoints").glob("*/*.orbax-checkpoint-tmp*"))
+
+
+def wait(condition, process, seconds):
+    """Waits until `condition()`, the end of the process, or so many seconds; tells the first."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if condition():
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def reference(config, work):
+    """A run never stopped: the seconds at which its stages began, and the last one's end."""
+    process, begun = start(config, work, stages()), {}
+    begin = time.monotonic()
+    for line in process.stdout:
+        if line.startswith("== "):
+            begun.setdefault(line.split()[1].rstrip(":"), time.monotonic() - begin)
+    err = process.communicate()[1]
+    assert process.returncode == 0, err
+    return [*begun.values(), time.monotonic() - begin]
+
+
+def trial(config, whole, work, number, instant, seed=0):
+    """Stops a run by the signal `number`, starts it again, and says what became of it.
+
+    instant: (stage, share of its time), or ("save", n): in the middle of the n-th save seen.
+    """
+    process = start(config, work, stages())
+    stage, place = instant
+    if stage == "save":
+        seen = 0
+        while wait(lambda: saving(work), process, 300) and seen < place:
+            seen += 1
+            wait(lambda: not saving(work), process, 60)
+    else:
+        time.sleep(place)
+    begin = time.monotonic()
+    finished = process.poll() is not None
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number) if not finished else None
+    else:
+        process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    seconds = time.monotonic() - begin
+    last = [line.split()[1].rstrip(":") for line in out.splitlines() if line.startswith("== ")]
+    ends = {0} if finished else CODES[number] | {0}
+    problems = []
+    if process.returncode not in ends:
+        problems.append(f"exit code {process.returncode}: {err.strip()[-300:]}")
+    if "Traceback" in err:
+        problems.append(f"traceback: {err.strip()[-300:]}")
+    code, _, err = run(config, work, stages())
+    if code != 0:
+        problems.append(f"did not go on: {err.strip()[-300:]}")
+    else:
+        problems += differences(work, whole)
+    return {
+        "signal": signal.Signals(number).name,
+        "stopped in": f"a save in {last[-1]}" if stage == "save" else (last or ["start"])[-1],
+        "exit code": process.returncode,
+        "seconds to the end": round(seconds, 2),
+        "lost": problems,
+    }
+
+
+def stop(config, count, numbers, seed, folder):
+    """`count` trials at random instants of each stage in turn, every sixth in a save."""
+    whole = folder / "whole"
+    warm = folder / "warm"
+    reference(config, warm)  # fills the compilation cache, so that the times below hold
+    times = reference(config, whole)
+    print(f"stages began after {', '.join(f'{t:.1f}' for t in times)} s", flush=True)
+    draw, results = np.random.default_rng(seed), []
+    for turn in range(count):
+        # A stage each in turn, and within it a random instant: short stages are stopped, too.
+        part = turn % len(STAGES)
+        instant = (STAGES[part], float(draw.uniform(times[part], times[part + 1])))
+        if turn % 6 == 5:
+            instant = ("save", int(draw.integers(0, 12)))
+        work = folder / f"run-{turn}"
+        result = trial(config, whole, work, numbers[turn % len(numbers)], instant)
+        print(f"{turn + 1:3d} of {count}", *result.values(), sep="  ", flush=True)
+        results.append(result)
+        shutil.rmtree(work)
+    return results
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["kill", "signal", "disk"])
+    parser.add_argument("--count", type=int, default=30)
+    parser.add_argument("--config", default="experiments/vae_wgan.py:smoke")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        if given.what == "disk":
+            from tests.faults import disk
+
+            results = disk.outside(given.config, folder, disk.STAGES)
+        else:
+            numbers = [signal.SIGKILL]
+            numbers = numbers if given.what == "kill" else [signal.SIGTERM, signal.SIGINT]
+            results = stop(given.config, given.count, numbers, given.seed, folder)
+    lost = [result for result in results if result["lost"]]
+    print(f"tried {len(results)}, survived {len(results) - len(lost)}, lost {len(lost)}")
+    if given.json:
+        pathlib.Path(given.json).write_text(json.dumps(results, indent=1))
+    sys.exit(bool(lost))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Bad input is one line and exit code 2, and nothing is written or changed."""
+
+import os
+import re
+
+import pytest
+
+import launch
+from experiments import vae
+from skullgen import run
+from tests.faults import bad_configs, bad_files
+
+CASES = [*bad_files.CASES, *bad_configs.CASES]
+
+
+def _tree(folder):
+    """Every name under a folder, with what a file or a link holds."""
+    held = {}
+    for place, folders, files in os.walk(os.fsencode(folder)):
+        for name in folders + files:
+            path = os.path.join(place, name)
+            held[path] = None
+            if os.path.islink(path):
+                held[path] = os.readlink(path)
+            elif os.path.isfile(path):
+                with open(path, "rb") as file:
+                    held[path] = hash(file.read())
+    return held
+
+
+def _config():
+    config = vae.get_config("smoke")
+    config.stages, config.workers = "ingest", 1
+    return config
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # numpy's would be lines of their own
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_bad_input_is_one_line_and_leaves_nothing(case, tmp_path, capsys):
+    config = _config()
+    case.make(tmp_path, config)
+    before = _tree(tmp_path)
+    with pytest.raises(Exception) as error:
+        run.run(config, tmp_path / "run")
+    assert "Traceback" not in capsys.readouterr().err
+    assert launch.report_error(error.value) == 2, error.value
+    printed = capsys.readouterr().err
+    assert re.fullmatch(f"error: (?:{case.line})\n", printed), printed
+    assert printed[:-1].isprintable()
+    assert _tree(tmp_path) == before
+
+
+def test_cases_have_names_of_their_own():
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names) >= 60
+    assert len(bad_files.CASES) >= 45
+
+
+@pytest.mark.parametrize("make", bad_files.GOOD)
+def test_what_the_cases_spoil_is_good_before(make, tmp_path):
+    """Else a case could be refused for something else than its name says."""
+    config = _config()
+    make(tmp_path, config)
+    run.run(config, tmp_path / "run")
+    assert (tmp_path / "run" / "real.zarr").is_dir()
