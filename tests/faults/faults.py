@@ -26,8 +26,8 @@ TOY = "tests/toy_config.py"
 CODES = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, -15}, signal.SIGINT: {130, -2}}
 
 
-def start(config, work, *more):
-    """A child process that runs the stages in the folder `work`."""
+def start(config, work, *more, before=None):
+    """A child process that runs the stages in the folder `work`; `before` is called in it first."""
     arguments = ["--config", config, "--workdir", work, *more]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": ""}
     environment["JAX_DEFAULT_PRNG_IMPL"] = "threefry2x32"
@@ -37,6 +37,7 @@ def start(config, work, *more):
         env=environment,
         text=True,
         start_new_session=True,
+        preexec_fn=before,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

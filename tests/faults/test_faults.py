@@ -1,5 +1,9 @@
 """Runs of launch.py that are killed, that run out of disk or memory, and damaged files."""
 
+import os
+import pathlib
+import platform
+import resource
 import signal
 
 import pytest
@@ -60,3 +64,68 @@ def test_a_full_disk_is_told_and_loses_nothing(names, tmp_path):
     results = disk.outside(faults.TOY, tmp_path, names)
     assert [result["stopped in"] for result in results] == list(names)
     assert not [result for result in results if result["lost"]], results
+
+
+def _workers(parent):
+    """Process numbers of the worker processes of a run."""
+    found = []
+    for place in pathlib.Path("/proc").iterdir():
+        try:
+            _, _, rest = (place / "stat").read_text().rpartition(")")
+            mine = place.name.isdigit() and int(rest.split()[1]) == parent
+            if mine and b"spawn_main" in (place / "cmdline").read_bytes():
+                found.append(int(place.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("stage", ["ingest", "generate"])
+def test_a_worker_that_dies_ends_the_run_in_one_line(stage, whole, tmp_path):
+    work, two = tmp_path / "run", "--config.workers=2"
+    before = faults.STAGES[: faults.STAGES.index(stage)]
+    if before:
+        assert faults.run(faults.TOY, work, faults.stages(before))[0] == 0
+    process = faults.start(faults.TOY, work, faults.stages([stage]), two)
+    assert faults.wait(lambda: _workers(process.pid), process, 60)
+    os.kill(_workers(process.pid)[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    errors = [line for line in err.splitlines() if line.startswith("error:")]
+    assert process.returncode == 2 and "Traceback" not in err
+    assert len(errors) == 1 and "a worker process died" in errors[0]
+    rest = faults.STAGES[len(before) :]
+    code, _, err = faults.run(faults.TOY, work, faults.stages(rest), two)
+    assert code == 0, err
+    different = faults.differences(work, whole[0])
+    assert [name for name in different if name not in ("config.json", "metrics.json")] == []
+
+
+def test_memory_that_runs_out_names_the_field_to_lower(tmp_path):
+    arguments = ["--config.batch_size=30000", "--config.data.skulls=3", ONE]
+    limit = 6 * 2**30
+    process = faults.start(
+        "experiments/vae.py:smoke",
+        tmp_path / "run",
+        faults.stages(["ingest", "train"]),
+        *arguments,
+        before=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "Traceback" not in err
+    assert "error: train: out of memory on cpu (RESOURCE_EXHAUSTED" in err
+    assert "lower config.batch_size or config.budget_mb" in err
+
+
+def test_a_second_run_is_refused_and_a_dead_ones_lock_is_taken_over(tmp_path):
+    work = tmp_path / "run"
+    first = faults.start(faults.TOY, work, faults.stages(["ingest"]), ONE)
+    assert faults.wait(lambda: (work / "config.json").exists(), first, 60)
+    code, _, err = faults.run(faults.TOY, work, faults.stages(["ingest"]), ONE)
+    assert code == 2 and f"process {first.pid} on {platform.node()}" in err
+    assert first.poll() is None, "it ended too early for this test"
+    first.kill()
+    first.communicate()
+    assert str(first.pid) in (work / ".lock").read_text()
+    code, _, err = faults.run(faults.TOY, work, faults.stages(["ingest"]), ONE)
+    assert code == 0, err
