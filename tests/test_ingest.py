@@ -1,6 +1,7 @@
 """Sources become stores: exact pairs, seeded splits, SkullBreak's layout, resuming."""
 
 import pathlib
+import shutil
 
 import hypothesis
 import ml_collections
@@ -413,3 +414,44 @@ def test_a_split_without_a_skull_is_named(tmp_path):
     config.splits = "tests"
     with pytest.raises(UserError, match=r"data\.splits is 'tests': choose one of"):
         ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_case_among_good_ones_is_left_out_and_listed(skullbreak, workers, tmp_path, capsys):
+    root = shutil.copytree(skullbreak, tmp_path / "data")
+    config = _config(source="skullbreak", root=str(root), threshold=0.3)
+    ingest.run(tmp_path / "good.zarr", 16, config, workers=1)
+    bad = root / "train" / "implant" / defects.KINDS[2] / "001.nrrd"
+    bad.write_bytes(bad.read_bytes()[:-40])
+    path = tmp_path / "a.zarr"
+    for _ in range(2):  # told again by a run that has nothing left to make
+        capsys.readouterr()
+        ingest.run(path, 16, config, workers=workers)
+        out = capsys.readouterr().out
+        assert "left out, 1 of 15 cases (data.strict makes it an error):" in out
+        assert f"  train/implant/{defects.KINDS[2]}/001.nrrd: its bytes cannot be read" in out
+    assert store.missing(path) == [] and len(store.left_out(path)) == 1
+    rows = store.rows(path)
+    assert rows.tolist() == [row for row in range(15) if row != 7]
+    np.testing.assert_array_equal(store.load(path, rows), store.load(tmp_path / "good.zarr", rows))
+    assert not store.load(path, [7]).any()
+    assert 7 not in np.concatenate([store.rows(path, split) for split in store.SPLITS])
+    parts = store.mixture(f"{path}:all:all", tmp_path, 0)
+    assert parts[0].rows.tolist() == rows.tolist()
+    config.strict = True
+    with pytest.raises(UserError, match="1 of 15 cases cannot be used, the first: train/implant"):
+        ingest.run(path, 16, config, workers=1)
+    with pytest.raises(UserError, match="its bytes cannot be read"):
+        ingest.run(tmp_path / "b.zarr", 16, config, workers=1)
+    assert not (tmp_path / "b.zarr").exists()
+
+
+def test_no_good_case_at_all_is_an_error_and_leaves_no_store(skulls, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    for number in range(5):
+        (root / f"{number}.nrrd").write_bytes(b"NRRD0004\n")
+    config = _config(source="skulls", root=str(root))
+    with pytest.raises(UserError, match=r"5 of 5 cases cannot be used, the first: \d\.nrrd: "):
+        ingest.run(tmp_path / "a.zarr", 16, config, workers=1)
+    assert not (tmp_path / "a.zarr").exists()
