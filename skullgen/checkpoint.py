@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from skullgen import hosts, jobs, schema
 from skullgen.errors import UserError, plain
 
 _AGAIN = "the stage that trains it goes on from the one before"
+DELETED = "deleted.partial"  # `jobs.clear` knows it by its ending
 # What orbax and tensorstore raise for a damaged one; RecursionError is a RuntimeError.
 _BROKEN = (ArithmeticError, AttributeError, LookupError, OSError)
 _BROKEN += (RuntimeError, TypeError, ValueError)
@@ -53,6 +55,7 @@ def manager(folder, keep=2, always=()):
             ),
             create=False,
             cleanup_tmp_directories=True,
+            todelete_subdir=DELETED,  # moved there at once: a kill leaves no step half deleted
             multiprocessing_options=alone,
         ),
     )
@@ -120,10 +123,16 @@ def save(manager, state):
     copy = jax.tree.map(lambda x: np.array(x, copy=True), state)
     place = Path(manager.directory) / str(step)
     needed = sum(x.nbytes for x in jax.tree.leaves(copy)) + 2**20  # and orbax's own files
-    manager.wait_until_finished()
+    finish(manager)
     if jobs.free_bytes(place) < needed:  # orbax would find out in a thread of its own
         raise jobs.no_room(place, needed)
     manager.save(step, args=ocp.args.StandardSave(copy), custom_metadata=_sums(copy))
+
+
+def finish(manager):
+    """Waits until what was saved is written, and makes the room of what is no longer kept."""
+    manager.wait_until_finished()
+    shutil.rmtree(Path(manager.directory) / DELETED, ignore_errors=True)
 
 
 def _sums(state):

@@ -147,7 +147,7 @@ def train(
                 return
             checkpoint.save(manager, state)
             if stop:
-                manager.wait_until_finished()
+                checkpoint.finish(manager)
                 print(f"\na checkpoint of update {int(state.step)} is written in {folder}")
 
         for number, (phase, end) in enumerate(zip(plan, ends, strict=True)):
@@ -177,7 +177,7 @@ def train(
                 board(good)
                 if len(good) < len(records):
                     if manager:
-                        manager.wait_until_finished()
+                        checkpoint.finish(manager)
                     bad = records[len(good)]
                     batch_of = _named(parts, draw(bad["step"] - 1))
                     _diverged(bad, checkpoint.newest(folder), batch_of, log)
@@ -194,6 +194,8 @@ def train(
             run = steps.data_parallel(model.steps[phase.step], size)
             with jobs.progress(end - begin, first - begin, f"train {phase.step}", "update") as bar:
                 state = _loop(run, state, batches, bar, flush, save, due, log_every)
+        if lead:
+            checkpoint.finish(manager)
     hosts.first(0)  # the last checkpoint is written
     return state
 

@@ -68,11 +68,11 @@ def left(work):
             found[name] = json.dumps({**text, "crc32": 0}).encode()
     for path in sorted((work / "checkpoints").glob("*/*")):
         name = path.relative_to(work).as_posix()
-        if path.is_dir():
+        if (path / "_CHECKPOINT_METADATA").is_file():
             about = json.loads((path / "_CHECKPOINT_METADATA").read_text())
             found[name] = json.dumps(about["custom_metadata"]).encode()
         else:
-            found[name] = path.read_bytes()
+            found[name] = path.read_bytes() if path.is_file() else b"a folder"
     return found
 
 
