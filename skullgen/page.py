@@ -1,14 +1,10 @@
 """`report.html`: all that a work directory holds on one page, which needs no network.
 
-Fragments are HTML; an empty one stands for nothing to show. Figures are kept as JSON beside the
-element that page.html's script fills with Plotly. Volumes are bool [D, D, D], RAS.
+Fragments are HTML, as in `markup`. Volumes are bool [D, D, D], RAS.
 """
 
 import base64
-import html
 import io
-import itertools
-import json
 import numbers
 import re
 from importlib import resources
@@ -16,10 +12,9 @@ from importlib import resources
 import numpy as np
 from PIL import Image
 from plotly.offline import get_plotlyjs
-from plotly.utils import PlotlyJSONEncoder
 
 from skullgen import jobs, logs, mesh, store
-from skullgen.errors import plain
+from skullgen.markup import anchor, listing, plot, section, table, text
 
 PAIRS = 5  # in a scene
 POINTS = 5000  # in a map
@@ -70,7 +65,7 @@ def write(workdir):
         "Pictures": pictures(sorted((workdir / "figures").glob("*.png"))),
         "Training": "".join(map(_log, sorted(workdir.glob("*.jsonl"), key=_last_of_all))),
     }
-    parts = {_id(title): (title, body) for title, body in parts.items() if body}
+    parts = {anchor(title): (title, body) for title, body in parts.items() if body}
     fill = {
         "title": text(f"skullgen: {config.get('model_name') or 'pairs'}, {workdir.resolve().name}"),
         "contents": "".join(f'<li><a href="#{k}">{v[0]}</a></li>' for k, v in parts.items()),
@@ -83,53 +78,6 @@ def write(workdir):
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], page)
     jobs.replace(path, page.encode())
     return path
-
-
-def text(value):
-    """Any value as one line that is safe in HTML, between tags and in quotes."""
-    return html.escape(plain(str(value)))
-
-
-def section(title, body):
-    """A section, under a heading that the table of contents leads to."""
-    return f'<section id="{_id(title)}"><h2>{text(title)}</h2>{body}</section>'
-
-
-def listing(lines):
-    """Lines as a list; "" without any."""
-    return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>" if lines else ""
-
-
-def table(head, rows, caption=""):
-    """A table, which scrolls in its own box; a cell is a value or (value, smaller text).
-
-    "" without rows.
-    """
-
-    def line(row, tags):
-        cells = [value if isinstance(value, tuple) else (value, "") for value in row]
-        cells = [text(v) + (f"<small>{text(note)}</small>" if note else "") for v, note in cells]
-        cells = [f"<{tag}>{cell}</{tag}>" for tag, cell in zip(tags, cells, strict=False)]
-        return f"<tr>{''.join(cells)}</tr>"
-
-    if not rows:
-        return ""
-    body = "".join(line(row, itertools.chain(["th"], itertools.repeat("td"))) for row in rows)
-    body = f"<thead>{line(head, itertools.repeat('th'))}</thead><tbody>{body}</tbody>"
-    box = f'<div class="table" tabindex="0" role="group" aria-label="{text(caption or "Table")}">'
-    return f"{box}<table><caption>{text(caption)}</caption>{body}</table></div>"
-
-
-def plot(kind, figures, label, high):
-    """An element `high` rem high; page.html's function `kind` draws one of `figures` (dicts) in it.
-
-    `label` says what is seen to those who cannot see it.
-    """
-    # No entity is read inside <script>: "<" is written as JSON may write it.
-    held = [json.dumps(f, cls=PlotlyJSONEncoder).replace("<", "\\u003c") for f in figures]
-    held = "".join(f'<script type="application/json">{one}</script>' for one in held)
-    about = f'data-kind="{kind}" role="img" aria-label="{text(label)}"'
-    return f'<div><div class="plot" {about} style="--high: {high:.1f}rem"></div>{held}</div>'
 
 
 def scene(title, pairs, voxel_mm):
@@ -385,10 +333,6 @@ def _last_of_all(path):
 
 def _json(path):
     return logs.read_json(path) or {}
-
-
-def _id(title):
-    return title.lower().replace(" ", "-")
 
 
 def _flat(value, name=""):

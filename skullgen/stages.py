@@ -359,13 +359,4 @@ STAGES = {
     "explore": _explore,
     "report": _report,
 }
-SECTIONS = {  # of the config, that a stage reads beside `data` and `model`
-    "ingest": (),
-    "train": (),
-    "generate": ("generate",),
-    "segment": ("segment",),
-    "evaluate": ("segment", "evaluate"),
-    "explore": ("generate", "segment", "evaluate", "explore"),
-    "report": (),
-}
 TOGETHER = {"ingest", "train", "generate", "segment"}  # what several processes share

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import common, vae, wgan_gp
-from skullgen import phantom, run, store, train
+from skullgen import fields, phantom, run, store, train
 from skullgen.errors import UserError
 from tests import toy, toy_config
 
@@ -115,18 +115,18 @@ def test_every_size_has_the_same_fields():
 
 
 def test_every_field_is_checked():
-    """By `run.check`, or by what is named here."""
+    """By `fields.check`, or by what is named here."""
     elsewhere = {"stages", "deterministic", "compilation_cache"}  # run.run, launch.py
     elsewhere |= {f"model.{name}" for name in ("precision", "head", "latents")}  # models/vae.py
     elsewhere |= {f"segment.model.{name}" for name in ("precision", "kernel", "norm", "augment")}
     flat = common.defaults("smoke")
-    fields = {f"{a}.{b}" for a, held in flat.items() if hasattr(held, "keys") for b in held}
-    fields |= {f"segment.model.{name}" for name in flat.segment.model} | set(flat)
-    sections = {name for name in fields if any(one.startswith(f"{name}.") for one in fields)}
-    models = {f"{place}model.{name}" for place in ("", "segment.") for name in run.MODEL}
-    checked = {*run.WORDS, *run.SWITCHES, *run.RANGES, *elsewhere}
-    assert checked - fields == {"model_name"}
-    assert fields - sections <= checked | models
+    every = {f"{a}.{b}" for a, held in flat.items() if hasattr(held, "keys") for b in held}
+    every |= {f"segment.model.{name}" for name in flat.segment.model} | set(flat)
+    sections = {name for name in every if any(one.startswith(f"{name}.") for one in every)}
+    models = {f"{place}model.{name}" for place in ("", "segment.") for name in fields.MODEL}
+    checked = {*fields.WORDS, *fields.SWITCHES, *fields.RANGES, *elsewhere}
+    assert checked - every == {"model_name"}
+    assert every - sections <= checked | models
 
 
 def _unmark(path, shard=0):
@@ -231,10 +231,10 @@ def test_numbers_out_of_range_are_refused_before_anything_is_written(field, valu
     ],
 )
 def test_an_extra_that_is_missing_is_asked_for_first(stages, field, words, monkeypatch):
-    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fields.importlib.util, "find_spec", lambda name: None)
     config = _toy(stages, **{field: True})
     with pytest.raises(UserError, match=words) if words else contextlib.nullcontext():
-        run.check(config, stages.split(","))
+        fields.check(config, stages.split(","))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,153 @@
+"""What each field of a config may be: a mistake is found before anything is written."""
+
+import importlib.util
+import math
+
+from ml_collections import ConfigDict
+
+from skullgen import metrics
+from skullgen.errors import UserError, one_of
+
+SECTIONS = {  # of the config, that a stage reads beside `data` and `model`
+    "ingest": (),
+    "train": (),
+    "generate": ("generate",),
+    "segment": ("segment",),
+    "evaluate": ("segment", "evaluate"),
+    "explore": ("generate", "segment", "evaluate", "explore"),
+    "report": (),
+}
+WORDS = (
+    *("model_name", "share", "data.source", "data.root", "data.test", "data.validation"),
+    *("data.splits", "data.licence", "generate.channels", "segment.model_name", "segment.stores"),
+    *("evaluate.upsampling", "explore.stores"),
+)
+SWITCHES = (
+    *("tensorboard", "data.reframe", "data.strict", "segment.reference", "evaluate.rules"),
+    "explore.umap",
+)
+RANGES = {  # lowest and highest value of a field, whole numbers where the lowest is one
+    **dict.fromkeys(("seed", "data.seed", "data.first_cut", "data.fold"), (0, 2**31)),
+    **dict.fromkeys(("generate.seed", "generate.first", "explore.seed"), (0, 2**31)),
+    **dict.fromkeys(("segment.seed", "segment.fresh"), (0, 2**31)),
+    **dict.fromkeys(("batch_size", "log_every", "save_every", "keep"), (1, math.inf)),
+    "workers": (0, 1024),
+    **dict.fromkeys(("data.skulls", "data.cuts", "generate.count"), (1, 2**31)),
+    **dict.fromkeys(("generate.batch_size", "evaluate.pairs"), (1, math.inf)),
+    **dict.fromkeys(("explore.pairs", "explore.steps"), (2, math.inf)),
+    "explore.perplexity": (1.0, math.inf),
+    **dict.fromkeys(("segment.batch_size", "segment.save_every"), (1, math.inf)),
+    **dict.fromkeys(("segment.updates", "evaluate.batch_size"), (1, math.inf)),
+    **dict.fromkeys(("evaluate.cases", "data.folds"), (0, math.inf)),
+    **dict.fromkeys(("budget_mb", "generate.dust_mm3"), (0.0, math.inf)),
+    "data.bone_hu": (-math.inf, math.inf),
+    "data.max_voxels": (1, math.inf),
+    **dict.fromkeys(("data.threshold", "generate.threshold"), (0.001, 1)),
+    "evaluate.threshold": (0.001, 1),
+    **dict.fromkeys(("data.test_fraction", "data.validation_fraction"), (0.0, 1)),
+    "generate.connectivity": (6, 26),
+    "model.resolution": (2, 512),  # as schema.MAX_SIDE
+}
+MODEL = {  # fields of our own models; one outside the package has its own
+    **dict.fromkeys(("latent", "groups"), (1, 2**20)),
+    **dict.fromkeys(("learning_rate", "critic_learning_rate"), (0.0, math.inf)),
+    **dict.fromkeys(("vae_learning_rate", "kl_weight", "penalty"), (0.0, math.inf)),
+    **dict.fromkeys(("alpha", "beta", "margin", "channel_weights"), (0.0, math.inf)),
+    **dict.fromkeys(("b1", "b2", "momentum", "posterior_momentum", "occupancy"), (0.0, 1)),
+    **dict.fromkeys(("widths", "down", "up"), (1, 2**20)),
+    "decay_steps": (0, math.inf),
+    "rotation_degrees": (0.0, 180),
+    "scaling": (0.0, 0.9),
+    "shift_mm": (0.0, 200),
+}
+SERIES = {"widths": 0, "down": 0, "up": 0, "occupancy": 2, "channel_weights": 2}  # 0: any length
+
+
+def stages(config, known):
+    """The names in `config.stages`, which are all in `known`."""
+    _field(config, "stages", str)
+    names = [name.strip() for name in config.stages.split(",") if name.strip()]
+    if not names or not set(names) <= set(known):
+        raise UserError(
+            f"stages is {config.stages!r}: name some of {', '.join(known)}, comma-separated"
+        )
+    return names
+
+
+def check(config, names=()):
+    """UserError for a field that is missing, of a wrong kind or out of range, and where to mend it.
+
+    names: of the stages that are to run, whose sections have to be there.
+    """
+    needed = {"data", "model"}.union(*(SECTIONS[name] for name in names))
+    sections = {"": config}
+    for name in ("data", "model", "generate", "segment", "evaluate", "explore"):
+        sections[name] = config.get(name)
+        if not isinstance(sections[name], ConfigDict) and (name in needed or name in config):
+            _wrong(name, config, "a section as in experiments/common.py")
+    sections["segment.model"] = sections["segment"] and config.segment.get("model")
+    if sections["segment"] and not isinstance(sections["segment.model"], ConfigDict):
+        _wrong("segment.model", config.segment, "a section as in experiments/common.py")
+    kinds = {**dict.fromkeys(WORDS, str), **dict.fromkeys(SWITCHES, bool), **RANGES}
+    for field, kind in kinds.items():
+        section, _, name = field.rpartition(".")
+        if sections[section] is not None:
+            _field(sections[section], field, kind)
+    if not isinstance(config.get("phases"), list | tuple):
+        _wrong("phases", config, "a list, empty where no stage is `train`")
+    for section in ("", "segment."):
+        held = sections.get(f"{section}model")
+        if held is not None and "." not in sections[section.strip(".")].model_name:
+            for name in [name for name in MODEL if name in held]:
+                _field(held, f"{section}model.{name}", MODEL[name])
+    if config.get("generate"):
+        one_of("generate.connectivity", config.generate.connectivity, (6, 18, 26))
+        one_of("generate.channels", config.generate.channels, ("", "independent", "exclusive"))
+    if config.get("evaluate"):
+        one_of("evaluate.upsampling", config.evaluate.upsampling, metrics.RULES)
+    extras = {
+        "tensorboard": ("tensorboardX", "train", "segment"),
+        "explore.umap": ("umap", "explore"),
+    }
+    for field, (module, *users) in extras.items():
+        section, _, name = field.rpartition(".")
+        used = sections[section] and sections[section][name] and set(users).intersection(names)
+        if used and importlib.util.find_spec(module) is None:
+            raise UserError(f"{field} is True: pip install 'skullgen[{name}]' first")
+
+
+def _field(held, field, kind):
+    """UserError where a field of the section `held` is not of its kind.
+
+    kind: str, bool, or (lowest, highest) of a number or of each of several.
+    """
+    name = field.rpartition(".")[2]
+    if not isinstance(kind, tuple):
+        if not isinstance(held.get(name), kind):
+            _wrong(field, held, "text" if kind is str else "True or False")
+        return
+    low, high = kind
+    value, whole = held.get(name), isinstance(low, int)
+    words = f"{low} to {high}" if high < math.inf else f"{low:g} or more" * (low > -math.inf)
+    if name in SERIES:
+        count = SERIES[name] or "one or more"
+        words = f"a tuple of {count} {'whole ' * whole}numbers, {words}"
+        length = isinstance(value, list | tuple) and len(value)
+        good = length and length == (SERIES[name] or length)
+    else:
+        value, good = (value,), True
+    numbers = good and all(_number(one, whole) for one in value)
+    if not numbers or not all(low <= one <= high for one in value):
+        kind = "" if numbers or name in SERIES else "a whole number, " if whole else "a number, "
+        _wrong(field, held, (kind + words).strip(", "))
+
+
+def _number(value, whole):
+    kind = int if whole else int | float
+    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _wrong(field, held, words):
+    value = held.get(field.rpartition(".")[2])
+    said = "missing" if value is None else repr(value)
+    raise UserError(f"config.{field} is {said}: it must be {words}")
