@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import numpy as np
@@ -98,23 +99,24 @@ def wait(condition, process, seconds):
 
 
 def reference(config, work):
-    """A run never stopped: the seconds at which its stages began, and the last one's end."""
+    """A run never stopped: the seconds that each of its stages took."""
     process, begun = start(config, work, stages()), {}
-    begin = time.monotonic()
     for line in process.stdout:
         if line.startswith("== "):
-            begun.setdefault(line.split()[1].rstrip(":"), time.monotonic() - begin)
+            begun.setdefault(line.split()[1].rstrip(":"), time.monotonic())
     err = process.communicate()[1]
     assert process.returncode == 0, err
-    return [*begun.values(), time.monotonic() - begin]
+    return dict(zip(begun, np.diff([*begun.values(), time.monotonic()]).tolist(), strict=True))
 
 
 def trial(config, whole, work, number, instant, seed=0):
     """Stops a run by the signal `number`, starts it again, and says what became of it.
 
-    instant: (stage, share of its time), or ("save", n): in the middle of the n-th save seen.
+    instant: (stage, seconds after it began), or ("save", n): in the middle of the n-th save seen.
     """
-    process = start(config, work, stages())
+    process, lines = start(config, work, stages()), []
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout))
+    reader.start()
     stage, place = instant
     if stage == "save":
         seen = 0
@@ -122,16 +124,19 @@ def trial(config, whole, work, number, instant, seed=0):
             seen += 1
             wait(lambda: not saving(work), process, 60)
     else:
-        time.sleep(place)
+        wait(lambda: f"== {stage}\n" in lines, process, 300)
+        wait(lambda: False, process, place)
     begin = time.monotonic()
     finished = process.poll() is not None
     if number == signal.SIGKILL:
         os.killpg(process.pid, number) if not finished else None
     else:
         process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    err = process.stderr.read()
+    process.wait(timeout=120)
     seconds = time.monotonic() - begin
-    last = [line.split()[1].rstrip(":") for line in out.splitlines() if line.startswith("== ")]
+    reader.join()
+    last = [line.split()[1].rstrip(":") for line in lines if line.startswith("== ")]
     ends = {0} if finished else CODES[number] | {0}
     problems = []
     if process.returncode not in ends:
@@ -158,19 +163,22 @@ def stop(config, count, numbers, seed, folder):
     warm = folder / "warm"
     reference(config, warm)  # fills the compilation cache, so that the times below hold
     times = reference(config, whole)
-    print(f"stages began after {', '.join(f'{t:.1f}' for t in times)} s", flush=True)
+    print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items()), flush=True)
     draw, results = np.random.default_rng(seed), []
-    for turn in range(count):
+    for turn in range(2 * count):
         # A stage each in turn, and within it a random instant: short stages are stopped, too.
-        part = turn % len(STAGES)
-        instant = (STAGES[part], float(draw.uniform(times[part], times[part + 1])))
+        stage = STAGES[turn % len(STAGES)]
+        instant = (stage, float(draw.uniform(0, times[stage])))
         if turn % 6 == 5:
             instant = ("save", int(draw.integers(0, 12)))
         work = folder / f"run-{turn}"
         result = trial(config, whole, work, numbers[turn % len(numbers)], instant)
-        print(f"{turn + 1:3d} of {count}", *result.values(), sep="  ", flush=True)
-        results.append(result)
+        print(f"{turn + 1:3d}", *result.values(), sep="  ", flush=True)
+        if result["exit code"] or result["lost"]:  # else it had ended before it was to be stopped
+            results.append(result)
         shutil.rmtree(work)
+        if len(results) == count:
+            break
     return results
 
 

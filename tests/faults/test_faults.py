@@ -41,9 +41,7 @@ def _copy(whole, folder, names=faults.STAGES):
 def test_a_run_stopped_anywhere_ends_as_one_that_was_not(number, instant, whole, tmp_path):
     done, times = whole
     stage, place = instant
-    if stage != "save":
-        part = faults.STAGES.index(stage)
-        place = times[part] + place * (times[part + 1] - times[part])
+    place = place if stage == "save" else place * times[stage]
     result = faults.trial(faults.TOY, done, tmp_path / "run", number, (stage, place))
     assert not result["lost"], result
 
