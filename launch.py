@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -150,7 +151,14 @@ def report_error(error):
     return None
 
 
+def _end(signum, _):
+    """Until `jobs.stoppable`: nothing is begun that could be lost."""
+    os._exit(128 + signum)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a name that it cannot show ends no run
         stream.reconfigure(errors="backslashreplace")
     try:

@@ -33,17 +33,19 @@ class Damaged(UserError):
     """A checkpoint that is not what was written."""
 
 
-def manager(folder, keep=2, always=()):
+def manager(folder, keep=2, always=(), mend=False):
     """A checkpoint manager on `folder`, which is made: the last `keep` and the steps `always`.
 
-    It is this process's alone: of several processes one saves. What is no checkpoint is set aside,
-    with a warning.
+    It is this process's alone: of several processes one saves. mend: what is no whole checkpoint
+    is set aside, with a warning; else it raises Damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for place in [place for place in folder.iterdir() if place.name.isdigit()]:
         try:
             _check(place)
         except Damaged as error:  # orbax would fail at once, whichever step is wanted
+            if not mend:
+                raise
             _set_aside(place, error)
     policies, me = ocp.checkpoint_managers, jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
@@ -141,7 +143,12 @@ def _sums(state):
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         places.append(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}")
         crc = isal_zlib.crc32(np.ascontiguousarray(leaf), crc)
-    return {"crc32": crc, "tree": isal_zlib.crc32("\n".join(places).encode())}
+    tree = isal_zlib.crc32("\n".join(places).encode())
+    return {"crc32": crc, "tree": tree, "both": _both(crc, tree)}
+
+
+def _both(crc, tree):
+    return isal_zlib.crc32(f"{crc} {tree}".encode())
 
 
 def begin(manager, model, seed):
@@ -182,7 +189,8 @@ def restore(manager, model, step=None):
     place = manager.directory / str(step)
     try:
         told = manager.metadata(step).custom_metadata or {}
-        if told.get("tree") not in (None, _sums(target)["tree"]):
+        same = told.get("tree") == _sums(target)["tree"]
+        if not same and told.get("both") == _both(told.get("crc32"), told.get("tree")):
             raise UserError(f"{place}: a checkpoint of another model or of other sizes")
         _check_claims(place, target)
         state = manager.restore(step, args=ocp.args.StandardRestore(target))

@@ -23,7 +23,7 @@ def pick(path, splits, count, seed):
     Returns packed pairs, in the order of the draw, and n strings: "phantom_0003, bilateral (pair
     12)", or "pair 12" where both are unknown. Raises UserError where the store is not whole.
     """
-    store.require_whole(path, "ingest` or `generate")
+    store.require_whole(path)
     group = store.open_store(path)
     skull, kind = group["skull"][:], group["kind"][:]
     rows = [store.rows(path, split) for split in splits] or [store.rows(path)]

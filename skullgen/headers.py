@@ -4,6 +4,7 @@ Whatever cannot be used is refused with one line that names the file and the fie
 """
 
 import contextlib
+import errno
 import io
 import math
 import pathlib
@@ -21,6 +22,7 @@ MAX_HEAD, MAX_SKIP = 2**20, 2**26  # bytes of a header, and between it and the v
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.05, 10.0
 MAX_FIELD_MM, MAX_FIELD_M3 = 2500.0, 0.6  # a whole body fits
 
+_MACHINE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
 _SIGNED = {"char": "i1", "short": "i2", "int": "i4", "longlong": "i8"}
 _SIGNED |= {f"int{8 * size}": f"i{size}" for size in (1, 2, 4, 8)}
 _TYPES = {"float": "f4", "double": "f8", **_SIGNED}
@@ -105,7 +107,10 @@ def check_affine(path, field, affine):
 
 @contextlib.contextmanager
 def decoded(source):
-    """Open a file's decoded bytes; OSError, EOFError and ValueError within become UserError."""
+    """Open a file's decoded bytes; what is wrong with them becomes UserError.
+
+    OSError stays where it is the machine's: a file that is whole must not be left out for it.
+    """
     from isal import igzip, isal_zlib
 
     try:
@@ -114,6 +119,8 @@ def decoded(source):
             with igzip.IGzipFile(fileobj=file) if source.zipped else file as stream:
                 yield stream
     except (OSError, EOFError, ValueError, OverflowError, zlib.error, isal_zlib.error) as error:
+        if getattr(error, "errno", None) in _MACHINE:
+            raise OSError(error.errno, error.strerror, str(source.data)) from None
         what = f"its bytes cannot be read ({error}): it is corrupt or cut short"
         raise refusal(source.path, f"{what}; copy or export it again") from error
 
@@ -225,7 +232,7 @@ def _nrrd_geometry(path, header):
     # A long name is known by its words' initials: left-posterior-superior is lps.
     space = "".join(word[:1] for word in space.split("-")) if "-" in space else space
     require(space in _SPACES, path, f"space '{space}' is not known: write LPS, RAS or LAS")
-    mm = all(unit.strip().lower() in ("", "mm") for unit in units)
+    mm = all(unit.strip().lower() in ("", "mm", "millimeter", "millimeters") for unit in units)
     require(mm, path, f"units {units}: lengths are read in mm only: write them so")
     affine = np.eye(4)
     affine[:3] = np.array(_SPACES[space])[:, None] * np.column_stack([rows.T, origin])

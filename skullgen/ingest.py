@@ -4,7 +4,6 @@ A source is planned first, then worker processes make its cases, and whole shard
 order. What is there already is not made again.
 """
 
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -36,12 +35,12 @@ def run(path, size, config, versions=None, workers=0, native=True, share=(0, 1))
     count = sum(len(case.kinds) for case in plan.cases)
     if not count:
         raise UserError(f"data.splits is {config.splits!r}: no skull is in it")
-    _begin(path, count, size, config, plan, versions, share)
+    _begin(path, count, size, config, plan, versions, native, share)
     try:
         _work(path, plan, config, workers, native, share)
     except UserError:
         if share == (0, 1) and store.missing(path) == store.shards(path):
-            shutil.rmtree(path)  # nothing was made
+            store.discard(path)  # nothing was made
         raise
     left = sum(map(len, store.missing(path)))
     if left:
@@ -75,14 +74,14 @@ def _kept(plan, splits):
     return plan._replace(cases=cases) if names else plan
 
 
-def _begin(path, count, size, config, plan, versions, share):
+def _begin(path, count, size, config, plan, versions, native, share):
     recipe = {"config": config.to_dict(), "size": size, "sources": plan.sources}
     for free in FREE:
         recipe["config"].pop(free)
     held = store.recipe(path)
     begun = held is not None and store.missing(path) != store.shards(path)
     if held not in (None, recipe) and not begun and share == (0, 1):
-        shutil.rmtree(path)  # begun, and nothing made: a file was mended, say
+        store.discard(path)  # begun, and nothing made: a file was mended, say
     elif held not in (None, recipe):
         old, new = held["sources"], recipe["sources"]
         changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
@@ -96,6 +95,7 @@ def _begin(path, count, size, config, plan, versions, share):
         "names": plan.names,
         "licence": config.licence or licence.get(config.source, "not stated"),
         "notes": plan.problems,
+        "native": native,
         "versions": versions or {},
     }
     store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
@@ -171,8 +171,8 @@ def _summary(path, plan, config):
     group, lines = store.open_store(path), store.left_out(path)
     split = group["split"][:]
     if lines and (config.strict or 0 not in split):
-        if np.all(split == store.LEFT_OUT):
-            shutil.rmtree(path)
+        if 0 not in split:
+            store.discard(path)
         number = f"{len(lines)} of {len(plan.cases)} cases"
         raise UserError(f"{path}: {number} cannot be used, the first: {lines[0]}")
     parts = []

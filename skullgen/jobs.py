@@ -7,6 +7,7 @@ import errno
 import itertools
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -126,6 +127,10 @@ def ordered(function, tasks, workers):
         while pending:
             check()
             yield pending.popleft().result()
+    except (KeyboardInterrupt, Stopped):
+        for child in multiprocessing.active_children():
+            child.kill()  # what it was making is made again
+        raise
     except concurrent.futures.process.BrokenProcessPool:
         check()
         raise UserError(
@@ -198,8 +203,9 @@ def workers(count):
 
 
 def clear(folder):
-    """Removes what writers that were killed left half-made under `folder`, links not followed."""
-    for path in list(folder.rglob("*.partial*")):
+    """Removes what our writers and Zarr's left half-made under `folder`, links not followed."""
+    names = re.compile(r".*\.partial-[0-9a-f]{32}|.*\.[0-9a-f]{32}\.partial|deleted\.partial")
+    for path in [path for path in folder.rglob("*.partial*") if names.fullmatch(path.name)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -4,6 +4,7 @@ Every file and every line ends with `crc32`, of its other fields: what a disk, a
 changed is found when it is read.
 """
 
+import contextlib
 import json
 import sys
 import zlib
@@ -83,6 +84,16 @@ def read_json(path):
             "the stage that writes it again"
         )
     return value
+
+
+@contextlib.contextmanager
+def as_written(folder):
+    """UserError where what is read within, of `folder`, is not of the kind that skullgen writes."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"a file of it holds what skullgen does not write ({type(error).__name__}: {error})"
+        raise UserError(f"{folder}: {what}: run the stages that write it again") from error
 
 
 def write_json(path, value):

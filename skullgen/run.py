@@ -97,22 +97,31 @@ def _stage(config, workdir, name, record_it):
 @contextlib.contextmanager
 def _taking_back(workdir, share):
     """`alone` in a folder that is made; a mistake that comes before any work leaves no trace."""
-    new = not workdir.exists()
+    new = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
-    before = {path.name for path in workdir.iterdir()}
+    ours = [workdir / name for name in ("config.json", "versions.json", ".lock")]
+    before = {path: path.read_bytes() for path in ours if path.exists()}
     with alone(workdir, share):
         if share == (0, 1):
             jobs.clear(workdir)
+        work = _work(workdir, ours)
         try:
             yield
         except UserError:
-            left = {path.name for path in workdir.iterdir()} - before
-            if share == (0, 1) and left <= {"config.json", "versions.json", ".lock"}:
-                for name in left:
-                    (workdir / name).unlink()
-                if new:
-                    workdir.rmdir()
+            if share == (0, 1) and _work(workdir, ours) == work:
+                for path in ours:
+                    path.unlink(missing_ok=True)
+                    if path in before:
+                        path.write_bytes(before[path])
+                for folder in new:
+                    folder.rmdir()
             raise
+
+
+def _work(workdir, ours):
+    """What tells whether any file of the work was changed."""
+    files = (path for path in workdir.rglob("*") if path not in ours)
+    return {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in files}
 
 
 @contextlib.contextmanager
@@ -156,7 +165,11 @@ def prepare(config, workdir):
     path = workdir / "config.json"
     old = _held(workdir)
     if old:
-        for field in _locked(old, new, workdir):
+        try:
+            locked = _locked(old, new, workdir)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: no config that skullgen wrote ({error!r})") from None
+        for field in locked:
             raise UserError(
                 f"{workdir}: config.{field} was {_get(old, field)!r} and is now "
                 f"{_get(new, field)!r}, but work that it determines is done here: "
@@ -173,7 +186,7 @@ def _held(workdir):
     except UserError:
         held, what = None, "damaged"
     if held is None and copy.exists():
-        held = logs.read_json(copy)["config"]
+        held = logs.read_json(copy).get("config")
         print(f"warning: {path} is {what}: its copy in {copy.name} is used", file=sys.stderr)
     if held is None and (workdir / "checkpoints").exists():  # stores hold settings of their own
         raise UserError(
@@ -188,7 +201,9 @@ def record(workdir, seconds):
     path = workdir / "versions.json"
     held = {}
     with contextlib.suppress(UserError):  # damaged: its times are lost
-        held = (logs.read_json(path) or {}).get("seconds", {})
+        held = (logs.read_json(path) or {}).get("seconds")
+    held = held if isinstance(held, dict) else {}
+    held = {name: held[name] for name in stages.STAGES if isinstance(held.get(name), float | int)}
     total = {name: round(held.get(name, 0) + spent, 1) for name, spent in seconds.items()}
     made = {**stages.versions(), "seconds": {**held, **total}}
     logs.write_json(path, {**made, "config": logs.read_json(workdir / "config.json")})

@@ -34,7 +34,7 @@ MAX_SIDE, MAX_PAIRS, MAX_SHARD, MAX_FILES = 512, 10**7, 4096, 50_000
 MAX_CROP, MAX_GRID = 2**29, 2**31  # voxels of a native implant, and of its source
 MAX_JSON, MAX_DEPTH = 2**24, 50
 REMAKE = "delete it and run the stage that made it, which makes only what is missing"
-_AGAIN = "get it again or make it again"
+_AGAIN = "get it again, or move it away and make it again"
 _WHY = f"not as `store.create` writes it: {_AGAIN}"
 _CRC = {"name": "crc32c"}
 
@@ -125,6 +125,18 @@ def blosc(shuffle):
     return [{"name": "bytes"}, {"name": "blosc", "configuration": packing}, _CRC]
 
 
+def bounds(file, *, count, size, shard):
+    """UserError unless a store may have `count` pairs of `size` voxels a side, `shard` a file."""
+    for value, most, what in (
+        (size, MAX_SIDE, "voxels a side"),
+        (count, MAX_PAIRS, "pairs"),
+        (shard, MAX_SHARD, "pairs a file"),
+    ):
+        _require(type(value) is int and value > 0, file, f" ({what})", value)
+        _bounded(value, most, what, file)
+    _bounded(-(-count // shard), MAX_FILES, "files of pairs", file)
+
+
 class Attributes(dict):
     """A store's attributes; a name that is not among them is its maker's mistake, and said."""
 
@@ -135,8 +147,8 @@ class Attributes(dict):
 class Guarded(LocalStore):
     """A store's files for Zarr to read; making one checks all that is said of its arrays.
 
-    `attrs`: its attributes. `guarded[name]`: one of its Zarr arrays. count, size, shard: N, D and
-    the pairs of a file. Pairs are to be read one at a time.
+    `attrs`: its attributes. `guarded[name]`: a column, or the Zarr array `pairs`, which is to be
+    read one pair at a time. count, size, shard: N, D and the pairs of a file.
     """
 
     def __init__(self, root, *, read_only=True):
@@ -160,14 +172,7 @@ class Guarded(LocalStore):
             shard = found["chunk_grid"]["configuration"]["chunk_shape"][0]
         except (KeyError, IndexError, TypeError, ValueError):
             raise UserError(f"{file}: {_WHY}") from None
-        for value, most, what in (
-            (size, MAX_SIDE, "voxels a side"),
-            (count, MAX_PAIRS, "pairs"),
-            (shard, MAX_SHARD, "pairs a file"),
-        ):
-            _require(type(value) is int and value > 0, file, f" ({what})", value)
-            _bounded(value, most, what, file)
-        _bounded(-(-count // shard), MAX_FILES, "files of pairs", file)
+        bounds(file, count=count, size=size, shard=shard)
         self.count, self.size, self.shard = count, size, shard
         pair = (size, size, size, 2)
         little = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -181,15 +186,21 @@ class Guarded(LocalStore):
             array(
                 self.root / name / "zarr.json",
                 self.real,
-                shape=(count, *shape),
+                # Longer where a kill stopped its growth: the pairs' own length is the count.
+                shape=(range(count, MAX_PAIRS + 1), *shape),
                 dtype=dtype,
                 chunks=(shard, *shape),
                 codecs=[{"name": "bytes"} if dtype == "int8" else little, zstd],
                 fill=-1.0 if dtype == "float64" else -1,
             )
 
-    def __getitem__(self, name):
+    def array(self, name):
+        """One of its Zarr arrays."""
         return zarr.open_array(self, path=name, mode="r", zarr_format=3)
+
+    def __getitem__(self, name):
+        array = self.array(name)
+        return array if name == "pairs" else array[: self.count]
 
     async def get(self, key, prototype=None, byte_range=None):
         """Zarr's own, with what is read checked before and after."""
@@ -266,6 +277,7 @@ def native(place, root):
     file, real, numbers = place / "zarr.json", os.path.realpath(root), [range(1, 2**31)] * 3
     about = read_json(file, real).get("attributes")
     wanted = {"origin": [range(2**31)] * 3, "shape": numbers, "grid": numbers}
+    told = about.pop("crc32", None) if isinstance(about, dict) else None
     check(about, {**wanted, "affine": [[float] * 4] * 4}, file, ".attributes")
     size, grid, affine = math.prod(about["shape"]), math.prod(about["grid"]), about["affine"]
     _bounded(size, MAX_CROP, "voxels of an implant", file)
@@ -279,6 +291,7 @@ def native(place, root):
     array(file, real, codecs=blosc("noshuffle"), **options)
     chunk = plain_file(place / "c" / "0", real, count + 2**10)
     packed(np.fromfile(chunk, np.uint8), count, chunk)
+    _require(summed(about)["crc32"] == told, file, ".attributes.crc32", told)
     return about
 
 

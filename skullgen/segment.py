@@ -18,6 +18,10 @@ from skullgen.types import Phase
 REAL = "real.zarr:train:all"
 
 
+class Unfinished(UserError):
+    """A network that is not trained to its end, or not on these pairs."""
+
+
 def mixtures(settings, workdir):
     """The networks of a run: name -> list of `store.Part`.
 
@@ -113,19 +117,19 @@ def _begin(folder, log, identity, updates):
 def trained(settings, size, workdir):
     """The trained networks: name -> (model, state, parts).
 
-    Raises UserError where one is not trained to its end, or on other pairs.
+    Raises Unfinished where one is not trained to its end, or on other pairs.
     """
     model, nets = _load(settings, size), {}
     for name, parts in mixtures(settings, workdir).items():
         folder, _ = _places(workdir, name)
         whole = checkpoint.newest(folder) == settings.updates
         if not whole or _held(folder) != _identity(settings, parts):
-            raise UserError(
+            raise Unfinished(
                 f"{folder}: not trained on these pairs for {settings.updates} updates: "
                 "run the stage `segment` first"
             )
         with contextlib.closing(checkpoint.manager(folder)) as manager:
-            nets[name] = (model, checkpoint.restore(manager, model), parts)
+            nets[name] = (model, checkpoint.restore(manager, model, settings.updates), parts)
     return nets
 
 

@@ -110,7 +110,7 @@ def _whole(path):
         if not store.missing(path):
             return
         time.sleep(0.5)
-    store.require_whole(path, "again, for what is missing, that")
+    store.require_whole(path)
 
 
 def _fresh(config, path, real, share):
@@ -137,9 +137,10 @@ def _set_aside(path, other, share, tag, what):
 
 def link(source, path, size):
     """Makes `path` a link to a store of real pairs that another run ingested."""
-    store.require_whole(source, "that makes it")
+    store.require_whole(source)
     if store.open_store(source)["pairs"].shape[1] != size:
         raise UserError(f"{source}: its pairs are not of config.model.resolution {size}")
+    [store.open_store(source).attrs[name] for name in ("kinds", "names", "licence", "voxel_mm")]
     if not len(store.rows(source, "train")):
         raise UserError(f"{source}: it has no pair of split train: name a store of real pairs")
     if path.exists() and not path.samefile(source):
@@ -181,7 +182,8 @@ def _trained(config, workdir, step=None):
     model = _model(config)
     _generates(config, model)
     folder = workdir / "checkpoints" / config.model_name
-    if not checkpoint.newest(folder):
+    step = step or checkpoint.newest(folder)
+    if not step:
         raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
     with contextlib.closing(checkpoint.manager(folder)) as manager:
         return model, checkpoint.restore(manager, model, step)
@@ -272,18 +274,17 @@ def _segment(config, workdir):
 
 def _evaluate(config, workdir):
     real, made = workdir / "real.zarr", workdir / "generated.zarr"
-    result, lines = {}, []
+    result, lines, unfinished = {}, [], []
     if store.recipe(made) is not None:
         result["quality"] = quality.quality(real, made, pairs=config.evaluate.pairs)
         lines += quality.describe(result["quality"])
     size = config.model.resolution
     try:
         nets = segment.trained(config.segment, size, workdir) if segment.begun(workdir) else {}
-    except UserError as error:
+    except segment.Unfinished as error:
         if not result:
             raise
-        nets = {}
-        print(f"no verdict: {error}")
+        nets, unfinished = {}, [f"no verdict: {error}"]
     if nets:
         options = dict(size=size, settings=config.evaluate, workers=config.workers)
         verdict = evaluate.verdict(real, nets, **options)
@@ -293,8 +294,12 @@ def _evaluate(config, workdir):
         raise UserError(f"{workdir}: nothing to evaluate; run `generate` or `segment` first")
     result["commit"] = commit()
     result["config"] = json.loads(config.to_json_best_effort())
-    result["warnings"] = [*_notes(config, workdir), *evaluate.warnings(result)]
-    logs.write_json(workdir / "metrics.json", result)
+    notes = _notes(config, workdir)
+    result["warnings"] = [*unfinished, *notes, *evaluate.warnings(result)]
+    path = workdir / "metrics.json"
+    if unfinished and "verdict" in (logs.read_json(path) or {}):
+        print(f"{path} holds a verdict: it is now {jobs.set_aside(path)}")
+    logs.write_json(path, result)
     lines += [f"warning: {line}" for line in result["warnings"]]
     print("\n".join(map(plain, lines)))
 
@@ -345,9 +350,10 @@ def compare(workdir, runs):
 
 
 def _report(config, workdir):
-    for path in report.pictures(workdir):
-        print(path)
-    print(page.write(workdir))
+    with logs.as_written(workdir):
+        for path in report.pictures(workdir):
+            print(path)
+        print(page.write(workdir))
 
 
 STAGES = {

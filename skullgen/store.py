@@ -56,6 +56,7 @@ def create(path, *, count, size, shard, attributes):
     last shard that was not full is made again.
     """
     path = Path(path)
+    schema.bounds(path, count=count, size=size, shard=shard)
     if (path / "zarr.json").exists():
         group = zarr.open_group(path, mode="r+")
         held = group["pairs"].shape[0]
@@ -92,8 +93,19 @@ def create(path, *, count, size, shard, attributes):
         )
     try:
         partial.rename(path)
-    except OSError:  # a process that makes another share was first
-        shutil.rmtree(partial)
+    except OSError:
+        if (path / "zarr.json").exists():  # a process that makes another share was first
+            shutil.rmtree(partial)
+        else:  # what is left of a store
+            print(plain(f"{path} was no whole store: it is now {jobs.set_aside(path)}"))
+            partial.rename(path)
+
+
+def discard(path):
+    """Removes a store: at once, whatever becomes of us meanwhile."""
+    partial = Path(path).with_name(f"{Path(path).name}.partial-{uuid.uuid4().hex}")
+    Path(path).rename(partial)
+    shutil.rmtree(partial)
 
 
 def recipe(path):
@@ -144,11 +156,11 @@ def missing(path, share=(0, 1)):
     return [s for s in every if not all(f.exists() for f in _files(path, s.start // size))]
 
 
-def require_whole(path, stage):
+def require_whole(path, stage=""):
     """UserError where pairs of the store are still to be made, by `stage`."""
-    left = sum(map(len, missing(path)))
+    left, made = sum(map(len, missing(path))), f"`{stage}`" if stage else "that makes it"
     if left:
-        raise UserError(f"{path}: {left} pairs are not made yet: run the stage `{stage}` first")
+        raise UserError(f"{path}: {left} pairs are not made yet: run the stage {made} first")
 
 
 def write(path, start, bits, columns, native=()):
@@ -183,12 +195,22 @@ def _write_native(path, index, truth):
         compressors=[BloscCodec(cname="zstd", clevel=5, shuffle="noshuffle"), Crc32cCodec()],
         overwrite=True,
     )
-    array.attrs.update({k: np.asarray(v).tolist() for k, v in truth.items() if k != "bits"})
+    about = {k: np.asarray(v).tolist() for k, v in truth.items() if k != "bits"}
+    array.attrs.update(schema.summed(about))
 
 
 def has_native(path, index):
-    """Whether pair `index` has a truth at its source's grid."""
-    return (Path(path) / "native" / f"{index:06d}" / "zarr.json").exists()
+    """Whether pair `index` has a truth at its source's grid; UserError where it was lost."""
+    opened, place = open_store(path), Path(path) / "native" / f"{index:06d}" / "zarr.json"
+    if opened.attrs.get("native") and not place.exists():
+        raise UserError(f"{place}: missing: {_again(path, index)}")
+    return place.exists()
+
+
+def _again(path, index):
+    """How a pair's shard is made again, in words."""
+    file = _files(path, index // open_store(path)["pairs"].shards[0])[-1]
+    return schema.REMAKE.replace("it", str(file), 1)
 
 
 def read_native(path, index):
@@ -199,13 +221,14 @@ def read_native(path, index):
     place = Path(path) / "native" / f"{index:06d}"
     if not has_native(path, index):
         raise UserError(f"{path}: pair {index} has no native truth")
-    about = schema.native(place, path)
+    try:
+        about = schema.native(place, path)
+    except UserError as error:
+        raise UserError(f"{error}, or {_again(path, index)}") from None
     try:
         bits = zarr.open_array(place, mode="r", zarr_format=3)[:]
     except (ValueError, RuntimeError) as error:
-        file = _files(path, index // open_store(path)["pairs"].shards[0])[-1]
-        again = schema.REMAKE.replace("it", str(file), 1)
-        raise UserError(f"{place}: damaged ({error}): {again}") from None
+        raise UserError(f"{place}: damaged ({error}): {_again(path, index)}") from None
     shape, origin = about["shape"], about["origin"]
     crop = np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)
     mask = np.zeros(about["grid"], bool)
@@ -246,22 +269,25 @@ def load(path, index):
     Raises UserError for a pair that is damaged, or not the one that was written, with the file to
     delete: without it a shard is made again.
     """
-    group = open_store(path)
-    pairs, counted = group["pairs"], group["voxels"][:]
+    opened, counted = open_store(path), {}
+    pairs, column = opened["pairs"], opened.array("voxels")
     out = np.empty((len(index), int(np.prod(pairs.shape[1:])) // 8), np.uint8)
     for row, number in enumerate(np.asarray(index).tolist()):
-        file = _files(path, number // pairs.shards[0])[-1]
-        again = schema.REMAKE.replace("it", str(file), 1)
+        shard, place = divmod(number, pairs.shards[0])
         try:
             pair = pairs[number]
+            if shard not in counted:
+                counted[shard] = column[number - place : number - place + pairs.shards[0]]
         except (UserError, ValueError, RuntimeError, ExceptionGroup) as error:
             error = getattr(error, "exceptions", [error])[0]  # zarr 3.4 reads in groups of tasks
             if isinstance(error, UserError):
                 raise error from None
-            raise UserError(f"{path}: pair {number} is damaged ({error}): {again}") from None
+            what = f"pair {number} is damaged ({error}): {_again(path, number)}"
+            raise UserError(f"{path}: {what}") from None
         out[row] = pack(pair)
-        if not np.array_equal(voxels(out[row]), counted[number]):
-            raise UserError(f"{path}: pair {number} is not what was written: {again}")
+        if not np.array_equal(voxels(out[row]), counted[shard][place]):
+            what = f"pair {number} is not what was written: {_again(path, number)}"
+            raise UserError(f"{path}: {what}")
     return out
 
 
@@ -283,7 +309,7 @@ def mixture(text, folder, seed):
     parts = []
     for name, split, wanted in named(text):
         path = found(name, folder)
-        require_whole(path, "that makes it")
+        require_whole(path)
         size = open_store(path)["pairs"].shape[1]
         if parts and size != open_store(parts[0].path)["pairs"].shape[1]:
             raise UserError(f"{path}: its pairs are not of the size of those of {parts[0].path}")

@@ -134,7 +134,7 @@ def train(
         manager = None
         if lead:
             manager = stack.enter_context(
-                contextlib.closing(checkpoint.manager(folder, keep, ends))
+                contextlib.closing(checkpoint.manager(folder, keep, ends, mend=True))
             )
         # Placed as the steps return it, or the first one is compiled twice.
         state = steps.resident(checkpoint.begin(manager, model, seed))

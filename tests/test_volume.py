@@ -1,5 +1,6 @@
 """Files in and out: orientation, geometry, streaming, and every refusal that speaks to people."""
 
+import errno
 import gzip
 import itertools
 import pathlib
@@ -631,3 +632,17 @@ def test_streaming_512_needs_no_more_memory_than_a_few_slices(tmp_path):
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
     )
     assert int(out.stdout) < 60  # MiB; the volume itself is 128
+
+
+def test_an_error_of_the_machine_is_not_taken_for_a_bad_file(tmp_path, monkeypatch):
+    """Else a file that is whole would be left out of a store, for good."""
+    path = tmp_path / "a.nrrd"
+    volume.write(path, _mask(), _affine())
+
+    def broken(stream, source, count):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(volume, "_values", broken)
+    with pytest.raises(OSError, match="Input/output error") as told:
+        volume.read(path)
+    assert told.value.filename == str(path)

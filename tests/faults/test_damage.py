@@ -1,12 +1,15 @@
 """Files of a run that are cut, flipped, deleted: named, and never a silent wrong result."""
 
+import contextlib
 import json
 import pathlib
 import re
 import shutil
+import uuid
 
 import numpy as np
 import pytest
+import zarr
 
 from skullgen import checkpoint, logs, run, store
 from skullgen.errors import Diverged, UserError
@@ -175,4 +178,114 @@ def test_the_batch_of_a_loss_that_is_not_finite_can_be_replayed(tmp_path):
 
 def test_json_of_a_checkpoint_is_its_own(work):
     about = json.loads((work / "checkpoints/tests.toy/70/_CHECKPOINT_METADATA").read_text())
-    assert about["custom_metadata"].keys() == {"crc32", "tree"}
+    assert about["custom_metadata"].keys() == {"crc32", "tree", "both"}
+
+
+def test_a_net_that_lost_its_last_checkpoint_is_not_judged(work, whole):
+    """Not by the one before it, and no verdict that is there is lost."""
+    _cut(work / "checkpoints" / "vnet" / "60" / "_CHECKPOINT_METADATA")
+    with pytest.raises(UserError, match=r"vnet/60: damaged"):
+        run.run(_config("evaluate"), work)
+    assert (work / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+    shutil.rmtree(work / "checkpoints" / "vnet" / "60")
+    run.run(_config("evaluate"), work)
+    assert "verdict" in logs.read_json(work / "metrics-0.json")
+    assert "no verdict: " in logs.read_json(work / "metrics.json")["warnings"][0]
+
+
+def test_damaged_and_lost_native_truths_are_named_and_made_again(work, whole):
+    row = int(store.rows(work / "real.zarr", "test")[0])
+    place = work / "real.zarr" / "native" / f"{row:06d}"
+    about = json.loads((place / "zarr.json").read_text())
+    about["attributes"]["origin"][0] += 1
+    (place / "zarr.json").write_text(json.dumps(about))
+    for words in ("crc32 is", r"zarr\.json: missing"):
+        words = rf"native/{row:06d}/.*{words}.*delete \S+ and run"
+        with pytest.raises(UserError, match=words) as told:
+            run.run(_config("evaluate"), work)
+        shutil.rmtree(place, ignore_errors=True)
+    pathlib.Path(re.search(r"delete (\S+) and run", str(told.value))[1]).unlink()
+    run.run(_config("ingest"), work)
+    assert not _same(work, whole)
+
+
+@pytest.mark.parametrize("done", range(1, 7))
+def test_a_store_whose_growth_was_killed_grows_again(done, work):
+    path = work / "generated.zarr"
+    group = zarr.open_group(path, mode="r+")
+    for name in (*store.COLUMNS, "pairs")[:done]:
+        group[name].resize((400, *group[name].shape[1:]))
+    assert len(store.rows(path)) == 300 and len(store.load(path, [299])) == 1
+    assert store.open_store(path)["split"].shape == (300,)
+    run.run(_config("generate", **{"generate.count": 400}), work)
+    assert store.missing(path) == [] and len(store.rows(path)) == 400
+    run.run(_config("ingest,train,generate", **{"generate.count": 400}), work / "other")
+    assert faults.left(work / "other" / "generated.zarr") == faults.left(path)
+
+
+def test_too_large_a_count_changes_nothing(work, whole):
+    with pytest.raises(UserError, match=r"62500 files of pairs, more than 50000"):
+        run.run(_config("generate", **{"generate.count": 4_000_000}), work)
+    assert not faults.differences(work, whole) or _same(work, whole) == []
+    assert (work / "config.json").read_bytes() == (whole / "config.json").read_bytes()
+
+
+def test_what_is_left_of_a_store_is_set_aside(work, whole, capsys):
+    (work / "real.zarr" / "zarr.json").unlink()
+    run.run(_config("ingest"), work)
+    assert "real.zarr was no whole store: it is now" in capsys.readouterr().out
+    shutil.rmtree(work / "real-0.zarr")
+    assert not _same(work, whole)
+
+
+def test_a_flipped_digit_of_what_a_checkpoint_says_is_damage(work, whole, capsys):
+    file = work / "checkpoints" / "tests.toy" / "70" / "_CHECKPOINT_METADATA"
+    tree = json.loads(file.read_text())["custom_metadata"]["tree"]
+    file.write_text(file.read_text().replace(f'"tree": {tree}', f'"tree": {tree ^ 1}'))
+    run.run(_config("train"), work)
+    assert "toy/70: damaged" in capsys.readouterr().err
+    shutil.rmtree(work / "checkpoints" / "tests.toy" / "70-damaged-0")
+    assert not _same(work, whole)
+
+
+def test_only_our_own_half_made_files_are_cleared(work):
+    mine = [work / "patient.partial.nrrd", work / "study.partials" / "a", work / "x.partial"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    half = work / f"metrics.json.partial-{uuid.uuid4().hex}"
+    zarrs = work / "real.zarr" / "split" / "c" / f"0.{uuid.uuid4().hex}.partial"
+    for path in (half, zarrs):
+        path.write_text("half")
+    run.run(_config("train"), work)
+    assert all(path.exists() for path in mine) and not half.exists() and not zarrs.exists()
+
+
+def test_a_refused_call_leaves_the_files_of_the_last_one(work):
+    before = faults.left(work) | {"versions": (work / "versions.json").read_bytes()}
+    fields = {"segment.stores": "generated.zarr:all:20000", "log_every": 7}
+    with pytest.raises(UserError, match="300 pairs of split all, not 20000"):
+        run.run(_config("segment", **fields), work)
+    assert faults.left(work) | {"versions": (work / "versions.json").read_bytes()} == before
+    with pytest.raises(UserError):
+        run.run(_config("segment"), work / "a" / "b" / "c")
+    assert not (work / "a").exists()
+
+
+HOSTILE = {
+    "config.json": [{"model_name": 5}, {"model_name": "vae", "data": [], "model": 3, "phases": 1}],
+    "versions.json": [{"seconds": 5}, {"seconds": {"train": "x"}}, {}],
+    "metrics.json": [{"verdict": 5}, {"verdict": {"summary": [1]}}, {"quality": "x"}],
+    "maps.json": [{"maps": [{"title": "a", "points": 5}]}],
+    "table1.json": [{"rows": 5, "columns": 3}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in HOSTILE.items() for value in values]
+)
+def test_files_of_strangers_with_valid_sums_are_read_or_refused_in_one_line(name, value, work):
+    logs.write_json(work / name, value)
+    for stages in ("train", "report"):
+        with contextlib.suppress(UserError):  # any other exception fails
+            run.run(_config(stages), work)
