@@ -145,6 +145,9 @@ def train(
         def save(state, stop):
             if not lead:
                 return
+            for step in manager.all_steps():  # of an earlier stop: the end is as without it
+                if step % save_every and step not in ends and step < int(state.step):
+                    manager.delete(step)
             checkpoint.save(manager, state)
             if stop:
                 checkpoint.finish(manager)
