@@ -138,6 +138,8 @@ def trial(config, whole, work, number, instant, seed=0):
     reader.join()
     last = [line.split()[1].rstrip(":") for line in lines if line.startswith("== ")]
     ends = {0} if finished else CODES[number] | {0}
+    log = work / "train.jsonl"
+    phase = json.loads(log.read_bytes().splitlines()[-2])["phase"] if _lines(log) > 1 else ""
     problems = []
     if process.returncode not in ends:
         problems.append(f"exit code {process.returncode}: {err.strip()[-300:]}")
@@ -151,14 +153,19 @@ def trial(config, whole, work, number, instant, seed=0):
     return {
         "signal": signal.Signals(number).name,
         "stopped in": f"a save in {last[-1]}" if stage == "save" else (last or ["start"])[-1],
+        "phase": phase,  # of training, as far as the log was written
         "exit code": process.returncode,
         "seconds to the end": round(seconds, 2),
         "lost": problems,
     }
 
 
-def stop(config, count, numbers, seed, folder):
-    """`count` trials at random instants of each stage in turn, every sixth in a save."""
+def _lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def stop(config, count, numbers, seed, folder, names=STAGES):
+    """`count` trials at random instants of the stages `names` in turn, every sixth in a save."""
     whole = folder / "whole"
     warm = folder / "warm"
     reference(config, warm)  # fills the compilation cache, so that the times below hold
@@ -167,7 +174,7 @@ def stop(config, count, numbers, seed, folder):
     draw, results = np.random.default_rng(seed), []
     for turn in range(2 * count):
         # A stage each in turn, and within it a random instant: short stages are stopped, too.
-        stage = STAGES[turn % len(STAGES)]
+        stage = names[turn % len(names)]
         instant = (stage, float(draw.uniform(0, times[stage])))
         if turn % 6 == 5:
             instant = ("save", int(draw.integers(0, 12)))
@@ -189,6 +196,7 @@ def main():
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--config", default="experiments/vae_wgan.py:smoke")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +208,8 @@ def main():
         else:
             numbers = [signal.SIGKILL]
             numbers = numbers if given.what == "kill" else [signal.SIGTERM, signal.SIGINT]
-            results = stop(given.config, given.count, numbers, given.seed, folder)
+            names = given.stages.split(",")
+            results = stop(given.config, given.count, numbers, given.seed, folder, names)
     lost = [result for result in results if result["lost"]]
     print(f"tried {len(results)}, survived {len(results) - len(lost)}, lost {len(lost)}")
     if given.json:
