@@ -102,6 +102,11 @@ def _begin_worker():
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _kill_workers():
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
 def ordered(function, tasks, workers):
     """`function(*task)` for each task, in worker processes, yielded in the order of the tasks.
 
@@ -128,10 +133,10 @@ def ordered(function, tasks, workers):
             check()
             yield pending.popleft().result()
     except (KeyboardInterrupt, Stopped):
-        for child in multiprocessing.active_children():
-            child.kill()  # what it was making is made again
+        _kill_workers()  # what they were making is made again
         raise
     except concurrent.futures.process.BrokenProcessPool:
+        _kill_workers()  # the pool's own way is SIGTERM, which they leave to us
         check()
         raise UserError(
             "a worker process died (out of memory?): start again to go on, "

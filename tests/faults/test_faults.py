@@ -90,7 +90,7 @@ def test_a_worker_that_dies_ends_the_run_in_one_line(stage, whole, tmp_path):
     os.kill(_workers(process.pid)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     errors = [line for line in err.splitlines() if line.startswith("error:")]
-    assert process.returncode == 2 and "Traceback" not in err
+    assert process.returncode == 2 and "Traceback" not in err, err
     assert len(errors) == 1 and "a worker process died" in errors[0]
     rest = faults.STAGES[len(before) :]
     code, _, err = faults.run(faults.TOY, work, faults.stages(rest), two)
