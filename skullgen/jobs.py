@@ -102,6 +102,15 @@ def _begin_worker():
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _tell(given):
+    """`threading.excepthook`, but for the pool's own thread: `ordered` says what became of it.
+
+    It may trip over the workers that are still being started when one of them dies.
+    """
+    if type(given.thread).__module__ != "concurrent.futures.process":
+        threading.__excepthook__(given)
+
+
 def _kill_workers():
     for child in multiprocessing.active_children():
         child.kill()
@@ -122,7 +131,8 @@ def ordered(function, tasks, workers):
     # Not fork: jax runs threads.
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _begin_worker)
-    pending = collections.deque()
+    pending, hook = collections.deque(), threading.excepthook
+    threading.excepthook = _tell
     try:
         for task in tasks:
             check()
@@ -144,6 +154,7 @@ def ordered(function, tasks, workers):
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        threading.excepthook = hook
 
 
 @contextlib.contextmanager
