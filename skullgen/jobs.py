@@ -116,6 +116,17 @@ def _kill_workers():
         child.kill()
 
 
+def _submit(pool, function, task):
+    """Hands a task to the pool; BrokenProcessPool, too, where that breaks as it starts a worker."""
+    try:
+        return pool.submit(function, *task)
+    except OSError as error:
+        # The pool's thread closes its pipes when a worker dies: "handle is closed" has no number.
+        if error.errno not in (None, errno.EBADF, errno.EPIPE):
+            raise
+        raise concurrent.futures.process.BrokenProcessPool from error
+
+
 def ordered(function, tasks, workers):
     """`function(*task)` for each task, in worker processes, yielded in the order of the tasks.
 
@@ -136,7 +147,7 @@ def ordered(function, tasks, workers):
     try:
         for task in tasks:
             check()
-            pending.append(pool.submit(function, *task))
+            pending.append(_submit(pool, function, task))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
