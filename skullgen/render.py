@@ -44,14 +44,6 @@ def render(skull, defect, view=THREE_QUARTER, *, pixels=256):
     return shade(*layers(skull, defect, view, pixels))
 
 
-def view_of(skull, defect):
-    """Return (azimuth, elevation), degrees, that show a defect some 30 degrees off its normal.
-
-    They are those of `look` along `direction`; raises UserError as it does.
-    """
-    return look(direction(skull, defect))
-
-
 def largest_part(volume):
     """Return the voxels [M, 3] of the largest connected part of shares above 0.3.
 

@@ -275,9 +275,8 @@ def _diverged(record, last, batches, log):
     raise Diverged(
         f"training stopped: {name} is {value} at update {record['step']} (phase "
         f"{record['phase']}), on rows {rows} of {Path(batches[0][0][0]).name} (all in "
-        f"{path.name}): the same command replays it from {kept}, and with JAX_DEBUG_NANS=1 names "
-        "the operation; lower the learning rate or the penalty, or compute in float32, in a new "
-        "--workdir"
+        f"{path.name}): the same command replays it from {kept}; lower the learning rate or the "
+        "penalty, or compute in float32, in a new --workdir"
     )
 
 

@@ -4,34 +4,20 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 
+from tests.faults import faults
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOY = ["--config", "tests/toy_config.py", "--config.compilation_cache=", "--config.workers=1"]
 
 
-def _start(*arguments, cwd=ROOT):
-    command = [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": ""}
-    environment["JAX_DEFAULT_PRNG_IMPL"] = "threefry2x32"
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=environment,
-        text=True,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
 def _run(*arguments):
-    process = _start(*arguments)
+    process = faults.launch(*arguments)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
@@ -89,7 +75,7 @@ def test_a_second_call_does_nothing_again(whole):
 def test_kill_9_and_again_ends_bit_identical(whole, when, tmp_path):
     work = tmp_path / "run"
     stages = "--config.stages=ingest,train,generate,segment,evaluate"
-    process = _start(*TOY, "--workdir", work, stages)
+    process = faults.launch(*TOY, "--workdir", work, stages)
     if when == "segmentation":
         _wait_for(lambda: _lines(work / "segment-vnet.jsonl") > 20, process)
     elif when == "training":
@@ -121,7 +107,7 @@ def test_kill_9_and_again_ends_bit_identical(whole, when, tmp_path):
 def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(number, code, tmp_path):
     work = tmp_path / "run"
     long = ["--config.phases[1].updates=100000", "--config.save_every=100000"]
-    process = _start(*TOY, "--workdir", work, "--config.stages=ingest,train", *long)
+    process = faults.launch(*TOY, "--workdir", work, "--config.stages=ingest,train", *long)
     _wait_for(lambda: _lines(work / "train.jsonl") > 40, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -136,7 +122,7 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(number, code, tmp_pa
 def test_a_signal_to_the_whole_group_is_no_crash_of_a_worker(tmp_path):
     """As schedulers send it: to the workers, too."""
     work = tmp_path / "run"
-    process = _start(*TOY, "--config.workers=2", "--workdir", work, "--config.stages=ingest")
+    process = faults.launch(*TOY, "--config.workers=2", "--workdir", work, "--config.stages=ingest")
     _wait_for(lambda: (work / "real.zarr").exists(), process)
     time.sleep(2)  # the workers begin
     os.killpg(process.pid, signal.SIGTERM)

@@ -28,8 +28,12 @@ CODES = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, -15}, signal.SIGINT: {130, 
 
 
 def start(config, work, *more, before=None):
-    """A child process that runs the stages in the folder `work`; `before` is called in it first."""
-    arguments = ["--config", config, "--workdir", work, *more]
+    """A child process that runs a config in the folder `work`; `before` is called in it first."""
+    return launch("--config", config, "--workdir", work, *more, before=before)
+
+
+def launch(*arguments, before=None):
+    """A child process of launch.py, of a group of its own."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": ""}
     environment["JAX_DEFAULT_PRNG_IMPL"] = "threefry2x32"
     return subprocess.Popen(
