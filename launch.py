@@ -1,16 +1,17 @@
 """Runs an experiment: `python launch.py --config experiments/vae_wgan.py[:size]`.
 
 --workdir FOLDER      all of a run (default: runs/<config>[-<size>][-<overrides>])
---sweep=list|all|K    of a config that is a sweep: show its runs, run all (the default), or one
+--config FOLDER/config.json   the same run again, from its own folder
+--sweep=list|all|K    of a config with a sweep(add): show its runs, run all, or one of them
 --distributed=auto    one of several processes that train together (SLURM, Open MPI, Kubernetes);
                       by hand K/N@HOST:PORT, process K of N with a port of process 0's host
 --config.FIELD=VALUE  any field of the config, for example --config.seed=3
 """
 
 import errno
-import hashlib
 import os
 import re
+import runpy
 import signal
 import sys
 import traceback
@@ -23,7 +24,8 @@ from skullgen import errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_SWEEP = flags.DEFINE_string("sweep", None, "Of a config that is a sweep: list, all, or a number.")
+_SWEEP = flags.DEFINE_string("sweep", None, "Of a config with a sweep: list, all, or a number.")
+_READER = Path(__file__).resolve().parent / "experiments" / "again.py"
 _DISTRIBUTED = flags.DEFINE_string(
     "distributed", os.environ.get("SKULLGEN_DISTRIBUTED"), "Several processes: auto, or by hand."
 )
@@ -46,35 +48,46 @@ def main(_):
             raise errors.UserError("--distributed is for one run: give each run of a sweep a job")
         hosts.join(_DISTRIBUTED.value)
         jobs.quiet(not hosts.lead())
-    workdir = Path(_WORKDIR.value or default_workdir(flags.FLAGS["config"]))
+    flag = flags.FLAGS["config"]
+    workdir = Path(_WORKDIR.value or default_workdir(flag, bool(_SWEEP.value)))
     if config.get("compilation_cache"):
         cache = Path(str(config.compilation_cache)).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     print(errors.plain(f"work directory: {workdir}"), flush=True)
+    path, _, size = flag.config_filename.partition(":")
+    if Path(path) == _READER:
+        run.tell_versions(Path(size).parent)
     with jobs.stoppable():
         if sweeping:
-            sweep.sweep(config, workdir, _SWEEP.value or "all")
+            fixed = config_flags.get_override_values(flag)
+            declare = runpy.run_path(path).get("sweep")
+            sweep.sweep(config, workdir, _SWEEP.value or "all", declare, fixed)
         else:
             run.run(config, workdir)
 
 
-def default_workdir(flag):
-    """`runs/<config>[-<size>][-<overrides>]`."""
+def default_workdir(flag, sweeping=False):
+    """`runs/<config>[-<size>][-<overrides>][-sweep]`."""
+    from skullgen import variants
+
     path, _, size = flag.config_filename.partition(":")
     overrides = config_flags.get_override_values(flag)
     parts = [Path(path).stem, size, *(f"{name}={value}" for name, value in overrides.items())]
-    skip = ("stages=", "share=", "data.root=", "explore.")  # what a run is, they do not change
-    name = "-".join(part for part in parts if part and not part.startswith(skip))
-    name = name.replace("/", "_").replace(",", "+")  # a comma parts the stores of a mixture
-    if len(name.encode()) > 120:  # a file system's names have 255 bytes
-        name = f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    return Path("runs") / name
+    # What a run is, these do not change.
+    skip = ("stages=", "share=", "data.root=", "explore.", "export.", "predict.", "gallery.")
+    parts = [part for part in parts if part and not part.startswith(skip)]
+    return Path("runs") / variants.folder_name([*parts, *["sweep"] * sweeping])
 
 
 def parse(argv):
     """Flags from the command line; a mistake in them or in the config file is one line, code 2."""
     logging.set_verbosity(logging.ERROR)
+    file = _file(argv)
+    if file.endswith(".json"):
+        reader = f"{_READER}:{file}"
+        words = {file: reader, f"--config={file}": f"--config={reader}"}
+        argv = [words.get(word, word) for word in argv]
     try:
         rest = flags.FLAGS(argv)
         config = _CONFIG.value

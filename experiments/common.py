@@ -15,7 +15,7 @@ def defaults(size):
     if size not in SIZES:
         raise ValueError(f"no size {size!r}: choose {', '.join(SIZES)}")
     config = ConfigDict()
-    config.stages = "ingest,train,generate,segment,evaluate,explore,report"
+    config.stages = "ingest,train,generate,segment,evaluate,explore,gallery,report"
     config.seed = 0
     config.batch_size = 16  # over all devices
     config.workers = 0  # processes for ingest and generate; 0: one a core
@@ -25,13 +25,16 @@ def defaults(size):
     config.keep = 2  # newest checkpoints kept, beside those at the ends of phases
     config.budget_mb = 2048  # packed pairs kept on the device; more are streamed
     config.deterministic = False  # True: a GPU's sums in one order, so that runs are bit-equal
+    config.preview_minutes = 2.0  # between sheets of samples while training, at least; 0: none
     config.tensorboard = False  # needs the extra `tensorboard`
     config.compilation_cache = "~/.cache/skullgen"  # "": none
 
     config.data = ConfigDict()
-    config.data.source = "phantom"  # or skulls, skullbreak; store: pairs that another run ingested
+    config.data.source = "phantom"  # or skulls, skullbreak; store: pairs that another run ingested;
+    # package.module: a source of your own
     config.data.root = ""  # folder of the source, or the store; phantoms have none
     config.data.skulls = 72  # phantoms
+    config.data.kinds = ""  # of defect, comma-separated, package.module.function too; "": all five
     config.data.cuts = 1  # defects of each kind for each skull (phantom, skulls)
     config.data.first_cut = 0  # number of the first: other numbers are other defects
     config.data.seed = 0  # of phantoms, defects and the split
@@ -61,6 +64,7 @@ def defaults(size):
 
     config.generate = ConfigDict()
     config.generate.count = 256
+    config.generate.weights = ""  # "": this run's; packaged ones, as demo; a run or release folder
     config.generate.first = 0  # number of the first sample
     config.generate.seed = 0
     config.generate.batch_size = 32  # samples a device decodes at once
@@ -99,7 +103,19 @@ def defaults(size):
     config.evaluate.batch_size = 8  # pairs that a V-Net takes at once
     config.evaluate.rules = True  # score the mean skull and the mirror image too
     config.evaluate.threshold = 0.5
+    config.evaluate.metrics = ""  # more of them, comma-separated: package.module.function
     config.evaluate.upsampling = "probability"  # or mask, nearest: how a prediction gets there
+
+    config.predict = ConfigDict()  # an implant for a skull's file; research only
+    config.predict.file = ""  # defective skulls: files and folders of them, comma-separated
+    config.predict.net = "vnet"  # or vnet_real, trained on the real pairs
+    config.predict.weights = ""  # whose net: a release's folder, packaged weights; "": this run's
+    config.predict.bone_hu = 0.0  # for CTs in Hounsfield units: bone is this or more; 0: masks
+    config.predict.threshold = 0.5  # probability above which a voxel is implant
+    config.predict.dust_mm3 = 2000.0  # pieces of a smaller volume are removed
+    config.predict.pieces = 0  # only the largest so many are kept; 0: all
+    config.predict.suffixes = ""  # some of .nrrd,.nii.gz,.nii; "": the file's own
+    config.predict.folder = ""  # for what is made; "": predictions/ in the work directory
 
     config.explore = ConfigDict()
     config.explore.pairs = 200  # of each group in a map, at most
@@ -108,6 +124,20 @@ def defaults(size):
     config.explore.umap = False  # needs the extra `umap`
     config.explore.steps = 6  # pairs of an interpolation
     config.explore.seed = 0
+
+    config.gallery = ConfigDict()
+    config.gallery.pairs = 2000  # of each store to leaf through, the first ones at most
+    config.gallery.stores = ""  # comma-separated; "": this run's
+
+    config.export = ConfigDict()  # the stage `export`: pairs as files for other programs
+    config.export.store = "generated.zarr"  # or real.zarr, or a path
+    config.export.format = "nifti"  # or skullbreak, nnunet, stl; several, comma-separated
+    config.export.folder = ""  # of several formats, a folder each in it; "": export/ of the run
+    config.export.rows = ""  # FIRST:STOP; "": all
+    config.export.split = ""  # train, validation or test; "": all, as of generated pairs
+    config.export.kinds = ""  # of defects, comma-separated; "": all, as of generated pairs
+    config.export.voxel_mm = 0.0  # a finer grid, interpolated; 0: the store's own
+    config.export.dataset = "Dataset501_Skullgen"  # nnU-Net's folder of it
 
     if size == "smoke":
         config.batch_size = 4
@@ -126,6 +156,7 @@ def defaults(size):
         config.segment.model.down = (1, 1)
         config.segment.model.up = (1,)
         config.evaluate.cases = 3
+        config.export.voxel_mm = 6.4  # files' voxels are 10 mm at most
     if size == "paper":
         config.batch_size = 8
         config.log_every = 50

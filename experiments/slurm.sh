@@ -9,7 +9,7 @@
 set -euo pipefail
 
 if [ -n "${SKULLGEN_JOB:-}" ]; then  # a job that the lines below submitted
-  exec python launch.py "$@" ${SLURM_ARRAY_TASK_ID:+--sweep="$SLURM_ARRAY_TASK_ID"}
+  exec python launch.py "$@" --sweep="${SLURM_ARRAY_TASK_ID:-all}"
 fi
 export SKULLGEN_JOB=1
 

@@ -33,7 +33,8 @@ def augment(keys, pairs, rotation_degrees, scaling, shift_mm):
 def draw(key, rotation_degrees, scaling):
     """Draw one sample's flip, scales and rotation as a matrix [3, 3], and a shift [3] in -1 to 1.
 
-    The matrix takes offsets from the centre of the pair to those of the augmented one.
+    rotation_degrees, scaling: as of `augment`. The matrix takes offsets from the centre of the pair
+    to those of the augmented one.
     """
     u = jax.random.uniform(key, (10,), minval=-1)
     flip = jnp.where(u[0] < 0, jnp.array([-1.0, 1, 1]), 1)

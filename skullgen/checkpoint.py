@@ -5,6 +5,7 @@ any number and kind of devices. Saving is asynchronous; an unfinished step is ne
 does not see every flipped bit, so each step holds a sum of its own.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -17,10 +18,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
+from absl import logging
 from isal import isal_zlib
 
 from skullgen import hosts, jobs, schema
 from skullgen.errors import UserError, plain
+from skullgen.types import Net, State
 
 _AGAIN = "the stage that trains it goes on from the one before"
 DELETED = "deleted.partial"  # `jobs.clear` knows it by its ending
@@ -33,13 +36,15 @@ class Damaged(UserError):
     """A checkpoint that is not what was written."""
 
 
-def manager(folder, keep=2, always=(), mend=False):
+def manager(folder, keep=2, always=(), mend=False, reading=False):
     """A checkpoint manager on `folder`, which is made: the last `keep` and the steps `always`.
 
     It is this process's alone: of several processes one saves. mend: what is no whole checkpoint
-    is set aside, with a warning; else it raises Damaged.
+    is set aside, with a warning; else it raises Damaged. reading: nothing is written, so that
+    another process may be saving there, and the folder may be read-only.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if not reading:
+        folder.mkdir(parents=True, exist_ok=True)
     for place in [place for place in folder.iterdir() if place.name.isdigit()]:
         try:
             _check(place)
@@ -56,8 +61,11 @@ def manager(folder, keep=2, always=(), mend=False):
                 [policies.LatestN(keep), policies.CustomSteps(list(always))]
             ),
             create=False,
-            cleanup_tmp_directories=True,
-            todelete_subdir=DELETED,  # moved there at once: a kill leaves no step half deleted
+            read_only=reading,
+            save_interval_steps=0 if reading else 1,
+            cleanup_tmp_directories=not reading,
+            # Moved there at once: a kill leaves no step half deleted.
+            todelete_subdir=None if reading else DELETED,
             multiprocessing_options=alone,
         ),
     )
@@ -131,6 +139,38 @@ def save(manager, state):
     manager.save(step, args=ocp.args.StandardSave(copy), custom_metadata=_sums(copy))
 
 
+def keep(folder, state, reads):
+    """Saves into `folder` only the leaves of `state.nets` that are read, for `restore` to read.
+
+    reads: for each leaf, in order, whether it is. The others are restored as 0: training cannot
+    go on from such a checkpoint.
+    """
+    kept = np.flatnonzero(reads).tolist()
+    copy = jax.tree.map(np.asarray, _kept(state, kept))
+    with contextlib.closing(manager(folder)) as place, jobs.room(folder):
+        about = {**_sums(copy), "kept": kept}
+        place.save(int(state.step), args=ocp.args.StandardSave(copy), custom_metadata=about)
+        finish(place)
+    for note in folder.rglob("commit_success.txt"):  # the folder's place on this machine
+        note.unlink()
+
+
+def _kept(state, kept):
+    leaves = jax.tree.leaves(state.nets)
+    params = {f"{number:06d}": leaves[number] for number in kept}
+    return State(state.step, np.zeros(1, np.uint32), {"kept": Net(params, {}, {})})
+
+
+def _widened(state, shapes):
+    """The State that `_kept` was made of; 0 stands for its key and what nothing reads."""
+    leaves, tree = jax.tree.flatten(shapes.nets)
+    leaves = [np.zeros((), leaf.dtype) for leaf in leaves]
+    for number, leaf in state.nets["kept"].params.items():
+        leaves[int(number)] = leaf
+    key = jax.random.key_data(jax.random.key(0))
+    return State(state.step, key, jax.tree.unflatten(tree, leaves))
+
+
 def finish(manager):
     """Waits until what was saved is written, and makes the room of what is no longer kept."""
     manager.wait_until_finished()
@@ -169,15 +209,16 @@ def begin(manager, model, seed):
 def _newest_whole(manager, model):
     while True:
         try:
-            return restore(manager, model)
+            return restore(manager, model, whole=True)
         except Damaged as error:
             _set_aside(manager.directory / str(manager.latest_step()), error)
             manager.reload()
 
 
-def restore(manager, model, step=None):
+def restore(manager, model, step=None, whole=False):
     """The State at `step` (None: the newest), or None where there is none.
 
+    whole: what `keep` saved is refused.
     Raises Damaged where it is not what was saved, UserError where it is of another model.
     """
     step = manager.latest_step() if step is None else step
@@ -185,10 +226,14 @@ def restore(manager, model, step=None):
         return None
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     shapes = shapes.replace(key=jax.eval_shape(jax.random.key_data, shapes.key))
-    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     place = manager.directory / str(step)
     try:
-        told = manager.metadata(step).custom_metadata or {}
+        told = dict(manager.metadata(step).custom_metadata or {})
+        kept = told.pop("kept", None)
+        if whole and kept is not None:
+            raise UserError(f"{place}: of a release: training cannot go on from it")
+        wanted = shapes if kept is None else _kept(shapes, kept)
+        target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), wanted)
         same = told.get("tree") == _sums(target)["tree"]
         if not same and told.get("both") == _both(told.get("crc32"), told.get("tree")):
             raise UserError(f"{place}: a checkpoint of another model or of other sizes")
@@ -199,8 +244,20 @@ def restore(manager, model, step=None):
         raise Damaged(f"{place}: damaged ({_first_line(error)}); {_AGAIN}") from None
     if told != sums:
         raise Damaged(f"{place}: damaged (not what was saved); {_AGAIN}")
+    state = state if kept is None else _widened(state, shapes)
     state = jax.tree.map(jax.numpy.asarray, state)
     return state.replace(key=jax.random.wrap_key_data(state.key))
+
+
+def read(folder, model, step):
+    """The State at `step` in `folder`, to which nothing is written; raises as `restore` does."""
+    told = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # orbax warns of a manager that only reads
+    try:
+        with contextlib.closing(manager(folder, reading=True)) as held:
+            return restore(held, model, step)
+    finally:
+        logging.set_verbosity(told)
 
 
 def _first_line(error):

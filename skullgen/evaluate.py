@@ -67,7 +67,7 @@ def score(nets, columns, *, settings, workers):
 
     nets: name -> `predict`. columns: name -> column -> list of `store.Part`. settings: as above.
     A case holds its net, column, store, pair, skull, kind, whether the prediction is empty, and
-    the values of `METRICS` (None where the pair has no native truth).
+    the values of `METRICS` (None where the pair has no native truth) and of `metrics.own`.
     """
     work = [
         (net, column, part.path, rows)
@@ -75,9 +75,10 @@ def score(nets, columns, *, settings, workers):
         for part in columns[net].get(column, ())
         for rows in np.array_split(part.rows, -(-len(part.rows) // 32))
     ]
+    own = metrics.own(settings)
     labels = (label for item in work for label in _labels(*item))
     tasks = (
-        (path, row, probability, settings.upsampling, settings.threshold)
+        (path, row, probability, settings.upsampling, settings.threshold, own)
         for net, _, path, rows in work
         for row, probability in zip(rows.tolist(), nets[net](store.load(path, rows)), strict=True)
     )
@@ -171,6 +172,11 @@ def _summed(values):
     return {"mean": mean, "low": low, "high": high, "skulls": len(values), "interval": kind}
 
 
+def measured(cases):
+    """The names of `METRICS`, and those of the user's own metrics that cases hold."""
+    return [*METRICS, *dict.fromkeys(name for case in cases for name in case if "." in name)]
+
+
 def summary(cases):
     """Means with intervals over skulls of each net, column, metric: whole, by kind, by skull."""
     rows = []
@@ -181,7 +187,7 @@ def summary(cases):
             if group or not field:
                 groups[case["net"], case["column"], group].append(case)
         for (net, column, group), part in groups.items():
-            for metric in METRICS:
+            for metric in measured(part):
                 values = by_skull(part, metric)
                 if values:
                     place = {"net": net, "column": column, "metric": metric}
@@ -198,7 +204,8 @@ def differences(cases, net, column="test"):
         if case["column"] == column:
             groups[case["net"]].append(case)
     rows = []
-    for other, metric in itertools.product([name for name in groups if name != net], METRICS):
+    others = [name for name in groups if name != net]
+    for other, metric in itertools.product(others, measured(cases)):
         ours, theirs = by_skull(groups[net], metric), by_skull(groups[other], metric)
         paired = [ours[skull] - theirs[skull] for skull in ours if skull in theirs]
         if paired and metric != "ceiling_native":
@@ -233,6 +240,9 @@ def describe(verdict):
             f"{net:12s}{column:12s}{_span(row):>22s}{show('dice_512'):>12s}{native:>18s}"
             f"{show('bdsc'):>7s}{distance:>6.1f} mm  {row['cases']}, {row['skulls']}"
         )
+    for (net, column, metric), row in found.items():
+        if "." in metric:
+            lines.append(f"{metric}, {net}, {column}: {_span(row)} ({row['skulls']} skulls)")
     for row in verdict["differences"]:
         if row["metric"] == "dice":
             lines.append(

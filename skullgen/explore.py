@@ -191,9 +191,8 @@ def ends(model, state, pairs, seed):
     """
     if model.encode is not None:
         return np.asarray(jax.jit(model.encode)(state, jnp.asarray(pairs, jnp.float32)))
-    key = jax.random.fold_in(jax.random.key(seed), 0)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(2))
-    return np.asarray(jax.jit(model.latents)(state, keys))
+    draw = jax.jit(lambda state: generate.latents(model, state, seed, jnp.arange(2)))
+    return np.asarray(draw(state))
 
 
 def interpolation(model, state, ends, *, count, channels, threshold, dust=0, connectivity=6):

@@ -10,17 +10,26 @@ from skullgen.errors import UserError, one_of
 
 SECTIONS = {  # of the config, that a stage reads beside `data` and `model`
     "ingest": (),
-    "train": (),
+    "train": ("generate",),
     "generate": ("generate",),
     "segment": ("segment",),
     "evaluate": ("segment", "evaluate"),
     "explore": ("generate", "segment", "evaluate", "explore"),
+    "gallery": ("gallery",),
     "report": (),
+    "release": ("segment", "predict"),
+    "predict": ("segment", "predict"),
+    "export": ("export",),
 }
 WORDS = (
     *("model_name", "share", "data.source", "data.root", "data.test", "data.validation"),
     *("data.splits", "data.licence", "generate.channels", "segment.model_name", "segment.stores"),
-    *("evaluate.upsampling", "explore.stores"),
+    "generate.weights",
+    *("evaluate.upsampling", "evaluate.metrics", "explore.stores", "data.kinds"),
+    "gallery.stores",
+    *("predict.file", "predict.net", "predict.suffixes", "predict.folder", "predict.weights"),
+    *("export.store", "export.format", "export.folder", "export.rows", "export.split"),
+    *("export.kinds", "export.dataset"),
 )
 SWITCHES = (
     *("tensorboard", "data.reframe", "data.strict", "segment.reference", "evaluate.rules"),
@@ -33,19 +42,22 @@ RANGES = {  # lowest and highest value of a field, whole numbers where the lowes
     **dict.fromkeys(("batch_size", "log_every", "save_every", "keep"), (1, math.inf)),
     "workers": (0, 1024),
     **dict.fromkeys(("data.skulls", "data.cuts", "generate.count"), (1, 2**31)),
-    **dict.fromkeys(("generate.batch_size", "evaluate.pairs"), (1, math.inf)),
+    **dict.fromkeys(("generate.batch_size", "evaluate.pairs", "gallery.pairs"), (1, math.inf)),
     **dict.fromkeys(("explore.pairs", "explore.steps"), (2, math.inf)),
     "explore.perplexity": (1.0, math.inf),
     **dict.fromkeys(("segment.batch_size", "segment.save_every"), (1, math.inf)),
     **dict.fromkeys(("segment.updates", "evaluate.batch_size"), (1, math.inf)),
     **dict.fromkeys(("evaluate.cases", "data.folds"), (0, math.inf)),
-    **dict.fromkeys(("budget_mb", "generate.dust_mm3"), (0.0, math.inf)),
-    "data.bone_hu": (-math.inf, math.inf),
+    **dict.fromkeys(("budget_mb", "preview_minutes", "generate.dust_mm3"), (0.0, math.inf)),
+    **dict.fromkeys(("data.bone_hu", "predict.bone_hu"), (-math.inf, math.inf)),
     "data.max_voxels": (1, math.inf),
     **dict.fromkeys(("data.threshold", "generate.threshold"), (0.001, 1)),
-    "evaluate.threshold": (0.001, 1),
+    **dict.fromkeys(("evaluate.threshold", "predict.threshold"), (0.001, 1)),
+    "predict.dust_mm3": (0.0, math.inf),
+    "predict.pieces": (0, math.inf),
     **dict.fromkeys(("data.test_fraction", "data.validation_fraction"), (0.0, 1)),
     "generate.connectivity": (6, 26),
+    "export.voxel_mm": (0.0, 10),
     "model.resolution": (2, 512),  # as schema.MAX_SIDE
 }
 MODEL = {  # fields of our own models; one outside the package has its own
@@ -81,7 +93,8 @@ def check(config, names=()):
     """
     needed = {"data", "model"}.union(*(SECTIONS[name] for name in names))
     sections = {"": config}
-    for name in ("data", "model", "generate", "segment", "evaluate", "explore"):
+    shown = ("explore", "gallery", "export", "predict")
+    for name in ("data", "model", "generate", "segment", "evaluate", *shown):
         sections[name] = config.get(name)
         if not isinstance(sections[name], ConfigDict) and (name in needed or name in config):
             _wrong(name, config, "a section as in experiments/common.py")

@@ -111,6 +111,21 @@ def segmentation_sheet(path, skull, truth, predictions, *, title):
     _sheet(path, _rows(tiles, 4), title=title, note=note)
 
 
+def implant_sheet(path, skull, implant, *, title, note):
+    """Save a skull with its hole, filled, from two more sides, and three slices through it.
+
+    skull, implant: shares [D, D, D] of one cube; in a slice a voxel shows the larger one.
+    """
+    towards, size = direction(skull, implant), 300
+    tiles = [_tile((skull, implant), towards, size, "the skull, and the implant in its place")]
+    for name, view in (("from the front", (0.0, 0.0)), ("from above", (0.0, 90.0))):
+        tiles.append((shade(*layers(skull, implant, view, size)), name, ()))
+    more = implant > skull
+    pictures, _ = slices(np.where(more, 0, skull), np.where(more, implant, 0), size)
+    cuts = [(picture, name, _marks(name, size)) for name, picture in pictures.items()]
+    _sheet(path, [tiles, cuts], title=title, note=note)
+
+
 def map_sheet(path, maps):
     """Save maps, a panel each, a colour and a marker for each group (figure 3).
 

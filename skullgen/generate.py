@@ -15,35 +15,52 @@ from skullgen import hosts, jobs, nets, postprocess, steps, store
 SHARD = 64  # pairs in a file
 
 
-def sampler(model, state, *, seed, batch, channels, threshold):
-    """`make(first) -> (bits, overlap)` for the aligned batches that begin at sample `first`.
+def drawer(model, *, seed, channels, threshold):
+    """`draw(state, index [devices, n]) -> (bits, overlap)` of the samples numbered `index`.
 
-    channels: `independent` or `exclusive` (`nets.binarise`). One batch of `batch` samples runs on
-    each local device: n = batch * devices.
+    `draw(state, index, seed)` draws by another seed, without compiling again.
 
-    bits: uint8 [n, D^3 * 2 / 8], equation 6 applied. overlap: int32 [n], voxels that it removed.
+    channels: `independent` or `exclusive` (`nets.binarise`).
+
+    bits: uint8 [devices, n, D^3 * 2 / 8], equation 6 applied. overlap: int32 [devices, n], voxels
+    that it removed.
     """
 
-    def make(state, index):
-        key = jax.random.fold_in(jax.random.key(seed), 0)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-        probability = model.decode(state, model.latents(state, keys))
+    def make(state, seed, index):
+        probability = model.decode(state, latents(model, state, seed, index))
         pair = nets.binarise(probability, channels, threshold)
         skull, defect = pair[..., 0], pair[..., 1]
         apart = jnp.stack([skull, postprocess.separate(skull, defect)], axis=-1)
         return steps.pack(apart), (defect & skull).sum((1, 2, 3), dtype=jnp.int32)
 
-    devices = jax.local_device_count()
     here = jax.local_devices()
-    mapped = jax.pmap(make, axis_name=nets.AXIS, in_axes=(None, 0), devices=here)
-    state = steps.resident(state)
+    mapped = jax.pmap(make, axis_name=nets.AXIS, in_axes=(None, None, 0), devices=here)
+    return lambda state, index, seed=seed: mapped(state, np.uint32(seed), index)
 
-    def run(first):
+
+def sampler(model, state, *, seed, batch, channels, threshold):
+    """`make(first) -> (bits, overlap)` for the aligned batches that begin at sample `first`.
+
+    Or `make(first, seed)`. channels: as of `drawer`. One batch of `batch` samples runs on each
+    local device: n = batch * devices.
+
+    bits: uint8 [n, D^3 * 2 / 8]. overlap: int32 [n].
+    """
+    devices, state = jax.local_device_count(), steps.resident(state)
+    mapped = drawer(model, seed=seed, channels=channels, threshold=threshold)
+
+    def run(first, seed=seed):
         index = jnp.arange(first, first + devices * batch).reshape(devices, batch)
-        bits, overlap = mapped(state, index)
+        bits, overlap = mapped(state, index, seed)
         return bits.reshape(devices * batch, -1), overlap.reshape(devices * batch)
 
     return run
+
+
+def latents(model, state, seed, index):
+    """z float32 [n, Z] of the samples int [n]: each by its own key, whatever is drawn beside it."""
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    return model.latents(state, jax.vmap(lambda i: jax.random.fold_in(key, i))(index))
 
 
 def batches(make, shards, first, batch):
@@ -150,7 +167,8 @@ def removed(path):
     """
     store.require_whole(path, "generate")
     group = store.open_store(path)
-    removed, defects = group["removed"][:].astype(np.int64), group["voxels"][:, 1]
+    rows = store.rows(path)
+    removed, defects = group["removed"][rows].astype(np.int64), group["voxels"][rows, 1]
     overlap, dust_skull, dust_defect = removed.sum(axis=0).tolist()
     drawn = overlap + dust_defect + int(defects.sum())
     return {

@@ -18,7 +18,8 @@ def join(text):
     """Becomes one of the processes of a run; call it before anything asks JAX for its devices.
 
     text: `auto`, where SLURM, Open MPI or Kubernetes tell JAX who takes part, or, by hand,
-        `K/N@HOST:PORT`: process K of N, with a free port of process 0's host.
+        `K/N@HOST:PORT`: process K of N, with a free port of process 0's host. UserError for any
+        other, and where JAX finds no cluster.
     """
     by_hand = re.fullmatch(r"(\d+)/(\d+)@([^@]+:\d+)", text)
     if by_hand:

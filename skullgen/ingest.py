@@ -9,11 +9,25 @@ from pathlib import Path
 
 import numpy as np
 
-from skullgen import defects, jobs, sources, store
+from skullgen import jobs, named, sources, store
 from skullgen.errors import UserError, one_of, plain
 
 SHARD = 20  # pairs in a file: what a kill loses at most
+FORM = "(size, config) -> sources.Plan"
 FREE = ("root", "strict", "max_voxels")  # fields of `config.data` that determine no pair
+
+
+def planner(name):
+    """`plan(size, config.data) -> sources.Plan` of a source: ours, or a user's `package.module`.
+
+    Raises UserError where there is none.
+    """
+    if "." in name:
+        return named.attribute("data.source", name, name, "plan", FORM)
+    if name not in sources.PLANS:
+        known = ", ".join((*sorted(sources.PLANS), "store"))
+        raise UserError(f"data.source is {name!r}: choose one of {known}, or your package.module")
+    return sources.PLANS[name]
 
 
 def run(path, size, config, versions=None, workers=0, native=True, share=(0, 1)):
@@ -26,8 +40,11 @@ def run(path, size, config, versions=None, workers=0, native=True, share=(0, 1))
     Raises UserError for it where `config.strict`; for a folder without a pair to train on; for
     a store begun with other data.
     """
-    one_of("data.source", config.source, sorted(sources.PLANS))
-    plan = _kept(sources.PLANS[config.source](size, config), config.splits)
+    plan = planner(config.source)(size, config)
+    if not isinstance(plan, sources.Plan):
+        raise UserError(f"{config.source}.plan returned {type(plan).__name__}: not a sources.Plan")
+    own = named.sums([config.source, *plan.kinds])
+    plan = _kept(plan._replace(sources={**plan.sources, **own}), config.splits)
     for line in plan.problems:
         print(plain(f"note: {line}"))
     if 0 not in plan.split.values():
@@ -78,6 +95,8 @@ def _begin(path, count, size, config, plan, versions, native, share):
     recipe = {"config": config.to_dict(), "size": size, "sources": plan.sources}
     for free in FREE:
         recipe["config"].pop(free)
+    if not recipe["config"].get("kinds"):  # as in stores that were made before it was a field
+        recipe["config"].pop("kinds", None)
     held = store.recipe(path)
     begun = held is not None and store.missing(path) != store.shards(path)
     if held not in (None, recipe) and not begun and share == (0, 1):
@@ -91,7 +110,7 @@ def _begin(path, count, size, config, plan, versions, native, share):
     attributes = {
         "recipe": recipe,
         "voxel_mm": plan.field_mm / size,
-        "kinds": list(defects.KINDS),
+        "kinds": list(plan.kinds),
         "names": plan.names,
         "licence": config.licence or licence.get(config.source, "not stated"),
         "notes": plan.problems,
@@ -125,6 +144,9 @@ def _work(path, plan, config, workers, native, share):
                 store.leave_out(path, starts[number], pairs.replace(f"{config.root}/", ""))
                 bar.write(plain(f"left out: {pairs}"))
                 pairs = [None] * len(case.kinds)
+            if len(pairs) != len(case.kinds):
+                made, kinds = f"{case.make.__qualname__} made {len(pairs)} pairs", len(case.kinds)
+                raise UserError(f"{config.source}: {made} of a case with {kinds} kinds")
             for offset, (pair, kind) in enumerate(zip(pairs, case.kinds, strict=True)):
                 ready[starts[number] + offset] = (pair, kind, case.skull)
                 if pair:

@@ -134,8 +134,11 @@ def tensorboard(folder):
     def write(records):
         for record in records:
             for name, value in record.items():
+                where = f"{record['phase']}/{name}", value, record["step"]
                 if isinstance(value, float):
-                    writer.add_scalar(f"{record['phase']}/{name}", value, record["step"])
+                    writer.add_scalar(*where)
+                elif hasattr(value, "shape"):  # a picture, uint8 [H, W, 3]
+                    writer.add_image(*where, dataformats="HWC")
         writer.flush()
 
     return write

@@ -75,13 +75,14 @@ def introspective_encoder(kl_real, kl_fake, error, alpha, beta, margin):
     """Equation 4, each sample's: float32 [B].
 
     kl_real, error: float32 [B]. kl_fake: float32 [2, B], of reconstructions and prior samples.
+    alpha, beta, margin: numbers; `margin` is the paper's m.
     """
     hinge = jnp.maximum(0, margin - kl_fake)
     return kl_real + alpha * hinge.sum(axis=0) + beta * error
 
 
 def introspective_generator(kl_fake, error, alpha, beta):
-    """Equation 5, each sample's: float32 [B]; arrays as in `introspective_encoder`."""
+    """Equation 5, each sample's: float32 [B]; arguments as in `introspective_encoder`."""
     return alpha * kl_fake.sum(axis=0) + beta * error
 
 

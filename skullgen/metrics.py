@@ -7,10 +7,11 @@ import numpy as np
 from scipy import special
 from scipy.spatial import KDTree
 
-from skullgen import resample, store
+from skullgen import named, resample, store
 from skullgen.errors import UserError, one_of
 
 RULES = ("probability", "mask", "nearest")  # how a prediction is upsampled: `upsampled_dice`
+_FORM = "(prediction, truth, skull, voxel_mm) -> a number or None"
 BAND_MM = 10.0
 BOOTSTRAP_SKULLS = 10  # fewer than this have a t interval
 RESAMPLES = 10_000
@@ -124,12 +125,36 @@ def native_scores(
     }
 
 
-def case(path, row, probability, rule, threshold):
+def own(settings):
+    """The metrics of `config.evaluate.metrics`: dotted names of functions of the user's own.
+
+    Each is `(prediction, truth, skull, voxel_mm) -> number`, or None where it is not defined, of
+    bool [D, D, D] on the model's grid. Raises UserError for one that cannot be imported.
+    """
+    names = named.listed(settings.get("metrics", ""))
+    for name in names:
+        named.function("evaluate.metrics", name, _FORM)
+    return tuple(dict.fromkeys(names))
+
+
+def _own(name, path, row, masks, voxel_mm):
+    """The value of a user's own metric: a float or None; UserError for any other."""
+    value = named.function("evaluate.metrics", name, _FORM)(*masks, voxel_mm)
+    if value is None:
+        return None
+    if np.shape(value) or not np.isreal(value) or not np.isfinite(value):
+        what = f"{name} of {path}, pair {row}, is {value!r:.60}: it must be a finite number"
+        raise UserError(f"{what}, or None where it is not defined")
+    return float(value)
+
+
+def case(path, row, probability, rule, threshold, own=()):
     """All of a prediction's numbers: the task of a worker process.
 
     path, row: the pair, whose skull and truth are read. probability: [D, D, D]. rule, threshold:
-    `upsampled_dice`'s. `dice`, `bdsc`, `hd95_mm` are on the model's grid, where voxels
-    are cubes. None: what needs a native truth that the pair has not, and `bdsc` on coarse grids.
+    `upsampled_dice`'s. own: as `own` returns them. `dice`, `bdsc`, `hd95_mm` are on the model's
+    grid, where voxels are cubes. None: what needs a native truth that the pair has not, and `bdsc`
+    on coarse grids.
     """
     group = store.open_store(path)
     pair = store.unpack(store.load(path, [row])[0], len(probability))
@@ -152,6 +177,7 @@ def case(path, row, probability, rule, threshold):
         "hd95_mm": hd95(prediction, truth, voxel),
         "dice_512": upsampled_dice(probability, truth, 512, rule, threshold),
         **native,
+        **{name: _own(name, path, row, (prediction, truth, skull), voxel) for name in own},
     }
 
 

@@ -8,6 +8,7 @@ import io
 import numbers
 import re
 from importlib import resources
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -47,18 +48,21 @@ PICTURES = {
 
 def write(workdir):
     """Writes `report.html` from what the work directory holds, whole or not at all; its path."""
-    names = ("config.json", "metrics.json", "maps.json", "table1.json")
-    config, metrics, found, table1 = (_json(workdir / name) for name in names)
+    names = ("config.json", "metrics.json", "maps.json", "table1.json", "sweep.json")
+    config, metrics, found, table1, swept = (_json(workdir / name) for name in names)
     verdict, quality = (metrics.get(name) or {} for name in ("verdict", "quality"))
     parts = {
         "Warnings": listing([*(metrics.get("warnings") or []), *_stale(config, metrics)]),
         "What was run": _run(workdir, config),
         "Pairs to turn": _scenes(workdir),
+        "Pairs to leaf through": _galleries(workdir),
         "Verdict": scores(verdict),
         "Differences between nets": differences(verdict.get("differences") or []),
         "By kind and by skull": groups(verdict.get("summary") or []),
         "Table 1": table(table1.get("columns"), table1.get("rows"), table1.get("title", ""))
         + listing(table1.get("notes")),
+        "Sweep": table(swept.get("columns"), swept.get("rows"), "Its runs, seeds together")
+        + listing(swept.get("notes")),
         "Copies": copies(quality.get("copies") or {}),
         "Generated pairs in numbers": amounts(quality),
         "Maps": "".join(map(scatter, found.get("maps") or [])),
@@ -132,13 +136,15 @@ def scores(verdict):
     body, summary = "", [row for row in verdict.get("summary") or [] if row["by"] == "all"]
     for split, title in SPLITS.items():
         rows = {(r["net"], r["metric"]): r for r in summary if r["column"] == split}
-        metrics = [name for name in METRICS if any(name == metric for _, metric in rows)]
+        found = dict.fromkeys(metric for _, metric in rows)  # and the user's own
+        metrics = [name for name in dict.fromkeys([*METRICS, *found]) if name in found]
         lines = []
         for net in dict.fromkeys(net for net, _ in rows):
             row = next(row for key, row in rows.items() if key[0] == net)
             size = f"{row['skulls']} skulls, {row['cases']} cases"
             lines.append([(net, size), *(_mean(rows.get((net, metric))) for metric in metrics)])
-        body += table(["net", *(METRICS[metric] for metric in metrics)], lines, title)
+        titles = [METRICS.get(metric, metric) for metric in metrics]
+        body += table(["net", *titles], lines, title)
     lines = []
     for net, about in (verdict.get("nets") or {}).items():
         empty = [case["empty"] for case in verdict.get("cases") or [] if case["net"] == net]
@@ -163,6 +169,8 @@ def differences(rows):
     for row in rows:
         better = (row["mean"] > 0) != row["metric"].startswith("hd95")
         says = "better" if better else "worse"
+        if row["metric"] not in METRICS:  # which of two values is the better one, it does not say
+            says = "higher" if row["mean"] > 0 else "lower"
         if row["low"] is None or row["low"] * row["high"] <= 0:
             says = "not told apart" if row["low"] is not None else "no interval"
         metric = METRICS.get(row["metric"], row["metric"])
@@ -281,9 +289,11 @@ def _run(workdir, config):
             continue
         group = store.open_store(workdir / f"{name}.zarr")
         about, (count, side) = dict(group.attrs), group["pairs"].shape[:2]
+        left = len(np.setdiff1d(store.every(group.root), store.rows(group.root)))
+        facts[f"{name} pairs left out"] = left and f"{left}, listed in leave_out.txt"
         facts[f"{name} pairs"] = f"{count} of {side}³ voxels, {about['voxel_mm']:.3g} mm a side"
         if name == "real":
-            split = group["split"][:].tolist()
+            split = group["split"][store.rows(workdir / "real.zarr")].tolist()
             facts["split"] = ", ".join(f"{n} {split.count(k)}" for k, n in enumerate(store.SPLITS))
             facts |= {"skulls": len(about["names"]), "kinds": ", ".join(about["kinds"])}
             facts["licence of the data"] = about["licence"]
@@ -320,6 +330,14 @@ def _scenes(workdir):
             step = max(1, len(pairs) // PAIRS)
             body += scene(f"{name.title()} pairs", pairs[::step][:PAIRS], group.attrs["voxel_mm"])
     return body and f'<div class="grid wide">{body}</div>'
+
+
+def _galleries(workdir):
+    body = ""
+    for path in sorted(workdir.glob("gallery/*/index.html")):
+        name = text(path.parent.name)
+        body += f'<li><a href="gallery/{quote(path.parent.name)}/index.html">{name}</a></li>'
+    return body and f"<ul>{body}</ul>"
 
 
 def _log(path):

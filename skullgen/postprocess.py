@@ -40,7 +40,9 @@ def remove_dust(image, voxels, connectivity=6):
 def clean(bits, size, dust, connectivity):
     """Packed pairs uint8 [n, size^3 * 2 / 8] without either channel's dust: a new array.
 
-    No voxel may be in both channels (equation 6): they are labelled as one image of two values.
+    dust: components of fewer voxels are removed. connectivity: neighbours that make a component,
+    6, 18 or 26. No voxel may be in both channels (equation 6): they are labelled as one image of
+    two values.
     """
     out = np.empty_like(bits)
     for row, packed in enumerate(bits):
@@ -54,7 +56,9 @@ def clean(bits, size, dust, connectivity):
 def finish(path, start, bits, overlap, size, voxel_mm, dust, connectivity):
     """Removes dust from one shard's pairs and writes them: a worker's task.
 
-    dust: components of fewer voxels are removed from both channels. Returns the pairs' number.
+    path, start: the store, and the shard's first pair. bits: uint8 [n, size^3 * 2 / 8]. overlap:
+    int [n], voxels that equation 6 removed. voxel_mm: of the model's grid. dust, connectivity: as
+    of `clean`. Returns the pairs' number.
     """
     kept = clean(bits, size, dust, connectivity)
     removed = np.column_stack([overlap, store.voxels(bits) - store.voxels(kept)])

@@ -29,7 +29,7 @@ def _overlaps(a, b, size):
     sums = np.zeros((2, len(a), 1)), np.zeros((2, 1, len(b)))
     for left, right in zip(*parts, strict=True):
         x, y = (
-            np.unpackbits(part, axis=1, bitorder="little").reshape(len(part), -1, 2)
+            np.unpackbits(part, axis=1, bitorder="little").reshape(len(part), 4 * part.shape[1], 2)
             for part in (left, right)
         )
         for channel in (0, 1):
@@ -58,25 +58,28 @@ def mean_pair(bits, size):
     return store.pack(mask.reshape(1, size, size, size, 2))
 
 
+def training_dice(bits, train, size):
+    """Dice of pairs with every training pair, as `copies` means it: a dict of float32 [n, m].
+
+    bits, train: packed pairs [n, bytes], [m, bytes]. `skull`: of complete skulls (both channels
+    together: the patient). `pair`: of both channels, voxel by voxel.
+    """
+    skulls = ((x | x >> 1) & 0x55 for x in (bits, train))  # channels alternate: bit 2 v is skull
+    return {"skull": _dice(*skulls, size), "pair": _dice(bits, train, size)}
+
+
 def copies(train, held, made, *, size, names):
     """How near generated pairs lie to training pairs, beside unseen real ones: a dict.
 
     train, held, made: packed pairs [n, bytes] of training, held-out real and generated pairs.
-    names: of the skull of each training pair. `skull` compares complete skulls (both channels
-    together: the patient), `pair` both channels voxel by voxel. For each: the nearest training
-    Dice of every generated and held-out pair, the held-out ones' 95th percentile (`limit`), the
-    share of generated ones above it, and the closest ten. Without held-out pairs there is no limit.
+    names: of the skull of each training pair. For `skull` and `pair` of `training_dice`: the
+    nearest training Dice of every generated and held-out pair, the held-out ones' 95th percentile
+    (`limit`), the share of generated ones above it, and the closest ten. Without held-out pairs
+    there is no limit.
     """
-
-    def complete(bits):
-        return (bits | bits >> 1) & 0x55  # channels alternate, little-endian: bit 2 v is the skull
-
-    result = {"compared": len(made)}
-    for name, change in (("skull", complete), ("pair", lambda bits: bits)):
-        dices = [
-            _dice(change(x), change(train), size) if len(x) else np.zeros((0, 1), np.float32)
-            for x in (made, held)
-        ]
+    result, of = {"compared": len(made)}, [training_dice(x, train, size) for x in (made, held)]
+    for name in ("skull", "pair"):
+        dices = [matrices[name] for matrices in of]
         near, unseen = (matrix.max(axis=1) for matrix in dices)
         limit = float(np.percentile(unseen, 95)) if len(unseen) else None
         order = np.argsort(-near, kind="stable")[:10].tolist()
@@ -114,6 +117,7 @@ def quality(real, generated, *, pairs=200):
     For each channel: mean Dice to the nearest training pair of generated pairs, of held-out real
     pairs (test and validation; None where there are none), and of the mean training pair; mean
     Dice of two different pairs, generated and training; mean occupancy of both. And `copies`.
+    Raises UserError where a store is not whole, or their sizes differ.
     """
     store.require_whole(real, "ingest")
     store.require_whole(generated, "generate")
@@ -121,24 +125,28 @@ def quality(real, generated, *, pairs=200):
     size = group["pairs"].shape[1]
     if store.open_store(real)["pairs"].shape[1] != size:
         raise UserError(f"{generated}: its pairs are not of the size of those of {real}")
-    train = store.load(real, store.rows(real, "train"))
     held = store.load(
         real, np.sort(np.concatenate([store.rows(real, s) for s in ("test", "validation")]))
     )
-    made = store.load(generated, np.arange(min(pairs, group["pairs"].shape[0])))
+    rows = store.rows(generated)[:pairs], store.rows(real, "train")
+    made, train = store.load(generated, rows[0]), store.load(real, rows[1])
     spread = [x[np.linspace(0, len(x) - 1, min(pairs, len(x))).astype(int)] for x in (made, train)]
     nearest = {
         "generated": dice_matrix(made, train, size).max(axis=2),
         "held_out": dice_matrix(held, train, size).max(axis=2) if len(held) else None,
         "mean_training_pair": dice_matrix(mean_pair(train, size), train, size).max(axis=2),
     }
-    skulls = store.open_store(real)["skull"][:][store.rows(real, "train")]
+    skulls = store.open_store(real)["skull"][:][rows[1]]
     names = store.names(real, skulls)
     result = {
         "compared": len(made),
         "removed": generate.removed(generated),
         "copies": copies(train, held, made, size=size, names=names),
     }
+    for name in ("skull", "pair"):
+        for found in result["copies"][name]["closest"]:  # rows of the stores
+            found["generated"] = int(rows[0][found["generated"]])
+            found["training"] = int(rows[1][found["training"]])
     for channel, name in enumerate(CHANNELS):
         pairwise = [dice_matrix(x, x, size)[channel][~np.eye(len(x), dtype=bool)] for x in spread]
         shares = [

@@ -85,7 +85,8 @@ def layers(skull, defect, view, pixels):
     """Return a pair's surfaces as `shade` takes them, and the edge of the picture in voxels.
 
     Arguments as for `render`. A layer, the skull's and the defect's,
-    is (nearness [2 P, 2 P], normals [2 P, 2 P, 3], colour), as of `_march`.
+    is (nearness [2 P, 2 P], normals [2 P, 2 P, 3], colour), as of `_march`. Raises UserError as
+    `render`.
     """
     if np.shape(skull) != np.shape(defect):
         raise UserError(f"skull {np.shape(skull)} and defect {np.shape(defect)} differ in shape")

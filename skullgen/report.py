@@ -38,6 +38,7 @@ def pictures(workdir):
     if len(made):
         draw("generated_pairs.png", figures.pair_sheet, made, title="Generated pairs")
         draw("generated_slices.png", figures.slice_sheet, made[:4], title="Generated pairs")
+    if len(made) and len(real):
         draw(
             "real_and_generated.png",
             figures.comparison_sheet,
@@ -56,10 +57,10 @@ def _closest(workdir):
     quality = (logs.read_json(metrics) or {}).get("quality")
     if not quality:
         return ()
-    size, train = store.open_store(real)["pairs"].shape[1], store.rows(real, "train")
+    size = store.open_store(real).size
     bits, captions = [], []
     for found in quality["copies"]["skull"]["closest"]:
-        number, row = found["generated"], train[found["training"]]
+        number, row = found["generated"], found["training"]
         bits += [store.load(workdir / "generated.zarr", [number]), store.load(real, [row])]
         captions += [
             f"generated {number}: Dice {found['dice']:.3f}",

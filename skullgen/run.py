@@ -24,7 +24,10 @@ MEMORY = {  # what to lower where it runs out
     "segment": "segment.batch_size or config.budget_mb",
     "evaluate": "evaluate.batch_size",
     "explore": "explore.pairs",
+    "gallery": "gallery.pairs",
     "report": "evaluate.pairs",
+    "release": "generate.batch_size",
+    "predict": "data.max_voxels, or crop the scan",
 }
 
 
@@ -34,9 +37,7 @@ def run(config, workdir):
     Several processes (`hosts.join`) share the stages `stages.TOGETHER`; then process 0 goes on
     alone. With `config.share` this process makes its share of a store, beside others.
     """
-    names = fields.stages(config, stages.STAGES)
-    fields.check(config, names)
-    stages.check(config, names, workdir)
+    names = check(config, workdir)
     share = jobs.share(config.share)
     if share != (0, 1) and not {"ingest", "generate"}.issuperset(names):
         raise UserError(
@@ -65,6 +66,14 @@ def run(config, workdir):
             if hosts.lead() or name in stages.TOGETHER:
                 _stage(config, workdir, name, record_it=hosts.lead() and share[0] == 0)
                 jobs.check()
+
+
+def check(config, workdir):
+    """The names of the config's stages; UserError for what is wrong, before anything is written."""
+    names = fields.stages(config, stages.STAGES)
+    fields.check(config, names)
+    stages.check(config, names, workdir)
+    return names
 
 
 def _stage(config, workdir, name, record_it):
@@ -209,6 +218,16 @@ def record(workdir, seconds):
     logs.write_json(path, {**made, "config": logs.read_json(workdir / "config.json")})
 
 
+def tell_versions(folder):
+    """A warning for each version, of those that `folder` was made with, that is another now."""
+    held, now = logs.read_json(folder / "versions.json") or {}, stages.versions()
+    logs.read_json(folder / "config.json")  # damaged, or changed by hand: it is not that run
+    for name in now:
+        if held.get(name) != now[name]:
+            what = f"{folder} was made with {name} {held.get(name)}, this is {now[name]}"
+            print(plain(f"warning: {what}: bits may differ"), file=sys.stderr)
+
+
 def _locked(old, new, workdir):
     """The fields that changed although work that they determine is done, in order."""
     done = []
@@ -223,7 +242,9 @@ def _locked(old, new, workdir):
         done += ["seed", "batch_size", "model_name"]
         done += [f"model.{name}" for name in {**old["model"], **new["model"]}]
         done += _locked_phases(old, new, workdir, step)
-    return [field for field in dict.fromkeys(done) if _get(old, field) != _get(new, field)]
+    # A field that a later version added is, where it is left empty, what was before it.
+    values = {field: (_get(old, field) or None, _get(new, field) or None) for field in done}
+    return [field for field, (before, now) in values.items() if before != now]
 
 
 def _locked_phases(old, new, workdir, step):

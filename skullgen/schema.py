@@ -8,6 +8,7 @@ chunks that would not decode to what they must. Zarr gets to see only what has p
 import json
 import math
 import os
+import re
 import stat
 import zlib
 from pathlib import Path
@@ -76,6 +77,26 @@ def plain_file(file, root, most):
         raise UserError(f"{file}: not a plain file: {_AGAIN}")
     _bounded(status.st_size, most, "bytes", file)
     return Path(real)
+
+
+def leave_out(root, count):
+    """Indices int [n] in `leave_out.txt` of the store `root`, one a line; none without that file.
+
+    What follows a # is a comment. Raises UserError for a line that is no index below `count`.
+    """
+    file = Path(root) / "leave_out.txt"
+    if not os.path.lexists(file):
+        return np.zeros(0, int)
+    content = plain_file(file, os.path.realpath(root), MAX_JSON).read_bytes()
+    lines = content.decode("utf-8-sig", "replace").splitlines()
+    words = [line.partition("#")[0].strip() for line in lines]
+    for number, word in enumerate(words, 1):
+        if word and not (re.fullmatch("[0-9]{1,9}", word) and int(word) < count):
+            raise UserError(
+                f"{file}: line {number} is {word[:40]!r}: write the index of one pair a line, "
+                f"0 to {count - 1}, and comments after a #"
+            )
+    return np.unique(np.array([word for word in words if word], int))
 
 
 def check(found, wanted, file, place=""):
@@ -159,7 +180,7 @@ class Guarded(LocalStore):
         if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
             raise UserError(f"{root}: not a store of pairs in the format {FORMAT}; make it again")
         told = attributes.pop("crc32", None)
-        _attributes(attributes, self.root / "zarr.json")
+        require_attributes(attributes, self.root / "zarr.json")
         _require(summed(attributes)["crc32"] == told, self.root / "zarr.json", ".crc32", told)
         self.attrs = Attributes(attributes)
         self.attrs.file = self.root / "zarr.json"
@@ -305,8 +326,9 @@ def packed(content, decoded, file):
     _whole(claimed == decoded and block <= max(decoded, 1) and length == len(content) - 4, file)
 
 
-def _attributes(attrs, file):
-    types = {"recipe": dict, "licence": str, "notes": list, "versions": dict}
+def require_attributes(attrs, file):
+    """UserError where an attribute of a store, or of weights, that `file` holds is of no use."""
+    types = {"recipe": dict, "licence": str, "notes": list, "versions": dict, "trained_on": dict}
     for name, kind in types.items():
         _require(isinstance(attrs.get(name, kind()), kind), file, f".{name}", attrs.get(name))
     for name in ("kinds", "names"):

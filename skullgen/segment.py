@@ -5,13 +5,12 @@ real training pairs. Each has a folder of checkpoints, and beside it a file that
 is made of: a network of other pairs or settings is set aside, never taken for this one.
 """
 
-import contextlib
 import hashlib
 import json
 
 import numpy as np
 
-from skullgen import checkpoint, hosts, jobs, logs, store, train
+from skullgen import checkpoint, contract, hosts, jobs, logs, store, train
 from skullgen.errors import UserError
 from skullgen.types import Phase
 
@@ -41,15 +40,21 @@ def mixtures(settings, workdir):
 def check(settings, size, workdir):
     """UserError for a network that cannot be made, or stores that are named wrong or not there."""
     _load(settings, size)
+    contract.require(settings.model_name, _sized(settings, size), size, section="segment.")
     train.divides("segment.batch_size", settings.batch_size)
     store.require_there([name for name, *_ in store.named(settings.stores)], workdir)
 
 
-def _load(settings, size):
+def _sized(settings, size):
+    """`config.segment.model` with the resolution."""
     config = settings.model.copy_and_resolve_references()
     with config.unlocked():
         config.resolution = size
-    model = train.load_model(settings.model_name, config, "segment.")
+    return config
+
+
+def _load(settings, size):
+    model = train.load_model(settings.model_name, _sized(settings, size), "segment.")
     if model.predict is None or "segment" not in model.steps:
         raise UserError(
             f"segment.model_name is {settings.model_name!r}: it lacks the step `segment` or predict"
@@ -128,9 +133,26 @@ def trained(settings, size, workdir):
                 f"{folder}: not trained on these pairs for {settings.updates} updates: "
                 "run the stage `segment` first"
             )
-        with contextlib.closing(checkpoint.manager(folder)) as manager:
-            nets[name] = (model, checkpoint.restore(manager, model, settings.updates), parts)
+        nets[name] = (model, checkpoint.read(folder, model, settings.updates), parts)
     return nets
+
+
+def newest(settings, size, workdir, name):
+    """The newest state of the network `name`, whatever became of its pairs: (model, state).
+
+    Raises Unfinished where it has no checkpoint, or was made with other settings.
+    """
+    model, folder = _load(settings, size), _places(workdir, name)[0]
+    step = checkpoint.newest(folder)
+    if not step:
+        raise Unfinished(f"{folder}: no checkpoint; run the stage `segment` first")
+    held, asked = _held(folder) or {}, _identity(settings, [])
+    for field in ("model_name", "model"):
+        if held.get(field) != asked[field]:
+            raise Unfinished(
+                f"{folder}: made with another segment.{field} than the config's: set it back"
+            )
+    return model, checkpoint.read(folder, model, step)
 
 
 def about(settings, nets):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from skullgen import defects, headers, phantom, resample, store, volume
+from skullgen import defects, headers, kinds, phantom, resample, store, volume
 from skullgen.errors import UserError
 
 NATIVE_SIDE = 128  # voxels a side at which phantoms are grown and cut
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
     cases: in the order of the store. names: of the skulls. split: name -> index of
     `store.SPLITS`. sources: file -> SHA-256. problems: lines about files missing or not used.
-    field_mm: the side of the cube that is made `D` voxels.
+    field_mm: the side of the cube that is made `D` voxels. kinds: names of `Case.kinds`.
     """
 
     cases: list[Case]
@@ -47,6 +47,7 @@ class Plan(NamedTuple):
     sources: dict[str, str]
     problems: list[str]
     field_mm: float = resample.FIELD_MM
+    kinds: tuple[str, ...] = defects.KINDS
 
 
 class Pair(NamedTuple):
@@ -64,10 +65,10 @@ class Pair(NamedTuple):
 
 def _plan_skullbreak(size, config):
     root = _folder(config.root, "the folder that holds SkullBreak's train/ and test/")
-    if config.test or config.validation or config.bone_hu or config.folds:
+    if config.test or config.validation or config.bone_hu or config.folds or config.get("kinds"):
         raise UserError(
-            "data.test, data.validation, data.folds and data.bone_hu are not for "
-            "data.source=skullbreak: its masks are split already; leave them empty"
+            "data.test, data.validation, data.folds, data.kinds and data.bone_hu are not for "
+            "data.source=skullbreak: its masks are cut and split already; leave them empty"
         )
     cases, names, split, sources, problems = [], [], {}, {}, []
     for part, place in (("train", 0), ("test", 2)):
@@ -192,14 +193,12 @@ def _plan_skulls(size, config):
     doubled = [name for name, times in Counter(names).items() if times > 1]
     if doubled:
         raise UserError(f"{root}: two files are called {doubled[0]}: rename one")
-    split = assign(names, config)
-    kinds = tuple(range(len(defects.KINDS))) * config.cuts
-    bone_hu = config.bone_hu if config.bone_hu != 0 else None
+    split, titles = assign(names, config), kinds.named_by(config)
     cases = [
         Case(
             _cut_file,
-            (str(file), bone_hu, config.max_voxels, *_recipe(name, size, config)),
-            kinds,
+            (str(file), config.bone_hu, config.max_voxels, *_recipe(name, size, config)),
+            tuple(range(len(titles))) * config.cuts,
             number,
         )
         for number, (file, name) in enumerate(zip(files, names, strict=True))
@@ -215,33 +214,31 @@ def _plan_skulls(size, config):
     }
     surplus = sorted(p.name for p in root.iterdir() if p.name not in sources)
     problems = [f"{name} is no {', '.join(volume.SUFFIXES)} file" for name in surplus]
-    return Plan(cases, names, split, sources, problems)
+    return Plan(cases, names, split, sources, problems, kinds=titles)
 
 
 def _plan_phantom(size, config):
     names = [f"phantom_{number:04d}" for number in range(config.skulls)]
-    kinds = tuple(range(len(defects.KINDS))) * config.cuts
+    titles = kinds.named_by(config)
     cases = [
         Case(
             _cut_phantom,
             (_seed(config.seed, name), NATIVE_SIDE, *_recipe(name, size, config)),
-            kinds,
+            tuple(range(len(titles))) * config.cuts,
             number,
         )
         for number, name in enumerate(names)
     ]
-    return Plan(cases, names, assign(names, config), {}, [])
+    return Plan(cases, names, assign(names, config), {}, [], kinds=titles)
 
 
 def _recipe(name, size, config):
     turns = range(config.first_cut, config.first_cut + config.cuts)
-    return name, size, config.threshold, turns, config.seed, config.reframe
+    return name, size, config.threshold, turns, config.seed, config.reframe, kinds.named_by(config)
 
 
 def _cut_file(path, bone_hu, max_voxels, *recipe):
-    skull = volume.read(path, bone_hu=bone_hu, max_voxels=max_voxels)
-    if skull.data.all():
-        raise UserError(f"{path}: is bone everywhere: give a mask whose voxels are 0 around it")
+    skull = read(path, bone_hu, max_voxels)
     try:
         return cut_skull(skull.data, skull.affine, *recipe)
     except UserError as error:
@@ -252,7 +249,35 @@ def _cut_phantom(seed, side, *recipe):
     return cut_skull(phantom.skull(seed, side), phantom.affine(side), *recipe)
 
 
-def cut_skull(complete, affine, name, size, threshold, turns, seed, reframe=True):
+def read(path, bone_hu, max_voxels):
+    """A skull's `volume.Volume` in RAS order: of a mask, or of a CT where `bone_hu` is not 0.
+
+    Raises UserError as `volume.read`, and where all is bone.
+    """
+    skull = volume.read(path, bone_hu=bone_hu or None, max_voxels=max_voxels)
+    if skull.data.all():
+        raise UserError(f"{path}: is bone everywhere: give a mask whose voxels are 0 around it")
+    return skull
+
+
+def prepare(skull, affine, size, *, reframe=True, whole=None):
+    """Brings a skull to the models' grid: one way for training and for prediction.
+
+    skull: bool [X, Y, Z] at its own grid, RAS; affine: [4, 4], voxel to RAS mm; size: `D`.
+    reframe: place it in the frame (`resample.frame`); False: its own cube is the frame, as in
+    SkullBreak. whole: what the frame is placed on, where that is more than the skull.
+
+    Returns the grid's affine [4, 4] and the share of bone in its voxels, float32 [D, D, D]: bone is
+    where that is `data.threshold` or more. Raises UserError as `resample.frame`, or for no cube.
+    """
+    whole = skull if whole is None else whole
+    model = resample.frame(whole, affine, size) if reframe else _cube(skull, affine, size)
+    return model, resample.reduce(skull, affine, model, size)
+
+
+def cut_skull(
+    complete, affine, name, size, threshold, turns, seed, reframe=True, titles=defects.KINDS
+):
     """Cuts one skull into each kind, once for each turn: natively, then reduced.
 
     complete: bool [X, Y, Z] at its own grid, RAS. affine: [4, 4], voxel to RAS mm. turns: numbers
@@ -266,15 +291,14 @@ def cut_skull(complete, affine, name, size, threshold, turns, seed, reframe=True
     of a kind can be placed.
     """
     voxel_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    model = resample.frame(complete, affine, size) if reframe else _cube(complete, affine, size)
-    share = resample.reduce(complete, affine, model, size)
+    model, share = prepare(complete, affine, size, reframe=reframe)
     pairs = []
     for turn in turns:
-        for kind in defects.KINDS:
+        for kind in titles:
             for attempt in range(8):
                 number = _seed(seed, f"{name} {kind} {turn} {attempt}")
                 area = (10 * 1.4**attempt, 150)
-                _, implant = defects.cut(complete, kind, number, voxel_mm=voxel_mm, area_cm2=area)
+                _, implant = kinds.cut(complete, kind, number, voxel_mm=voxel_mm, area_cm2=area)
                 part = resample.reduce(implant, affine, model, size)
                 pair = np.stack(resample.split_share(share, part, threshold), axis=-1)
                 if pair[..., 1].any():

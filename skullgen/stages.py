@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,23 +14,32 @@ import jax
 import numpy as np
 
 from skullgen import (
+    card,
     checkpoint,
-    defects,
+    contract,
     evaluate,
+    export,
+    gallery,
     generate,
     hosts,
     ingest,
     jobs,
+    kinds,
     logs,
+    metrics,
     page,
+    predict,
+    preview,
     quality,
+    release,
     report,
     segment,
     sources,
     store,
     train,
+    trained,
 )
-from skullgen.errors import UserError, one_of, plain
+from skullgen.errors import UserError, plain
 
 PACKAGES = "skullgen jax jaxlib flax optax orbax-checkpoint numpy scipy zarr".split()
 
@@ -59,27 +67,37 @@ def commit():
 def check(config, names, workdir):
     """UserError for what the stages `names` would find wrong with the config, hours later maybe."""
     if "ingest" in names:
-        one_of("data.source", config.data.source, (*sorted(sources.PLANS), "store"))
-        if config.data.source == "store" and config.get("segment") and config.segment.fresh:
+        source = config.data.source
+        if source != "store":
+            ingest.planner(source)
+            kinds.named_by(config.data)
+        if source not in sources.PLANS and config.get("segment") and config.segment.fresh:
             raise UserError(
-                "segment.fresh needs complete skulls to cut, which data.source=store has not: set "
-                "it to 0, or name the source of the skulls"
+                f"segment.fresh needs complete skulls to cut, which data.source={source} has not: "
+                "set it to 0, or name the source of the skulls"
             )
     if {"train", "generate"}.intersection(names) or ("explore" in names and config.model_name):
-        model = _model(config)
-        if {"generate", "explore"}.intersection(names):
-            _generates(config, model)
+        making = {"generate", "explore"}.intersection(names)
+        model = trained.model(release.chosen(config, workdir)[0] if making else config)
+        if making:
+            trained.require_generates(config, model)
         if "train" in names:
             train.phases(config.phases, model)
             train.divides("batch_size", config.batch_size)
+            contract.require(
+                config.model_name, config.model, config.model.resolution, config.phases
+            )
+            _left_out(config, workdir)
     if "segment" in names:
         segment.check(config.segment, config.model.resolution, workdir)
-    if "explore" in names:
-        store.require_there(config.explore.stores.split(","), workdir)
-
-
-def _model(config):
-    return train.load_model(config.model_name, config.model)
+    if "predict" in names:
+        predict.check(config.predict)
+    if "evaluate" in names:
+        metrics.own(config.evaluate)
+    if "export" in names:
+        export.check(config.export, workdir)
+    for name in {"explore", "gallery"}.intersection(names):
+        store.require_there(config[name].stores.split(","), workdir)
 
 
 def _ingest(config, workdir):
@@ -116,7 +134,7 @@ def _whole(path):
 def _fresh(config, path, real, share):
     """Cuts the training skulls anew into the store `path`."""
     skulls = len(np.unique(store.open_store(real)["skull"][:][store.rows(real, "train")]))
-    cuts = math.ceil(config.segment.fresh / (skulls * len(defects.KINDS)))
+    cuts = math.ceil(config.segment.fresh / (skulls * len(kinds.named_by(config.data))))
     held = store.recipe(path)
     before = held["config"]["cuts"] if held else cuts
     _set_aside(path, before != cuts, share, "", f"{before} cuts")
@@ -151,9 +169,33 @@ def link(source, path, size):
             path.symlink_to(os.path.relpath(source.resolve(), path.parent.resolve()))
 
 
+def _left_out(config, workdir):
+    """The file beside the checkpoints that says which training pairs are left out, and they.
+
+    Raises UserError where training began with others left out.
+    """
+    real, folder = workdir / "real.zarr", workdir / "checkpoints" / config.model_name
+    left, note = [], folder / "left_out.json"
+    if store.recipe(real) is not None:
+        left = np.setdiff1d(store.every(real, "train"), store.rows(real, "train")).tolist()
+    began = (logs.read_json(note) or {}).get("pairs", [])
+    if began != left and checkpoint.newest(folder):
+        raise UserError(
+            f"{real / 'leave_out.txt'} lists {len(left)} training pairs, but {folder} was trained "
+            f"without {len(began)}{' others' * bool(began)}, those in {note.name}: put the list "
+            "back, or choose another --workdir"
+        )
+    return note, left
+
+
 def _train(config, workdir):
-    model, real = _model(config), workdir / "real.zarr"
+    model, real = trained.model(config), workdir / "real.zarr"
     store.require_whole(real, "ingest")
+    note, left = _left_out(config, workdir)
+    if hosts.lead() and (left or note.exists()):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        logs.write_json(note, {"pairs": left})
+        print(f"{real}: {len(left)} training pairs are left out")
     train.train(
         model,
         train.phases(config.phases, model),
@@ -164,60 +206,35 @@ def _train(config, workdir):
         batch=config.batch_size,
         save_every=config.save_every,
         tensorboard=workdir / "tensorboard" if config.tensorboard else None,
+        watch=_watch(config, workdir, model) if hosts.lead() else None,
         **_common(config),
     )
+
+
+def _watch(config, workdir, model):
+    options = dict(channels=trained.channels(config), threshold=config.generate.threshold)
+    folder, minutes = workdir / "figures" / "training", config.preview_minutes
+    return preview.watcher(model, workdir / "real.zarr", folder, minutes=minutes, **options)
 
 
 def _common(config):
     return {name: config[name] for name in ("log_every", "keep", "budget_mb")}
 
 
-def _generates(config, model):
-    if model.decode is None or model.latents is None:
-        raise UserError(f"model_name is {config.model_name!r}: it has no latents and decode")
-
-
-def _trained(config, workdir, step=None):
-    """The generator and its newest state, or that of a step."""
-    model = _model(config)
-    _generates(config, model)
-    folder = workdir / "checkpoints" / config.model_name
-    step = step or checkpoint.newest(folder)
-    if not step:
-        raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
-    with contextlib.closing(checkpoint.manager(folder)) as manager:
-        return model, checkpoint.restore(manager, model, step)
-
-
-def _channels(config):
-    head = config.model.get("head", "independent")
-    return config.generate.channels or ("exclusive" if head == "exclusive" else "independent")
-
-
-def _tell_unfinished(config, workdir, model, newest):
-    """A warning where the newest checkpoint is not the last one of the plan."""
-    pairs = len(store.rows(workdir / "real.zarr", "train"))
-    plan = train.phases(config.phases, model)
-    end = train.schedule(plan, pairs, config.batch_size)[-1]
-    if newest < end and hosts.lead():
-        where = f"{config.model_name} is of update {newest}, before the end of training, {end}"
-        print(
-            f"warning: the newest checkpoint of {where}: the stage `train` goes on", file=sys.stderr
-        )
-
-
 def _generate(config, workdir):
-    newest = hosts.first(checkpoint.newest(workdir / "checkpoints" / config.model_name))
-    model, state = _trained(config, workdir, int(newest))
-    _tell_unfinished(config, workdir, model, int(newest))
+    config, folder = release.chosen(config, workdir)
+    newest = hosts.first(checkpoint.newest(folder / "checkpoints" / config.model_name))
+    model, state = trained.generator(config, folder, int(newest))
+    if folder == workdir:
+        trained.tell_unfinished(config, workdir, model, int(newest))
     settings, share = config.generate, jobs.share(config.share)
-    path = workdir / "generated.zarr"
+    path, free = workdir / "generated.zarr", ("count", "weights")  # whose sum tells what they are
     recipe = {
         "model_name": config.model_name,
         "model": json.loads(config.model.to_json_best_effort()),
         "step": int(state.step),
         "weights": checkpoint.fingerprint(state),
-        "generate": {k: v for k, v in settings.to_dict().items() if k != "count"},
+        "generate": {k: v for k, v in settings.to_dict().items() if k not in free},
         "device": jax.local_devices()[0].device_kind,
     }
     held = store.recipe(path)
@@ -225,17 +242,16 @@ def _generate(config, workdir):
     other = held is not None and held != recipe
     _set_aside(path, other, share, tag, "another checkpoint or settings")
     if share != (0, 1) and not hosts.several() and store.recipe(path) is not None:
-        held = len(store.rows(path))
+        held = store.open_store(path).count
         if held < settings.count:
             raise UserError(
                 f"{path} holds {held} pairs, and shares cannot make it larger: set generate.count "
                 f"to {held}, or start without share"
             )
-    real = store.open_store(workdir / "real.zarr").attrs
+    real = release.about(folder)
     attributes = {
+        **real,
         "recipe": recipe,
-        "voxel_mm": real["voxel_mm"],
-        "kinds": real["kinds"],
         "names": [],
         "licence": f"as of the pairs that it was trained on: {real['licence']}",
         "versions": versions(),
@@ -245,7 +261,7 @@ def _generate(config, workdir):
         state,
         path,
         settings,
-        channels=_channels(config),
+        channels=trained.channels(config),
         voxel_mm=real["voxel_mm"],
         size=config.model.resolution,
         workers=config.workers,
@@ -257,9 +273,11 @@ def _generate(config, workdir):
     if left:
         print(f"{path}: {left} pairs are left to other shares")
         return
-    count = len(store.rows(path))
+    count = len(store.every(path))
     more = f" (generate.count is {settings.count}; none is thrown away)"
     print(f"{path}: {count} pairs{more if count > settings.count else ''}")
+    if hosts.lead():
+        card.write(path)
 
 
 def _segment(config, workdir):
@@ -276,6 +294,7 @@ def _evaluate(config, workdir):
     real, made = workdir / "real.zarr", workdir / "generated.zarr"
     result, lines, unfinished = {}, [], []
     if store.recipe(made) is not None:
+        result["generated"] = card.identity(made)
         result["quality"] = quality.quality(real, made, pairs=config.evaluate.pairs)
         lines += quality.describe(result["quality"])
     size = config.model.resolution
@@ -295,11 +314,15 @@ def _evaluate(config, workdir):
     result["commit"] = commit()
     result["config"] = json.loads(config.to_json_best_effort())
     notes = _notes(config, workdir)
+    if left := len(np.setdiff1d(store.every(real, "test"), store.rows(real, "test"))):
+        notes.append(f"{left} test pairs that {real.name}/leave_out.txt lists are not judged")
     result["warnings"] = [*unfinished, *notes, *evaluate.warnings(result)]
     path = workdir / "metrics.json"
     if unfinished and "verdict" in (logs.read_json(path) or {}):
         print(f"{path} holds a verdict: it is now {jobs.set_aside(path)}")
     logs.write_json(path, result)
+    if "quality" in result:
+        card.write(made, result)
     lines += [f"warning: {line}" for line in result["warnings"]]
     print("\n".join(map(plain, lines)))
 
@@ -307,7 +330,7 @@ def _evaluate(config, workdir):
 def _notes(config, workdir):
     """The warnings of the model's own log."""
     records = logs.read(workdir / "train.jsonl")
-    lines = train.notes(_model(config), train.epochs(records)) if records else []
+    lines = train.notes(trained.model(config), train.epochs(records)) if records else []
     return [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
 
 
@@ -326,8 +349,9 @@ def _explore(config, workdir):
     report.maps(workdir, dict(zip(names, stores, strict=True)), unfitted, settings, size)
     report.segmentations(workdir, real, nets, config.evaluate.threshold, size)
     if config.model_name:
-        model, state = _trained(config, workdir)
-        channels, options = _channels(config), config.generate
+        config, folder = release.chosen(config, workdir)
+        model, state = trained.generator(config, folder)
+        channels, options = trained.channels(config), config.generate
         report.interpolation(workdir, model, state, settings, options, channels, size)
 
 
@@ -363,6 +387,10 @@ STAGES = {
     "segment": _segment,
     "evaluate": _evaluate,
     "explore": _explore,
+    "gallery": gallery.run,
     "report": _report,
+    "release": release.run,
+    "predict": predict.run,
+    "export": export.stage,
 }
 TOGETHER = {"ingest", "train", "generate", "segment"}  # what several processes share

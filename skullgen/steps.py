@@ -14,7 +14,8 @@ from skullgen.types import Net
 def descend(net, tx, loss, name):
     """One optimiser update of one network.
 
-    loss: `(params) -> (scalar, (stats, metrics))`, the mean over this device's samples.
+    net: `types.Net`. tx: its optax transformation. loss: `(params) -> (scalar, (stats, metrics))`,
+        the mean over this device's samples.
     name: prefix of the metric `<name>_update_norm`, the global norm of the averaged gradient:
         where it is not finite the new weights are not either, and the run must stop.
 

@@ -242,10 +242,23 @@ def names(path, skulls):
     return [plain(known[skull]) if 0 <= skull < len(known) else "" for skull in skulls]
 
 
-def rows(path, split=None):
+def every(path, split=None):
     """Indices int [n] of the pairs of a split (`train`, `validation`, `test`), or of all."""
     column = open_store(path)["split"][:]
     return np.flatnonzero(column != LEFT_OUT if split is None else column == SPLITS.index(split))
+
+
+def rows(path, split=None):
+    """As `every`, without what the store's `leave_out.txt` lists: the pairs that are to be used.
+
+    Raises UserError where the list leaves none.
+    """
+    found = every(path, split)
+    kept = np.setdiff1d(found, schema.leave_out(path, open_store(path).count))
+    if len(found) and not len(kept):
+        what = f" of split {split}" if split else ""
+        raise UserError(f"{Path(path) / 'leave_out.txt'}: it leaves no pair{what}: shorten it")
+    return kept
 
 
 def leave_out(path, row, why):

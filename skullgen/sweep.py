@@ -1,5 +1,7 @@
 """A sweep: ordinary runs in folders of one folder, reused where they are done, then one table.
 
+Either table 1, or what a config file's `sweep(add)` declares (`variants`).
+
 A finished run has a mark: what determines it, and the marks of the runs that it needs, so that a
 run whose data or generator was made again is not taken for done.
 """
@@ -10,7 +12,7 @@ import time
 
 import jax
 
-from skullgen import logs, page, run, stages, table1
+from skullgen import logs, page, run, stages, table1, variants
 from skullgen.errors import UserError, plain
 
 FREE = (
@@ -19,17 +21,28 @@ FREE = (
 )
 
 
-def sweep(config, folder, which):
-    """Runs the jobs of `config.table` in `folder`: `list` shows them, a number runs one, or `all`.
+def sweep(config, folder, which, declare=None, fixed=()):
+    """Runs a sweep's jobs in `folder`: `list` shows them, a number runs one, or `all`.
+
+    config: with `config.table`, or `declare` is the config file's `sweep(add)` and `fixed` the
+    fields that the command line sets.
 
     The list: number, wave (its runs need only runs of earlier waves), name, state.
 
     Jobs that are finished are not run again. `all` goes on past a job that fails, and ends with
     the table of what is there, and the report. Raises UserError where jobs failed.
     """
-    if not config.get("table"):
-        raise UserError("--sweep needs a config with `table`, as experiments/table1.py has")
-    plan, rows = table1.plan(config, folder)
+    if config.get("table"):
+        plan, rows = table1.plan(config, folder)
+    elif declare:
+        if (folder / "real.zarr").exists() or (folder / "checkpoints").exists():
+            raise UserError(f"{folder}: one run works here: choose another --workdir for a sweep")
+        plan, rows = variants.plan(config, declare, fixed)
+    else:
+        raise UserError(
+            "--sweep needs a config with `table`, as experiments/table1.py has, or with a function "
+            "sweep(add), as experiments/vae_wgan.py has"
+        )
     names = [job.name for job in plan]
     marks = {}
     for job in plan:
@@ -46,6 +59,9 @@ def sweep(config, folder, which):
         raise UserError(f"--sweep is {which!r}: list, all, or a number below {len(plan)}")
     chosen = plan if which == "all" else [plan[int(which)]]
     todo, failed = [job for job in chosen if not marks[job.name]], []
+    for job in todo:
+        if not job.needs:  # wrong fields of a run cost no hours of those before it
+            run.check(job.make(), folder / job.name)
     start = time.monotonic()
     for turn, job in enumerate(todo):
         number = names.index(job.name)
@@ -72,7 +88,15 @@ def sweep(config, folder, which):
     count = f"{sum(map(bool, marks.values()))} of {len(plan)} runs are done"
     print(count if todo else f"{count}: nothing to do")
     if which == "all":  # of one job nothing more: others of a cluster may be writing, too
-        _assemble(config, folder, plan, rows, marks, count)
+        folder.mkdir(parents=True, exist_ok=True)  # where all failed
+        if config.get("table"):
+            _table1(config, folder, plan, rows, marks, count)
+        else:
+            runs = {job.name: its for job, its in zip(plan, rows, strict=True) if marks[job.name]}
+            table = variants.gather(config, folder, runs, count)
+            print("\n".join(map(plain, variants.describe(table))))
+        _describe(config, folder, plan)
+        print(page.write(folder))
     if failed:
         raise UserError(f"these jobs failed, see above: {', '.join(failed)}")
 
@@ -92,19 +116,11 @@ def _mark(job, folder, marks):
     return hashlib.sha256(path.read_bytes()).hexdigest() if same else None
 
 
-def _assemble(config, folder, plan, rows, marks, count):
-    """The table, figures 3 and 5, and the report, of the runs that are done."""
+def _table1(config, folder, plan, rows, marks, count):
+    """Table 1, and figures 3 and 5, of the runs that are done."""
     done = [row.done(marks) for row in rows]
     table = table1.gather(config, folder, [row for row in done if any(row.folders)], count)
     print("\n".join(map(plain, table1.describe(table))))
-    logs.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
-    seconds = {}
-    for job in plan:
-        path = folder / job.name / "versions.json"
-        if path.exists():
-            spent = logs.read_json(path).get("seconds", {}).values()
-            seconds[job.name] = round(sum(spent), 1)
-    logs.write_json(folder / "versions.json", {**stages.versions(), "seconds": seconds})
     made = {job.name: job for job in plan}
     firsts = {
         row.title: next(name for fold in row.folders for name in fold)
@@ -116,4 +132,15 @@ def _assemble(config, folder, plan, rows, marks, count):
         stages.link(real, folder / "real.zarr", config.model.resolution)
         runs = {title: (made[name].make(), folder / name) for title, name in firsts.items()}
         stages.compare(folder, runs)
-    print(page.write(folder))
+
+
+def _describe(config, folder, plan):
+    """The sweep's `config.json`, and `versions.json` with the seconds of its runs."""
+    logs.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
+    seconds = {}
+    for job in plan:
+        path = folder / job.name / "versions.json"
+        if path.exists():
+            spent = logs.read_json(path).get("seconds", {}).values()
+            seconds[job.name] = round(sum(spent), 1)
+    logs.write_json(folder / "versions.json", {**stages.versions(), "seconds": seconds})

@@ -5,12 +5,13 @@ count and seed, all trained for the same number of updates. Runs on a cluster's 
 independent but for the stores that they need, by name.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from skullgen import evaluate, logs, metrics
 from skullgen.errors import UserError, one_of
+from skullgen.variants import Job
 
 CONTROLS = {  # row -> store, augmentation
     "real": ("real", False),
@@ -19,14 +20,6 @@ CONTROLS = {  # row -> store, augmentation
     "fresh defects + augmentation": ("fresh", True),
 }
 RULES = {"mean training skull": "mean_skull", "mirror image": "mirror"}
-
-
-class Job(NamedTuple):
-    """One run: its folder, the folders that it needs, and `make() -> config`."""
-
-    name: str
-    needs: tuple[str, ...]
-    make: Any
 
 
 class Row(NamedTuple):

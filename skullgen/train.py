@@ -6,7 +6,6 @@ stopped goes on from its newest checkpoint and on one device kind ends as if it 
 
 import concurrent.futures
 import contextlib
-import importlib
 import itertools
 import math
 import operator
@@ -15,9 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from skullgen import checkpoint, hosts, jobs, logs, steps, store
+from skullgen import checkpoint, hosts, jobs, logs, named, steps, store
 from skullgen.errors import Diverged, UserError
-from skullgen.types import Phase
+from skullgen.types import Model, Phase
 
 
 def load_model(name, config, where=""):
@@ -27,26 +26,14 @@ def load_model(name, config, where=""):
     UserError where there is no such module.
     """
     path = name if "." in name else f"skullgen.models.{name}"
-    try:
-        if not all(map(str.isidentifier, path.split("."))):
-            raise ModuleNotFoundError(name=path)
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if not (error.name and f"{path}.".startswith(f"{error.name}.")):
-            raise
-        raise UserError(
-            f"{where}model_name is {name!r}: no module {path} that can be imported "
-            "(a file of skullgen/models, or package.module on PYTHONPATH)"
-        ) from None
-    if not hasattr(module, "make"):
-        raise UserError(
-            f"{where}model_name is {name!r}: {path} has no function make(config) -> Model"
-        )
+    make = named.attribute(f"{where}model_name", name, path, "make", "(config) -> Model")
     # A module of the user's own keeps its tracebacks, but for a field that the config lacks.
     wrong = (ArithmeticError, LookupError, TypeError, ValueError)
     caught = (AttributeError, *(() if "." in name else wrong))
     try:
-        model = module.make(config)
+        model = make(config)
+        if not isinstance(model, Model):
+            raise UserError(f"{path}: make returned {type(model).__name__}, not a types.Model")
         jax.eval_shape(model.init, jax.random.key(0))  # shapes only: wrong sizes are found here
     except caught as error:
         words = " ".join(str(error).split())
@@ -111,6 +98,7 @@ def train(
     keep,
     budget_mb,
     tensorboard=None,
+    watch=None,
 ):
     """Trains `model` through `plan` (a list of Phase) on a mixture of stores, or goes on.
 
@@ -118,7 +106,9 @@ def train(
     the metrics. folder: of the checkpoints. batch: pairs of an update, over all devices.
     log_every, save_every: updates between fetches of the metrics and between checkpoints. keep:
     newest checkpoints kept, beside those at the phases' ends. budget_mb: packed pairs of up to
-    this size stay on the device, more are streamed. tensorboard: its folder, or None.
+    this size stay on the device, more are streamed. tensorboard: its folder, or None. watch:
+    `(state, phase's step) -> records` for TensorBoard, whose `says` is printed; called by process 0
+    wherever metrics were fetched.
 
     Returns the State. Raises Diverged for a metric that is not finite, jobs.Stopped after
     a checkpoint where a signal came.
@@ -183,7 +173,7 @@ def train(
                         checkpoint.finish(manager)
                     bad = records[len(good)]
                     batch_of = _named(parts, draw(bad["step"] - 1))
-                    _diverged(bad, checkpoint.newest(folder), batch_of, log)
+                    _diverged(bad, folder, batch_of, log)
                 *whole, last = epochs([*recent, *records])
                 over = records[-1]["step"] == end
                 recent[:] = [] if over else last
@@ -194,9 +184,14 @@ def train(
                         said.add(line)
                 return records
 
+            def look(state, phase=phase):
+                for record in watch(state, phase.step) if watch and lead else ():
+                    board([record])
+                    bar.write(record["says"])
+
             run = steps.data_parallel(model.steps[phase.step], size)
             with jobs.progress(end - begin, first - begin, f"train {phase.step}", "update") as bar:
-                state = _loop(run, state, batches, bar, flush, save, due, log_every)
+                state = _loop(run, state, batches, bar, flush, save, look, due, log_every)
         if lead:
             checkpoint.finish(manager)
     hosts.first(0)  # the last checkpoint is written
@@ -216,7 +211,7 @@ def notes(model, groups):
     return list(dict.fromkeys(line for group in groups for line in model.notes(group)))
 
 
-def _loop(run, state, batches, bar, flush, save, due, log_every):
+def _loop(run, state, batches, bar, flush, save, look, due, log_every):
     """One phase, update by update; metrics are looked at before the state is saved."""
     step, pending, compiled = int(state.step), [], False
     for data, index in batches:
@@ -238,6 +233,8 @@ def _loop(run, state, batches, bar, flush, save, due, log_every):
             save(state, stop)
         if stop:
             raise jobs.Stopped(stop, agreed=True)
+        if fetch:
+            look(state)
     return state
 
 
@@ -260,20 +257,20 @@ def _named(parts, index):
     return [[name(row) for row in batch] for batch in index]
 
 
-def _diverged(record, last, batches, log):
+def _diverged(record, folder, batches, log):
     """Writes which batches an update took beside the log, and raises Diverged."""
     name, value = next(
         (name, value)
         for name, value in record.items()
         if isinstance(value, float) and not np.isfinite(value)
     )
-    path = log.with_name(f"{log.stem}-diverged.json")
+    path, last = log.with_name(f"{log.stem}-diverged.json"), checkpoint.newest(folder)
     if hosts.lead():
         logs.write_json(path, {"record": record, "checkpoint": last, "batches": batches})
     rows = ", ".join(str(row) for _, row in batches[0][:8]) + ", ..." * (len(batches[0]) > 8)
     kept = f"update {last}, the last good checkpoint" if last else "the beginning"
     raise Diverged(
-        f"training stopped: {name} is {value} at update {record['step']} (phase "
+        f"training of {folder.name} stopped: {name} is {value} at update {record['step']} (phase "
         f"{record['phase']}), on rows {rows} of {Path(batches[0][0][0]).name} (all in "
         f"{path.name}): the same command replays it from {kept}; lower the learning rate or the "
         "penalty, or compute in float32, in a new --workdir"

@@ -69,6 +69,8 @@ class Model(NamedTuple):
     predict: `(State, defective skulls [B, D, D, D]) -> float32 [B, D, D, D]`, the implant's
         probability.
     features: `(State, pairs [B, D, D, D, 2]) -> float32 [B, F]`, what maps are drawn from.
+    drafts: step -> what is shown for `decode` while that step trains, where `decode` does not
+        learn from it.
     notes: `(records) -> list of lines`: what a whole epoch's records of the log, all of one phase,
         say that its user should know: a number to set, a term that does nothing.
     """
@@ -81,3 +83,4 @@ class Model(NamedTuple):
     predict: Callable[[State, jax.Array], jax.Array] | None = None
     features: Callable[[State, jax.Array], jax.Array] | None = None
     notes: Callable[[list[dict]], list[str]] | None = None
+    drafts: Mapping[str, Callable[[State, jax.Array], jax.Array]] | None = None

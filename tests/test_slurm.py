@@ -57,7 +57,7 @@ def test_each_wave_is_an_array_that_waits_for_the_one_before(tmp_path):
     ("environment", "more"),
     [
         ({"SKULLGEN_JOB": "1", "SLURM_ARRAY_TASK_ID": "3"}, " --sweep=3"),
-        ({"SKULLGEN_JOB": "1"}, ""),
+        ({"SKULLGEN_JOB": "1"}, " --sweep=all"),
     ],
 )
 def test_a_job_runs_its_run_or_the_table(environment, more, tmp_path):

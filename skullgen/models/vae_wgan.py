@@ -34,7 +34,7 @@ def make(config):
     Steps, in the paper's order: `vae`; `bridge`, whose generator is fed with reparametrised
     posterior latents of training pairs; `wgan`, fed from `config.latents` (`prior` in the paper).
     With `config.warm_start` the generator starts as the VAE's decoder (equal layers: its norm is
-    then `group`), else from weights of its own, as in the paper.
+    then `group`, or UserError), else from weights of its own, as in the paper.
     """
     if config.warm_start and config.generator_norm != "group":
         raise UserError(
@@ -72,4 +72,5 @@ def make(config):
         encode=lambda state, pairs: posterior(state.nets["vae"].params, pairs.astype(jnp.float32))[
             0
         ],
+        drafts=None if config.warm_start else {"vae": vae.make(config).decode},
     )

@@ -37,7 +37,7 @@ def networks(config):
 
 
 def new_net(module, tx, key, *arguments):
-    """A module's weights, running values and optimiser state at the start, as a Net."""
+    """A module's weights, running values and optimiser state at the start, as a `types.Net`."""
     variables = module.init(key, *arguments)
     params = variables["params"]
     return Net(params, variables.get("stats", {}), tx.init(params))

@@ -1,0 +1,38 @@
+"""A run again, from what its own folder says: in another folder, bit for bit on one kind of device.
+
+  python launch.py --config runs/vae_wgan/config.json --workdir runs/again
+
+Fields that a later version added have their defaults. Paths are as they were: from where you are.
+"""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments import common
+
+
+def get_config(path):
+    """The config of a run, from its `config.json`."""
+    try:
+        held = json.loads(Path(path).read_text())
+        good = {"data", "model", "model_name", "phases"} <= held.keys()
+    except (OSError, ValueError, AttributeError):
+        good = False
+    if not good:
+        raise ValueError(f"{path}: no such file, or not the config.json of a run")
+    held.pop("crc32", None)
+    config = common.defaults("demo").to_dict()
+    for name, value in held.items():
+        whole = name == "model" or not isinstance(value, dict)
+        config[name] = value if whole else {**config.get(name, {}), **value}
+    return ConfigDict(_tuples(config))
+
+
+def _tuples(value):
+    """Nested dicts with tuples, which the command line can set, for lists of numbers."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    plain = isinstance(value, list) and not any(isinstance(item, dict) for item in value)
+    return tuple(value) if plain and value else value

@@ -1,0 +1,232 @@
+"""A trained run from Python: `run = skullgen.load("runs/vae_wgan")`; `run.sample(seed=0, count=8)`.
+
+Shapes: `n` pairs, `D` voxels a side, `Z` latents. A pair is [D, D, D, 2], RAS: channel 0 the
+defective skull, 1 its defect (the implant).
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import operator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from skullgen import (
+    checkpoint,
+    explore,
+    generate,
+    nets,
+    postprocess,
+    predict,
+    release,
+    steps,
+    store,
+    trained,
+)
+from skullgen.errors import UserError, one_of
+
+BATCH = 8  # pairs that are encoded or decoded at once
+WAYS = {"linear": explore.linear, "spherical": explore.spherical}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A trained run, as `load` gives it; its weights are read once, when they are first needed.
+
+    folder: its work directory, or that of its weights. config: its config, a ConfigDict.
+
+    What needs a generator raises UserError where the run has none, or it is not trained.
+    """
+
+    folder: Path
+    config: ConfigDict = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def about(self):
+        """What it learnt from, a dict: `voxel_mm`, `kinds`, `licence`, `trained_on`."""
+        return release.about(self.folder)
+
+    @functools.cached_property
+    def _generator(self):
+        if not self.config.get("model_name"):
+            raise UserError(f"{self.folder}: it has no generator, only V-Nets")
+        return trained.generator(self.config, self.folder)
+
+    @functools.cached_property
+    def _sampler(self):
+        options = self.config.generate
+        options = dict(seed=0, batch=options.batch_size, threshold=options.threshold)
+        return generate.sampler(*self._generator, channels=trained.channels(self.config), **options)
+
+    @functools.cached_property
+    def _designers(self):
+        return {}
+
+    @property
+    def _size(self):
+        return self.config.model.resolution
+
+    @property
+    def _block(self):
+        return self.config.generate.batch_size * jax.local_device_count()
+
+    def _clean(self, bits):
+        """Packed pairs without dust."""
+        options = self.config.generate
+        dust = generate.dust(options, self.about["voxel_mm"])
+        return postprocess.clean(bits, self._size, dust, options.connectivity)
+
+    def sample(self, seed=0, count=8, first=0):
+        """Pairs bool [count, D, D, D, 2]: samples `first` to `first + count` of a seed.
+
+        Bit-equal to those that the stage `generate` writes for this seed, on one kind and number
+        of devices and one `config.generate.batch_size`: decoded in such batches, binarised,
+        without overlap (equation 6) and dust. A sample is the same whatever is drawn with it. A
+        smaller `run.config.generate.batch_size`, set before, takes less memory.
+        """
+        seed, count, first = _whole(seed=seed, count=count, first=first)
+        if not count:
+            return np.zeros((0, *[self._size] * 3, 2), bool)
+        make = functools.partial(self._sampler, seed=seed)
+        (_, bits, _), *_ = generate.batches(make, [range(count)], first, self._block)
+        return store.unpack(self._clean(bits), self._size)
+
+    def stream(self, seed=0, batch=8, first=0):
+        """Endless batches of pairs, bool [batch, D, D, D, 2], made while a network trains.
+
+        Batch k is `sample(seed, batch, first + k * batch)`: a loop that was stopped goes on with
+        the number of its next sample as `first`. One thread makes pairs ahead, as many as
+        `config.generate.batch_size` a device; it ends with the iterator, when that is closed or
+        no longer held. On a GPU that another framework uses too, set the environment variable
+        XLA_PYTHON_CLIENT_PREALLOCATE to false first.
+        """
+        seed, batch, first = _whole(seed=seed, batch=batch, first=first)
+        if not batch:
+            raise UserError("batch is 0: a batch of a stream has one pair, or more")
+        return self._stream(self._sampler, seed, batch, first)
+
+    def _stream(self, make, seed, batch, first):
+        skip, held = first % self._block, []
+
+        def made(start):
+            return self._clean(np.asarray(make(start, seed)[0]))
+
+        starts = itertools.count(first - skip, self._block)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(made, next(starts))
+            while True:
+                while len(held) < batch:
+                    bits, ahead = ahead.result(), pool.submit(made, next(starts))
+                    held, skip = [*held, *bits[skip:]], 0
+                yield store.unpack(np.stack(held[:batch]), self._size)
+                held = held[batch:]
+
+    def latents(self, seed=0, count=8, first=0):
+        """Latents z float32 [count, Z] of the pairs that `sample` makes of these numbers."""
+        seed, count, first = _whole(seed=seed, count=count, first=first)
+        model, state = self._generator
+        draw = jax.jit(functools.partial(generate.latents, model))
+        return np.asarray(draw(state, np.uint32(seed), jnp.arange(first, first + count)))
+
+    def encode(self, pairs):
+        """Latents z float32 [n, Z] of pairs bool [n, D, D, D, 2]: the mean of the posterior.
+
+        Raises UserError for pairs of another shape, and where the model has no encoder.
+        """
+        model, state = self._generator
+        if model.encode is None:
+            raise UserError(f"model_name is {self.config.model_name!r}: it has no encode")
+        bits = store.pack(_shaped("pairs", pairs, *[self._size] * 3, 2))
+        encode = jax.jit(model.encode)
+
+        def run(part):
+            return encode(state, steps.unpack(part, self._size).astype(jnp.float32))
+
+        return generate.whole_batches(run, bits, BATCH)
+
+    def decode(self, z, probabilities=False):
+        """Pairs bool [n, D, D, D, 2] of latents z [n, Z], post-processed as those of `sample`.
+
+        probabilities: True gives what the network says of each voxel instead, float32 in 0..1.
+        Raises UserError for latents of another shape.
+        """
+        model, state = self._generator
+        decode, channels = jax.jit(model.decode), trained.channels(self.config)
+        z = _shaped("z", z, jax.eval_shape(model.latents, state, jax.random.key(0)[None]).shape[1])
+        found = generate.whole_batches(lambda part: decode(state, part), np.float32(z), BATCH)
+        if probabilities:
+            return found
+        pairs = np.array(nets.binarise(found, channels, self.config.generate.threshold))
+        pairs[..., 1] = postprocess.separate(pairs[..., 0], pairs[..., 1])
+        return store.unpack(self._clean(store.pack(pairs)), self._size)
+
+    def interpolate(self, a, b, steps=6, way="spherical"):
+        """Pairs bool [steps, D, D, D, 2] on the way between two, in equal steps (figure 4).
+
+        a, b: the ends, each a pair [D, D, D, 2], which is encoded, or a latent [Z]. way:
+        `spherical` or `linear` (`skullgen.explore`). Raises UserError as `encode` and `decode`.
+        """
+        one_of("way", way, WAYS)
+        ends = [self.encode([x])[0] if np.ndim(x) == 4 else np.asarray(x) for x in (a, b)]
+        return self.decode(WAYS[way](*ends, np.linspace(0, 1, steps)))
+
+    def predict(self, path, net="", bone_hu=0.0, threshold=0.5, dust_mm3=2000.0):
+        """The implant of a defective skull in a file, `skullgen.predict.Implant`; research only.
+
+        net: `vnet` or `vnet_real`; "": as `config.predict.net`. The others are as in
+        `config.predict`, too: where a CT's bone begins (HU; 0: a mask), the probability above which
+        a voxel is implant, the volume of the smallest piece. Raises UserError for a file that
+        cannot be used, and where the run has no such net.
+        """
+        net = net or self.config.get("predict", {}).get("net", predict.NETS[0])
+        fields = dict(net=net, bone_hu=bone_hu, threshold=threshold, dust_mm3=dust_mm3)
+        config = ConfigDict({**self.config.to_dict(), "predict": fields})
+        if net not in self._designers:
+            self._designers[net] = predict.designer(config, self.folder)
+        return predict.predict(self._designers[net], path, config.predict)
+
+
+def load(where):
+    """The trained run in `where`: a `Run`.
+
+    where: a work directory, that of a sweep's run, the folder that the stage `release` made, or
+    the name of packaged weights, `demo`. The config's model is imported: load no stranger's
+    folder beside code of theirs. Raises UserError where there is none, nothing is trained in it,
+    its model cannot be imported, or its files are not as they were sealed.
+    """
+    folder = release.place(where)
+    config = trained.config(folder)
+    name = config.get("model_name", "")
+    if name:
+        trained.model(config)
+    if not any(
+        checkpoint.newest(folder / "checkpoints" / x) for x in (name or "vnet", *predict.NETS)
+    ):
+        raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
+    return Run(folder, config)
+
+
+def _whole(**numbers):
+    """The values of whole numbers from 0 to below 2^31, in order; UserError for any other."""
+    for name, value in numbers.items():
+        try:
+            good = 0 <= operator.index(value) < 2**31
+        except TypeError:
+            good = False
+        if not good:
+            raise UserError(f"{name} is {value!r}: it must be a whole number, 0 or more")
+    return map(operator.index, numbers.values())
+
+
+def _shaped(name, values, *shape):
+    """`values` as an array [n, *shape], n of 1 or more; UserError for another shape."""
+    values = np.asarray(values)
+    if values.shape[1:] != shape or not len(values):
+        wanted = ", ".join(map(str, shape))
+        raise UserError(f"{name} are of shape {list(values.shape)}: they must be [n, {wanted}]")
+    return values

@@ -1,0 +1,58 @@
+"""The pairs of a store as a map-style dataset for PyTorch, MONAI and grain; it imports no jax."""
+
+import operator
+from pathlib import Path
+
+import numpy as np
+
+from skullgen import store
+from skullgen.errors import UserError, one_of
+
+
+class Pairs:
+    """Pairs of a store, real or generated, read one at a time when they are asked for.
+
+    `pairs[3]`, also counted from the end, is a dict of two arrays, float32 [1, D, D, D] of 0 and
+    1, RAS: `skull`, the defective skull, and `defect`, the implant: channels first, as networks of
+    PyTorch and MONAI's dictionary transforms take them. `pairs[2:9]` and `pairs[[4, 1]]` are
+    `Pairs` again, of those rows, and read nothing. It can be pickled, and forked.
+
+    path: the store, for example `runs/vae_wgan/generated.zarr`.
+    split: `train`, `validation` or `test`; None: all, as for generated pairs, which have none.
+    kind: of defect, one of `skullgen.defects.KINDS`; None: all.
+
+    Attributes: `path`; `rows` int [n], the pairs' rows in the store; `voxel_mm`.
+
+    Pairs that the store's list `leave_out.txt` names, and cases that could not be ingested, are
+    not among them. Raises UserError for a store that is not there or not whole, and where no pair
+    is left; where a pair is read, for one that is damaged.
+    """
+
+    def __init__(self, path, split=None, kind=None):
+        self.path = Path(path)
+        store.require_whole(self.path)
+        opened = store.open_store(self.path)
+        if split is not None:
+            one_of("split", split, store.SPLITS)
+        self.rows = store.rows(self.path, split)
+        if kind is not None:
+            number = opened.attrs["kinds"].index(one_of("kind", kind, opened.attrs["kinds"]))
+            self.rows = self.rows[opened["kind"][:][self.rows] == number]
+        if not len(self.rows):
+            raise UserError(f"{path}: no pair of split {split} and kind {kind} (None: all)")
+        self.voxel_mm, self._size = opened.attrs["voxel_mm"], opened["pairs"].shape[1]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice | list | np.ndarray):
+            part = object.__new__(Pairs)
+            part.__dict__.update(self.__dict__, rows=self.rows[index])
+            return part
+        bits = store.load(self.path, [self.rows[operator.index(index)]])
+        pair = store.unpack(bits, self._size)[0].astype(np.float32)
+        return {"skull": pair[None, ..., 0].copy(), "defect": pair[None, ..., 1].copy()}
+
+    def __repr__(self):  # grain tells by it whether a checkpoint is of these data
+        return f"Pairs({str(self.path)!r}: {len(self)} pairs, rows {self.rows})"

@@ -1,0 +1,257 @@
+"""What README and docs show is run as shown: Python as it stands, commands at size smoke.
+
+bash runs each block with stand-ins for `python`, `pip`, `srun` and `sbatch` that note how they are
+called; a noted `python launch.py` is then run in this process. The quick tests leave out the stages
+LONG names; `pytest -m slow` runs all of them.
+"""
+
+import hashlib
+import importlib.util
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+import launch
+from skullgen import defects, export, fields, phantom, run, stages, sweep, volume
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in PAGES if page.name != "extending.md"]  # tests/test_extending.py runs it
+LONG = {
+    "segment",
+    "evaluate",
+    "explore",
+    "gallery",
+    "report",
+}  # stages that the quick tests leave out
+SMALLER = {  # what a run of 20 generated and 30 real pairs of 16^3 has not
+    ":all:200": ":all:20",
+    "model.resolution=32": "model.resolution=16",
+    "generate.count=5000": "generate.count=20",
+    "evaluate.cases=30": "evaluate.cases=3",
+    "segment.updates=400": "segment.updates=2",
+}
+NAMES = ["brainweb_41", "brainweb_46", "brainweb_50", "brainweb_06", "brainweb_44", "a", "b", "c"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A clone's folder, with a finished run, skulls, CTs, and SkullBreak's own layout."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("launch.py", "experiments", "tests", "docs", "pyproject.toml"):
+        (home / name).symlink_to(ROOT / name)
+    for folder in ("SKULLS", "CTS"):
+        (home / folder).mkdir()
+    for number, name in enumerate(NAMES):
+        skull, affine = phantom.skull(number, 32), phantom.affine(32)
+        volume.write(home / "SKULLS" / f"{name}.nii.gz", skull, affine)
+        _write_ct(home / "CTS" / f"{name}.nii.gz", skull, affine)
+    defective, _ = defects.cut(phantom.skull(0, 64), "bilateral", 1, voxel_mm=3.2)
+    volume.write(home / "DEFECTIVE.nii.gz", defective, phantom.affine(64))
+    config = _smoke("experiments/vae_wgan.py")
+    config.stages = "ingest,train,generate,segment,evaluate"
+    config.evaluate.cases, config.evaluate.rules = 1, False
+    run.run(config, home / "runs" / "vae_wgan")
+    settings = config.export
+    export.run(home / "runs/vae_wgan/real.zarr", home / "SKULLBREAK", "skullbreak", settings, 1)
+    stubs = home / "stubs"
+    stubs.mkdir()
+    noted = 'printf "%q " "${0##*/}" "$@" >> "$NOTED"; echo >> "$NOTED"\n'
+    after = 'while [ "${1#-}" != "$1" ]; do shift; done; "$@"\n'
+    for name, text in {"python": "", "pip": "", "sbatch": 'echo "1;here"\n', "srun": after}.items():
+        (stubs / name).write_text(f"#!/bin/bash\n{noted}{text}")
+        (stubs / name).chmod(0o755)
+    return home
+
+
+def _write_ct(path, skull, affine):
+    import nibabel
+
+    hu = np.where(skull, 900, -50).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(hu, affine), path)
+
+
+def _smoke(file):
+    spec = importlib.util.spec_from_file_location("config", ROOT / file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("smoke")
+    config.workers = 1
+    return config
+
+
+def _blocks(page):
+    """(line, language, text) of each fenced block."""
+    text = page.read_text()
+    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M):
+        yield text[: found.start()].count("\n") + 2, found[1], found[2]
+
+
+def _parsed(words, monkeypatch):
+    """The flags of a command line of launch.py, as launch.py has them."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    for name in ("workdir", "sweep", "distributed"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    monkeypatch.setattr(sys, "argv", ["launch.py", *words])
+    rest = values(sys.argv)
+    assert rest[1:] == [] and values.config.stages, words
+    return values
+
+
+def _launch(words, monkeypatch, quick):
+    """Runs a command line of launch.py at size smoke, in its own work directory."""
+    own = _parsed(words, monkeypatch)
+    done = pathlib.Path("done") / hashlib.sha256(repr((words, quick)).encode()).hexdigest()
+    if done.exists():  # on another page
+        return
+    done.parent.mkdir(exist_ok=True)
+    done.touch()
+    fields.check(own.config, [name for name in own.config.stages.split(",") if name])
+    assert fields.stages(own.config, stages.STAGES)
+    workdir = pathlib.Path(own.workdir or launch.default_workdir(own["config"]))
+    smaller = [re.sub(r"(experiments/\w+\.py)(:\w+)?", r"\1:smoke", word) for word in words]
+    if any("generate.weights" in word for word in words):  # which have a size
+        smaller = [*words, "--config.generate.count=8"]
+    for much, little in SMALLER.items():
+        smaller = [word.replace(much, little) for word in smaller]
+    values = _parsed(smaller, monkeypatch)
+    config, which = values.config, values.sweep
+    config.workers = 1
+    if quick and workdir != pathlib.Path("runs/vae_wgan"):
+        config.phases = [{**phase, "updates": 2} for phase in config.phases]
+    if quick and not any("--config.stages" in word for word in words):
+        left_out = LONG - {"segment"} if "vnet.py" in " ".join(words) else LONG
+        config.stages = ",".join(s for s in config.stages.split(",") if s not in left_out)
+    elif quick and LONG.intersection(config.stages.split(",")):
+        return  # its fields are checked; the slow test runs it
+    sweeping = which or config.get("table")
+    if not sweeping and not any("config.data." in word or "share" in word for word in words):
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not (workdir / "real.zarr").exists():  # of phantoms, all runs have the same
+            (workdir / "real.zarr").symlink_to(pathlib.Path("runs/vae_wgan/real.zarr").resolve())
+    if sweeping:
+        sweep.sweep(config, workdir, which or ("list" if quick else "all"))
+        return
+    released = config.generate.weights  # trained with jax's own kind of keys, not the tests'
+    with jax.default_prng_impl("threefry2x32" if released else jax.config.jax_default_prng_impl):
+        run.run(config, workdir)
+
+
+def _bash(text, home, monkeypatch, quick):
+    noted = home / "noted"
+    noted.write_text("")
+    environment = {
+        **os.environ,
+        "PATH": f"{home / 'stubs'}:{os.environ['PATH']}",
+        "NOTED": str(noted),
+    }
+    done = subprocess.run(
+        ["bash", "-euc", text], cwd=home, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{text}\n{done.stderr}"
+    calls = [shlex.split(line) for line in noted.read_text().splitlines()]
+    assert calls, f"runs nothing: {text}"
+    for program, *words in calls:
+        if program == "pip":
+            _installs(words)
+        elif program == "python" and words[0] == "launch.py":
+            _launch(words[1:], monkeypatch, quick)
+        else:
+            assert program in ("srun", "sbatch") or words[:2] in (["-m", "pytest"], ["-m", "venv"])
+
+
+def _installs(words):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for word in words:
+        named = re.search(r"\[(.*)\]", word)
+        assert word in ("install", "-e", ".") or named, word
+        assert not named or set(named[1].split(",")) <= extras.keys(), word
+
+
+def _run(page, home, monkeypatch, quick):
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(str(home))
+    names = {"__name__": "page"}
+    for line, language, text in _blocks(page):
+        print(f"{page.name}, line {line}")
+        if language == "bash":
+            _bash(text, home, monkeypatch, quick)
+        elif language == "python":
+            for module in re.findall(r"^(?:import|from) (torch|monai|grain)\b", text, re.M):
+                if importlib.util.find_spec(module) is None:
+                    print(f"not run: {module} is not installed")
+                    break
+            else:
+                exec(compile("\n" * (line - 1) + text, str(page), "exec"), names)
+        else:
+            assert language in ("text", "bibtex"), f"{page.name}, line {line}: says no language"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_shows_runs(page, home, monkeypatch):
+    _run(page, home, monkeypatch, quick=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_shows_runs_with_all_its_stages(page, home, monkeypatch):
+    _run(page, home, monkeypatch, quick=False)
+
+
+def test_figures_and_links_exist():
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "RESULTS.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_methods_name_functions_that_are_there():
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    file, line = hooks.place("losses.gradient_penalty")
+    assert (ROOT / file).read_text().splitlines()[line - 1].startswith("def gradient_penalty(")
+    with pytest.raises(KeyError):
+        hooks.place("losses.no_such_thing")
+    page = type("Page", (), {"file": type("File", (), {"src_uri": "methods.md"})})
+    linked = hooks.on_page_markdown((ROOT / "docs" / "methods.md").read_text(), page)
+    rows = [row for row in linked.splitlines() if re.match(r"\| \d", row)]
+    assert len(rows) > 15 and all("](api.md#skullgen." in row for row in rows)
+
+
+def test_the_api_page_and_the_table_of_rooms_have_every_module():
+    files = [file.relative_to(ROOT / "skullgen") for file in (ROOT / "skullgen").rglob("*.py")]
+    names = {".".join(file.with_suffix("").parts) for file in files if file.stem != "__init__"}
+    api = re.findall(r"^::: skullgen\.(\S+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert sorted(api) == sorted(names)
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    rooms = re.findall(r"`(\w+)/?`", " ".join(rows))
+    assert sorted(rooms) == sorted({name.partition(".")[0] for name in names})
+
+
+def test_the_site_is_built_and_needs_no_network(tmp_path):
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    pytest.importorskip("mkdocstrings", reason="needs the extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = list(tmp_path.glob("*.html"))
+    assert 2 < len([p for p in pages if p.name not in ("404.html", "search.html")]) <= 8
+    for page in pages:
+        text = page.read_text()
+        fetched = re.findall(r'<(?:script|link|img|iframe|source)[^>]*(?:src|href)="([^"]+)"', text)
+        assert fetched and not [place for place in fetched if "//" in place], page.name
+    styles = " ".join(p.read_text(errors="ignore") for p in tmp_path.rglob("*.css"))
+    assert not re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", styles)

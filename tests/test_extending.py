@@ -1,0 +1,309 @@
+"""docs/extending.md as it is read: its files are written, its commands run; and what is refused."""
+
+import importlib
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from skullgen import contract, defects, ingest, kinds, metrics, store, train
+from skullgen.errors import UserError
+from tests import toy_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "extending.md").read_text()
+FILES = re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.S)
+COMMANDS = [shlex.split(line) for line in re.findall(r"```bash\n(.*?)\n```", TEXT, re.S)]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A user's folder with `mylab/`, and every command run in it: what each printed."""
+    folder = tmp_path_factory.mktemp("lab")
+    for name, text in FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    for name in ("launch.py", "experiments"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "mypairs").mkdir()
+    for number in range(8):
+        pair = np.random.default_rng(number).random((16, 16, 16, 2)) < 0.1
+        np.save(folder / "mypairs" / f"p{number}.npy", pair)
+    np.save(folder / "mypairs" / "wrong.npy", pair.astype(float))
+    return folder, [_run(folder, *command[1:]) for command in COMMANDS]
+
+
+def _run(folder, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(folder), "XLA_FLAGS": ""}
+    if "data.kinds" not in str(arguments):  # there, worker processes import mylab, too
+        arguments = [*arguments, "--config.workers=1"]
+    fewer = ["data.skulls=4", "evaluate.rules=False", "segment.reference=False"]
+    command = [sys.executable, *arguments, *(f"--config.{field}" for field in fewer)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_text_has_the_files_and_commands_that_are_tried():
+    names = "autoencoder experiment defects sources metrics".split()
+    assert [name for name, _ in FILES] == [f"mylab/{name}.py" for name in names]
+    assert all(command[:2] == ["python", "launch.py"] for command in COMMANDS)
+    assert len(COMMANDS) == 6
+
+
+def test_a_model_of_ones_own_learns_samples_and_is_judged(lab):
+    folder, said = lab
+    work = folder / "runs" / "autoencoder"
+    records = [json.loads(line) for line in (work / "train.jsonl").read_text().splitlines()]
+    assert len(records) == 150
+    assert records[-1]["error"] < 0.5 * records[0]["error"]
+    pairs = store.load(work / "generated.zarr", range(20))
+    assert len({row.tobytes() for row in pairs}) > 10  # not one pair twenty times
+    assert (work / "report.html").exists() and "warning: nothing in" not in said[0]
+    quality = json.loads((work / "metrics.json").read_text())["quality"]
+    assert quality["skull"]["nearest_training_dice"]["generated"] > 0.6
+    assert quality["defect"]["nearest_training_dice"]["generated"] > 0.3
+
+
+def test_its_sweep_is_listed(lab):
+    names = [line.split()[2] for line in lab[1][1].splitlines() if line[:4].strip().isdigit()]
+    assert names == [f"model.latent={n}-seed={seed}" for n in (4, 8) for seed in (0, 1)]
+
+
+def test_a_run_is_made_again_from_its_own_folder_bit_for_bit(lab):
+    folder, said = lab
+    first, again = folder / "runs" / "autoencoder", folder / "runs" / "again"
+    for name in ("real.zarr", "generated.zarr"):
+        files = [p.relative_to(first) for p in (first / name).rglob("*") if p.is_file()]
+        files = [file for file in files if file.name != "README.md"]  # tells of the verdict, too
+        assert files
+        for file in files:
+            assert (again / file).read_bytes() == (first / file).read_bytes(), file
+    assert (again / "train.jsonl").read_text() == (first / "train.jsonl").read_text()
+    assert "bits may differ" not in said[2]
+
+
+def test_a_kind_of_ones_own_is_in_the_store(lab):
+    path = lab[0] / "runs" / "kinds" / "real.zarr"
+    group = store.open_store(path)
+    assert group.attrs["kinds"] == ["bilateral", "mylab.defects.round_hole"]
+    kind, voxels = group["kind"][:], group["voxels"][:]
+    assert (np.bincount(kind) == 4).all() and voxels.min() > 0
+    pairs = group["pairs"][:]
+    assert not pairs.all(axis=-1).any()  # a defect is taken out of its skull
+    whole = pairs.any(axis=-1)
+    assert np.array_equal(whole[0], whole[1])  # one skull, cut twice
+    recipe = group.attrs["recipe"]
+    assert recipe["config"]["kinds"] == "bilateral,mylab.defects.round_hole"
+    assert list(recipe["sources"]) == ["mylab.defects.py"]
+
+
+def test_a_store_of_other_code_is_not_gone_on_with(lab):
+    folder, _ = lab
+    path = folder / "mylab" / "defects.py"
+    before = path.read_text()
+    path.write_text(before + "\n# changed\n")
+    try:
+        with pytest.raises(AssertionError, match=r"these files changed: mylab\.defects\.py"):
+            _run(folder, *COMMANDS[3][1:])
+    finally:
+        path.write_text(before)
+
+
+def test_a_source_of_ones_own_makes_the_store(lab):
+    folder, said = lab
+    path = folder / "runs" / "source" / "real.zarr"
+    group = store.open_store(path)
+    assert group.attrs["kinds"] == ["hole"] and len(group.attrs["names"]) == 9
+    for row in np.flatnonzero(group["split"][:] >= 0):
+        name = group.attrs["names"][group["skull"][row]]
+        assert np.array_equal(group["pairs"][row], np.load(folder / "mypairs" / f"{name}.npy"))
+    assert "wrong.npy: not a pair" in said[4] and (group["split"][:] == -2).sum() == 1
+    assert "mylab.sources.py" in group.attrs["recipe"]["sources"]
+
+
+def test_a_metric_of_ones_own_is_in_the_verdict_and_in_the_report(lab):
+    work = lab[0] / "runs" / "autoencoder"
+    name = "mylab.metrics.volume_error_ml"
+    verdict = json.loads((work / "metrics.json").read_text())["verdict"]
+    cases = [case for case in verdict["cases"] if case["net"] == "vnet"]
+    assert cases and all(case[name] < 1e4 for case in cases)
+    rows = [row for row in verdict["summary"] if row["metric"] == name and row["by"] == "all"]
+    assert {row["net"] for row in rows} == {case["net"] for case in verdict["cases"]}
+    assert f"{name}, vnet, test: " in lab[1][5]
+
+
+def _wrong(**fields):
+    """What `contract.require` says of the toy model with one thing changed."""
+    model = train.load_model("tests.toy", toy_config.get_config().model)
+    batches = {"toy": 1, "more": 2}
+    with pytest.raises(UserError) as error:
+        contract.check(model._replace(**fields), "mylab.wrong", 8, batches)
+    return str(error.value)
+
+
+def _step(change):
+    """The toy's step, whose answer is changed."""
+    model = train.load_model("tests.toy", toy_config.get_config().model)
+    return {"toy": lambda state, batch: change(*model.steps["toy"](state, batch))}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"steps": _step(lambda s, m: (s, {"loss": jnp.zeros(3)}))},
+            "step `toy`: metric 'loss' is float32 [3]: it must be float32 []",
+        ),
+        (
+            {"steps": _step(lambda s, m: (s.replace(nets={}), m))},
+            "step `toy` returns state.nets['toy'].params['logit'] as nothing, where init made "
+            "float32 [2]",
+        ),
+        (
+            {"steps": _step(lambda s, m: (s.replace(step=s.step.astype(float)), m))},
+            "step `toy` returns state.step as float32 [], where init made int32 []",
+        ),
+        ({"steps": _step(lambda s, m: s)}, "step `toy` must return (State, metrics by name)"),
+        (
+            {"decode": lambda state, z: jnp.zeros((len(z), 8, 8, 8, 3))},
+            "decode is float32 [2, 8, 8, 8, 3]: it must be float32 [2, 8, 8, 8, 2]",
+        ),
+        (
+            {"decode": lambda state, z: jnp.zeros((len(z), 8, 8, 8, 2), bool)},
+            "decode is bool [2, 8, 8, 8, 2]: it must be float32",
+        ),
+        ({"latents": lambda state, keys: jnp.zeros(4)}, "latents is float32 [4]"),
+        ({"encode": lambda state, pairs: jnp.zeros((2, 7))}, "encode is float32 [2, 7]"),
+        ({"predict": lambda state, skulls: skulls[0]}, "predict is float32 [8, 8, 8]: it must"),
+        ({"features": lambda state, pairs: pairs}, "features is float32 [2, 8, 8, 8, 2]"),
+        ({"init": lambda key: {"a": 1}}, "init must return a State whose step is int32 []"),
+    ],
+)
+def test_a_wrong_shape_names_model_and_function_before_any_work(fields, words):
+    assert f"mylab.wrong: {words}" in _wrong(**fields)
+
+
+def test_our_own_models_hold_the_contract():
+    for name in ("vae", "introvae"):
+        config = importlib.import_module(f"experiments.{name}").get_config("smoke")
+        model = train.load_model(config.model_name, config.model)
+        contract.check(model, name, config.model.resolution, {})
+
+
+def test_a_field_that_nothing_reads_is_told(capsys):
+    config = toy_config.get_config()
+    for name in list(config.model):
+        if name not in ("resolution", "learning_rate", "breaks_at", "head"):
+            del config.model[name]
+    contract.require("tests.toy", config.model, 8, config.phases)
+    assert capsys.readouterr().err == ""
+    config.model.learning_rte = 0.5
+    contract.require("tests.toy", config.model, 8, config.phases)
+    words = "warning: nothing in tests.toy reads config.model.learning_rte"
+    assert capsys.readouterr().err.strip() == words
+
+
+@pytest.mark.parametrize("name", ["vae", "vae_wgan", "wgan_gp", "introvae"])
+def test_our_own_models_read_all_their_fields(name, capsys):
+    config = importlib.import_module(f"experiments.{name}").get_config("smoke")
+    contract.require(config.model_name, config.model, 16, config.phases)
+    segment = config.segment
+    contract.require(segment.model_name, segment.model, 16, section="segment.")
+    assert capsys.readouterr().err == ""
+    config.model.kl_wieght = 3.0
+    contract.require(config.model_name, config.model, 16, config.phases)
+    words = f"warning: nothing in {config.model_name} reads config.model.kl_wieght\n"
+    assert capsys.readouterr().err == words
+
+
+def test_make_that_returns_no_model_is_told(tmp_path, monkeypatch):
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "none.py").write_text("def make(config):\n    return None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"lab\.none: make returned NoneType"):
+        train.load_model("lab.none", toy_config.get_config().model)
+
+
+OWN = """
+import numpy as np
+def shape(complete, *rest): return np.zeros((2, 2, 2), bool)
+def integers(complete, *rest): return complete.astype(int)
+def nothing(complete, *rest): return np.zeros_like(complete)
+def all_of_it(complete, *rest): return np.ones_like(complete)
+def half(complete, *rest): return np.arange(len(complete))[:, None, None] + 0 * complete < 4
+def nan(prediction, truth, skull, voxel_mm): return float("nan")
+def none(prediction, truth, skull, voxel_mm): return None
+def plan(size, config): return []
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "ownlab").mkdir()
+    (tmp_path / "ownlab" / "code.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in [name for name in sys.modules if name.startswith("ownlab")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("shape", r"returned bool \[2, 2, 2\]: it must return bool \[8, 8, 8\]"),
+        ("integers", r"returned int64 \[8, 8, 8\]"),
+        ("nothing", "took none of the bone out"),
+        ("all_of_it", "took all of the bone out"),
+    ],
+)
+def test_kinds_that_return_anything_else_are_refused(own, name, words):
+    complete = np.zeros((8, 8, 8), bool)
+    complete[2:6, 2:6, 2:6] = True
+    options = dict(voxel_mm=np.ones(3), area_cm2=(10, 150))
+    with pytest.raises(UserError, match=rf"ownlab\.code\.{name} {words}"):
+        kinds.cut(complete, f"ownlab.code.{name}", 0, **options)
+    defective, implant = kinds.cut(complete, "ownlab.code.half", 0, **options)
+    assert implant.sum() == 32 and np.array_equal(defective | implant, complete)
+    assert not (defective & implant).any()
+
+
+def test_wrong_names_are_one_line(own):
+    def data(**fields):
+        return ml_collections.ConfigDict(fields)
+
+    assert kinds.named_by(data(kinds="")) == kinds.named_by(data()) == defects.KINDS
+    for text, words in (
+        ("bilateral,foo", "data.kinds names 'foo': choose of bilateral"),
+        ("ownlab.code.foo", r"ownlab\.code has no function foo\(complete, seed"),
+        ("nolab.foo", r"no module nolab that can be imported"),
+        ("bilateral,bilateral", "each of them once"),
+    ):
+        with pytest.raises(UserError, match=words):
+            kinds.named_by(data(kinds=text))
+    with pytest.raises(UserError, match=r"ownlab\.none.*no module ownlab\.none"):
+        ingest.planner("ownlab.none")
+    with pytest.raises(UserError, match=r"ownlab\.code\.plan returned list"):
+        ingest.run(None, 8, data(source="ownlab.code"))
+    with pytest.raises(UserError, match=r"ownlab\.code has no function foo\(prediction"):
+        metrics.own(data(metrics="ownlab.code.foo"))
+
+
+def test_a_metric_that_is_not_finite_names_itself_and_the_pair(own, tmp_path):
+    path, pair = tmp_path / "s.zarr", np.zeros((1, 8, 8, 8, 2), bool)
+    pair[0, 2:4, 2:4, 2:4, 1] = pair[0, 4:, 2:4, 2:4, 0] = True
+    attributes = {"recipe": {}, "voxel_mm": 25.6, "kinds": [], "names": []}
+    store.create(path, count=1, size=8, shard=1, attributes=attributes)
+    store.write(path, 0, store.pack(pair), {})
+    case = (path, 0, pair[0, ..., 1].astype(np.float32), "probability", 0.5)
+    assert metrics.case(*case, ("ownlab.code.none",))["ownlab.code.none"] is None
+    with pytest.raises(UserError, match=r"ownlab\.code\.nan of .*s\.zarr, pair 0, is nan"):
+        metrics.case(*case, ("ownlab.code.nan",))

@@ -1,0 +1,141 @@
+"""The list of pairs to leave out: honoured wherever pairs are used; no training changes hands."""
+
+import os
+
+import numpy as np
+import pytest
+
+from skullgen import generate, quality, run, segment, store
+from skullgen.errors import UserError
+from tests import toy_config
+
+SIZE = 8
+
+
+def _toy(stages, **fields):
+    config = toy_config.get_config()
+    config.stages = stages
+    config.data.skulls = 4
+    config.generate.count = 6
+    config.workers = 1
+    config.phases = [dict(step="toy", updates=4)]
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def _store(path, count=8, split=(0, 0, 0, 0, 1, 2, 2, -2)):
+    store.create(path, count=count, size=SIZE, shard=4, attributes={"recipe": {}, "names": []})
+    for start in range(0, count, 4):
+        draw = np.random.default_rng(start).random((4, SIZE, SIZE, SIZE, 2)) < 0.3
+        columns = {"split": np.array(split[start : start + 4]), "removed": np.zeros((4, 3))}
+        store.write(path, start, store.pack(draw), columns)
+    return path
+
+
+def _list(path, text):
+    (path / "leave_out.txt").write_text(text)
+
+
+def test_listed_rows_are_not_used(tmp_path):
+    path = _store(tmp_path / "a.zarr")
+    _list(path, "# copies of one patient\n3\n\n 0 # a hole in its base\r\n3\n5\n7\n")
+    assert store.rows(path).tolist() == [1, 2, 4, 6]
+    assert store.rows(path, "train").tolist() == [1, 2]
+    assert store.rows(path, "test").tolist() == [6]
+    assert store.every(path).tolist() == [0, 1, 2, 3, 4, 5, 6]
+    (whole,) = store.mixture("a.zarr:train:all", tmp_path, 0)
+    assert whole.rows.tolist() == [1, 2]
+    with pytest.raises(UserError, match="2 pairs of split train, not 3"):
+        store.mixture("a.zarr:train:3", tmp_path, 0)
+    _list(path, "\ufeff1\n")  # as an editor on Windows may begin it
+    assert store.rows(path, "train").tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize("word", ["8", "-1", "1.0", "1 2", "1,2", "\u0661", "9" * 5000, "pair 3"])
+def test_a_line_that_is_no_index_is_named(word, tmp_path):
+    path = _store(tmp_path / "a.zarr")
+    _list(path, f"# a list\n{word}\n")
+    with pytest.raises(
+        UserError, match=r"leave_out.txt: line 2 is .*index of one pair a line, 0 to 7"
+    ):
+        store.rows(path)
+
+
+def test_a_list_that_is_no_plain_file_or_leaves_nothing_is_refused(tmp_path):
+    path = _store(tmp_path / "a.zarr")
+    (tmp_path / "elsewhere").write_text("1\n")
+    (path / "leave_out.txt").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="leads out of its folder"):
+        store.rows(path)
+    (path / "leave_out.txt").unlink()
+    os.mkfifo(path / "leave_out.txt")
+    with pytest.raises(UserError, match="not a plain file"):
+        store.rows(path)
+    (path / "leave_out.txt").unlink()
+    _list(path, "5\n6\n")
+    with pytest.raises(UserError, match=r"leave_out.txt: it leaves no pair of split test"):
+        store.rows(path, "test")
+    assert len(store.rows(path)) == 5
+
+
+def test_numbers_are_of_the_pairs_that_are_used(tmp_path):
+    real, made = _store(tmp_path / "real.zarr"), _store(tmp_path / "made.zarr", 4, [-1] * 4)
+    _list(made, "0\n")
+    _list(real, "1\n")
+    assert generate.removed(made)["pairs"] == 3
+    found = quality.quality(real, made)
+    assert found["compared"] == 3
+    closest = found["copies"]["pair"]["closest"]
+    assert sorted(row["generated"] for row in closest) == [1, 2, 3]  # rows, as the list has them
+    # Equal draws: pair 2 of one store is pair 2 of the other, which is second of those left.
+    twin = next(row for row in closest if row["generated"] == 2)
+    assert twin["training"] == 2 and twin["dice"] == 1
+
+
+def test_training_goes_on_only_with_the_list_that_it_began_with(tmp_path):
+    work = tmp_path / "run"
+    run.run(_toy("ingest"), work)
+    train = store.rows(work / "real.zarr", "train").tolist()
+    _list(work / "real.zarr", f"{train[0]}\n")
+    run.run(_toy("train"), work)
+    longer = _toy("train", **{"phases": [dict(step="toy", updates=8)]})
+    before = {p: p.read_bytes() for p in work.rglob("*") if p.is_file()}
+    for text in ("", f"{train[0]}\n{train[1]}\n"):
+        _list(work / "real.zarr", text)
+        with pytest.raises(
+            UserError, match=r"leave_out.txt lists . training pairs, but .*without 1"
+        ):
+            run.run(longer, work)
+    held_out = store.every(work / "real.zarr", "test")[0]  # no batch holds it
+    _list(work / "real.zarr", f"{train[0]}\n{held_out}\n")
+    after = {p: p.read_bytes() for p in work.rglob("*") if p.is_file()}
+    assert {p for p in after if before.get(p) != after[p]} == {work / "real.zarr" / "leave_out.txt"}
+    run.run(longer, work)
+    assert (work / "checkpoints" / "tests.toy" / "8").exists()
+
+
+def test_a_list_that_comes_after_training_is_refused_too(tmp_path):
+    run.run(_toy("ingest,train"), tmp_path)
+    _list(tmp_path / "real.zarr", f"{store.rows(tmp_path / 'real.zarr', 'train')[0]}\n")
+    with pytest.raises(UserError, match=r"lists 1 training pairs, but .*trained without 0"):
+        run.run(_toy("train"), tmp_path)
+    run.run(_toy("generate"), tmp_path)  # of what was learnt
+
+
+def test_a_store_that_grows_keeps_its_list_and_a_net_of_other_pairs_is_set_aside(tmp_path, capsys):
+    fields = {"segment.updates": 2, "segment.reference": False, "segment.batch_size": 2}
+    run.run(_toy("ingest,train,generate,segment", **fields), tmp_path)
+    made = tmp_path / "generated.zarr"
+    _list(made, "1\n4\n")
+    capsys.readouterr()
+    run.run(_toy("generate,segment", **{"generate.count": 9, **fields}), tmp_path)
+    assert store.rows(made).tolist() == [0, 2, 3, 5, 6, 7, 8]
+    said = capsys.readouterr().out
+    assert "9 pairs" in said and "2 updates on 7 pairs" in said
+    assert "is of other pairs or settings: it is now" in said
+    config = _toy("evaluate", **{"generate.count": 9, **fields})
+    (parts,) = segment.mixtures(config.segment, tmp_path).values()
+    assert parts[0].rows.tolist() == [0, 2, 3, 5, 6, 7, 8]
+    _list(made, "1\n")
+    with pytest.raises(UserError, match="not trained on these pairs"):
+        segment.trained(config.segment, SIZE, tmp_path)
