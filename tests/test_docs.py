@@ -2,7 +2,7 @@
 
 bash runs each block with stand-ins for `python`, `pip`, `srun` and `sbatch` that note how they are
 called; a noted `python launch.py` is then run in this process. The quick tests leave out the stages
-LONG names; `pytest -m slow` runs all of them.
+in LONG, and ingest other data only; `pytest -m slow` runs all.
 """
 
 import hashlib
@@ -132,6 +132,8 @@ def _launch(words, monkeypatch, quick):
         config.phases = [{**phase, "updates": 2} for phase in config.phases]
     if quick and not any("--config.stages" in word for word in words):
         left_out = LONG - {"segment"} if "vnet.py" in " ".join(words) else LONG
+        if any("config.data.root" in word for word in words):  # after that, all are alike
+            left_out = LONG | {"train", "generate"}
         config.stages = ",".join(s for s in config.stages.split(",") if s not in left_out)
     elif quick and LONG.intersection(config.stages.split(",")):
         return  # its fields are checked; the slow test runs it

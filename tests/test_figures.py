@@ -69,7 +69,7 @@ def test_pair_sheet_shows_each_skull_without_and_with_its_defect(tmp_path):
     without, with_it = picture[52:308, 12:268], picture[52:308, 268:524]
     assert not blue(without).any() and blue(with_it).sum() > 1000
     skull, defect = PAIR[..., 0], PAIR[..., 1]
-    expected = render.render(skull, defect, render.view_of(skull, defect))
+    expected = render.render(skull, defect, render.look(render.direction(skull, defect)))
     np.testing.assert_array_equal(with_it, expected)
 
 
