@@ -5,7 +5,6 @@ Shapes: `B` samples, `D` voxels a side, as in `types`.
 
 import functools
 import re
-import sys
 from pathlib import Path
 
 import jax
@@ -52,7 +51,7 @@ def require(name, config, size, specs=(), section=""):
     unread = sorted(set(config.keys()) - read - {"resolution", "head", "augment"})
     if unread:
         fields = ", ".join(f"config.{section}model.{field}" for field in unread)
-        print(plain(f"warning: nothing in {name} reads {fields}"), file=sys.stderr)
+        print(plain(f"warning: nothing in {name} reads {fields}"))
 
 
 def check(model, where, size, batches):

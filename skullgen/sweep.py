@@ -9,10 +9,11 @@ run whose data or generator was made again is not taken for done.
 import hashlib
 import json
 import time
+import traceback
 
 import jax
 
-from skullgen import logs, page, run, stages, table1, variants
+from skullgen import jobs, logs, page, run, stages, table1, variants
 from skullgen.errors import UserError, plain
 
 FREE = (
@@ -78,10 +79,14 @@ def sweep(config, folder, which, declare=None, fixed=()):
             run.run(made, folder / job.name)
             logs.write_json(path, _content(made, job, marks))
             marks[job.name] = _mark(job, folder, marks)
-        except UserError as error:
+        except (jobs.Stopped, OSError):
+            raise
+        except Exception as error:  # of a user's own code, any
             if which != "all":
                 raise
-            print(f"job {number} failed: {error}", flush=True)
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            print(plain(f"job {number} failed: {error!s}"), flush=True)
             failed.append(f"{number} ({job.name})")
         finally:
             jax.clear_caches()  # each program maps memory, and a process has only so many maps

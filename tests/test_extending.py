@@ -208,11 +208,11 @@ def test_a_field_that_nothing_reads_is_told(capsys):
         if name not in ("resolution", "learning_rate", "breaks_at", "head"):
             del config.model[name]
     contract.require("tests.toy", config.model, 8, config.phases)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
     config.model.learning_rte = 0.5
     contract.require("tests.toy", config.model, 8, config.phases)
     words = "warning: nothing in tests.toy reads config.model.learning_rte"
-    assert capsys.readouterr().err.strip() == words
+    assert capsys.readouterr().out.strip() == words
 
 
 @pytest.mark.parametrize("name", ["vae", "vae_wgan", "wgan_gp", "introvae"])
@@ -221,11 +221,11 @@ def test_our_own_models_read_all_their_fields(name, capsys):
     contract.require(config.model_name, config.model, 16, config.phases)
     segment = config.segment
     contract.require(segment.model_name, segment.model, 16, section="segment.")
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
     config.model.kl_wieght = 3.0
     contract.require(config.model_name, config.model, 16, config.phases)
     words = f"warning: nothing in {config.model_name} reads config.model.kl_wieght\n"
-    assert capsys.readouterr().err == words
+    assert capsys.readouterr().out == words
 
 
 def test_make_that_returns_no_model_is_told(tmp_path, monkeypatch):

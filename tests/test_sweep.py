@@ -90,6 +90,28 @@ def test_one_that_fails_stops_no_other(tmp_path, capsys, pairs):
     assert "No run has a metrics.json" in out
 
 
+def test_an_exception_of_a_users_own_code_stops_no_other(tmp_path, capsys, pairs, monkeypatch):
+    real, ran = run.run, []
+
+    def breaks(config, folder):
+        ran.append(config.seed)
+        if config.seed == 0:
+            raise TypeError("a bug of mylab")
+        real(config, folder)
+
+    monkeypatch.setattr(run, "run", breaks)
+    with pytest.raises(UserError, match=r"these jobs failed.* 0 \(seed=0\)"):
+        sweep.sweep(
+            _config(stages="ingest", **pairs),
+            tmp_path,
+            "all",
+            lambda add: [add(seed=seed) for seed in (0, 1)],
+        )
+    said = capsys.readouterr()
+    assert ran == [0, 1] and "1 of 2 runs are done" in said.out
+    assert "job 0 failed: a bug of mylab" in said.out and "Traceback" in said.err
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
