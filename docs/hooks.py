@@ -1,0 +1,31 @@
+"""For the site: names in code become links to where they are defined, file and line."""
+
+import ast
+import re
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "skullgen"
+
+
+def place(name):
+    """`losses.kl`, a public function or class of the package, as (file, line); KeyError if none."""
+    module, _, member = name.rpartition(".")
+    file = PACKAGE / f"{module.replace('.', '/')}.py"
+    if not file.is_file():
+        raise KeyError(name)
+    for node in ast.parse(file.read_text()).body:
+        if getattr(node, "name", "") == member:
+            return f"skullgen/{file.relative_to(PACKAGE)}", node.lineno
+    raise KeyError(name)
+
+
+def on_page_markdown(markdown, page, **_):
+    """On the page of methods: `losses.kl` becomes a link to its source, named by file and line."""
+    if page.file.src_uri != "methods.md":
+        return markdown
+
+    def link(found):
+        file, line = place(found[1])
+        return f"[`{file}:{line}`](api.md#skullgen.{found[1]}) `{found[1].rpartition('.')[2]}`"
+
+    return re.sub(r"`(?!config\.)((?:models\.)?[a-z0-9_]+\.[A-Za-z_]\w*)`(?!\()", link, markdown)
