@@ -49,7 +49,7 @@ def main(_):
         hosts.join(_DISTRIBUTED.value)
         jobs.quiet(not hosts.lead())
     flag = flags.FLAGS["config"]
-    workdir = Path(_WORKDIR.value or default_workdir(flag, bool(_SWEEP.value)))
+    workdir = Path(_WORKDIR.value or default_workdir(flag, bool(_SWEEP.value))).expanduser()
     if config.get("compilation_cache"):
         cache = Path(str(config.compilation_cache)).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import operator
+import os
 from pathlib import Path
 
 import jax
@@ -31,6 +32,7 @@ from skullgen import (
 from skullgen.errors import UserError, one_of
 
 BATCH = 8  # pairs that are encoded or decoded at once
+_USER = {}  # `id`: of the process that used jax first
 WAYS = {"linear": explore.linear, "spherical": explore.spherical}
 
 
@@ -49,19 +51,30 @@ class Run:
     @functools.cached_property
     def about(self):
         """What it learnt from, a dict: `voxel_mm`, `kinds`, `licence`, `trained_on`."""
-        return release.about(self.folder)
+        return release.about(self.folder, self.config.get("model_name"))
+
+    def __getstate__(self):  # a worker that is spawned reads the weights itself
+        return {"folder": self.folder, "config": self.config}
+
+    @property
+    def _generator(self):
+        _require_threads()
+        return self._read
 
     @functools.cached_property
-    def _generator(self):
-        if not self.config.get("model_name"):
-            raise UserError(f"{self.folder}: it has no generator, only V-Nets")
+    def _read(self):
         return trained.generator(self.config, self.folder)
 
     @functools.cached_property
     def _sampler(self):
-        options = self.config.generate
-        options = dict(seed=0, batch=options.batch_size, threshold=options.threshold)
-        return generate.sampler(*self._generator, channels=trained.channels(self.config), **options)
+        return functools.lru_cache(1)(functools.partial(generate.sampler, *self._read, seed=0))
+
+    def _drawing(self):
+        """The settings as they are now, a sampler of them, and how many pairs its calls make."""
+        _require_threads()
+        options, channels = ConfigDict(self.config.generate), trained.channels(self.config)
+        picked = dict(batch=options.batch_size, threshold=options.threshold, channels=channels)
+        return options, self._sampler(**picked), options.batch_size * jax.local_device_count()
 
     @functools.cached_property
     def _designers(self):
@@ -71,13 +84,8 @@ class Run:
     def _size(self):
         return self.config.model.resolution
 
-    @property
-    def _block(self):
-        return self.config.generate.batch_size * jax.local_device_count()
-
-    def _clean(self, bits):
+    def _clean(self, bits, options):
         """Packed pairs without dust."""
-        options = self.config.generate
         dust = generate.dust(options, self.about["voxel_mm"])
         return postprocess.clean(bits, self._size, dust, options.connectivity)
 
@@ -87,14 +95,15 @@ class Run:
         Bit-equal to those that the stage `generate` writes for this seed, on one kind and number
         of devices and one `config.generate.batch_size`: decoded in such batches, binarised,
         without overlap (equation 6) and dust. A sample is the same whatever is drawn with it. A
-        smaller `run.config.generate.batch_size`, set before, takes less memory.
+        smaller `run.config.generate.batch_size` takes less memory.
         """
         seed, count, first = _whole(seed=seed, count=count, first=first)
         if not count:
             return np.zeros((0, *[self._size] * 3, 2), bool)
-        make = functools.partial(self._sampler, seed=seed)
-        (_, bits, _), *_ = generate.batches(make, [range(count)], first, self._block)
-        return store.unpack(self._clean(bits), self._size)
+        options, make, block = self._drawing()
+        make = functools.partial(make, seed=seed)
+        (_, bits, _), *_ = generate.batches(make, [range(count)], first, block)
+        return store.unpack(self._clean(bits, options), self._size)
 
     def stream(self, seed=0, batch=8, first=0):
         """Endless batches of pairs, bool [batch, D, D, D, 2], made while a network trains.
@@ -104,22 +113,26 @@ class Run:
         `config.generate.batch_size` a device; it ends with the iterator, when that is closed or
         no longer held. On a GPU that another framework uses too, set the environment variable
         XLA_PYTHON_CLIENT_PREALLOCATE to false first.
+
+        In a data loader's workers, which have to be spawned (`multiprocessing_context="spawn"`),
+        give each a seed of its own: PyTorch's `get_worker_info().id`; else all make the same pairs.
         """
         seed, batch, first = _whole(seed=seed, batch=batch, first=first)
         if not batch:
             raise UserError("batch is 0: a batch of a stream has one pair, or more")
-        return self._stream(self._sampler, seed, batch, first)
+        return self._stream(*self._drawing(), seed, batch, first)
 
-    def _stream(self, make, seed, batch, first):
-        skip, held = first % self._block, []
+    def _stream(self, options, make, block, seed, batch, first):
+        skip, held = first % block, []
 
         def made(start):
-            return self._clean(np.asarray(make(start, seed)[0]))
+            return self._clean(np.asarray(make(start, seed)[0]), options)
 
-        starts = itertools.count(first - skip, self._block)
+        starts = itertools.count(first - skip, block)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(made, next(starts))
             while True:
+                _require_threads()
                 while len(held) < batch:
                     bits, ahead = ahead.result(), pool.submit(made, next(starts))
                     held, skip = [*held, *bits[skip:]], 0
@@ -136,12 +149,15 @@ class Run:
     def encode(self, pairs):
         """Latents z float32 [n, Z] of pairs bool [n, D, D, D, 2]: the mean of the posterior.
 
-        Raises UserError for pairs of another shape, and where the model has no encoder.
+        Raises UserError for what are no such pairs, and where the model has no encoder.
         """
         model, state = self._generator
         if model.encode is None:
             raise UserError(f"model_name is {self.config.model_name!r}: it has no encode")
-        bits = store.pack(_shaped("pairs", pairs, *[self._size] * 3, 2))
+        pairs = _shaped("pairs", pairs, *[self._size] * 3, 2)
+        if not ((pairs == 0) | (pairs == 1)).all():
+            raise UserError("pairs hold other values than 0 and 1: binarise them first")
+        bits = store.pack(pairs)
         encode = jax.jit(model.encode)
 
         def run(part):
@@ -153,17 +169,24 @@ class Run:
         """Pairs bool [n, D, D, D, 2] of latents z [n, Z], post-processed as those of `sample`.
 
         probabilities: True gives what the network says of each voxel instead, float32 in 0..1.
-        Raises UserError for latents of another shape.
+        Raises UserError for what are no such latents.
         """
         model, state = self._generator
         decode, channels = jax.jit(model.decode), trained.channels(self.config)
-        z = _shaped("z", z, jax.eval_shape(model.latents, state, jax.random.key(0)[None]).shape[1])
-        found = generate.whole_batches(lambda part: decode(state, part), np.float32(z), BATCH)
+        found = generate.whole_batches(lambda part: decode(state, part), self._latents(z), BATCH)
         if probabilities:
             return found
         pairs = np.array(nets.binarise(found, channels, self.config.generate.threshold))
         pairs[..., 1] = postprocess.separate(pairs[..., 0], pairs[..., 1])
-        return store.unpack(self._clean(store.pack(pairs)), self._size)
+        return store.unpack(self._clean(store.pack(pairs), self.config.generate), self._size)
+
+    def _latents(self, z):
+        """`z` as float32 [n, Z]; UserError for latents of another shape or that are not finite."""
+        model, state = self._generator
+        z = _shaped("z", z, jax.eval_shape(model.latents, state, jax.random.key(0)[None]).shape[1])
+        if not (abs(z) < 1e30).all():
+            raise UserError("z holds a number that is not finite")
+        return z.astype(np.float32)
 
     def interpolate(self, a, b, steps=6, way="spherical"):
         """Pairs bool [steps, D, D, D, 2] on the way between two, in equal steps (figure 4).
@@ -172,7 +195,10 @@ class Run:
         `spherical` or `linear` (`skullgen.explore`). Raises UserError as `encode` and `decode`.
         """
         one_of("way", way, WAYS)
-        ends = [self.encode([x])[0] if np.ndim(x) == 4 else np.asarray(x) for x in (a, b)]
+        [steps] = _whole(steps=steps)
+        if not steps:
+            raise UserError("steps is 0: a way has one pair, or more")
+        ends = [(self.encode if np.ndim(x) == 4 else self._latents)([x])[0] for x in (a, b)]
         return self.decode(WAYS[way](*ends, np.linspace(0, 1, steps)))
 
     def predict(self, path, net="", bone_hu=0.0, threshold=0.5, dust_mm3=2000.0):
@@ -183,6 +209,7 @@ class Run:
         a voxel is implant, the volume of the smallest piece. Raises UserError for a file that
         cannot be used, and where the run has no such net.
         """
+        _require_threads()
         net = net or self.config.get("predict", {}).get("net", predict.NETS[0])
         fields = dict(net=net, bone_hu=bone_hu, threshold=threshold, dust_mm3=dust_mm3)
         config = ConfigDict({**self.config.to_dict(), "predict": fields})
@@ -199,6 +226,7 @@ def load(where):
     folder beside code of theirs. Raises UserError where there is none, nothing is trained in it,
     its model cannot be imported, or its files are not as they were sealed.
     """
+    _require_threads()
     folder = release.place(where)
     config = trained.config(folder)
     name = config.get("model_name", "")
@@ -211,6 +239,15 @@ def load(where):
     return Run(folder, config)
 
 
+def _require_threads():
+    """UserError in a fork of a process that used jax: its threads are not here, so jax hangs."""
+    if _USER.setdefault("id", os.getpid()) != os.getpid():
+        raise UserError(
+            "jax was used before this process was forked, and would hang in it: give the data "
+            "loader num_workers=0, or multiprocessing_context='spawn'"
+        )
+
+
 def _whole(**numbers):
     """The values of whole numbers from 0 to below 2^31, in order; UserError for any other."""
     for name, value in numbers.items():
@@ -219,13 +256,18 @@ def _whole(**numbers):
         except TypeError:
             good = False
         if not good:
-            raise UserError(f"{name} is {value!r}: it must be a whole number, 0 or more")
+            raise UserError(f"{name} is {value!r}: it must be a whole number, 0 to 2^31 - 1")
     return map(operator.index, numbers.values())
 
 
 def _shaped(name, values, *shape):
-    """`values` as an array [n, *shape], n of 1 or more; UserError for another shape."""
-    values = np.asarray(values)
+    """`values` as numbers [n, *shape], n of 1 or more; UserError for others."""
+    try:
+        values = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        values = np.zeros(0)
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"{name} are of type {values.dtype}: they must be numbers")
     if values.shape[1:] != shape or not len(values):
         wanted = ", ".join(map(str, shape))
         raise UserError(f"{name} are of shape {list(values.shape)}: they must be [n, {wanted}]")

@@ -57,9 +57,9 @@ def text(value):
     return re.sub(r"([\\`*_{}\[\]<>|#~!&$])", r"\\\1", plain(str(value)))
 
 
-def source(path):
-    """What a model learns from of the real store at `path`: source, number of pairs and skulls."""
-    rows, opened = store.rows(path, "train"), store.open_store(path)
+def source(path, rows):
+    """What rows int [n] of the real store at `path` are: source, number of pairs and skulls."""
+    opened = store.open_store(path)
     skulls = len(np.unique(opened["skull"][:][rows]))
     named = opened.attrs["recipe"].get("config", {}).get("source", "unknown")
     return {"source": named, "pairs": len(rows), "skulls": skulls}
@@ -91,7 +91,7 @@ def write(path, metrics=None):
 
 def _front(path, licence):
     """YAML, as the hubs of data sets read it; a string of JSON is one of YAML."""
-    size = SIZES[min(len(str(store.open_store(path).count // 1000).lstrip("0")), len(SIZES) - 1)]
+    size = SIZES[min(len(str(len(store.rows(path)) // 1000).lstrip("0")), len(SIZES) - 1)]
     other = [] if licence in LICENCES else [f"license_name: {json.dumps(plain(licence))}"]
     return [
         "---",
@@ -113,12 +113,14 @@ def _front(path, licence):
 def _about(path, licence):
     group, removed = store.open_store(path), generate.removed(path)
     attrs, recipe, mm = group.attrs, group.attrs["recipe"], group.attrs["voxel_mm"]
-    ml = group["voxels"][:, 1] * mm**3 / 1000
+    left = group.count - removed["pairs"]
+    ml = group["voxels"][store.rows(path), 1] * mm**3 / 1000
     sizes = np.percentile(ml[ml > 0], (0, 25, 50, 75, 100)) if ml.any() else []
     settings = {name: recipe.get(name) for name in ("model", "generate")}
     drawn = settings["generate"] or {}
     rows = {
         "pairs": f"{len(ml)}, {group.size}^3 voxels of {mm:.4g} mm",
+        **({"left out, in leave_out.txt": left} if left else {}),
         "empty defects": f"{(ml == 0).sum()} ({removed['empty_defects']:.1%})",
         "defects, ml: least, quartiles, most": ", ".join(f"{x:.1f}" for x in sizes) or "-",
         "licence": licence,

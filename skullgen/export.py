@@ -9,6 +9,7 @@ files of a pair lie on one grid, in mm, whose place NRRD and NIfTI headers tell 
 import csv
 import io
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from isal import igzip
 
-from skullgen import headers, jobs, mesh, resample, schema, store
+from skullgen import headers, jobs, kinds, mesh, named, resample, schema, sources, store
 from skullgen.errors import UserError, one_of, plain
 
 BATCH = 16  # pairs read at once
@@ -38,15 +39,28 @@ def stage(config, workdir):
     names = formats(settings)
     path = store.found(settings.store, workdir)
     for name in names:
-        folder = Path(settings.folder or workdir / "export")
+        folder = Path(settings.folder or workdir / "export").resolve()
         folder = folder / name if len(names) > 1 or not settings.folder else folder
         run(path, folder, name, settings, config.workers)
 
 
-def check(settings, workdir):
-    """UserError for what `stage` would refuse after the stages before it."""
-    formats(settings)
-    store.require_there([settings.store], workdir)
+def check(config, names, workdir):
+    """UserError for what `stage` would refuse after the stages `names` before it."""
+    settings, data, path = config.export, config.data, store.found(config.export.store, workdir)
+    formatted, *_ = formats(settings)
+    _range(settings.rows)
+    made = "generate" if path.name == "generated.zarr" else "ingest"
+    beside = os.path.abspath(path.parent) == os.path.abspath(workdir)
+    own = path.name in store.MADE and (beside or settings.store in store.MADE)
+    if not (own and made in names):
+        plan(path, formatted, settings)
+        return
+    known = kinds.named_by(data) if data.source in sources.PLANS else None
+    _require_known(path, settings, known, made == "generate")
+    weights = made == "generate" and config.generate.get("weights")
+    if data.source in ("phantom", "skulls") and not weights:  # of others, the files tell
+        size = config.model.resolution
+        _check_grid(path, size, resample.FIELD_MM / size, settings.voxel_mm)
 
 
 def formats(settings):
@@ -65,11 +79,22 @@ def run(path, folder, name, settings, workers=0):
     Raises UserError for a folder of another export, for a selection that holds no pair, and for
     voxels too small or too large.
     """
-    store.require_whole(path)
-    entries, attrs = plan(path, name, settings), store.open_store(path).attrs
-    size = store.open_store(path)["pairs"].shape[1]
-    _check_grid(path, size, attrs["voxel_mm"], settings.voxel_mm)
+    entries, empty = plan(path, name, settings)
+    if empty:
+        print(f"{empty} pairs without an implant or a skull are not exported")
     folder = folder / settings.dataset if name == "nnunet" else folder
+    if not (folder / "export.json").exists() and folder.exists():
+        ours = (".lock", "export.json")  # the first that an export writes, if half
+        if not all(file.name.startswith(ours) for file in folder.iterdir()):
+            raise UserError(f"{folder}: holds files of others: name an empty export.folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with jobs.alone(folder / ".lock", "export.folder"):
+        _write(path, folder, name, settings, entries, workers)
+
+
+def _write(path, folder, name, settings, entries, workers):
+    """Writes the entries that the folder, which is ours alone, does not hold."""
+    attrs, size = store.open_store(path).attrs, store.open_store(path).size
     held = _begin(path, folder, name, settings, attrs, {entry.row for entry in entries})
     table, lines = folder / "pairs.csv", {}
     for entry in entries:
@@ -90,6 +115,8 @@ def run(path, folder, name, settings, workers=0):
         count = sum(entry.files["image"].startswith("imagesTr/") for entry in entries)
         jobs.replace(folder / "dataset.json", _json(_nnunet_about(count, attrs, settings)))
     shown = f"{folder}: {len(entries)} pairs"
+    if not any(entry.about["split"] != "test" for entry in entries) and name == "nnunet":
+        shown += ", none of them to train on"
     validation = sum(entry.about["split"] == "validation" for entry in entries)
     if validation and name in ("skullbreak", "nnunet"):
         shown += f", {validation} of split validation among those to train on"
@@ -99,47 +126,54 @@ def run(path, folder, name, settings, workers=0):
 def plan(path, name, settings):
     """What is to be written of the store `path` in a format: a list of `Entry`, rows rising.
 
-    Pairs without a skull or an implant are not among them, nor those of the store's leave-out
-    list. Raises UserError for a selection that is none or empty.
+    Pairs without a skull or an implant are not among them, but counted second, nor those of the
+    store's leave-out list. Raises UserError for a store that is not whole, for a selection that is
+    none or empty, and for voxels too small or too large.
     """
-    opened, split = store.open_store(path), settings.split
-    wanted = [kind.strip() for kind in settings.kinds.split(",") if kind.strip()]
+    store.require_whole(path)
+    opened, split, wanted = store.open_store(path), settings.split, named.listed(settings.kinds)
+    _check_grid(path, opened.size, opened.attrs["voxel_mm"], settings.voxel_mm)
     splits, numbers = opened["split"][:], opened["kind"][:].tolist()
     known = opened.attrs.get("kinds", [])
-    unsafe = [kind for kind in known if not re.fullmatch(r"\w[\w .-]*", kind)]
-    if unsafe:
-        raise UserError(f"{path}: kind {unsafe[0]!r} is no name of a folder: rename it")
-    kinds = [known[number] if number >= 0 else "" for number in numbers]
+    _require_known(path, settings, known, (splits == -1).all())
+    for kind in known:  # some disks know no capitals
+        alike = [other for other in known if other.casefold() == kind.casefold()]
+        if len(alike) > 1 or not re.fullmatch(r"\w[\w .-]{,99}", kind):
+            raise UserError(f"{path}: kind {kind!r} is no name of a folder of its own: rename it")
+    titles = [known[number] if number >= 0 else "" for number in numbers]
     skulls = opened["skull"][:].tolist()
-    if (split or wanted) and (splits == -1).all():
-        field = "export.split" if split else "export.kinds"
-        raise UserError(f"{path}: generated pairs have no split and no kind: leave {field} empty")
-    if split:
-        one_of("export.split", split, store.SPLITS)
-    for kind in wanted:
-        one_of("export.kinds", kind, known)
     rows = store.rows(path, split or None).tolist()
     first, stop = _range(settings.rows, opened.count)
-    chosen = [r for r in rows if first <= r < stop and (not wanted or kinds[r] in wanted)]
+    chosen = [r for r in rows if first <= r < stop and (not wanted or titles[r] in wanted)]
     filled = (opened["voxels"][:] > 0).all(axis=1)
     entries, cases, names = [], _cases(splits, numbers, skulls), store.names(path, skulls)
     for row in [row for row in chosen if filled[row]]:
-        files = FORMATS[name](row, splits[row] == 2, kinds[row], cases[row])
+        files = FORMATS[name](row, splits[row] == 2, titles[row], cases[row])
         about = {
             "split": store.SPLITS[splits[row]] if splits[row] >= 0 else "",
-            "kind": kinds[row],
+            "kind": titles[row],
             "skull": names[row],
         }
         entries.append(Entry(row, files, (), about))
     if not entries:
         raise UserError(f"{path}: no pair to export: check export.rows, export.split, export.kinds")
-    if len(entries) < len(chosen):
-        print(f"{len(chosen) - len(entries)} pairs without an implant or a skull are not exported")
     owners = {file: entry.row for entry in reversed(entries) for file in entry.files.values()}
     return [
         entry._replace(writes=tuple(r for r, f in entry.files.items() if owners[f] == entry.row))
         for entry in entries
-    ]
+    ], len(chosen) - len(entries)
+
+
+def _require_known(path, settings, known, generated):
+    """UserError for a split or a kind that no pair can have; known: kinds, None where not told."""
+    split, wanted = settings.split, named.listed(settings.kinds)
+    if split:
+        one_of("export.split", split, store.SPLITS)
+    if generated and (split or wanted):
+        field = "export.split" if split else "export.kinds"
+        raise UserError(f"{path}: generated pairs have no split and no kind: leave {field} empty")
+    for kind in wanted if known is not None else ():
+        one_of("export.kinds", kind, known)
 
 
 def write_pair(bits, size, affine, voxel_mm, files):
@@ -147,6 +181,7 @@ def write_pair(bits, size, affine, voxel_mm, files):
 
     bits: uint8 [D^3 * 2 / 8]. affine: [4, 4] voxel -> RAS mm. voxel_mm: of the files, 0 for the
     pair's own. files: (role, path) of each. Returns the voxels of skull and implant, and the grid.
+    Raises UserError where a finer grid loses a speck, or the disk is full.
     """
     skull, implant = (np.ascontiguousarray(x) for x in np.moveaxis(store.unpack(bits, size), -1, 0))
     if voxel_mm:
@@ -216,6 +251,8 @@ def _cases(splits, kinds, skulls):
 
 
 def _skullbreak(row, test, kind, case):
+    # A number has one complete skull, of its first kind: at a threshold of 0.5 or more, where
+    # thin bone is lost at a cut's edge, the unions of its other kinds differ by single voxels.
     part, kind = "test" if test else "train", kind or "random_1"
     sides = {"skull": f"defective_skull/{kind}", "implant": f"implant/{kind}"}
     sides["complete"] = "complete_skull"
@@ -239,7 +276,7 @@ def _stl(row, test, kind, case):
 FORMATS = {"skullbreak": _skullbreak, "nnunet": _nnunet, "nifti": _nifti, "stl": _stl}
 
 
-def _range(text, count):
+def _range(text, count=math.inf):
     """FIRST:STOP, pairs FIRST to STOP - 1 of `count`, as two numbers."""
     if not text:
         return 0, count
@@ -265,7 +302,7 @@ def _check_grid(path, size, own, wanted):
 
 
 def _begin(path, folder, name, settings, attrs, rows):
-    """Makes the folder, or takes up one of the same export: the lines of its table by row."""
+    """Begins in a folder, or takes up one of the same export: the lines of its table by row."""
     recipe = {"format": name, "voxel_mm": float(settings.voxel_mm), "recipe": attrs["recipe"]}
     about, table, held = folder / "export.json", folder / "pairs.csv", {}
     if about.exists():
@@ -273,7 +310,7 @@ def _begin(path, folder, name, settings, attrs, rows):
             told = json.loads(about.read_bytes())
             other = [key for key in recipe if told[key] != recipe[key]]
             # The last line may have been cut short.
-            whole = table.read_text().rpartition("\n")[0] if table.exists() else ""
+            whole = table.read_text("utf-8-sig").rpartition("\n")[0] if table.exists() else ""
             held = {int(line["index"]): line for line in csv.DictReader(io.StringIO(whole))}
         except (ValueError, LookupError, TypeError):
             raise UserError(f"{folder}: damaged: move it away, and start again") from None
@@ -282,17 +319,16 @@ def _begin(path, folder, name, settings, attrs, rows):
             what = f"an export of another {other[0]}".replace("recipe", "store") if other else ""
             what = what or f"it holds pair {surplus[0]}, which is not among those to export"
             raise UserError(f"{folder}: {what}: name another export.folder, or move it away")
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: holds files of others: name an empty export.folder")
-    folder.mkdir(parents=True, exist_ok=True)
     jobs.clear(folder)
     licence = attrs.get("licence", "not stated")
-    jobs.replace(about, _json({**recipe, "licence": licence, "settings": settings.to_dict()}))
+    told = {name: value for name, value in settings.items() if name not in ("folder", "store")}
+    jobs.replace(about, _json({**recipe, "licence": licence, "settings": told}))
     jobs.replace(folder / "LICENCE.txt", f"{plain(licence)}\n".encode())
     card = Path(path) / "README.md"
     if card.exists():
         content = schema.plain_file(card, os.path.realpath(path), 2**20).read_bytes()
-        jobs.replace(folder / "README.md", content)
+        part = f"This folder holds {len(rows)} of the {store.open_store(path).count} pairs."
+        jobs.replace(folder / "README.md", content.rstrip() + f"\n\n{part}\n".encode())
     jobs.replace(table, _text(list(held.values()), header=True).encode() if held else b"")
     return held
 

@@ -2,6 +2,8 @@
 
 import importlib.util
 import math
+import os
+import re
 
 from ml_collections import ConfigDict
 
@@ -31,6 +33,10 @@ WORDS = (
     *("export.store", "export.format", "export.folder", "export.rows", "export.split"),
     *("export.kinds", "export.dataset"),
 )
+PATHS = (
+    *("data.root", "generate.weights", "segment.stores", "explore.stores", "gallery.stores"),
+    *("predict.file", "predict.folder", "predict.weights", "export.store", "export.folder"),
+)
 SWITCHES = (
     *("tensorboard", "data.reframe", "data.strict", "segment.reference", "evaluate.rules"),
     "explore.umap",
@@ -42,7 +48,8 @@ RANGES = {  # lowest and highest value of a field, whole numbers where the lowes
     **dict.fromkeys(("batch_size", "log_every", "save_every", "keep"), (1, math.inf)),
     "workers": (0, 1024),
     **dict.fromkeys(("data.skulls", "data.cuts", "generate.count"), (1, 2**31)),
-    **dict.fromkeys(("generate.batch_size", "evaluate.pairs", "gallery.pairs"), (1, math.inf)),
+    **dict.fromkeys(("evaluate.pairs", "gallery.pairs"), (1, math.inf)),
+    "generate.batch_size": (1, 2**16),
     **dict.fromkeys(("explore.pairs", "explore.steps"), (2, math.inf)),
     "explore.perplexity": (1.0, math.inf),
     **dict.fromkeys(("segment.batch_size", "segment.save_every"), (1, math.inf)),
@@ -76,7 +83,7 @@ SERIES = {"widths": 0, "down": 0, "up": 0, "occupancy": 2, "channel_weights": 2}
 
 
 def stages(config, known):
-    """The names in `config.stages`, which are all in `known`."""
+    """The names in `config.stages`, a list; UserError unless all of them are in `known`."""
     _field(config, "stages", str)
     names = [name.strip() for name in config.stages.split(",") if name.strip()]
     if not names or not set(names) <= set(known):
@@ -86,10 +93,11 @@ def stages(config, known):
     return names
 
 
-def check(config, names=()):
+def check(config, names=(), made=False):
     """UserError for a field that is missing, of a wrong kind or out of range, and where to mend it.
 
-    names: of the stages that are to run, whose sections have to be there.
+    names: of the stages that are to run, whose sections have to be there. made: of a run that was
+    made, maybe by an earlier version: other fields may be missing, and extras are not asked for.
     """
     needed = {"data", "model"}.union(*(SECTIONS[name] for name in names))
     sections = {"": config}
@@ -104,7 +112,7 @@ def check(config, names=()):
     kinds = {**dict.fromkeys(WORDS, str), **dict.fromkeys(SWITCHES, bool), **RANGES}
     for field, kind in kinds.items():
         section, _, name = field.rpartition(".")
-        if sections[section] is not None:
+        if sections[section] is not None and not (made and name not in sections[section]):
             _field(sections[section], field, kind)
     if not isinstance(config.get("phases"), list | tuple):
         _wrong("phases", config, "a list, empty where no stage is `train`")
@@ -125,8 +133,21 @@ def check(config, names=()):
     for field, (module, *users) in extras.items():
         section, _, name = field.rpartition(".")
         used = sections[section] and sections[section][name] and set(users).intersection(names)
-        if used and importlib.util.find_spec(module) is None:
+        if used and not made and importlib.util.find_spec(module) is None:
             raise UserError(f"{field} is True: pip install 'skullgen[{name}]' first")
+
+
+def at_home(config):
+    """A copy of the config with the home folder for each `~` that begins a path."""
+    config = config.copy_and_resolve_references()
+    for field in PATHS:
+        section, name = field.split(".")
+        if name in config.get(section, ()):
+            paths = config[section][name]
+            config[section][name] = re.sub(
+                r"(^|,\s*)(~[^/,]*)", lambda at: at[1] + os.path.expanduser(at[2]), paths
+            )
+    return config
 
 
 def _field(held, field, kind):

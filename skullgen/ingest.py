@@ -4,12 +4,14 @@ A source is planned first, then worker processes make its cases, and whole shard
 order. What is there already is not made again.
 """
 
+import contextlib
+import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from skullgen import jobs, named, sources, store
+from skullgen import jobs, named, schema, sources, store
 from skullgen.errors import UserError, one_of, plain
 
 SHARD = 20  # pairs in a file: what a kill loses at most
@@ -106,18 +108,28 @@ def _begin(path, count, size, config, plan, versions, native, share):
         changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
         what = f"these files changed: {', '.join(changed[:5])}" if changed else "its fields changed"
         raise UserError(f"{path}: begun with other data ({what}): choose another --workdir")
-    licence = {"skullbreak": "CC BY-NC-SA 4.0", "phantom": "Apache-2.0"}
     attributes = {
         "recipe": recipe,
         "voxel_mm": plan.field_mm / size,
         "kinds": list(plan.kinds),
         "names": plan.names,
-        "licence": config.licence or licence.get(config.source, "not stated"),
+        "licence": config.licence or _licence(config),
         "notes": plan.problems,
         "native": native,
         "versions": versions or {},
     }
     store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
+
+
+def _licence(config):
+    """The licence of a source, or that of an export in SkullBreak's layout, which says it."""
+    known = {"skullbreak": "CC BY-NC-SA 4.0", "phantom": "Apache-2.0"}
+    if config.source == "skullbreak":
+        told = Path(config.root) / "LICENCE.txt"
+        with contextlib.suppress(UserError, OSError):  # none, or a text of law
+            content = schema.plain_file(told, os.path.realpath(config.root), 1000).read_bytes()
+            return plain(content.decode(errors="replace").strip()) or known["skullbreak"]
+    return known.get(config.source, "not stated")
 
 
 def _work(path, plan, config, workers, native, share):

@@ -4,9 +4,11 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
+import fcntl
 import itertools
 import multiprocessing
 import os
+import platform
 import re
 import shutil
 import signal
@@ -212,6 +214,33 @@ def no_room(path, needed):
 def free_bytes(path):
     """Bytes that this process may still write on the disk of `path`, which need not exist."""
     return shutil.disk_usage(next(p for p in [path, *path.parents] if p.exists())).free
+
+
+@contextlib.contextmanager
+def alone(path, field, shared=False):
+    """Holds the lock file `path`, which the system lets go when the process ends.
+
+    field: where another folder is chosen. shared: with others that share it. Raises UserError
+    where the lock is another's.
+    """
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "shares of a store"
+            raise UserError(
+                f"{path.parent}: another run works here ({holder}): "
+                f"wait for its end, or choose another {field}"
+            ) from None
+        file.truncate(0)
+        if not shared:
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)  # what is given away names no host
 
 
 def share(text):

@@ -32,6 +32,9 @@ def named_by(config):
 def cut(complete, kind, seed, *, voxel_mm, area_cm2):
     """`defects.cut`, also of a kind that is a function of the user's own.
 
+    complete: bool [X, Y, Z], RAS. voxel_mm: [3]. area_cm2: least and largest, of the outer surface.
+    Returns two bool [X, Y, Z], the defective skull and its implant.
+
     Raises UserError where it returns anything but a part of the skull.
     """
     if "." not in kind:

@@ -1,6 +1,9 @@
 """The pairs of a store as a map-style dataset for PyTorch, MONAI and grain; it imports no jax."""
 
+import hashlib
+import json
 import operator
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,9 @@ class Pairs:
     """
 
     def __init__(self, path, split=None, kind=None):
-        self.path = Path(path)
+        if not isinstance(path, str | os.PathLike):
+            raise UserError(f"{path!r} is no path: name a store, runs/vae_wgan/generated.zarr")
+        self.path = Path(os.path.expanduser(path))
         store.require_whole(self.path)
         opened = store.open_store(self.path)
         if split is not None:
@@ -40,13 +45,15 @@ class Pairs:
             self.rows = self.rows[opened["kind"][:][self.rows] == number]
         if not len(self.rows):
             raise UserError(f"{path}: no pair of split {split} and kind {kind} (None: all)")
+        self._recipe = json.dumps(opened.attrs["recipe"], sort_keys=True).encode()
         self.voxel_mm, self._size = opened.attrs["voxel_mm"], opened["pairs"].shape[1]
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, index):
-        if isinstance(index, slice | list | np.ndarray):
+        if isinstance(index, slice) or np.ndim(index) == 1:
+            index = index if isinstance(index, slice | list) else np.asarray(index)
             part = object.__new__(Pairs)
             part.__dict__.update(self.__dict__, rows=self.rows[index])
             return part
@@ -55,4 +62,5 @@ class Pairs:
         return {"skull": pair[None, ..., 0].copy(), "defect": pair[None, ..., 1].copy()}
 
     def __repr__(self):  # grain tells by it whether a checkpoint is of these data
-        return f"Pairs({str(self.path)!r}: {len(self)} pairs, rows {self.rows})"
+        told = hashlib.sha256(np.asarray(self.rows, "<i8").tobytes() + self._recipe)
+        return f"Pairs({str(self.path)!r}: {len(self)} pairs, {told.hexdigest()[:12]})"

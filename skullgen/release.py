@@ -32,9 +32,14 @@ Trained by skullgen on {trained_on}. Licence: {licence}. **Research only, not a 
 import skullgen
 
 run = skullgen.load("FOLDER")  # this folder
+{uses}```
+"""
+DRAW = """\
 pairs = run.sample(seed=0, count=8)  # bool [8, {size}, {size}, {size}, 2], RAS, {voxel_mm:.4g} mm
-```
-
+"""
+DESIGN = """implant = run.predict("skull.nrrd").mask  # of a defective skull's file, on its voxels
+"""
+STORE = """
 A store of pairs, with the experiment that they were trained by:
 
 ```bash
@@ -52,7 +57,9 @@ def place(where):
     Raises UserError where there is none, and for a release that is not as it was sealed.
     """
     named = sorted(path.name for path in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
-    folder = PACKAGED / where if str(where) in named else Path(where)
+    if not isinstance(where, str | os.PathLike):
+        raise UserError(f"{where!r} is no path: name a work directory, or packaged weights")
+    folder = PACKAGED / where if str(where) in named else Path(os.path.expanduser(where))
     if not (folder / "config.json").exists():
         what = "no run and no weights in it" if folder.is_dir() else "no such folder"
         raise UserError(
@@ -82,17 +89,18 @@ def _check_seal(folder):
         raise UserError(f"{folder / name}: not as {SEAL} says: get these weights again")
 
 
-def about(folder):
+def about(folder, name=""):
     """What the weights in a folder (`place`) learnt from: `voxel_mm`, `kinds`, `licence`, ...
 
-    Read from a release's `release.json`, or from a run's `real.zarr`. Raises UserError where it is
-    damaged or missing.
+    name: the model's. Read from a release's `release.json`, or from a run's `real.zarr`. Raises
+    UserError where it is damaged or missing.
     """
     file = folder / "release.json"
     if not file.exists():
         attrs = store.open_store(folder / "real.zarr").attrs
         told = {name: attrs[name] for name in ("voxel_mm", "kinds", "licence")}
-        return {**told, "trained_on": card.source(folder / "real.zarr")}
+        rows = trained.learnt(folder, name)
+        return {**told, "trained_on": card.source(folder / "real.zarr", rows)}
     told = schema.Attributes(logs.read_json(file))
     told.file = file
     schema.require_attributes(told, file)
@@ -157,7 +165,7 @@ def run(config, workdir):
     Raises UserError where nothing is trained.
     """
     made, partial = workdir / "release", workdir / f"release.partial-{uuid.uuid4().hex}"
-    told, size = about(workdir), config.model.resolution
+    told, size = about(workdir, config.model_name), config.model.resolution
     nets = {config.model_name: trained.generator(config, workdir)} if config.model_name else {}
     name = config.predict.net
     if checkpoint.newest(workdir / "checkpoints" / name):
@@ -179,14 +187,15 @@ def run(config, workdir):
     made_of = {**told, "updates": updates, "weights": weights}
     logs.write_json(partial / "release.json", made_of)
     logs.write_json(partial / "config.json", _public(config, workdir))
-    learnt = told["trained_on"]
+    learnt, draws = told["trained_on"], config.model_name in nets
     listed = ", ".join(f"{name}, update {step}" for name, step in updates.items())
     words = {
         "title": f"Weights: {listed}",
         "trained_on": f"{learnt['pairs']} pairs of {learnt['skulls']} skulls ({learnt['source']})",
         **{"licence": card.text(told["licence"]), "voxel_mm": told["voxel_mm"], "size": size},
     }
-    jobs.replace(partial / "README.md", README.format(**words).encode())
+    words["uses"] = DRAW.format(**words) * draws + DESIGN * (len(nets) > draws)
+    jobs.replace(partial / "README.md", (README.format(**words) + STORE * draws).encode())
     pairs = workdir / "generated.zarr"
     made_by = (store.recipe(pairs) or {}).get("weights")
     if made_by == weights.get(config.model_name, "") and (pairs / "README.md").exists():

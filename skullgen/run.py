@@ -5,10 +5,7 @@ done are locked; a run goes on where it stopped.
 """
 
 import contextlib
-import fcntl
 import json
-import os
-import platform
 import sys
 import time
 
@@ -28,6 +25,7 @@ MEMORY = {  # what to lower where it runs out
     "report": "evaluate.pairs",
     "release": "generate.batch_size",
     "predict": "data.max_voxels, or crop the scan",
+    "export": "workers",
 }
 
 
@@ -35,9 +33,10 @@ def run(config, workdir):
     """Runs `config.stages` in order in `workdir`, which is made.
 
     Several processes (`hosts.join`) share the stages `stages.TOGETHER`; then process 0 goes on
-    alone. With `config.share` this process makes its share of a store, beside others.
+    alone. With `config.share` this process makes its share of a store, beside others. Raises
+    UserError for a user's mistake, Diverged as `train.train`, jobs.Stopped where a signal came.
     """
-    names = check(config, workdir)
+    config, names = check(config, workdir)
     share = jobs.share(config.share)
     if share != (0, 1) and not {"ingest", "generate"}.issuperset(names):
         raise UserError(
@@ -69,11 +68,20 @@ def run(config, workdir):
 
 
 def check(config, workdir):
-    """The names of the config's stages; UserError for what is wrong, before anything is written."""
+    """The config with `~` expanded, and the names of its stages, before anything is written.
+
+    Raises UserError for what is wrong.
+    """
     names = fields.stages(config, stages.STAGES)
     fields.check(config, names)
+    config, real = fields.at_home(config), workdir / "real.zarr"
     stages.check(config, names, workdir)
-    return names
+    first = names.index("ingest") if "ingest" in names else len(names)
+    needing = [name for name in names[:first] if name in ("train", "evaluate", "explore")]
+    if needing and len(names) > 1 and not (real / "zarr.json").exists():
+        what = f"which `{needing[0]}` needs: name the stage `ingest` before it, or leave it out"
+        raise UserError(f"{real}: no store of pairs here, {what}")
+    return config, names
 
 
 def _stage(config, workdir, name, record_it):
@@ -141,27 +149,10 @@ def alone(workdir, share=(0, 1)):
     """
     with contextlib.ExitStack() as stack:
         if share != (0, 1):
-            whole = stack.enter_context(open(workdir / ".lock", "a+"))
-            _hold(whole, workdir, fcntl.LOCK_SH)
-            whole.truncate(0)  # the words of the last whole run
+            stack.enter_context(jobs.alone(workdir / ".lock", "--workdir", shared=True))
         name = ".lock" if share == (0, 1) else f".lock-share-{share[0]}"
-        file = stack.enter_context(open(workdir / name, "a+"))
-        _hold(file, workdir, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        stack.enter_context(jobs.alone(workdir / name, "--workdir"))
         yield
-
-
-def _hold(file, workdir, kind):
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise UserError(
-            f"{workdir}: another run works here ({file.read().strip() or 'shares of a store'}): "
-            "wait for its end, or choose another --workdir"
-        ) from None
 
 
 def prepare(config, workdir):

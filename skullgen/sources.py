@@ -98,7 +98,10 @@ def _plan_skullbreak(size, config):
                 sources.update(
                     {f"{part}/{f}": _sha256(folder / f, config.max_voxels) for f in files}
                 )
-        problems += [f"{part}/{name} is missing" for name in sorted(expected - found)]
+        for side in ("complete_skull", *sides):
+            lost = sorted(f"{part}/{f}" for f in expected - found if f.startswith(f"{side}/"))
+            more = f", and {len(lost) - 1} more of its folder" * (len(lost) > 1)
+            problems += [f"{lost[0]} is missing{more}"] if lost else []
         problems += [f"{part}/{name} is not SkullBreak's" for name in sorted(found - expected)]
     field_mm = _field_mm([case.arguments[0] for case in cases], config.max_voxels)
     return Plan(cases, names, split, sources, problems, field_mm)

@@ -95,7 +95,7 @@ def check(config, names, workdir):
     if "evaluate" in names:
         metrics.own(config.evaluate)
     if "export" in names:
-        export.check(config.export, workdir)
+        export.check(config, names, workdir)
     for name in {"explore", "gallery"}.intersection(names):
         store.require_there(config[name].stores.split(","), workdir)
 
@@ -154,7 +154,10 @@ def _set_aside(path, other, share, tag, what):
 
 
 def link(source, path, size):
-    """Makes `path` a link to a store of real pairs that another run ingested."""
+    """Makes `path` a link to a store of real pairs of `size` voxels a side that another run made.
+
+    Raises UserError for a store that is not whole, of another size, or not of real pairs.
+    """
     store.require_whole(source)
     if store.open_store(source)["pairs"].shape[1] != size:
         raise UserError(f"{source}: its pairs are not of config.model.resolution {size}")
@@ -248,7 +251,7 @@ def _generate(config, workdir):
                 f"{path} holds {held} pairs, and shares cannot make it larger: set generate.count "
                 f"to {held}, or start without share"
             )
-    real = release.about(folder)
+    real = release.about(folder, config.model_name)
     attributes = {
         **real,
         "recipe": recipe,

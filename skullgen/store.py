@@ -121,7 +121,9 @@ def open_store(path):
     Raises UserError where there is none, or anything said of its arrays is not as in `create`.
     """
     if not (Path(path) / "zarr.json").exists():
-        raise UserError(f"{path}: no store of pairs here; run the stage that makes it first")
+        raise UserError(
+            f"{Path(path).absolute()}: no store of pairs here; run the stage that makes it first"
+        )
     return schema.Guarded(path)
 
 

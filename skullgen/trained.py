@@ -2,24 +2,32 @@
 
 import sys
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from skullgen import checkpoint, hosts, logs, store, train
+from skullgen import checkpoint, fields, hosts, logs, store, train
 from skullgen.errors import UserError
 
 
 def config(folder):
-    """The config of the run in `folder`, from its `config.json`; UserError where it is damaged."""
+    """The config of the run in `folder`, from its `config.json`.
+
+    Raises UserError where it is damaged, or a field is out of the bounds of those that may run.
+    """
     held = logs.read_json(folder / "config.json")
     with logs.as_written(folder):
         for section in (held["model"], (held.get("segment") or {}).get("model", {})):
             for name, value in section.items():
                 section[name] = tuple(value) if isinstance(value, list) else value
-        return ConfigDict(held)
+        found = ConfigDict(held)
+        fields.check(found, ("generate" if found.get("model_name") else "segment",), made=True)
+        return found
 
 
 def model(config):
     """The `Model` of `config.model_name`; UserError where there is none."""
+    if not config.model_name:
+        raise UserError("model_name is '': no module is named: it has no generator, only V-Nets")
     return train.load_model(config.model_name, config.model)
 
 
@@ -46,9 +54,21 @@ def channels(config):
     return config.generate.channels or ("exclusive" if head == "exclusive" else "independent")
 
 
+def learnt(workdir, name):
+    """Rows int [n] of `real.zarr` that the generator `name` learns from, or V-Nets where it is "".
+
+    What was left out when its training began is not what `leave_out.txt` lists now.
+    """
+    real = workdir / "real.zarr"
+    if not name:
+        return store.rows(real, "train")
+    left = logs.read_json(workdir / "checkpoints" / name / "left_out.json") or {}
+    return np.setdiff1d(store.every(real, "train"), left.get("pairs", []))
+
+
 def tell_unfinished(config, workdir, model, newest):
     """A warning where the newest checkpoint is not the last one of the plan."""
-    pairs = len(store.rows(workdir / "real.zarr", "train"))
+    pairs = len(learnt(workdir, config.model_name))
     plan = train.phases(config.phases, model)
     end = train.schedule(plan, pairs, config.batch_size)[-1]
     if newest < end and hosts.lead():

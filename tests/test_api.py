@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,89 @@ def test_a_stream_is_the_samples_in_order_and_goes_on_anywhere(toy_run):
     assert threading.active_count() == before
 
 
+def test_settings_that_change_later_are_those_of_the_next_call(toy_run):
+    """A sampler of one batch size with blocks of another would make pairs twice."""
+    loaded = skullgen.load(toy_run)
+    whole, stream = loaded.sample(count=20), loaded.stream(batch=5)
+    first = next(stream)
+    for field, value in (("batch_size", 3), ("threshold", 0.9), ("dust_mm3", 0.0)):
+        for one in (loaded, fresh := skullgen.load(toy_run)):
+            one.config.generate.update(loaded.config.generate)
+            one.config.generate[field] = value
+        found = loaded.sample(count=20)
+        np.testing.assert_array_equal(found, fresh.sample(count=20))
+        np.testing.assert_array_equal(next(loaded.stream(batch=20)), found)
+        assert (found != whole).any()
+    np.testing.assert_array_equal(np.concatenate([first, *itertools.islice(stream, 3)]), whole)
+
+
+FORKED = """
+import multiprocessing, sys, warnings
+import skullgen
+from skullgen.errors import UserError
+
+def ask(run, stream, answers):
+    found = []
+    for do in (run.sample, lambda: next(run.stream()), lambda: next(stream), run.latents,
+               lambda: skullgen.load(sys.argv[1])):
+        try:
+            found.append(str(do()))
+        except UserError as error:
+            found.append(str(error))
+    answers.put(found)
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    run = skullgen.load(sys.argv[1])
+    stream = run.stream()
+    next(stream)
+    fork = multiprocessing.get_context("fork")
+    answers = fork.SimpleQueue()
+    child = fork.Process(target=ask, args=(run, stream, answers))
+    child.start()
+    child.join(60)
+    if child.is_alive():
+        child.kill()
+        print("hangs")
+    else:
+        print(*answers.get(), sep="\\n")
+"""
+
+
+def test_a_fork_says_that_it_would_hang(hybrid_run, tmp_path):
+    """In a process of its own: this one runs jax, which is not to be forked."""
+    (tmp_path / "fork.py").write_text(FORKED)
+    command = [sys.executable, str(tmp_path / "fork.py"), str(hybrid_run[0])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5, done.stderr
+    assert all("multiprocessing_context='spawn'" in line for line in lines)
+
+
+def test_a_used_run_can_be_pickled(toy_run):
+    loaded = skullgen.load(toy_run)
+    pairs = loaded.sample(count=4)
+    again = pickle.loads(pickle.dumps(loaded))
+    assert vars(again).keys() == {"folder", "config"}
+    np.testing.assert_array_equal(again.sample(count=4), pairs)
+
+
+def test_what_was_left_out_after_training_was_learnt_from(toy_run, tmp_path):
+    work = shutil.copytree(toy_run, tmp_path / "run")
+    model, whole = logs.read_json(work / "config.json")["model_name"], {"pairs": 4, "skulls": 2}
+    (work / "real.zarr" / "leave_out.txt").write_text("0\n1\n")
+    assert skullgen.load(work).about["trained_on"] == {"source": "phantom", **whole}
+    logs.write_json(work / "checkpoints" / model / "left_out.json", {"pairs": [2, 3]})
+    (work / "real.zarr" / "leave_out.txt").unlink()
+    some = {"source": "phantom", "pairs": 2, "skulls": 1}
+    assert skullgen.load(work).about["trained_on"] == some
+    shutil.rmtree(work / "generated.zarr")
+    config = toy_config_of("generate")
+    config.generate.count = 2
+    run._stage(config, work, "generate", False)
+    assert store.open_store(work / "generated.zarr").attrs["trained_on"] == some
+
+
 def test_a_failure_ahead_is_raised_where_the_pairs_are_taken(toy_run, monkeypatch):
     loaded = skullgen.load(toy_run)
     stream = loaded.stream(batch=8)
@@ -175,7 +259,19 @@ def test_mistakes_are_one_line(toy_run, hybrid_run, tmp_path):
     refused("'tests.toy': it has no encode", toy.encode, np.zeros((1, SIZE, SIZE, SIZE, 2)))
     refused(r"pairs are of shape \[8, 8, 8, 2\]", loaded.encode, np.zeros((SIZE, SIZE, SIZE, 2)))
     refused(r"z are of shape \[2, 3\]: they must be \[n, 8\]", loaded.decode, np.zeros((2, 3)))
-    refused("seed is -1", loaded.sample, seed=-1)
+    some = np.zeros((2, SIZE, SIZE, SIZE, 2))
+    for wrong in (some + 0.4, some + 2, some * np.nan):
+        refused("other values than 0 and 1", loaded.encode, wrong)
+    refused("pairs are of type <U1", loaded.encode, "x")
+    for wrong in (np.nan, np.inf, 1e300):
+        refused("z holds a number that is not finite", loaded.decode, np.full((2, 8), wrong))
+    refused(r"z are of shape \[0\]", loaded.decode, [[1], [1, 2]])
+    z = np.zeros(8)
+    refused(r"z are of shape \[1, 3\]", loaded.interpolate, z, z[:3])
+    for steps in (0, -1, 2.5):
+        refused(f"steps is {steps}", loaded.interpolate, z, z, steps=steps)
+    refused("None is no path", skullgen.load, None)
+    refused("seed is -1.* 0 to 2.31 - 1", loaded.sample, seed=-1)
     refused("count is 2.5", loaded.sample, count=2.5)
     refused("batch is 0", loaded.stream, batch=0)
     refused("way is 'round'", loaded.interpolate, np.zeros(8), np.ones(8), way="round")

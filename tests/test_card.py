@@ -75,6 +75,20 @@ def test_a_card_says_what_is_in_the_store(tmp_path):
     assert front["license"] == "apache-2.0" and front["size_categories"] == ["n<1K"]
 
 
+def test_pairs_that_are_left_out_are_counted_apart(tmp_path):
+    path = _store(tmp_path / "generated.zarr")
+    assert "left out" not in card.write(path).read_text()
+    (path / "leave_out.txt").write_text("0\n4\n")
+    text = card.write(path).read_text()
+    for line in (
+        "| pairs | 3, 8^3 voxels of 10 mm |",
+        r"| left out, in leave\_out.txt | 2 |",
+        "| empty defects | 0 (0.0%) |",
+        "| defects, ml: least, quartiles, most | 1.0, 1.5, 2.0, 2.5, 3.0 |",
+    ):
+        assert line.replace("\\", "") in text
+
+
 def test_nothing_that_reads_a_store_minds_its_card(tmp_path):
     path = _store(tmp_path / "generated.zarr")
     before = store.load(path, store.rows(path))

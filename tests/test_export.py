@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import platform
 
 import nibabel
 import nrrd
@@ -78,6 +80,12 @@ def _run(path, name, workers=1, **fields):
     folder = path.parent / "out"
     export.run(path, folder, name, _settings(**fields), workers)
     return folder
+
+
+def _check(workdir, stages=("export",), **fields):
+    config = common.defaults("smoke")
+    config.export = _settings(**fields)
+    export.check(config, stages, workdir)
 
 
 def _table(folder):
@@ -236,8 +244,21 @@ def test_an_export_takes_the_licence_and_the_card_and_honours_what_is_left_out(m
     (made / "leave_out.txt").write_text("1\n3\n")
     folder = _run(made, "nifti")
     assert (folder / "LICENCE.txt").read_text() == "CC BY-NC-SA 4.0\n"
-    assert (folder / "README.md").read_text() == "a card"
+    assert (folder / "README.md").read_text() == ("a card\n\nThis folder holds 3 of the 6 pairs.\n")
     assert [line["index"] for line in _table(folder)] == ["0", "4", "5"]
+
+
+def test_an_nnunet_without_a_pair_to_train_on_says_so(real, capsys):
+    _run(real, "nnunet", split="test")
+    assert "2 pairs, none of them to train on" in capsys.readouterr().out
+
+
+def test_a_table_that_a_spreadsheet_saved_goes_on(made):
+    table = _run(made, "nifti") / "pairs.csv"
+    before = table.read_bytes()
+    table.write_bytes(b"\xef\xbb\xbf" + before)
+    _run(made, "nifti")
+    assert table.read_bytes() == before
 
 
 def test_a_split_and_kinds_are_chosen(real):
@@ -268,13 +289,90 @@ def test_mistakes_are_named_before_anything_is_written(made, fields, message):
 
 def test_formats_and_fields_that_cannot_be_are_named_before_the_run(made, real):
     with pytest.raises(UserError, match=r"export\.format is 'obj': choose one of skullbreak"):
-        export.check(_settings(format="nifti,obj"), made.parent)
+        _check(made.parent, format="nifti,obj")
     with pytest.raises(UserError, match="write DatasetNNN_Name"):
-        export.check(_settings(format="nnunet", dataset="Skulls"), made.parent)
+        _check(made.parent, format="nnunet", dataset="Skulls")
     with pytest.raises(UserError, match="no store of pairs here"):
-        export.check(_settings(store="elsewhere/a.zarr"), made.parent)
+        _check(made.parent, store="elsewhere/a.zarr")
+    with pytest.raises(UserError, match="the store has pairs 0 to 5"):  # which none will make anew
+        _check(made.parent, rows="0:7")
+    _check(made.parent, rows="0:6")
     with pytest.raises(UserError, match=r"export\.kinds is 'round'"):
         _run(real, "nifti", kinds="round")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rows": "3"}, "write FIRST:STOP"),
+        ({"split": "trian"}, r"export\.split is 'trian': choose one of train"),
+        ({"split": "train"}, r"no split and no kind: leave export\.split empty"),
+        ({"kinds": "round"}, r"no split and no kind: leave export\.kinds empty"),
+        ({"store": "real.zarr", "kinds": "round"}, r"export\.kinds is 'round': choose one of bil"),
+        ({"voxel_mm": 13.0}, "voxels of 13 mm are larger than files may have"),
+        ({"voxel_mm": 0.1}, r"export\.voxel_mm is 0\.1: at least"),
+    ],
+)
+def test_mistakes_are_named_before_the_pairs_are_made(fields, message, tmp_path):
+    stages = ["ingest", "train", "generate", "export"]
+    with pytest.raises(UserError, match=message):
+        _check(tmp_path, stages, **fields)
+    _check(tmp_path, stages, voxel_mm=6.4, rows="0:3")
+    _check(tmp_path, stages, store="real.zarr", split="test", kinds="bilateral", voxel_mm=6.4)
+
+
+def test_two_exports_into_one_folder_are_refused_and_lose_nothing(made, monkeypatch):
+    write = export.write_pair
+
+    def writes(*task):
+        half = made.parent / "out" / f"x.partial-{'0' * 32}"
+        half.write_bytes(b"half")
+        with pytest.raises(UserError, match=rf"\(process {os.getpid()} on .*export\.folder"):
+            _run(made, "nifti", rows="3:6")
+        assert half.exists()
+        half.unlink()
+        return write(*task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_pair", writes)
+        folder = _run(made, "nifti", rows="0:2")
+    assert [line["index"] for line in _table(folder)] == ["0", "1"]
+    assert len(_table(_run(made, "nifti"))) == 5
+
+
+def test_what_goes_out_names_no_place_and_no_host(made):
+    settings = _settings(store=str(made), folder="/home/me/out")
+    export.run(made, made.parent / "out", "nifti", settings, 1)
+    for place in (made.parent / "out").rglob("*"):
+        content = place.read_bytes() if place.is_file() else b""
+        for word in (str(made.parent), "/home/me", platform.node()):
+            assert word.encode() not in content
+
+
+def test_an_exports_licence_comes_back_with_it(made, tmp_path):
+    folder = _run(made, "skullbreak")
+    (folder / "LICENCE.txt").write_text("Apache-2.0\n")
+    config = common.defaults("smoke").data
+    config.update(source="skullbreak", root=str(folder), threshold=0.5)
+
+    def licence(name):
+        ingest.run(tmp_path / name, SIZE, config, workers=1)
+        return store.open_store(tmp_path / name).attrs["licence"]
+
+    assert licence("a.zarr") == "Apache-2.0"
+    (folder / "LICENCE.txt").write_text("All of a law. " * 100)
+    assert licence("b.zarr") == "CC BY-NC-SA 4.0"
+    config.licence = "mine"
+    assert licence("c.zarr") == "mine"
+
+
+def test_files_that_an_export_of_one_kind_lacks_are_a_line_a_folder(made, tmp_path, capsys):
+    config = common.defaults("smoke").data
+    config.update(source="skullbreak", root=str(_run(made, "skullbreak")), threshold=0.5)
+    ingest.run(tmp_path / "back.zarr", SIZE, config, workers=1)
+    notes = store.open_store(tmp_path / "back.zarr").attrs["notes"]
+    assert len(notes) == 8
+    assert "train/implant/bilateral/000.nrrd is missing, and 4 more of its folder" in notes
 
 
 def test_a_full_disk_is_one_line_and_what_was_written_is_whole(made, monkeypatch):
@@ -300,11 +398,12 @@ def test_coarse_stores_ask_for_a_voxel_size(tmp_path, monkeypatch):
         _run(tmp_path / "generated.zarr", "nifti")
 
 
-def test_a_strangers_kind_does_not_lead_out_of_the_folder(real):
+@pytest.mark.parametrize("kind", ["../../x", "x" * 101, "Random_2"])
+def test_a_strangers_kind_does_not_lead_out_of_the_folder(real, kind):
     place = real / "zarr.json"
     about = json.loads(place.read_text())
     about["attributes"].pop("crc32")
-    about["attributes"]["kinds"][0] = "../../x"
+    about["attributes"]["kinds"][0] = kind
     about["attributes"] = schema.summed(about["attributes"])
     place.write_text(json.dumps(about))
     with pytest.raises(UserError, match="is no name of a folder"):

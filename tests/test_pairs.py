@@ -83,6 +83,34 @@ def test_pickled_they_are_the_same(path):
     assert len(again) == 3 and _is(again[1], 1) and repr(again) == repr(Pairs(path, "train"))
 
 
+def test_other_pairs_have_another_name(path):
+    """By it grain tells whether a checkpoint is of these data: numpy would shorten long rows."""
+    pairs = Pairs(path)
+    many = pairs[np.arange(3000) % 6]
+    swapped = pairs[[*many.rows[:1500], 5, *many.rows[1501:]]]
+    assert repr(many) != repr(swapped) and repr(many) == repr(pairs[many.rows])
+    other = path.with_name("b.zarr")
+    attributes = {"recipe": {"step": 2}, "names": [], "kinds": [], "voxel_mm": 25.6}
+    store.create(other, count=6, size=SIZE, shard=6, attributes=attributes)
+    store.write(other, 0, store.pack(PAIRS[:6]), {"split": np.zeros(6, int)})
+    other.rename(path.with_name("c.zarr"))
+    path.rename(other)
+    path.with_name("c.zarr").rename(path)
+    assert len(Pairs(path)) == 6 and repr(Pairs(path)) != repr(pairs)
+
+
+def test_indices_of_other_kinds_and_paths_from_home(path, monkeypatch):
+    monkeypatch.setenv("HOME", str(path.parent))
+    pairs = Pairs("~/a.zarr")
+    assert _is(pairs[np.array(3)], 3) and pairs[range(1, 5, 2)].rows.tolist() == [1, 3]
+    assert pairs[np.arange(6) > 3].rows.tolist() == [4, 5] and len(pairs[[]]) == 0
+    for wrong in ([[1, 2]], np.array([[1, 2]]), 1.0, None):
+        with pytest.raises(TypeError):
+            pairs[wrong]
+    with pytest.raises(UserError, match="None is no path"):
+        Pairs(None)
+
+
 TORCH = """
 import sys
 import torch
@@ -91,6 +119,7 @@ from skullgen import Pairs
 if __name__ == "__main__":
     pairs = Pairs(sys.argv[1])
     pairs[0]  # a store that was read before a fork
+    assert pairs[torch.tensor([4, 1])].rows.tolist() == [4, 1]
     expected = torch.utils.data.default_collate([pairs[n] for n in range(6)])
     for options in ({}, *({"num_workers": 2, "multiprocessing_context": c} for c in sys.argv[2:])):
         batches = list(torch.utils.data.DataLoader(pairs, batch_size=4, **options))

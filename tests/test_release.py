@@ -1,6 +1,7 @@
 """Weights to hand on: they draw, encode and predict as their run does, and hold no more."""
 
 import contextlib
+import json
 import shutil
 
 import jax
@@ -179,6 +180,42 @@ def test_what_a_stranger_sealed_is_checked_too(copy):
     _seal(copy)
     with pytest.raises(UserError, match="a checkpoint of another model or of other sizes"):
         skullgen.load(copy).sample(count=1)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("model", "resolution", 4096),
+        ("model", "latent", 10**12),
+        ("model", "widths", [8, 10**9]),
+        ("generate", "batch_size", 10**9),
+        ("generate", "batch_size", 0),
+        ("generate", "threshold", "x"),
+    ],
+)
+def test_weights_are_held_to_the_bounds_of_a_run(copy, section, field, value):
+    config = logs.read_json(copy / "config.json")
+    config[section][field] = value
+    del config["gallery"], config["generate"]["weights"]  # of an earlier version
+    logs.write_json(copy / "config.json", config)
+    _seal(copy)
+    with pytest.raises(UserError, match=f"config.{section}.{field} is .*: it must be"):
+        skullgen.load(copy)
+
+
+def test_a_release_of_v_nets_alone_promises_no_samples(made, tmp_path):
+    work = shutil.copytree(made[0], tmp_path / "run")
+    shutil.rmtree(work / "checkpoints" / "vae_wgan")
+    config = made[1].copy_and_resolve_references()
+    config.model_name = ""
+    logs.write_json(work / "config.json", json.loads(config.to_json_best_effort()))
+    release.run(config, work)
+    words, both = ((path / "release" / "README.md").read_text() for path in (work, made[0]))
+    assert "run.predict(" in words and "run.sample(" not in words and "generate" not in words
+    assert all(f"run.{name}(" in both for name in ("predict", "sample"))
+    assert "stages=generate" in both
+    with pytest.raises(UserError, match="it has no generator, only V-Nets"):
+        skullgen.load(work / "release").sample()
 
 
 def test_training_does_not_go_on_from_a_release(made, copy):

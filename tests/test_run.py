@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import common, vae, wgan_gp
-from skullgen import fields, phantom, run, store, train
+from skullgen import fields, phantom, run, stages, store, train
 from skullgen.errors import UserError
 from tests import toy, toy_config
 
@@ -96,11 +96,35 @@ def test_more_pairs_are_added_to_those_there(work):
         ("train", "real.zarr: no store of pairs here; run the stage that makes it"),
         ("generate", "no checkpoint; run the stage `train` first"),
         ("evaluate", "nothing to evaluate"),
+        ("generate,evaluate", "real.zarr: no store of pairs here, which `evaluate` needs"),
+        ("train,ingest", "real.zarr: no store of pairs here, which `train` needs"),
     ],
 )
 def test_stages_out_of_order_are_named(stages, words, tmp_path):
     with pytest.raises(UserError, match=words):
         run.run(_toy(stages), tmp_path / "new")
+
+
+def test_home_is_no_folder_called_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.chdir(tmp_path)
+    run.run(_toy("ingest"), tmp_path / "work")
+    own = {"export.store": "~/real.zarr", "export.folder": "~/out/../it", "export.voxel_mm": 6.4}
+    (tmp_path / "me").mkdir()
+    (tmp_path / "work" / "real.zarr").rename(tmp_path / "me" / "real.zarr")
+    run.run(_toy("export", workers=1, **own), tmp_path / "work")
+    assert (tmp_path / "me" / "it" / "pairs.csv").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["me", "work"]
+    assert sorted(path.name for path in (tmp_path / "me").iterdir()) == ["it", "real.zarr"]
+    config = _toy("segment", **{"segment.stores": "a~/b.zarr:all:2, ~/c.zarr:all:3,~/d.zarr:all:1"})
+    home = f"{tmp_path}/me"
+    assert fields.at_home(config).segment.stores == (
+        f"a~/b.zarr:all:2, {home}/c.zarr:all:3,{home}/d.zarr:all:1"
+    )
+
+
+def test_every_stage_says_what_to_lower_where_memory_runs_out():
+    assert run.MEMORY.keys() == stages.STAGES.keys()
 
 
 def test_every_size_has_the_same_fields():
