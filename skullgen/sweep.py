@@ -50,11 +50,12 @@ def sweep(config, folder, which, declare=None, fixed=()):
         marks[job.name] = _mark(job, folder, marks)
     if which == "list":
         waves = {}
+        print(f"  no  wave  {'run':50s} state")
         for number, job in enumerate(plan):
             needs = ", ".join(str(names.index(name)) for name in job.needs)
             state = "done" if marks[job.name] else f"needs {needs}" if needs else ""
             waves[job.name] = 1 + max([waves[name] for name in job.needs], default=-1)
-            print(f"{number:4d}  {waves[job.name]}  {job.name:50s} {state}")
+            print(f"{number:4d}  {waves[job.name]:4d}  {job.name:50s} {state}")
         return
     if which != "all" and not (which.isdecimal() and int(which) < len(plan)):
         raise UserError(f"--sweep is {which!r}: list, all, or a number below {len(plan)}")

@@ -30,6 +30,15 @@ SHOWN = {  # title of a column that is printed -> the number in it
     "copies": "quality.copies.skull.share_above",
     "empty defects": "quality.removed.empty_defects",
 }
+NEAR = "mean Dice of a generated {} with the training one most like it; of an unseen real one"
+MEANS = {  # title -> what it says, and the number that it is held against
+    "test Dice": ("of the V-Net trained on generated pairs, on unseen skulls", None),
+    "real pairs: test Dice": ("of the V-Net trained on the real pairs", None),
+    "nearest skull": (NEAR.format("skull"), "quality.skull.nearest_training_dice.held_out"),
+    "nearest defect": (NEAR.format("defect"), "quality.defect.nearest_training_dice.held_out"),
+    "copies": ("share of skulls nearer to a training one than 95 % of unseen ones are", None),
+    "empty defects": ("share of generated pairs without a defect", None),
+}
 
 
 class Job(NamedTuple):
@@ -151,11 +160,19 @@ def gather(config, folder, runs, done):
         ]
         for e in entries
     ]
-    note = f"{done}. Mean ± standard deviation over the runs of a row."
+    notes = [f"{done}. Mean ± standard deviation over the runs of a row."]
     if not known:
-        note += " No run has a metrics.json: name the stage `evaluate`."
+        notes[0] += " No run has a metrics.json: name the stage `evaluate`."
+    over_all = _means(list(found.values()))
+    for title, (words, key) in MEANS.items():
+        if title in shown:
+            notes.append(f"{title}: {words}" + (f" {_cell(over_all.get(key))}." if key else "."))
+    heads = list(shown.items())[:4]
+    for name in runs:
+        values = [f"{title} {found[name][key]:.3f}" for title, key in heads if key in found[name]]
+        notes.append(": ".join([name, *[", ".join(values)] * bool(values)]))
     made = [{"name": n, "fields": runs[n], "numbers": found[n]} for n in runs]
-    table = {"title": "Sweep", "columns": columns, "rows": lines, "notes": [note]}
+    table = {"title": "Sweep", "columns": columns, "rows": lines, "notes": notes}
     logs.write_json(folder / "sweep.json", {**table, "entries": entries, "runs": made})
     jobs.replace(folder / "sweep.csv", _csv(fields, known, entries).encode())
     jobs.replace(folder / "sweep.md", ("\n".join(describe(table)) + "\n").encode())
@@ -202,4 +219,4 @@ def describe(table):
         "| " + " | ".join(text.ljust(w) for text, w in zip(row, wide, strict=True)) + " |"
         for row in cells
     ]
-    return [*lines, "", *table["notes"]]
+    return [*lines, "", *(f"- {note}" for note in table["notes"])]

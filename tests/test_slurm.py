@@ -28,7 +28,7 @@ def _waves(arguments):
     """By number: the wave of each run of the sweep, as `--sweep=list` says."""
     command = [sys.executable, "launch.py", *map(str, arguments), "--sweep=list"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    rows = [line.split() for line in listed.splitlines()[1:]]
+    rows = [line.split() for line in listed.splitlines()[2:]]
     needs = {int(r[0]): {int(x.strip(",")) for x in r[4:]} for r in rows if r[3:4] == ["needs"]}
     waves = {int(row[0]): int(row[1]) for row in rows}
     for run, others in needs.items():

@@ -47,7 +47,8 @@ def test_a_sweep_is_listed_run_reused_and_gathered(tmp_path, capsys, pairs):
     )
     sweep.sweep(config, folder, "1", _two)
     sweep.sweep(config, folder, "list", _two)
-    lines = capsys.readouterr().out.splitlines()[-4:]
+    heads, *lines = capsys.readouterr().out.splitlines()[-5:]
+    assert heads.split() == ["no", "wave", "run", "state"]
     assert [line.split() for line in lines] == [
         [str(n), "0", name, *["done"] * (n == 1)] for n, name in enumerate(names)
     ]
@@ -70,6 +71,9 @@ def test_a_sweep_is_listed_run_reused_and_gathered(tmp_path, capsys, pairs):
     assert float(rows[1][key]) == mean["mean"] and rows[1]["runs"] == "2"
     text = (folder / "sweep.md").read_text()
     assert text.startswith("| model.learning_rate") and f"{mean['mean']:.3f} ± " in text
+    unseen = np.mean([run["numbers"][f"{key[:-9]}held_out"] for run in held["runs"]])
+    assert any(f"of an unseen real one {unseen:.3f} ± " in note for note in held["notes"])
+    assert f"- {names[2]}: nearest skull {found[names[2]]:.3f}, " in text
     assert text in out and "Sweep" in (folder / "report.html").read_text()
     before = (folder / names[0] / "train.jsonl").stat().st_mtime_ns
     sweep.sweep(config, folder, "all", _two)
