@@ -26,6 +26,7 @@ METRICS = (
     "hd95_native_mm",
 )
 COLUMNS = ("train", "validation", "test", "selection")
+TITLES = {"validation": "learnt from"}  # the paper's word is that of a store's split, too
 
 
 def network(model, state, size, batch=8):
@@ -233,11 +234,11 @@ def describe(verdict):
             row = found.get((net, column, metric))
             return "-" if row is None else f"{row['mean']:.3f}"
 
-        row = found[net, column, "dice"]
+        row, title = found[net, column, "dice"], TITLES.get(column, column)
         native = f"{show('dice_native')} ({show('ceiling_native')})"
         distance = found[net, column, "hd95_mm"]["mean"]
         lines.append(
-            f"{net:12s}{column:12s}{_span(row):>22s}{show('dice_512'):>12s}{native:>18s}"
+            f"{net:12s}{title:12s}{_span(row):>22s}{show('dice_512'):>12s}{native:>18s}"
             f"{show('bdsc'):>7s}{distance:>6.1f} mm  {row['cases']}, {row['skulls']}"
         )
     for (net, column, metric), row in found.items():

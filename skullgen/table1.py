@@ -230,7 +230,7 @@ def gather(config, folder, rows, done):
             "trained on",
             "pairs",
             "train",
-            "validation",
+            "learnt from",
             "test [95 % interval]",
             "sd of seeds",
             "test, model's grid",
@@ -334,8 +334,8 @@ def _remarks(config, entries, best, done):
         f"{config.table.seeds} seeds, one generator {generators}; every V-Net has "
         f"{config.segment.updates} updates of {config.segment.batch_size} pairs at "
         f"{config.model.resolution}^3.",
-        "train: the V-Net's own pairs. validation: the real pairs that the generators learnt from. "
-        "test: skulls that nothing was trained on. Scored: all test pairs, of train and validation "
+        "train: the V-Net's own pairs. learnt from (paper: validation): the generators' real pairs. "
+        "test: skulls that nothing was trained on. Scored: all test pairs, of the others "
         f"{f'at most {config.evaluate.cases}' if config.evaluate.cases else 'all'}. "
         "A mixture draws equally from its parts.",
         f"best control: {best['title'] if best else '-'}, chosen on the split `validation`, which "
