@@ -1,7 +1,7 @@
 """Runs an experiment: `python launch.py --config experiments/vae_wgan.py[:size]`.
 
 --workdir FOLDER      all of a run (default: runs/<config>[-<size>][-<overrides>])
---config FOLDER/config.json   the same run again, from its own folder
+--config FOLDER/config.json   that run goes on; with --workdir it is made again elsewhere
 --sweep=list|all|K    of a config with a sweep(add): show its runs, run all, or one of them
 --distributed=auto    one of several processes that train together (SLURM, Open MPI, Kubernetes);
                       by hand K/N@HOST:PORT, process K of N with a port of process 0's host
@@ -56,7 +56,7 @@ def main(_):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     print(errors.plain(f"work directory: {workdir}"), flush=True)
     path, _, size = flag.config_filename.partition(":")
-    if Path(path) == _READER:
+    if Path(path) == _READER and workdir.resolve() != Path(size).parent.resolve():
         run.tell_versions(Path(size).parent)
     with jobs.stoppable():
         if sweeping:
@@ -68,10 +68,12 @@ def main(_):
 
 
 def default_workdir(flag, sweeping=False):
-    """`runs/<config>[-<size>][-<overrides>][-sweep]`."""
+    """`runs/<config>[-<size>][-<overrides>][-sweep]`, or the folder of a run's `config.json`."""
     from skullgen import variants
 
     path, _, size = flag.config_filename.partition(":")
+    if Path(path) == _READER:
+        return Path(size).parent
     overrides = config_flags.get_override_values(flag)
     parts = [Path(path).stem, size, *(f"{name}={value}" for name, value in overrides.items())]
     # What a run is, these do not change.

@@ -1,8 +1,10 @@
-"""A run again, from what its own folder says: in another folder, bit for bit on one kind of device.
+"""A run from what its own folder says: it goes on there, or is made again in another folder.
 
+  python launch.py --config runs/vae_wgan/config.json --config.stages=export
   python launch.py --config runs/vae_wgan/config.json --workdir runs/again
 
-Fields that a later version added have their defaults. Paths are as they were: from where you are.
+Made again it is the same bit for bit, on one kind of device. Fields that a later version added have
+their defaults. Paths are as they were: from where you are.
 """
 
 import json

@@ -71,6 +71,16 @@ def test_a_second_call_does_nothing_again(whole):
     assert _bytes(work / "generated.zarr") == before
 
 
+def test_a_run_goes_on_by_its_own_config_where_it_lies(whole):
+    work, _ = whole
+    stages = json.loads((work / "config.json").read_text())["stages"]
+    own = ["--config", work / "config.json", "--config.compilation_cache="]
+    code, out, err = _run(*own, "--config.stages=export", "--config.export.format=nifti")
+    assert code == 0 and "warning" not in err and f"work directory: {work}\n" in out
+    assert (work / "export" / "nifti" / "pairs.csv").exists()
+    assert json.loads((work / "config.json").read_text())["stages"] == f"{stages},export"
+
+
 @pytest.mark.parametrize("when", ["training", "generation", "segmentation"])
 def test_kill_9_and_again_ends_bit_identical(whole, when, tmp_path):
     work = tmp_path / "run"
