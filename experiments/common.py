@@ -40,6 +40,7 @@ def defaults(size):
     config.data.seed = 0  # of phantoms, defects and the split
     config.data.threshold = 0.3  # share of bone that makes a voxel bone
     config.data.bone_hu = 0.0  # for CTs in Hounsfield units: bone is this or more; 0: masks
+    config.data.label = 0  # of a segmentation: the value that is bone; 0: masks of one value
     config.data.max_voxels = 2**29  # of a file; a larger one is refused before it is read
     config.data.test = ""  # skulls' names, comma-separated; both empty: by fraction
     config.data.validation = ""
@@ -108,9 +109,10 @@ def defaults(size):
 
     config.predict = ConfigDict()  # an implant for a skull's file; research only
     config.predict.file = ""  # defective skulls: files and folders of them, comma-separated
-    config.predict.net = "vnet"  # or vnet_real, trained on the real pairs
+    config.predict.net = ""  # vnet, or vnet_real (of the real pairs); "": vnet, or the only one
     config.predict.weights = ""  # whose net: a release's folder, packaged weights; "": this run's
     config.predict.bone_hu = 0.0  # for CTs in Hounsfield units: bone is this or more; 0: masks
+    config.predict.label = 0  # of a segmentation: the value that is bone; 0: a mask of one value
     config.predict.threshold = 0.5  # probability above which a voxel is implant
     config.predict.dust_mm3 = 2000.0  # pieces of a smaller volume are removed
     config.predict.pieces = 0  # only the largest so many are kept; 0: all

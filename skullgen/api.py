@@ -25,6 +25,7 @@ from skullgen import (
     postprocess,
     predict,
     release,
+    segment,
     steps,
     store,
     trained,
@@ -201,17 +202,18 @@ class Run:
         ends = [(self.encode if np.ndim(x) == 4 else self._latents)([x])[0] for x in (a, b)]
         return self.decode(WAYS[way](*ends, np.linspace(0, 1, steps)))
 
-    def predict(self, path, net="", bone_hu=0.0, threshold=0.5, dust_mm3=2000.0):
+    def predict(self, path, net="", bone_hu=0.0, threshold=0.5, dust_mm3=2000.0, label=0):
         """The implant of a defective skull in a file, `skullgen.predict.Implant`; research only.
 
-        net: `vnet` or `vnet_real`; "": as `config.predict.net`. The others are as in
+        net: `vnet`, `vnet_real`, or "": as `config.predict.net`. The others are as in
         `config.predict`, too: where a CT's bone begins (HU; 0: a mask), the probability above which
-        a voxel is implant, the volume of the smallest piece. Raises UserError for a file that
-        cannot be used, and where the run has no such net.
+        a voxel is implant, the volume of the smallest piece, which value of a segmentation is bone
+        (0: a mask). Raises UserError for a file that cannot be used, and where the run has no such
+        net.
         """
         _require_threads()
-        net = net or self.config.get("predict", {}).get("net", predict.NETS[0])
-        fields = dict(net=net, bone_hu=bone_hu, threshold=threshold, dust_mm3=dust_mm3)
+        net = net or self.config.get("predict", {}).get("net", "")
+        fields = dict(net=net, bone_hu=bone_hu, label=label, threshold=threshold, dust_mm3=dust_mm3)
         config = ConfigDict({**self.config.to_dict(), "predict": fields})
         if net not in self._designers:
             self._designers[net] = predict.designer(config, self.folder)
@@ -222,21 +224,27 @@ def load(where):
     """The trained run in `where`: a `Run`.
 
     where: a work directory, that of a sweep's run, the folder that the stage `release` made, or
-    the name of packaged weights, `demo`. The config's model is imported: load no stranger's
-    folder beside code of theirs. Raises UserError where there is none, nothing is trained in it,
-    its model cannot be imported, or its files are not as they were sealed.
+    the name of packaged weights, `demo`. Of a work directory whose pairs were made by
+    `generate.weights`, with nothing trained in it, it is the run of those weights. The config's
+    model is imported: load no stranger's folder beside code of theirs. Raises UserError where there
+    is none, nothing is trained in it, its model cannot be imported, or its files are not as they
+    were sealed.
     """
     _require_threads()
     folder = release.place(where)
     config = trained.config(folder)
-    name = config.get("model_name", "")
-    if name:
+    if not _begun(folder, config) and config.get("generate"):  # pairs made by weights of elsewhere
+        config, folder = release.chosen(config, folder)
+    if config.get("model_name"):
         trained.model(config)
-    if not any(
-        checkpoint.newest(folder / "checkpoints" / x) for x in (name or "vnet", *predict.NETS)
-    ):
+    if not _begun(folder, config):
         raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
     return Run(folder, config)
+
+
+def _begun(folder, config):
+    names = (config.get("model_name") or segment.NETS[0], *segment.NETS)
+    return any(checkpoint.newest(folder / "checkpoints" / name) for name in names)
 
 
 def _require_threads():

@@ -42,7 +42,14 @@ def require(name, config, size, specs=(), section=""):
         copy = Watched(config)
         model = train.load_model(name, copy, section)
         phases = train.phases(specs, model) if specs else ()
-        check(model, name, size, {phase.step: phase.batches for phase in phases})
+        try:
+            check(model, name, size, {phase.step: phase.batches for phase in phases})
+        except AttributeError as error:
+            field = train.lacked(error)
+            if not field:
+                raise
+            what = f"config.{section}model lacks the field {field}, which {name} reads"
+            raise UserError(what) from error
         read = copy.names_read
     else:
         files = [file.read_text() for file in Path(models.__file__).parent.glob("*.py")]

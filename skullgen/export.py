@@ -112,8 +112,9 @@ def _write(path, folder, name, settings, entries, workers):
                 bar.update(1)
     jobs.replace(table, _text([lines[row] for row in sorted(lines)], header=True).encode())
     if name == "nnunet":
-        count = sum(entry.files["image"].startswith("imagesTr/") for entry in entries)
-        jobs.replace(folder / "dataset.json", _json(_nnunet_about(count, attrs, settings)))
+        learnt = [entry for entry in entries if entry.files["image"].startswith("imagesTr/")]
+        jobs.replace(folder / "dataset.json", _json(_nnunet_about(len(learnt), attrs, settings)))
+        _fold(folder, learnt, store.open_store(path)["skull"][:].tolist())
     shown = f"{folder}: {len(entries)} pairs"
     if not any(entry.about["split"] != "test" for entry in entries) and name == "nnunet":
         shown += ", none of them to train on"
@@ -265,15 +266,12 @@ def _nnunet(row, test, kind, case):
     return {"image": images, "implant": f"labels{tag}/{name}.nii.gz"}
 
 
-def _nifti(row, test, kind, case):
-    return {role: f"{role}/{row:06d}.nii.gz" for role in ("skull", "implant")}
+def _sides(ending):
+    return lambda row, *_: {role: f"{role}/{row:06d}{ending}" for role in ("skull", "implant")}
 
 
-def _stl(row, test, kind, case):
-    return {role: f"{role}/{row:06d}.stl" for role in ("skull", "implant")}
-
-
-FORMATS = {"skullbreak": _skullbreak, "nnunet": _nnunet, "nifti": _nifti, "stl": _stl}
+FORMATS = {"skullbreak": _skullbreak, "nnunet": _nnunet}
+FORMATS |= {"nifti": _sides(".nii.gz"), "stl": _sides(".stl")}
 
 
 def _range(text, count=math.inf):
@@ -317,7 +315,9 @@ def _begin(path, folder, name, settings, attrs, rows):
         surplus = sorted(held.keys() - rows)
         if other or surplus:
             what = f"an export of another {other[0]}".replace("recipe", "store") if other else ""
-            what = what or f"it holds pair {surplus[0]}, which is not among those to export"
+            left = surplus and surplus[0] in schema.leave_out(path, store.open_store(path).count)
+            why = f"{path / 'leave_out.txt'} lists" if left else "is not among those to export"
+            what = what or f"it holds pair {surplus[0]}, which {why}"
             raise UserError(f"{folder}: {what}: name another export.folder, or move it away")
     jobs.clear(folder)
     licence = attrs.get("licence", "not stated")
@@ -331,6 +331,21 @@ def _begin(path, folder, name, settings, attrs, rows):
         jobs.replace(folder / "README.md", content.rstrip() + f"\n\n{part}\n".encode())
     jobs.replace(table, _text(list(held.values()), header=True).encode() if held else b"")
     return held
+
+
+def _fold(folder, entries, skulls):
+    """Writes nnU-Net's `splits_final.json`: a skull's cases in one fold; generated pairs singly."""
+    rows = {Path(e.files["implant"]).name.removesuffix(".nii.gz"): e.row for e in entries}
+    keys = {name: skulls[r] if skulls[r] >= 0 else -1 - r for name, r in rows.items()}
+    order = {key: number for number, key in enumerate(dict.fromkeys(keys.values()))}
+    count, file = min(5, len(order)), "splits_final.json"
+    if count < 2:
+        print(f"no {file}: its folds are by skull, and there are {count} to train on")
+        return
+    folds = [[name for name in keys if order[keys[name]] % count == k] for k in range(count)]
+    splits = [{"train": sorted(keys.keys() - fold), "val": fold} for fold in folds]
+    jobs.replace(folder / file, _json(splits))
+    print(f"{file}: {count} folds by skull: copy it to nnUNet_preprocessed/{folder.name}/")
 
 
 def _tasks(path, folder, entries, size, voxel_mm):

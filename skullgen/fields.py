@@ -62,6 +62,7 @@ RANGES = {  # lowest and highest value of a field, whole numbers where the lowes
     **dict.fromkeys(("evaluate.threshold", "predict.threshold"), (0.001, 1)),
     "predict.dust_mm3": (0.0, math.inf),
     "predict.pieces": (0, math.inf),
+    **dict.fromkeys(("data.label", "predict.label"), (0, 2**31)),
     **dict.fromkeys(("data.test_fraction", "data.validation_fraction"), (0.0, 1)),
     "generate.connectivity": (6, 26),
     "export.voxel_mm": (0.0, 10),

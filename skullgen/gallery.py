@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from skullgen import jobs, logs, quality, store
+from skullgen import jobs, logs, quality, store, train
 from skullgen.errors import UserError, plain
 from skullgen.markup import text
 
@@ -37,6 +37,8 @@ def run(config, workdir):
     if not paths:
         raise UserError(f"{workdir}: no store of pairs here: run `ingest` or `generate` first")
     real, pages = workdir / "real.zarr", {}
+    real = real if store.recipe(real) is not None else None
+    learnt = train.learnt(workdir, config.get("model_name", "")) if real else None
     for path in paths:
         whose = path.resolve().parent.name
         folder = path.stem if path.parent == workdir else f"{whose}-{path.stem}"
@@ -45,28 +47,22 @@ def run(config, workdir):
                 f"gallery.stores: {path} and {pages[folder]} would have one page: name one of them"
             )
         pages[folder] = path
-        print(
-            write(
-                path,
-                workdir / "gallery" / folder,
-                real if store.recipe(real) is not None else None,
-                settings.pairs,
-            )
-        )
+        print(write(path, workdir / "gallery" / folder, real, settings.pairs, learnt))
 
 
-def write(path, folder, real, most):
+def write(path, folder, real, most, learnt):
     """Writes the page of the store `path` into `folder`, or goes on; returns its path.
 
-    real: the store whose training pairs are compared (`quality.training_dice`), or None. Real pairs
-    are compared with those of other skulls. most: pairs shown, the first.
+    real: the store of the training pairs, rows `learnt`, that are compared with each pair
+    (`quality.training_dice`), or None. Real pairs are compared with those of other skulls. most:
+    pairs shown, the first.
     """
     store.require_whole(path)
     opened, every = store.open_store(path), store.every(path)
     rows, size, attributes = every[:most], opened.size, opened.attrs
     columns = {name: opened[name][rows] for name in ("split", "kind", "skull", "voxels")}
-    compare = _compare(path, real, size)
-    trained = [] if compare is None else store.rows(real, "train").tolist()
+    compare = _compare(path, real, size, learnt)
+    trained = [] if compare is None else learnt.tolist()
     recipes = [store.recipe(one) for one in (path, real) if one is not None]
     made = hashlib.sha256(json.dumps([recipes, size, trained], sort_keys=True).encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,11 +117,10 @@ def write(path, folder, real, most):
     return folder / "index.html"
 
 
-def _compare(path, real, size):
+def _compare(path, real, size, rows):
     """`(bits, skulls) -> [{"skull": [Dice, row], "pair": ...}]` of the nearest training pairs."""
     if real is None or store.missing(real) or store.open_store(real).size != size:
         return None
-    rows = store.rows(real, "train")
     if not len(rows):
         return None
     train, theirs = store.load(real, rows), store.open_store(real)["skull"][rows]

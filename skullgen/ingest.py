@@ -97,8 +97,9 @@ def _begin(path, count, size, config, plan, versions, native, share):
     recipe = {"config": config.to_dict(), "size": size, "sources": plan.sources}
     for free in FREE:
         recipe["config"].pop(free)
-    if not recipe["config"].get("kinds"):  # as in stores that were made before it was a field
-        recipe["config"].pop("kinds", None)
+    for name in ("kinds", "label"):  # as in stores that were made before it was a field
+        if not recipe["config"].get(name):
+            recipe["config"].pop(name, None)
     held = store.recipe(path)
     begun = held is not None and store.missing(path) != store.shards(path)
     if held not in (None, recipe) and not begun and share == (0, 1):
@@ -214,6 +215,10 @@ def _summary(path, plan, config):
         skulls = len(np.unique(group["skull"][:][split == number]))
         parts.append(f"{name} {np.sum(split == number)} pairs of {skulls} skulls")
     print(f"{path}: {', '.join(parts)}")
+    empty = [name for number, name in enumerate(store.SPLITS) if number not in split]
+    if empty and not config.splits:
+        hint = "" if config.source == "skullbreak" else "; data.test, data.validation name skulls"
+        print(f"note: no skull of split {', '.join(empty)}: nothing is judged on it{hint}")
     if lines:
         print(f"left out, {len(lines)} of {len(plan.cases)} cases (data.strict makes it an error):")
         print("\n".join(f"  {line}" for line in lines))

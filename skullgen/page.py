@@ -31,7 +31,7 @@ METRICS = {
 }
 SPLITS = {
     "test": "Test: skulls that nothing was trained on",
-    "validation": "Learnt from (paper: validation): the real pairs that the generator was trained on",
+    "validation": "Learnt from (paper: validation): the real pairs that the generator learnt from",
     "train": "Train: the net's own training pairs",
     "selection": "Selection: by these one net of several may be chosen, and nothing is judged",
 }

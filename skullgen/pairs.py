@@ -35,10 +35,15 @@ class Pairs:
         if not isinstance(path, str | os.PathLike):
             raise UserError(f"{path!r} is no path: name a store, runs/vae_wgan/generated.zarr")
         self.path = Path(os.path.expanduser(path))
+        inside = sorted(one.name for one in self.path.glob("*.zarr"))
+        if inside and not (self.path / "zarr.json").exists():
+            raise UserError(f"{path}: no store of pairs, but a folder with {', '.join(inside)}")
         store.require_whole(self.path)
         opened = store.open_store(self.path)
         if split is not None:
             one_of("split", split, store.SPLITS)
+        if (split is not None or kind is not None) and (opened["split"][:] == -1).all():
+            raise UserError(f"{path}: generated pairs have no split and no kind: leave them out")
         self.rows = store.rows(self.path, split)
         if kind is not None:
             number = opened.attrs["kinds"].index(one_of("kind", kind, opened.attrs["kinds"]))

@@ -35,9 +35,10 @@ from skullgen.errors import UserError, one_of, plain
 from skullgen.resample import FIELD_MM
 
 NOTICE = "Research only. Not a medical device: not for diagnosis, planning or treatment."
-NETS = ("vnet", "vnet_real")
 SUFFIXES = (".nrrd", ".nii.gz", ".nii")
 LOOSE = 0.6  # of its outline on bone: an implant with less does not close its hole
+CLOSED = 0.95  # of the opening: with less, part of it stays open
+SOURCES = {"phantom": "phantoms", "skulls": "skulls of data.root", "skullbreak": "SkullBreak"}
 PICTURE = 128  # voxels a side of what is drawn
 
 
@@ -70,12 +71,23 @@ class Implant(NamedTuple):
     numbers: dict
 
 
-def check(settings):
-    """UserError for what `config.predict` names that is not there."""
-    one_of("predict.net", settings.net, NETS)
+def check(config, names, workdir):
+    """UserError for what `config.predict` names that is not there, nor made by stages `names`."""
+    settings = config.predict
+    if settings.net:
+        one_of("predict.net", settings.net, segment.NETS)
     for suffix in _listed(settings.suffixes):
         one_of("predict.suffixes", suffix, SUFFIXES)
     files(settings.file)
+    if not settings.weights and "segment" in names:
+        return
+    folder = release.place(settings.weights) if settings.weights else workdir
+    try:
+        segment.choose(folder, settings.net)
+    except segment.Unfinished as error:
+        weights = not settings.weights and config.get("generate", {}).get("weights")
+        more = f", or set predict.weights={weights}, too: generate.weights only makes pairs"
+        raise UserError(f"{error}{more if weights else ''}") from None
 
 
 def files(named):
@@ -102,11 +114,12 @@ def _listed(text):
 
 
 def designer(config, workdir):
-    """The V-Net `config.predict.net` of a work directory: `Designer`.
+    """The V-Net `config.predict.net` of a work directory (`segment.choose`): `Designer`.
 
     Raises UserError where it is not trained, or on skulls in a frame that no scan is brought to.
     """
-    name, size, real = config.predict.net, config.model.resolution, workdir / "real.zarr"
+    name = segment.choose(workdir, config.predict.net)
+    size, real = config.model.resolution, workdir / "real.zarr"
     model, state = segment.newest(config.segment, size, workdir, name)
     data, updates = config.data, int(state.step)
     if store.recipe(real) is not None:  # which another run may have made
@@ -119,6 +132,7 @@ def designer(config, workdir):
         print(f"warning: {name} is of update {updates} of {config.segment.updates}")
     weights = checkpoint.fingerprint(state)
     about = {"name": name, "updates": updates, "weights": weights, "voxel_mm": FIELD_MM / size}
+    about["pairs_of"] = SOURCES.get(data["source"], data["source"])
     own_cube = data["source"] == "skullbreak" or not data["reframe"]
     net = evaluate.network(model, state, size, 1)
     return Designer(net, size, data["threshold"], not own_cube, about)
@@ -127,11 +141,12 @@ def designer(config, workdir):
 def predict(designer, path, settings, max_voxels=headers.MAX_VOXELS):
     """Designs the implant of the skull in a file: `Implant`.
 
-    The file is a mask, or a CT where `bone_hu` of `settings` (`config.predict`) is not 0. Raises
-    UserError for a file that cannot be used, and as `design`.
+    The file is a mask, or of `settings` (`config.predict`) where `bone_hu` is not 0 a CT, and where
+    `label` is not 0 a segmentation. Raises UserError for a file that cannot be used, and as
+    `design`.
     """
     path = Path(path)
-    skull = sources.read(path, settings.bone_hu, max_voxels)
+    skull = sources.read(path, settings.bone_hu, settings.label, max_voxels)
     source = headers.read_source(path, max_voxels)
     back = np.linalg.inv(resample.to_ras(source.affine, source.shape))
     try:
@@ -159,8 +174,10 @@ def design(designer, skull, affine, settings):
             "(predict.dust_mm3, predict.threshold); is this skull complete?"
         )
     numbers = implants.measure(implant, bone, ras, vault.middle(frame, size))
+    share = vault.covered(bone, ras, implant)
+    numbers = {**numbers, "opening_covered": share and round(share, 3), "net": designer.about}
     mask = resample.turned(implant, np.linalg.inv(turn))
-    return Implant(mask, skull, affine, frame, {**numbers, "net": designer.about})
+    return Implant(mask, skull, affine, frame, numbers)
 
 
 def _near(field_mm):
@@ -201,13 +218,18 @@ def _paths(folder, name, suffixes):
 
 def describe(implant):
     """An implant in one line of words."""
-    found = implant.numbers
+    found, share = implant.numbers, implant.numbers["opening_covered"]
+    closes = "no opening of the vault above the orbits was found to compare it with"
+    if share is not None:
+        closes = f"covers {share:.0%} of the opening"
+    loose = "it does not fill the hole; is the face where the file's axes say it is?"
+    told = loose if found["rim_contact"] < LOOSE else "part of it stays open"
+    warned = found["rim_contact"] < LOOSE or (share is not None and share < CLOSED)
     count = len(found["pieces"])
     what = "implant" if count == 1 else f"{count} implants"
-    loose = " (warning: it does not fill the hole; is the face where the file's axes say it is?)"
     return (
         f"{what} of {found['volume_ml']:.1f} ml, {found['extent_mm']:.0f} mm across, on bone along "
-        f"{found['rim_contact']:.0%} of its outline{loose * (found['rim_contact'] < LOOSE)}"
+        f"{found['rim_contact']:.0%} of its outline, {closes}{f' (warning: {told})' * warned}"
     )
 
 
@@ -228,6 +250,10 @@ def run(config, workdir):
         config = trained.config(workdir)
         config.predict = settings
     made, most, left = designer(config, workdir), config.data.max_voxels, []
+    if not settings.net and made.about["name"] != segment.NETS[0]:
+        print(f"{workdir}: {made.about['name']} is its only net: it is taken")
+    net = f"{made.about['name']}: voxels of {made.about['voxel_mm']:.3g} mm, pairs of "
+    print(plain(f"{net}{made.about['pairs_of']}: look at each picture before you trust an implant"))
     with jobs.progress(len(todo), 0, "predict", "skull") as bar:
         for path, name in zip(todo, names, strict=True):
             jobs.check()
@@ -257,7 +283,8 @@ def _made_of(path, settings, max_voxels):
     """What determines an implant beside the net: the file and the settings."""
     with open(headers.read_source(path, max_voxels).data, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    used = {name: settings[name] for name in ("bone_hu", "threshold", "dust_mm3", "pieces")}
+    names = ("bone_hu", "label", "threshold", "dust_mm3", "pieces")
+    used = {name: settings[name] for name in names}
     return {"file": path.name, "sha256": sha256, "settings": used}
 
 

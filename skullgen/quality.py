@@ -108,11 +108,12 @@ def _dice(a, b, size):
     return (2 * both / np.maximum(left + right, 1)).astype(np.float32)
 
 
-def quality(real, generated, *, pairs=200):
+def quality(real, generated, *, pairs=200, learnt=None):
     """Generated pairs beside their yardsticks: a dict that `describe` puts in words.
 
     real, generated: paths of stores of one size. pairs: at most so many generated ones are
-    compared (the first), and so many of every group in the pairwise comparison.
+    compared (the first), and so many of every group in the pairwise comparison. learnt: rows of
+    `real` that the generator learnt from; without them, those of split train that are not left out.
 
     For each channel: mean Dice to the nearest training pair of generated pairs, of held-out real
     pairs (test and validation; None where there are none), and of the mean training pair; mean
@@ -128,7 +129,8 @@ def quality(real, generated, *, pairs=200):
     held = store.load(
         real, np.sort(np.concatenate([store.rows(real, s) for s in ("test", "validation")]))
     )
-    rows = store.rows(generated)[:pairs], store.rows(real, "train")
+    learnt = store.rows(real, "train") if learnt is None else learnt
+    rows = store.rows(generated)[:pairs], learnt
     made, train = store.load(generated, rows[0]), store.load(real, rows[1])
     spread = [x[np.linspace(0, len(x) - 1, min(pairs, len(x))).astype(int)] for x in (made, train)]
     nearest = {

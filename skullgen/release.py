@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from skullgen import card, checkpoint, jobs, logs, schema, segment, store, trained
+from skullgen import card, checkpoint, jobs, logs, schema, segment, store, train, trained
 from skullgen.errors import UserError
 
 PACKAGED = Path(__file__).parent / "weights"
@@ -27,6 +27,7 @@ PRIVATE = (
 README = """# {title}
 
 Trained by skullgen on {trained_on}. Licence: {licence}. **Research only, not a medical device.**
+In it: {nets}.
 
 ```python
 import skullgen
@@ -38,6 +39,14 @@ DRAW = """\
 pairs = run.sample(seed=0, count=8)  # bool [8, {size}, {size}, {size}, 2], RAS, {voxel_mm:.4g} mm
 """
 DESIGN = """implant = run.predict("skull.nrrd").mask  # of a defective skull's file, on its voxels
+"""
+FILES = """
+An implant as files, for a defective skull:
+
+```bash
+python launch.py --config FOLDER/config.json --workdir runs/made \\
+    --config.stages=predict --config.predict.weights=FOLDER --config.predict.file=skull.nrrd
+```
 """
 STORE = """
 A store of pairs, with the experiment that they were trained by:
@@ -99,7 +108,7 @@ def about(folder, name=""):
     if not file.exists():
         attrs = store.open_store(folder / "real.zarr").attrs
         told = {name: attrs[name] for name in ("voxel_mm", "kinds", "licence")}
-        rows = trained.learnt(folder, name)
+        rows = train.learnt(folder, name)
         return {**told, "trained_on": card.source(folder / "real.zarr", rows)}
     told = schema.Attributes(logs.read_json(file))
     told.file = file
@@ -167,8 +176,8 @@ def run(config, workdir):
     made, partial = workdir / "release", workdir / f"release.partial-{uuid.uuid4().hex}"
     told, size = about(workdir, config.model_name), config.model.resolution
     nets = {config.model_name: trained.generator(config, workdir)} if config.model_name else {}
-    name = config.predict.net
-    if checkpoint.newest(workdir / "checkpoints" / name):
+    if any(checkpoint.newest(workdir / "checkpoints" / name) for name in segment.NETS):
+        name = segment.choose(workdir, config.predict.net)
         nets[name] = segment.newest(config.segment, size, workdir, name)
     if not nets:
         raise UserError(f"{workdir}: nothing is trained here; run `train` or `segment` first")
@@ -177,8 +186,9 @@ def run(config, workdir):
         jobs.check()
         folder = partial / "checkpoints" / name
         checkpoint.keep(folder, state, reads(model, size))
-        if (workdir / "checkpoints" / name / "net.json").exists():
-            shutil.copyfile(workdir / "checkpoints" / name / "net.json", folder / "net.json")
+        for note in ("net.json", train.CODE):
+            if (workdir / "checkpoints" / name / note).exists():
+                shutil.copyfile(workdir / "checkpoints" / name / note, folder / note)
     updates = {name: int(state.step) for name, (_, state) in nets.items()}
     weights = {name: checkpoint.fingerprint(state) for name, (_, state) in nets.items()}
     versions = logs.read_json(workdir / "versions.json") or {}
@@ -194,8 +204,11 @@ def run(config, workdir):
         "trained_on": f"{learnt['pairs']} pairs of {learnt['skulls']} skulls ({learnt['source']})",
         **{"licence": card.text(told["licence"]), "voxel_mm": told["voxel_mm"], "size": size},
     }
+    does = {name: "designs implants" for name in nets} | {config.model_name: "makes pairs"}
+    words["nets"] = ", ".join(f"`{name}`, which {does[name]}" for name in nets)
     words["uses"] = DRAW.format(**words) * draws + DESIGN * (len(nets) > draws)
-    jobs.replace(partial / "README.md", (README.format(**words) + STORE * draws).encode())
+    more = FILES * (len(nets) > draws) + STORE * draws
+    jobs.replace(partial / "README.md", (README.format(**words) + more).encode())
     pairs = workdir / "generated.zarr"
     made_by = (store.recipe(pairs) or {}).get("weights")
     if made_by == weights.get(config.model_name, "") and (pairs / "README.md").exists():

@@ -11,7 +11,18 @@ import time
 
 import jax
 
-from skullgen import checkpoint, fields, hosts, ingest, jobs, logs, stages, store, train
+from skullgen import (
+    checkpoint,
+    fields,
+    hosts,
+    ingest,
+    jobs,
+    logs,
+    named,
+    stages,
+    store,
+    train,
+)
 from skullgen.errors import UserError, plain
 
 MEMORY = {  # what to lower where it runs out
@@ -156,7 +167,7 @@ def alone(workdir, share=(0, 1)):
 
 
 def prepare(config, workdir):
-    """Checks that the work directory may go on with this config; writes config and versions.
+    """Checks that the work directory may go on with this config; writes it, with all stages so far.
 
     Raises UserError, by name, for a locked field that changed.
     """
@@ -173,8 +184,10 @@ def prepare(config, workdir):
             raise UserError(
                 f"{workdir}: config.{field} was {_get(old, field)!r} and is now "
                 f"{_get(new, field)!r}, but work that it determines is done here: "
-                "set it back, or choose another --workdir"
+                f"set it back (--config {path} sets all), or choose another --workdir"
             )
+        told = f"{old.get('stages')},{new['stages']}".split(",")
+        new["stages"] = ",".join(name for name in stages.STAGES if name in map(str.strip, told))
     logs.write_json(path, new)
 
 
@@ -212,11 +225,17 @@ def record(workdir, seconds):
 def tell_versions(folder):
     """A warning for each version, of those that `folder` was made with, that is another now."""
     held, now = logs.read_json(folder / "versions.json") or {}, stages.versions()
-    logs.read_json(folder / "config.json")  # damaged, or changed by hand: it is not that run
+    config = logs.read_json(folder / "config.json") or {}  # damaged, or changed: not that run
     for name in now:
         if held.get(name) != now[name]:
             what = f"{folder} was made with {name} {held.get(name)}, this is {now[name]}"
             print(plain(f"warning: {what}: bits may differ"), file=sys.stderr)
+    judge = (config.get("segment") or {}).get("model_name")
+    for name, model in ((config.get("model_name"), config.get("model_name")), ("vnet", judge)):
+        with contextlib.suppress(UserError):  # no such module: said where it is needed
+            if "." in str(model):
+                named.module("model_name", model, model)
+                train.tell_code(model, folder / "checkpoints" / name)
 
 
 def _locked(old, new, workdir):
@@ -242,7 +261,7 @@ def _locked_phases(old, new, workdir, step):
     """Phases that were finished are locked whole, the one in progress but for a longer end."""
     if store.recipe(workdir / "real.zarr") is None:  # taken away: no telling how long epochs were
         return [f"phases[{number}]" for number in range(len(old["phases"]))]
-    pairs = len(store.rows(workdir / "real.zarr", "train"))
+    pairs = len(train.learnt(workdir, old["model_name"]))
     fields, begin = [], 0
     for number, spec in enumerate(old["phases"]):
         where = f"phases[{number}]"

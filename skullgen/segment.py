@@ -15,6 +15,7 @@ from skullgen.errors import UserError
 from skullgen.types import Phase
 
 REAL = "real.zarr:train:all"
+NETS = ("vnet", "vnet_real")
 
 
 class Unfinished(UserError):
@@ -89,6 +90,7 @@ def run(settings, size, workdir, *, keep, log_every, budget_mb, tensorboard):
         folder, log = _places(workdir, name)
         if hosts.lead():
             _begin(folder, log, _identity(settings, parts), settings.updates)
+        train.tell_code(settings.model_name, folder, going_on=True)
         pairs = sum(len(part.rows) for part in parts)
         done = hosts.first(checkpoint.newest(folder)) == settings.updates
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
@@ -133,6 +135,7 @@ def trained(settings, size, workdir):
                 f"{folder}: not trained on these pairs for {settings.updates} updates: "
                 "run the stage `segment` first"
             )
+        train.tell_code(settings.model_name, folder)
         nets[name] = (model, checkpoint.read(folder, model, settings.updates), parts)
     return nets
 
@@ -152,7 +155,21 @@ def newest(settings, size, workdir, name):
             raise Unfinished(
                 f"{folder}: made with another segment.{field} than the config's: set it back"
             )
+    train.tell_code(settings.model_name, folder)
     return model, checkpoint.read(folder, model, step)
+
+
+def choose(workdir, name=""):
+    """The trained network of a work directory that `name` means; "": `vnet`, or the only one.
+
+    Raises Unfinished, with the one that is there.
+    """
+    there = [net for net in NETS if checkpoint.newest(_places(workdir, net)[0])]
+    if not there or name not in ("", *there):
+        folder = _places(workdir, name or NETS[0])[0]
+        what = f"here is {there[0]}: name that" if there else "run the stage `segment` first"
+        raise Unfinished(f"{folder}: no checkpoint; {what}")
+    return name or there[0]
 
 
 def about(settings, nets):

@@ -65,10 +65,10 @@ class Pair(NamedTuple):
 
 def _plan_skullbreak(size, config):
     root = _folder(config.root, "the folder that holds SkullBreak's train/ and test/")
-    if config.test or config.validation or config.bone_hu or config.folds or config.get("kinds"):
+    for name in filter(config.get, ("test", "validation", "folds", "kinds", "bone_hu", "label")):
         raise UserError(
-            "data.test, data.validation, data.folds, data.kinds and data.bone_hu are not for "
-            "data.source=skullbreak: its masks are cut and split already; leave them empty"
+            f"data.{name} is not for data.source=skullbreak, whose masks are cut and split "
+            "already: leave it empty"
         )
     cases, names, split, sources, problems = [], [], {}, {}, []
     for part, place in (("train", 0), ("test", 2)):
@@ -197,10 +197,11 @@ def _plan_skulls(size, config):
     if doubled:
         raise UserError(f"{root}: two files are called {doubled[0]}: rename one")
     split, titles = assign(names, config), kinds.named_by(config)
+    how = config.bone_hu, config.label, config.max_voxels
     cases = [
         Case(
             _cut_file,
-            (str(file), config.bone_hu, config.max_voxels, *_recipe(name, size, config)),
+            (str(file), *how, *_recipe(name, size, config)),
             tuple(range(len(titles))) * config.cuts,
             number,
         )
@@ -240,8 +241,8 @@ def _recipe(name, size, config):
     return name, size, config.threshold, turns, config.seed, config.reframe, kinds.named_by(config)
 
 
-def _cut_file(path, bone_hu, max_voxels, *recipe):
-    skull = read(path, bone_hu, max_voxels)
+def _cut_file(path, bone_hu, label, max_voxels, *recipe):
+    skull = read(path, bone_hu, label, max_voxels)
     try:
         return cut_skull(skull.data, skull.affine, *recipe)
     except UserError as error:
@@ -252,12 +253,12 @@ def _cut_phantom(seed, side, *recipe):
     return cut_skull(phantom.skull(seed, side), phantom.affine(side), *recipe)
 
 
-def read(path, bone_hu, max_voxels):
-    """A skull's `volume.Volume` in RAS order: of a mask, or of a CT where `bone_hu` is not 0.
+def read(path, bone_hu, label, max_voxels):
+    """A skull's `volume.Volume` in RAS order: of a mask, a `label`, or a CT at `bone_hu`; 0: none.
 
     Raises UserError as `volume.read`, and where all is bone.
     """
-    skull = volume.read(path, bone_hu=bone_hu or None, max_voxels=max_voxels)
+    skull = volume.read(path, bone_hu=bone_hu or None, label=label or None, max_voxels=max_voxels)
     if skull.data.all():
         raise UserError(f"{path}: is bone everywhere: give a mask whose voxels are 0 around it")
     return skull

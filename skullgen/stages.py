@@ -50,8 +50,7 @@ def versions():
     for name in PACKAGES:
         found[name] = importlib.metadata.version(name)
     found["devices"] = [str(device.device_kind) for device in jax.local_devices()]
-    found["commit"] = commit()
-    return found
+    return {**found, "commit": commit()}
 
 
 def commit():
@@ -91,7 +90,7 @@ def check(config, names, workdir):
     if "segment" in names:
         segment.check(config.segment, config.model.resolution, workdir)
     if "predict" in names:
-        predict.check(config.predict)
+        predict.check(config, names, workdir)
     if "evaluate" in names:
         metrics.own(config.evaluate)
     if "export" in names:
@@ -173,20 +172,18 @@ def link(source, path, size):
 
 
 def _left_out(config, workdir):
-    """The file beside the checkpoints that says which training pairs are left out, and they.
-
-    Raises UserError where training began with others left out.
-    """
+    """The note beside the checkpoints, and the training pairs to leave out; UserError if others."""
     real, folder = workdir / "real.zarr", workdir / "checkpoints" / config.model_name
     left, note = [], folder / "left_out.json"
     if store.recipe(real) is not None:
         left = np.setdiff1d(store.every(real, "train"), store.rows(real, "train")).tolist()
     began = (logs.read_json(note) or {}).get("pairs", [])
     if began != left and checkpoint.newest(folder):
+        held = f"without {len(began)}: list those of {note}" if began else "with all: list none"
         raise UserError(
             f"{real / 'leave_out.txt'} lists {len(left)} training pairs, but {folder} was trained "
-            f"without {len(began)}{' others' * bool(began)}, those in {note.name}: put the list "
-            "back, or choose another --workdir"
+            f"{held} to go on with it, or train anew: another --workdir, and "
+            f"--config.data.source=store --config.data.root={real}"
         )
     return note, left
 
@@ -199,6 +196,7 @@ def _train(config, workdir):
         note.parent.mkdir(parents=True, exist_ok=True)
         logs.write_json(note, {"pairs": left})
         print(f"{real}: {len(left)} training pairs are left out")
+    train.tell_code(config.model_name, note.parent, going_on=True)
     train.train(
         model,
         train.phases(config.phases, model),
@@ -298,7 +296,9 @@ def _evaluate(config, workdir):
     result, lines, unfinished = {}, [], []
     if store.recipe(made) is not None:
         result["generated"] = card.identity(made)
-        result["quality"] = quality.quality(real, made, pairs=config.evaluate.pairs)
+        result["quality"] = quality.quality(
+            real, made, pairs=config.evaluate.pairs, learnt=train.learnt(workdir, config.model_name)
+        )
         lines += quality.describe(result["quality"])
     size = config.model.resolution
     try:

@@ -334,7 +334,7 @@ def _remarks(config, entries, best, done):
         f"{config.table.seeds} seeds, one generator {generators}; every V-Net has "
         f"{config.segment.updates} updates of {config.segment.batch_size} pairs at "
         f"{config.model.resolution}^3.",
-        "train: the V-Net's own pairs. learnt from (paper: validation): the generators' real pairs. "
+        "train: the V-Net's own pairs. learnt from (paper: validation): the generators' pairs. "
         "test: skulls that nothing was trained on. Scored: all test pairs, of the others "
         f"{f'at most {config.evaluate.cases}' if config.evaluate.cases else 'all'}. "
         "A mixture draws equally from its parts.",

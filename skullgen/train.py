@@ -9,14 +9,17 @@ import contextlib
 import itertools
 import math
 import operator
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from skullgen import checkpoint, hosts, jobs, logs, named, steps, store
-from skullgen.errors import Diverged, UserError
+from skullgen.errors import Diverged, UserError, plain
 from skullgen.types import Model, Phase
+
+CODE = "code.json"  # beside checkpoints
 
 
 def load_model(name, config, where=""):
@@ -36,11 +39,50 @@ def load_model(name, config, where=""):
             raise UserError(f"{path}: make returned {type(model).__name__}, not a types.Model")
         jax.eval_shape(model.init, jax.random.key(0))  # shapes only: wrong sizes are found here
     except caught as error:
-        words = " ".join(str(error).split())
-        name = words.strip("\"'")  # what a ConfigDict says of a field that it lacks
-        words = f"it lacks the field {name}" if name.isidentifier() else words
+        name, words = lacked(error), " ".join(str(error).split())
+        words = f"it lacks the field {name}" if name else words
         raise UserError(f"config.{where}model does not fit {path}: {words}") from error
     return model
+
+
+def lacked(error):
+    """The field that a ConfigDict lacks, where an AttributeError says that it was read; else ""."""
+    told = error.args[0] if error.args else None
+    return str(told.args[0]).split("\n")[0].strip("'") if isinstance(told, KeyError) else ""
+
+
+def learnt(workdir, name):
+    """Rows int [n] of `real.zarr` that the generator `name` learns from, or V-Nets where it is "".
+
+    What was left out when its training began is not what `leave_out.txt` lists now.
+    """
+    real = workdir / "real.zarr"
+    if not name:
+        return store.rows(real, "train")
+    left = logs.read_json(workdir / "checkpoints" / name / "left_out.json") or {}
+    return np.setdiff1d(store.every(real, "train"), left.get("pairs", []))
+
+
+def tell_code(name, folder, going_on=False):
+    """A warning where a user's own model is not the file that trained what is in `folder`.
+
+    name: the model's; of ours the commit tells. going_on: it is trained now; `code.json` in
+    `folder` holds the SHA-256 of its file by the update from which on it was that file.
+    """
+    step, sums = checkpoint.newest(folder), named.sums([name])
+    if not sums or not hosts.lead():
+        return
+    [(file, now)] = sums.items()
+    with logs.as_written(folder):
+        held = (logs.read_json(folder / CODE) or {}).get(file, {})
+        held = {update: sha256 for update, sha256 in held.items() if int(update) < step}
+        if held and held[max(held, key=int)] != now:
+            what = "training goes on with it" if going_on else "put that one back, or train anew"
+            what = f"{file} has changed since it trained {folder}: {what}"
+            print(plain(f"warning: {what}"), file=sys.stderr)
+    if going_on:
+        folder.mkdir(parents=True, exist_ok=True)
+        logs.write_json(folder / CODE, {file: {**held, str(step): now}})
 
 
 def phases(specs, model):

@@ -2,10 +2,9 @@
 
 import sys
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from skullgen import checkpoint, fields, hosts, logs, store, train
+from skullgen import checkpoint, fields, hosts, logs, train
 from skullgen.errors import UserError
 
 
@@ -45,6 +44,7 @@ def generator(config, workdir, step=None):
     step = step or checkpoint.newest(folder)
     if not step:
         raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
+    train.tell_code(config.model_name, folder)
     return method, checkpoint.read(folder, method, step)
 
 
@@ -54,21 +54,9 @@ def channels(config):
     return config.generate.channels or ("exclusive" if head == "exclusive" else "independent")
 
 
-def learnt(workdir, name):
-    """Rows int [n] of `real.zarr` that the generator `name` learns from, or V-Nets where it is "".
-
-    What was left out when its training began is not what `leave_out.txt` lists now.
-    """
-    real = workdir / "real.zarr"
-    if not name:
-        return store.rows(real, "train")
-    left = logs.read_json(workdir / "checkpoints" / name / "left_out.json") or {}
-    return np.setdiff1d(store.every(real, "train"), left.get("pairs", []))
-
-
 def tell_unfinished(config, workdir, model, newest):
     """A warning where the newest checkpoint is not the last one of the plan."""
-    pairs = len(learnt(workdir, config.model_name))
+    pairs = len(train.learnt(workdir, config.model_name))
     plan = train.phases(config.phases, model)
     end = train.schedule(plan, pairs, config.batch_size)[-1]
     if newest < end and hosts.lead():

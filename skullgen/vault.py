@@ -1,4 +1,4 @@
-"""The vault of a skull with a hole, closed: so that a hole at its edge does not move the frame."""
+"""The vault of a skull with a hole: closed, so that the hole moves no frame; and what covers it."""
 
 import numpy as np
 from scipy import ndimage
@@ -9,7 +9,9 @@ from skullgen.resample import FIELD_MM, VERTEX_MM
 MIDDLE_MM = 60.0  # the braincase's middle below the vertex
 SIDE = 96  # voxels along the frame on which holes are sought
 RAYS = 6000  # from the middle, evenly over the sphere: 2.6 degrees apart
+APART = np.sqrt(4 * np.pi / RAYS)
 LOWEST = -0.1  # the sine of the lowest ray's elevation: above the orbits
+LEAST = 6  # rays through an opening, about 1 cm^2; less is a pinhole or a suture
 
 
 def middle(frame, size):
@@ -32,6 +34,59 @@ def closed(skull, affine):
     from scipy.interpolate import RBFInterpolator
     from scipy.spatial import KDTree
 
+    frame, rays, reach, high, ray, far = _seen(skull, affine)
+    hole = reach == 0
+    if not hole.any() or hole.all():
+        return skull
+    # A ray beside a hole may have met only the inside of the rim.
+    whole = KDTree(rays[hole]).query(rays)[0] > 1.5 * APART
+    reach[hole] = RBFInterpolator(rays[whole], reach[whole], smoothing=1e-3)(rays[hole])
+    caps = np.zeros(SIDE**3, bool)
+    caps[high] = hole[ray] & (far <= reach[ray]) & (far > reach[ray] - 3 * FIELD_MM / SIDE)
+    caps = caps.reshape((SIDE,) * 3)
+    return skull | resample.enlarge(caps, frame, affine, skull.shape)
+
+
+def covered(skull, affine, implant):
+    """The share of the vault's openings that an implant covers, or None where there is none.
+
+    As it is seen from the braincase's middle, above the orbits: of the directions in which `closed`
+    finds no bone, without pinholes (`LEAST`), those in which the implant lies.
+
+    skull, implant: bool [X, Y, Z], RAS; affine: [4, 4], voxel -> RAS mm. Raises UserError as
+    `resample.frame`.
+    """
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import KDTree
+
+    frame, rays, reach, *_ = _seen(skull, affine)
+    open_to = rays[reach == 0]
+    if not len(open_to):
+        return None
+    tree = KDTree(open_to)
+    _, patch = connected_components(tree.sparse_distance_matrix(tree, 1.6 * APART))
+    open_to = open_to[np.bincount(patch)[patch] >= LEAST]
+    if not len(open_to):
+        return None
+    steps = np.arange(0, FIELD_MM, max(0.25, np.linalg.norm(affine[:3, :3], axis=0).min() / 2))
+    way = open_to @ (frame[:3, :3] / np.linalg.norm(frame[:3, :3], axis=0)).T
+    here, back = middle(frame, SIDE), np.linalg.inv(affine)
+    met = np.zeros(len(way), bool)
+    for step in steps:
+        voxel = np.rint((here + step * way) @ back[:3, :3].T + back[:3, 3]).astype(int)
+        inside = np.flatnonzero(((voxel >= 0) & (voxel < implant.shape)).all(1))
+        met[inside] |= implant[tuple(voxel[inside].T)]
+    return float(met.mean())
+
+
+def _seen(skull, affine):
+    """A skull from its braincase's middle: rays, and how far out its largest piece reaches.
+
+    Returns the frame [4, 4], rays [R, 3] along its axes, `reach` [R] in mm, 0 where no bone is; and
+    of the frame's voxels above the lowest ray their numbers, nearest rays and distances in mm.
+    """
+    from scipy.spatial import KDTree
+
     frame, mm = resample.frame(skull, affine, SIDE), FIELD_MM / SIDE
     labels, _ = ndimage.label(resample.reduce(skull, affine, frame, SIDE) > 0.1, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())
@@ -48,13 +103,4 @@ def closed(skull, affine):
     ray, far, bone = KDTree(rays).query(places[high] / far[high, None])[1], far[high], largest[high]
     reach = np.zeros(len(rays))
     np.maximum.at(reach, ray[bone], far[bone])
-    hole = reach == 0
-    if not hole.any() or hole.all():
-        return skull
-    # A ray beside a hole may have met only the inside of the rim.
-    whole = KDTree(rays[hole]).query(rays)[0] > 1.5 * np.sqrt(4 * np.pi / RAYS)
-    reach[hole] = RBFInterpolator(rays[whole], reach[whole], smoothing=1e-3)(rays[hole])
-    caps = np.zeros(SIDE**3, bool)
-    caps[high] = hole[ray] & (far <= reach[ray]) & (far > reach[ray] - 3 * mm)
-    caps = caps.reshape((SIDE,) * 3)
-    return skull | resample.enlarge(caps, frame, affine, skull.shape)
+    return frame, rays, reach, high, ray, far

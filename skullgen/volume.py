@@ -62,15 +62,17 @@ class Reduced(NamedTuple):
         return crop._replace(origin=origin)
 
 
-def read(path, *, bone_hu=None, max_voxels=headers.MAX_VOXELS):
-    """Read a bone mask, or a CT cut at `bone_hu`, into RAS order.
+def read(path, *, bone_hu=None, label=None, max_voxels=headers.MAX_VOXELS):
+    """Read a bone mask, a label of a segmentation, or a CT cut at `bone_hu`, into RAS order.
 
-    Any non-zero voxel of a mask is bone. A NRRD without `space` is taken as RAS; a NIfTI without
-    known units as mm. Axes are flipped and permuted to the closest of RAS, never interpolated.
+    A mask has one value that is not 0, or soft ones of at most 1: all of them are bone. A NRRD
+    without `space` is taken as RAS; a NIfTI without known units as mm. Axes are flipped and
+    permuted to the closest of RAS, never interpolated.
 
     Args:
       path: `.nrrd`, `.nhdr`, `.nii` or `.nii.gz`.
       bone_hu: threshold in Hounsfield units (bone is data >= bone_hu), for a CT only.
+      label: the value that is bone, of a file that may hold others.
       max_voxels: a larger file is refused unread; the mask takes as many bytes.
 
     Returns:
@@ -78,11 +80,11 @@ def read(path, *, bone_hu=None, max_voxels=headers.MAX_VOXELS):
 
     Raises:
       UserError: the file is missing, corrupt or empty of bone, or its geometry is not usable; a
-        CT without `bone_hu`, a mask with it.
+        CT without `bone_hu`, a mask with it; several labels without `label`.
     """
     source = headers.read_source(pathlib.Path(path), max_voxels)
     mask = np.empty(source.shape[::-1], bool)
-    for first, slab in _slabs(source, 1, bone_hu):
+    for first, slab in _slabs(source, 1, bone_hu, label):
         mask[first : first + len(slab)] = slab
     turn = to_ras(source.affine, source.shape)
     return Volume(turned(mask.T, turn), source.affine @ turn)
@@ -116,7 +118,7 @@ def read_reduced(path, size, *, keep_native=False, max_voxels=headers.MAX_VOXELS
     )
     counts = np.zeros((size,) * 3, np.uint8 if factor**3 <= 255 else np.uint16)
     packed = np.zeros((side, side, -(-side // 8)), np.uint8) if keep_native else None
-    for first, slab in _slabs(source, factor, None):
+    for first, slab in _slabs(source, factor, None, None):
         if slab.any():
             last = first + len(slab)
             counts[first // factor : last // factor] = block_counts(slab, factor)
@@ -177,7 +179,7 @@ def unpack(crop):
     return bits.view(bool).reshape(crop.shape)
 
 
-def _slabs(source, multiple, bone_hu):
+def _slabs(source, multiple, bone_hu, label):
     """Yield (first slice, bone as 0/1 uint8 [t, Y, X]) in file order, t a multiple of `multiple`.
 
     What the values are is only known at the end, so a UserError may come after the last slab: use
@@ -187,6 +189,8 @@ def _slabs(source, multiple, bone_hu):
     usual = "150 to 300 Hounsfield units is usual for bone"
     finite = bone_hu is None or math.isfinite(bone_hu)
     require(finite, path, f"bone_hu {bone_hu} is not a number: {usual}")
+    one = bone_hu is None or label is None
+    require(one, path, f"bone_hu is for a CT, label ({label}) for a segmentation: leave one out")
     step = multiple * max(1, SLAB_BYTES // (x * y * source.dtype.itemsize * multiple))
     low, high, labels, found, scan = math.inf, -math.inf, set(), False, False
     with headers.decoded(source) as stream:
@@ -202,10 +206,15 @@ def _slabs(source, multiple, bone_hu):
                 low, high, bone = min(low, least), max(high, most), values != 0
                 if len(labels) <= MAX_LABELS and (most > 1 or values.dtype.kind == "f"):
                     labels.update(np.unique(values[bone])[: MAX_LABELS + 1].tolist())
-                scan = low < 0 or len(labels) > MAX_LABELS
-                what = "is a scan, not a mask (it has negative or many different values)"
+                elif most == 1:
+                    labels.add(1)
+                scan = low < 0 or (len(labels) > MAX_LABELS and label is None)
+                what = "is a scan, not a mask (negative or many values; of labels: set label)"
                 require(not scan or bone_hu is not None, path, f"{what}: set bone_hu; {usual}")
-                bone = bone if bone_hu is None else values >= bone_hu
+                if bone_hu is not None:
+                    bone = values >= bone_hu
+                elif label is not None:
+                    bone = values == label
                 found = found or bool(bone.any())
                 parts.append(bone.view(np.uint8))
             slab = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -216,6 +225,12 @@ def _slabs(source, multiple, bone_hu):
     values = f"(values {low:g} to {high:g})"
     mask = bone_hu is not None and not scan
     require(not mask, path, f"is a mask {values}, not a CT: leave bone_hu out")
+    several = len(labels) > 1 and high > 1 and bone_hu is None
+    listed = ", ".join(f"{value:g}" for value in sorted(labels)[:8]) + ", ..." * (len(labels) > 8)
+    what = f"has no voxel of label {label}, only {listed or 0}: set label to the one that is bone"
+    require(label is None or found, path, what)
+    what = f"is no mask of one label, it holds {listed}: set label (data.label, predict.label) to"
+    require(not several or label is not None, path, f"{what} the one that is bone")
     level = "differs from 0" if bone_hu is None else f"reaches bone_hu {bone_hu:g}"
     require(found, path, f"holds no bone, no voxel {level} {values}: check the file")
 

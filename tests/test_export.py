@@ -42,7 +42,7 @@ def _store(path, count, turn=0.0, pairs=None, **columns):
         "recipe": {"seed": 1},
         "voxel_mm": MM,
         "kinds": list(defects.KINDS),
-        "names": ["a", "b", "c"],
+        "names": list("abcdefg"),
         "licence": "CC BY-NC-SA 4.0",
     }
     store.create(path, count=count, size=SIZE, shard=8, attributes=attributes)
@@ -142,6 +142,38 @@ def test_nnunets_dataset_holds_coded_skulls_and_implants(real):
             skull, implant = np.moveaxis(_pairs(7)[row], -1, 0)
             np.testing.assert_array_equal(_mask(folder / f"images{tag}" / image), 1 + skull)
             np.testing.assert_array_equal(_mask(folder / f"labels{tag}" / label), implant)
+
+
+def _folds(folder):
+    """`splits_final.json`: of each fold the rows to validate on; the rest is trained on."""
+    splits = json.loads((folder / "Dataset501_Skullgen" / "splits_final.json").read_text())
+    cases = {p.name[:-7] for p in (folder / "Dataset501_Skullgen" / "labelsTr").iterdir()}
+    for split in splits:
+        assert split.keys() == {"train", "val"} and len(split["train"]) == len(set(split["train"]))
+        assert {*split["train"], *split["val"]} == cases
+        assert not {*split["train"]} & {*split["val"]}
+    assert sum(len(split["val"]) for split in splits) == len(cases)
+    return [[int(name.removeprefix("skullgen_")) for name in split["val"]] for split in splits]
+
+
+def test_no_fold_of_nnunet_has_a_skull_on_both_sides(real, tmp_path, capsys):
+    (tmp_path / "many").mkdir()
+    skulls, split = [4, 4, 0, 0, 1, 1, 2, 3, 5, 6], [0] * 9 + [2]
+    _store(tmp_path / "many" / "real.zarr", 10, skull=skulls, split=split, kind=[0] * 10)
+    # Skulls in their order: 4, 0, 1, 2, 3, 5; the sixth is in the first's fold.
+    folder = _run(tmp_path / "many" / "real.zarr", "nnunet")
+    assert _folds(folder) == [[0, 1, 8], [2, 3], [4, 5], [6], [7]]
+    said = capsys.readouterr().out
+    assert "5 folds by skull: copy it to nnUNet_preprocessed/Dataset501_Skullgen/" in said
+    assert _folds(_run(real, "nnunet")) == [[0, 1, 2, 3], [4]]  # two skulls are not for the test
+
+
+def test_generated_pairs_are_folded_one_by_one_and_one_skull_not_at_all(made, real, capsys):
+    assert _folds(_run(made, "nnunet")) == [[0], [1], [3], [4], [5]]  # 2 has no implant
+    export.run(real, real.parent / "one", "nnunet", _settings(rows="0:4"), 1)
+    said = capsys.readouterr().out
+    assert "no splits_final.json: its folds are by skull, and there are 1 to" in said
+    assert not list((real.parent / "one").rglob("splits_final.json"))
 
 
 def test_itk_nibabel_and_the_meshes_see_the_same_millimetres(made):
@@ -246,6 +278,13 @@ def test_an_export_takes_the_licence_and_the_card_and_honours_what_is_left_out(m
     assert (folder / "LICENCE.txt").read_text() == "CC BY-NC-SA 4.0\n"
     assert (folder / "README.md").read_text() == ("a card\n\nThis folder holds 3 of the 6 pairs.\n")
     assert [line["index"] for line in _table(folder)] == ["0", "4", "5"]
+
+
+def test_an_export_that_holds_what_was_left_out_later_says_so(made):
+    _run(made, "nifti")
+    (made / "leave_out.txt").write_text("3\n")
+    with pytest.raises(UserError, match=r"holds pair 3, which .*leave_out\.txt lists: name"):
+        _run(made, "nifti")
 
 
 def test_an_nnunet_without_a_pair_to_train_on_says_so(real, capsys):

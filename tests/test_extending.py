@@ -9,12 +9,25 @@ import shlex
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
-from skullgen import contract, defects, ingest, kinds, metrics, store, train
+from skullgen import (
+    contract,
+    defects,
+    ingest,
+    kinds,
+    logs,
+    metrics,
+    run,
+    segment,
+    steps,
+    store,
+    train,
+)
 from skullgen.errors import UserError
 from tests import toy_config
 
@@ -202,6 +215,27 @@ def test_our_own_models_hold_the_contract():
         contract.check(model, name, config.model.resolution, {})
 
 
+def test_noise_in_a_step_is_drawn_as_shown(tmp_path, monkeypatch):
+    [line] = re.findall(r"```python\n(noise = .*)\n```", TEXT)
+    model, after = dict(FILES)["mylab/autoencoder.py"], "this device's share\n        net, pairs"
+    noisy = re.sub(rf"({after}.*\n)", rf"\1        {line}\n", model)
+    noisy = noisy.replace("z = code(params, pairs)", "z = code(params, pairs) + noise")
+    noisy = noisy.replace('{"error": error}', '{"error": error, "spread": noise.std(0).min()}')
+    (tmp_path / "noiselab").mkdir()
+    (tmp_path / "noiselab" / "noisy.py").write_text(noisy)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = ml_collections.ConfigDict(
+        dict(resolution=16, widths=(8, 16), groups=4, latent=8, learning_rate=1e-3)
+    )
+    config.channel_weights = (1.0, 4.0)
+    contract.require("noiselab.noisy", config, 16, [dict(step="reconstruct", updates=1)])
+    made = train.load_model("noiselab.noisy", config)
+    update = steps.data_parallel(made.steps["reconstruct"], 16, jax.local_devices()[:1])
+    bits = np.zeros((4, 16**3 // 4), np.uint8)
+    _, measured = update(made.init(jax.random.key(0)), bits, np.arange(4)[None])
+    assert measured["spread"] > 0.01  # each sample has its own
+
+
 def test_a_field_that_nothing_reads_is_told(capsys):
     config = toy_config.get_config()
     for name in list(config.model):
@@ -310,3 +344,84 @@ def test_a_metric_that_is_not_finite_names_itself_and_the_pair(own, tmp_path):
     assert metrics.case(*case, ("ownlab.code.none",))["ownlab.code.none"] is None
     with pytest.raises(UserError, match=r"ownlab\.code\.nan of .*s\.zarr, pair 0, is nan"):
         metrics.case(*case, ("ownlab.code.nan",))
+
+
+def test_a_field_that_the_config_lacks_is_one_line_wherever_it_is_read(tmp_path, monkeypatch):
+    text = (ROOT / "tests" / "toy.py").read_text()
+    (tmp_path / "fieldlab").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    places = {"make": ("    tx = ", "    config.lerning\n    tx = ")}
+    places["step"] = ("config.breaks_at", "config.lerning")
+    places["decode"] = ("0.1 * share", "config.lerning * share")
+    for name, (old, new) in places.items():
+        assert old in text
+        (tmp_path / "fieldlab" / f"{name}.py").write_text(text.replace(old, new))
+        config, model = toy_config.get_config(), f"fieldlab.{name}"
+        with pytest.raises(UserError, match=rf"config\.model .*{model}") as told:
+            contract.require(model, config.model, 8, config.phases)
+        assert "the field lerning" in str(told.value)
+    config.segment.model_name = "fieldlab.step"
+    with pytest.raises(UserError, match=r"config\.segment\.model lacks the field lerning, which f"):
+        contract.require("fieldlab.step", config.model, 8, config.phases, "segment.")
+
+
+def test_a_model_whose_file_has_changed_is_told(tmp_path, monkeypatch, capsys):
+    """By training that goes on, by all that reads its weights, and by a run that is made again."""
+    text = (ROOT / "tests" / "toy.py").read_text()
+    file = tmp_path / "codelab" / "toy.py"
+    file.parent.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def go(stages, work=tmp_path / "run", changed="", updates=40, **fields):
+        file.write_text(text + changed)
+        config = toy_config.get_config()
+        config.model_name, config.stages, config.workers = "codelab.toy", stages, 1
+        config.phases[1]["updates"] = updates
+        config.update_from_flattened_dict({"generate.count": 4, "preview_minutes": 0.0, **fields})
+        capsys.readouterr()
+        run.run(config, work)
+        return capsys.readouterr().err
+
+    goes_on, put_back = "training goes on with it", "put that one back, or train anew"
+    changed = "warning: codelab.toy.py has changed since it trained "
+    assert "warning" not in go("ingest,train,generate")
+    assert "warning" not in go("train,generate")
+    said = go("generate", changed="# a comment\n")
+    assert changed in said and put_back in said
+    # Nothing is left to train: these are still the first file's weights.
+    assert goes_on in go("train", changed="# a comment\n")
+    assert put_back in go("generate", changed="# a comment\n")
+    assert "warning" not in go("generate")
+    longer = {"updates": 50, "changed": "# a comment\n"}
+    assert goes_on in go("train", **longer)
+    assert "warning" not in go("generate,release", **longer)
+    assert put_back in go("generate", **{**longer, "changed": ""})
+    held = logs.read_json(tmp_path / "run" / "checkpoints" / "codelab.toy" / "code.json")
+    assert list(held["codelab.toy.py"]) == ["0", "70"]
+    again = {"generate.weights": str(tmp_path / "run" / "release")}
+    assert put_back in go("generate", tmp_path / "other", **again)
+    assert "warning" not in go("generate", tmp_path / "third", "# a comment\n", **again)
+    run.tell_versions(tmp_path / "run")
+    assert changed not in capsys.readouterr().err
+    file.write_text(text)
+    run.tell_versions(tmp_path / "run")
+    assert changed in capsys.readouterr().err
+
+
+def test_a_net_whose_file_has_changed_is_told(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "tests" / "toy_net.py").read_text()
+    file = tmp_path / "netlab" / "net.py"
+    file.parent.mkdir()
+    file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = toy_config.get_config()
+    config.update_from_flattened_dict({"generate.count": 4, "segment.updates": 5, "workers": 1})
+    config.segment.model_name, config.stages = "netlab.net", "ingest,train,generate,segment"
+    config.phases = [dict(step="toy", updates=3)]
+    run.run(config, tmp_path / "run")
+    assert "netlab" not in capsys.readouterr().err
+    file.write_text(text + "# changed\n")
+    segment.newest(config.segment, 8, tmp_path / "run", "vnet_real")
+    run.tell_versions(tmp_path / "run")
+    words = "warning: netlab.net.py has changed since it trained"
+    assert capsys.readouterr().err.count(words) == 2

@@ -5,6 +5,7 @@ import shutil
 
 import hypothesis
 import ml_collections
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -238,6 +239,53 @@ def test_skulls_are_cut_into_five_kinds_and_split_by_skull(skulls, tmp_path):
     part = resample.reduce(truth, affine, model, 16)
     expected = resample.split_share(share, part, 0.2)[1]
     np.testing.assert_array_equal(pairs[12, ..., 1], expected)
+
+
+def test_one_label_of_segmentations_is_what_a_mask_of_it_is(skulls, tmp_path):
+    masks, maps = tmp_path / "masks", tmp_path / "maps"
+    for folder in (masks, maps):
+        folder.mkdir()
+    for name in ("b", "c"):
+        image = nibabel.load(skulls / f"{name}.nii.gz")
+        bone, brain = np.asanyarray(image.dataobj), np.zeros(image.shape, np.uint8)
+        brain[20:44, 20:44, 20:44] = 1
+        labels = np.where(bone, 2, brain).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(bone, image.affine), masks / f"{name}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(labels, image.affine), maps / f"{name}.nii.gz")
+    config = _config(source="skulls", root=str(maps), strict=True, test_fraction=0.5)
+    with pytest.raises(UserError, match=r"b\.nii\.gz: .*it holds 1, 2: set label \(data\.label"):
+        ingest.run(tmp_path / "a.zarr", 16, config, workers=1)
+    config.label = 2
+    ingest.run(tmp_path / "a.zarr", 16, config, workers=1)
+    config.root, config.label = str(masks), 0
+    ingest.run(tmp_path / "b.zarr", 16, config, workers=1)
+    a, b = tmp_path / "a.zarr", tmp_path / "b.zarr"
+    np.testing.assert_array_equal(store.load(a, range(10)), store.load(b, range(10)))
+    assert store.recipe(a)["config"]["label"] == 2
+    assert "label" not in store.recipe(b)["config"]  # as in stores older than the field
+    config.root, config.label = str(maps), 1
+    with pytest.raises(UserError, match="its fields changed"):
+        ingest.run(a, 16, config, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (dict(test_fraction=0.0), "note: no skull of split test: nothing is judged on it; data.te"),
+        (
+            dict(test_fraction=0.0, validation_fraction=0.0),
+            "note: no skull of split validation, te",
+        ),
+        (dict(test_fraction=0.0, splits="train"), None),
+        ({}, None),
+    ],
+)
+def test_a_split_that_no_skull_came_into_is_told(fields, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 48)
+    fields = dict(skulls=3, test_fraction=0.34, validation_fraction=0.34) | fields
+    ingest.run(tmp_path / "a.zarr", 16, _config(**fields), workers=1)
+    out = capsys.readouterr().out
+    assert words in out if words else "note:" not in out
 
 
 def test_ingest_goes_on_and_ends_equal_with_any_number_of_workers(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """The list of pairs to leave out: honoured wherever pairs are used; no training changes hands."""
 
 import os
+import re
+import shutil
 
 import numpy as np
 import pytest
 
-from skullgen import generate, quality, run, segment, store
+from skullgen import checkpoint, generate, logs, quality, run, segment, store, train
 from skullgen.errors import UserError
 from tests import toy_config
 
@@ -116,10 +118,48 @@ def test_training_goes_on_only_with_the_list_that_it_began_with(tmp_path):
 
 def test_a_list_that_comes_after_training_is_refused_too(tmp_path):
     run.run(_toy("ingest,train"), tmp_path)
-    _list(tmp_path / "real.zarr", f"{store.rows(tmp_path / 'real.zarr', 'train')[0]}\n")
-    with pytest.raises(UserError, match=r"lists 1 training pairs, but .*trained without 0"):
+    real = tmp_path / "real.zarr"
+    _list(real, f"{store.rows(real, 'train')[0]}\n")
+    with pytest.raises(UserError, match=r"lists 1 training pairs.* with all: list none") as told:
         run.run(_toy("train"), tmp_path)
     run.run(_toy("generate"), tmp_path)  # of what was learnt
+    said = dict(re.findall(r"--config\.(data\.\w+)=(\S+)", str(told.value)))
+    run.run(_toy("ingest,train", **said), tmp_path / "anew")  # as it says
+    every = store.every(real, "train")
+    assert train.learnt(tmp_path / "anew", "tests.toy").tolist() == every[1:].tolist()
+
+
+def test_pairs_are_compared_with_all_that_was_learnt(tmp_path):
+    def judged():
+        run.run(_toy("evaluate,gallery"), tmp_path)
+        page = (tmp_path / "gallery" / "generated" / "index.html").read_text()
+        near = re.findall(r'"near":\{.*?\}', page)
+        return logs.read_json(tmp_path / "metrics.json")["quality"], near
+
+    run.run(_toy("ingest,train,generate"), tmp_path)
+    before = judged()
+    assert before[1]
+    real = tmp_path / "real.zarr"
+    _list(real, "\n".join(map(str, store.rows(real, "train")[:12])))
+    assert judged() == before
+    assert quality.quality(real, tmp_path / "generated.zarr") != before[0]
+
+
+def test_a_phase_is_as_long_as_the_pairs_that_it_began_with_make_it(tmp_path):
+    """One of epochs, halfway, may be made longer: of half the pairs it would be at its end."""
+    fields = {"batch_size": 2, "save_every": 1, "keep": 100}
+    phases = [dict(step="toy", epochs=2), dict(step="more", updates=4)]
+    run.run(_toy("ingest,train", phases=phases, **fields), tmp_path)
+    real, folder = tmp_path / "real.zarr", tmp_path / "checkpoints" / "tests.toy"
+    train = store.rows(real, "train")
+    halfway = -(-len(train) // 2)  # updates of an epoch
+    for step in filter(lambda step: step.name.isdigit(), list(folder.iterdir())):
+        if int(step.name) > halfway:
+            shutil.rmtree(step)
+    assert checkpoint.newest(folder) == halfway
+    _list(real, "".join(f"{row}\n" for row in train[len(train) // 2 :]))
+    phases[0]["epochs"] = 3
+    run.run(_toy("generate", phases=phases, **fields), tmp_path)
 
 
 def test_a_store_that_grows_keeps_its_list_and_a_net_of_other_pairs_is_set_aside(tmp_path, capsys):

@@ -71,11 +71,24 @@ def test_a_split_a_kind_and_a_list_to_leave_out(path):
     ):
         with pytest.raises(UserError, match=words):
             Pairs(path, **options)
-    with pytest.raises(UserError, match="no store of pairs"):
+    with pytest.raises(UserError, match=r"no store of pairs, but a folder with a\.zarr"):
         Pairs(path.parent)
+    with pytest.raises(UserError, match="no store of pairs here"):
+        Pairs(path.parent / "b.zarr")
     (path / "voxels" / "c" / "1" / "0").unlink()
     with pytest.raises(UserError, match="3 pairs are not made yet"):
         Pairs(path)
+
+
+def test_generated_pairs_have_no_split_and_no_kind(path):
+    opened = {"recipe": {}, "names": [], "kinds": ["left"], "voxel_mm": 25.6}
+    made = path.with_name("generated.zarr")
+    store.create(made, count=7, size=SIZE, shard=7, attributes=opened)
+    store.write(made, 0, store.pack(PAIRS), {})
+    assert len(Pairs(made)) == 7
+    for options in (dict(split="train"), dict(kind="left")):
+        with pytest.raises(UserError, match="generated pairs have no split and no kind"):
+            Pairs(made, **options)
 
 
 def test_pickled_they_are_the_same(path):

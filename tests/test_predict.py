@@ -2,12 +2,14 @@
 
 import json
 
+import jax
 import ml_collections
 import nibabel
 import nrrd
 import numpy as np
 import pytest
 
+from experiments import common
 from skullgen import (
     defects,
     evaluate,
@@ -29,12 +31,14 @@ SIDE, SIZE = 96, 32
 
 def _settings(**fields):
     base = dict(net="vnet", weights="", bone_hu=0.0, threshold=0.5, dust_mm3=2000.0, pieces=0)
+    base["label"] = 0
     return ml_collections.ConfigDict(base | dict(file="", suffixes="", folder="") | fields)
 
 
 def _mirror(size=SIZE):
     """The mirror image of a skull minus the skull: a net that needs no training."""
-    return predict.Designer(evaluate.mirror(size), size, 0.3, True, {"name": "mirror"})
+    about = {"name": "mirror", "voxel_mm": 6.4, "pairs_of": "phantoms"}
+    return predict.Designer(evaluate.mirror(size), size, 0.3, True, about)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,7 @@ def test_a_skull_is_ingested_and_prepared_to_the_same_bits(tmp_path, turn, monke
     mask, stored, _ = _stored(complete, affine, TURNS[turn](complete.shape))
     volume.write(tmp_path / "a.nrrd", mask, stored)
     ingested = sources._cut_file(
-        str(tmp_path / "a.nrrd"), 0.0, 2**29, "a", 16, 0.3, range(1), 0, True
+        str(tmp_path / "a.nrrd"), 0.0, 0, 2**29, "a", 16, 0.3, range(1), 0, True
     )
     seen = []
 
@@ -118,6 +122,45 @@ def test_a_hole_at_the_vertex_or_in_the_side_hardly_moves_the_frame():
             for whole in (hole, vault.closed(hole, affine))
         )
         assert naive > 3 and closed <= 2.2  # mm
+
+
+def test_how_much_of_the_opening_an_implant_covers(skull):
+    mask, affine, cut = skull
+    assert vault.covered(mask, affine, cut) > 0.99
+    assert vault.covered(mask, affine, np.zeros_like(cut)) == 0
+    places = np.argwhere(cut)
+    front = np.indices(cut.shape)[1] >= np.median(places[:, 1])
+    shares = [vault.covered(mask, affine, cut & half) for half in (front, ~front)]
+    assert min(shares) > 0.35 and 0.99 < sum(shares) < 1.15  # a ray on the cut meets both
+    whole = phantom.skull(3, SIDE)
+    assert vault.covered(whole, phantom.affine(SIDE), np.zeros_like(whole)) is None
+    far = np.linalg.norm(np.argwhere(whole) - np.argwhere(whole)[-1], axis=1) * 204.8 / SIDE
+    whole[tuple(np.argwhere(whole)[far < 4].T)] = False  # a pinhole at the vertex is no opening
+    assert vault.covered(whole, phantom.affine(SIDE), np.zeros_like(whole)) is None
+
+
+@pytest.mark.parametrize(
+    ("rim", "covered", "words", "warned"),
+    [
+        (0.9, 1.0, "covers 100% of the opening", ""),
+        (0.88, 0.766, "covers 77% of the opening", " (warning: part of it stays open)"),
+        (
+            0.5,
+            1.0,
+            "covers 100% of the opening",
+            " (warning: it does not fill the hole; is the face",
+        ),
+        (0.9, None, "no opening of the vault above the orbits was found to compare it with", ""),
+    ],
+)
+def test_an_implant_in_words_says_what_stays_open(rim, covered, words, warned):
+    numbers = {"pieces": [0], "volume_ml": 8.5, "extent_mm": 49.1, "rim_contact": rim}
+    made = predict.Implant(None, None, None, None, {**numbers, "opening_covered": covered})
+    told = predict.describe(made)
+    assert told.startswith(
+        f"implant of 8.5 ml, 49 mm across, on bone along {rim:.0%} of its outline"
+    )
+    assert f"{words}{warned}" in told and ("warning" in told) == bool(warned)
 
 
 # --- The fit and its measure -------------------------------------------------------------------
@@ -190,6 +233,7 @@ def test_the_implant_is_where_the_hole_is(skull):
     assert not (found.mask & mask).any() and found.mask.shape == mask.shape
     both = 2 * (found.mask & cut).sum() / (found.mask.sum() + cut.sum())
     assert both > 0.5 and found.numbers["rim_contact"] > 0.7
+    assert found.numbers["opening_covered"] > 0.7
 
 
 # --- Files -------------------------------------------------------------------------------------
@@ -234,6 +278,15 @@ def test_a_scan_in_hounsfield_units_is_its_mask(skull, tmp_path):
         for name, hu in (("ct.nii.gz", 300.0), ("mask.nii.gz", 0.0))
     )
     np.testing.assert_array_equal(ct.mask, plain.mask)
+    labels = nibabel.Nifti1Image(np.where(mask, 91, 0).astype(np.uint8), affine)
+    labels.dataobj[0, 0, :2] = 1, 2
+    nibabel.save(labels, tmp_path / "labels.nii.gz")
+    one = predict.predict(
+        _mirror(), tmp_path / "labels.nii.gz", _settings(dust_mm3=500.0, label=91)
+    )
+    np.testing.assert_array_equal(one.mask, plain.mask)
+    with pytest.raises(UserError, match=r"it holds 1, 2, 91: set label .*predict\.label"):
+        predict.predict(_mirror(), tmp_path / "labels.nii.gz", _settings())
     with pytest.raises(UserError, match=r"is a scan, not a mask.*bone_hu"):
         predict.predict(_mirror(), tmp_path / "ct.nii.gz", _settings())
     with pytest.raises(UserError, match="no voxel reaches bone_hu 3000"):
@@ -258,6 +311,8 @@ def test_of_several_files_a_bad_one_is_listed_and_the_others_go_on(
     config.predict = _settings(file=named, dust_mm3=500.0, suffixes=".nii.gz,.nrrd")
     predict.run(config, tmp_path)
     out = capsys.readouterr()
+    line = "mirror: voxels of 6.4 mm, pairs of phantoms: look at each picture before you trust"
+    assert line in out.out and " of the opening" in out.out
     assert "left out, 2 of 3 files" in out.out and "not a medical device" in out.out.lower()
     assert "complete.nii.gz: no implant: the net found no hole" in out.out
     made = sorted(path.name for path in (tmp_path / "predictions").iterdir())
@@ -283,18 +338,57 @@ def test_of_several_files_a_bad_one_is_listed_and_the_others_go_on(
 def test_what_is_named_wrong_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("no skull")
+
+    def refused(words, **fields):
+        with pytest.raises(UserError, match=words):
+            predict.check(ml_collections.ConfigDict({"predict": _settings(**fields)}), [], tmp_path)
+
     for file, words in (
         ("", "predict.file is empty"),
         ("nowhere.nrrd", "nowhere.nrrd: no such file or folder"),
         (str(tmp_path / "empty"), "empty: holds no skull"),
         (str(tmp_path / "notes.txt"), r"notes\.txt: holds no skull"),
     ):
+        refused(words, file=file)
+    refused(r"predict\.net is 'unet'", net="unet")
+    refused(r"predict\.suffixes is '\.stl'", suffixes=".stl")
+
+
+def test_a_net_that_is_not_there_is_named_before_the_run_with_those_that_are(tmp_path):
+    volume.write(tmp_path / "a.nrrd", phantom.skull(1, 32), phantom.affine(32))
+    config = ml_collections.ConfigDict({"generate": {"weights": ""}})
+
+    def check(names=(), **fields):
+        config.predict = _settings(file=str(tmp_path / "a.nrrd"), **fields)
+        predict.check(config, names, tmp_path)
+
+    def refused(words, **fields):
         with pytest.raises(UserError, match=words):
-            predict.check(_settings(file=file))
-    with pytest.raises(UserError, match=r"predict\.net is 'unet'"):
-        predict.check(_settings(net="unet"))
-    with pytest.raises(UserError, match=r"predict\.suffixes is '\.stl'"):
-        predict.check(_settings(suffixes=".stl"))
+            check(**fields)
+
+    refused(r"vnet: no checkpoint; run the stage `segment` first$", net="")
+    check(["segment", "predict"], net="")  # which makes it
+    config.generate.weights = "demo"
+    refused("run the stage `segment` first, or set predict.weights=demo, too", net="")
+    check(weights="demo", net="")
+    check(weights="demo", net="vnet_real")
+    refused("vnet: no checkpoint; here is vnet_real: name that$", weights="demo", net="vnet")
+    for name in ("vnet_real", "vnet"):
+        (tmp_path / "checkpoints" / name / "5").mkdir(parents=True)
+        assert segment.choose(tmp_path) == name
+    assert segment.choose(tmp_path, "vnet_real") == "vnet_real"
+
+
+def test_the_packaged_net_designs_and_says_which_it_is(skull, tmp_path, capsys):
+    mask, affine, _ = skull
+    volume.write(tmp_path / "a.nrrd", mask, affine)
+    config = common.defaults("smoke")
+    config.predict.update(file=str(tmp_path / "a.nrrd"), weights="demo", dust_mm3=500.0)
+    with jax.default_prng_impl("threefry2x32"):  # as it was trained
+        predict.run(config, tmp_path)
+    assert "vnet_real is its only net: it is taken" in capsys.readouterr().out
+    told = json.loads((tmp_path / "predictions" / "a_implant.json").read_text())
+    assert told["net"]["name"] == "vnet_real" and told["volume_ml"] > 1
 
 
 def test_the_net_of_a_run(tmp_path):
@@ -319,6 +413,7 @@ def test_the_net_of_a_run(tmp_path):
     assert (made.size, made.threshold, made.reframe) == (8, 0.2, True)  # as the pairs were made
     probability = made.net(store.pack(pairs)[:1])[0]
     assert probability[7, 7, 7] > probability[0, 0, 0] and made.about["updates"] == 5
+    assert (made.about["pairs_of"], made.about["voxel_mm"]) == ("phantoms", 25.6)
     config.segment.model.learning_rate = 0.2
     with pytest.raises(UserError, match=r"made with another segment\.model"):
         predict.designer(config, tmp_path)

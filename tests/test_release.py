@@ -102,6 +102,9 @@ def test_generate_by_weights_in_an_empty_folder_makes_the_runs_pairs(made, copy,
     assert attrs["licence"] == "as of the pairs that it was trained on: Apache-2.0"
     assert attrs["voxel_mm"] == 25.6 and attrs["recipe"]["step"] == 7
     assert (work / "report.html").exists()
+    loaded = skullgen.load(work)  # nothing is trained there: by the same weights
+    np.testing.assert_array_equal(loaded.sample(count=12), store.unpack(whole, SIZE))
+    assert loaded.about["licence"] == "Apache-2.0"
     moved = copy.rename(tmp_path / "moved")  # the same weights, wherever they are
     capsys.readouterr()
     _without(work, **{"generate.weights": str(moved)})
@@ -213,6 +216,8 @@ def test_a_release_of_v_nets_alone_promises_no_samples(made, tmp_path):
     words, both = ((path / "release" / "README.md").read_text() for path in (work, made[0]))
     assert "run.predict(" in words and "run.sample(" not in words and "generate" not in words
     assert all(f"run.{name}(" in both for name in ("predict", "sample"))
+    assert "In it: `vnet`, which designs implants." in words and "predict.weights=FOLDER" in both
+    assert "In it: `vae_wgan`, which makes pairs, `vnet`, which designs implants." in both
     assert "stages=generate" in both
     with pytest.raises(UserError, match="it has no generator, only V-Nets"):
         skullgen.load(work / "release").sample()

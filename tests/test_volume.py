@@ -157,11 +157,41 @@ def test_every_dtype_and_endianness_is_read(tmp_path, dtype):
         np.testing.assert_array_equal(volume.read_reduced(path, 6).counts, mask)
 
 
-@pytest.mark.parametrize("labels", [(0, 255), (0, 2), (0, 1, 2, 64), (0, 0.5)])
-def test_every_label_but_0_is_bone(tmp_path, labels):
-    data = np.random.default_rng(0).choice(labels, (6, 6, 6)).astype(np.float32)
+@pytest.mark.parametrize("values", [(0, 255), (0, 2), (0, 0.5), (0, 0.1, 0.5, 1)])
+def test_one_value_and_soft_ones_are_bone(tmp_path, values):
+    data = np.random.default_rng(0).choice(values, (6, 6, 6)).astype(np.float32)
     path = _nifti(tmp_path / "a.nii", data, _affine())
     np.testing.assert_array_equal(volume.read(path).data, data != 0)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "f4"])
+def test_of_several_labels_one_is_chosen(tmp_path, dtype, monkeypatch):
+    """Slice by slice, so that no piece of the file holds more than one label."""
+    monkeypatch.setattr(volume, "SLAB_BYTES", 36 * np.dtype(dtype).itemsize)
+    data = np.zeros((6, 6, 6), dtype)
+    data[1:5, 1:5, [1, 2, 4]] = (1, 2, 3)
+    path = _nifti(tmp_path / "a.nii.gz", data, _affine())
+    words = r"no mask of one label, it holds 1, 2, 3: set label \(data\.label, predict\.label\) to"
+    _refused(path, words)
+    with pytest.raises(UserError, match=words):
+        volume.read_reduced(path, 6)
+    for label in (1, 2, 3):
+        np.testing.assert_array_equal(volume.read(path, label=label).data, data == label)
+    _refused(path, "has no voxel of label 7, only 1, 2, 3: set label", label=7)
+    _refused(path, r"bone_hu is for a CT, label \(2\) for a segmentation", label=2, bone_hu=300)
+    mask = _nifti(tmp_path / "mask.nii.gz", (data == 2).astype("u1") * 255, _affine())
+    _refused(mask, "has no voxel of label 2, only 255", label=2)
+    np.testing.assert_array_equal(volume.read(mask, label=255).data, data == 2)
+
+
+def test_a_label_of_more_than_a_mask_holds(tmp_path):
+    data = np.arange(216, dtype="u2").reshape(6, 6, 6)
+    path = _nifti(tmp_path / "a.nii.gz", data, _affine())
+    _refused(path, "is a scan, not a mask .*of labels: set label")
+    np.testing.assert_array_equal(volume.read(path, label=91).data, data == 91)
+    _refused(path, r"no voxel of label 300, only 1, 2, .*, 8, \.\.\.", label=300)
+    scan = _nifti(tmp_path / "scan.nii.gz", data.astype("i2") - 9, _affine())
+    _refused(scan, "is a scan, not a mask", label=91)
 
 
 @pytest.mark.parametrize("sizes", [(1,), (7, 100, 13), (119, 1)])
