@@ -76,13 +76,15 @@ def tell_code(name, folder, going_on=False):
     with logs.as_written(folder):
         held = (logs.read_json(folder / CODE) or {}).get(file, {})
         held = {update: sha256 for update, sha256 in held.items() if int(update) < step}
-        if held and held[max(held, key=int)] != now:
+        last = held[max(held, key=int)] if held else None
+        if last not in (None, now):
             what = "training goes on with it" if going_on else "put that one back, or train anew"
             what = f"{file} has changed since it trained {folder}: {what}"
             print(plain(f"warning: {what}"), file=sys.stderr)
     if going_on:
         folder.mkdir(parents=True, exist_ok=True)
-        logs.write_json(folder / CODE, {file: {**held, str(step): now}})
+        held |= {str(step): now} if last != now else {}
+        logs.write_json(folder / CODE, {file: held})
 
 
 def phases(specs, model):
