@@ -157,7 +157,9 @@ def plan(path, name, settings):
         }
         entries.append(Entry(row, files, (), about))
     if not entries:
-        raise UserError(f"{path}: no pair to export: check export.rows, export.split, export.kinds")
+        why = "check export.rows, export.split, export.kinds"
+        why = f"of {len(chosen)}, none has a skull and an implant" if chosen else why
+        raise UserError(f"{path}: no pair to export: {why}")
     owners = {file: entry.row for entry in reversed(entries) for file in entry.files.values()}
     return [
         entry._replace(writes=tuple(r for r, f in entry.files.items() if owners[f] == entry.row))

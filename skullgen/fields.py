@@ -122,6 +122,10 @@ def check(config, names=(), made=False):
         if held is not None and "." not in sections[section.strip(".")].model_name:
             for name in [name for name in MODEL if name in held]:
                 _field(held, f"{section}model.{name}", MODEL[name])
+    for name in ("data", "predict"):
+        held = config.get(name) or {}
+        if held.get("bone_hu") and held.get("label"):
+            raise UserError(f"{name}.bone_hu is for a CT, {name}.label for a segmentation: set one")
     if config.get("generate"):
         one_of("generate.connectivity", config.generate.connectivity, (6, 18, 26))
         one_of("generate.channels", config.generate.channels, ("", "independent", "exclusive"))

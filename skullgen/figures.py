@@ -7,6 +7,7 @@ the defective skull, 1 its defect. A PNG is replaced whole, and its folder is ma
 import collections
 import io
 import itertools
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -253,7 +254,9 @@ def _sheet(path, rows, *, title, note=""):
     gap, line = 12, 26
     wides = [sum(tile[0].shape[1] + gap for tile in row) for row in rows]
     talls = [max(len(tile[0]) for tile in row) + line for row in rows]
-    width, height = max([720, *wides]) + gap, 4 * line + sum(talls)
+    width = max([720, *wides]) + gap
+    notes = textwrap.wrap(note, int(width / 10)) or [""]
+    height = (3 + len(notes)) * line + sum(talls)
     figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
 
     def write(x, y, text, points, room, align="left", colour="0.2"):
@@ -275,5 +278,6 @@ def _sheet(path, rows, *, title, note=""):
                 write(x + across, y + down, text, 10, 99, "center", "white")
             x += wide + gap
         y += tall
-    write(gap, height - line, note, 10, width)
+    for number, words in enumerate(reversed(notes), 1):
+        write(gap, height - number * line, words, 10, width)
     _save(path, figure)

@@ -221,12 +221,13 @@ def describe(implant):
     found, share = implant.numbers, implant.numbers["opening_covered"]
     closes = "no opening of the vault above the orbits was found to compare it with"
     if share is not None:
-        closes = f"covers {share:.0%} of the opening"
+        closes = f"covers {share:.0%} of the opening as seen from within"
     loose = "it does not fill the hole; is the face where the file's axes say it is?"
-    told = loose if found["rim_contact"] < LOOSE else "part of it stays open"
-    warned = found["rim_contact"] < LOOSE or (share is not None and share < CLOSED)
-    count = len(found["pieces"])
-    what = "implant" if count == 1 else f"{count} implants"
+    told = "part of it stays open" if share is not None else "is there a hole?"
+    told = loose if found["rim_contact"] < LOOSE else told
+    warned = found["rim_contact"] < LOOSE or share is None or share < CLOSED
+    sizes = [f"{piece['volume_ml']:.1f}" for piece in found["pieces"]]
+    what = "implant" if len(sizes) == 1 else f"{len(sizes)} implants ({' and '.join(sizes)} ml)"
     return (
         f"{what} of {found['volume_ml']:.1f} ml, {found['extent_mm']:.0f} mm across, on bone along "
         f"{found['rim_contact']:.0%} of its outline, {closes}{f' (warning: {told})' * warned}"

@@ -38,6 +38,8 @@ MEMORY = {  # what to lower where it runs out
     "predict": "data.max_voxels, or crop the scan",
     "export": "workers",
 }
+OWN = ("generate", "segment", "evaluate")  # sections that determine the work of their stage
+OUT = ("release", "predict", "export")
 
 
 def run(config, workdir):
@@ -169,6 +171,8 @@ def alone(workdir, share=(0, 1)):
 def prepare(config, workdir):
     """Checks that the work directory may go on with this config; writes it, with all stages so far.
 
+    Each stage has the settings by which it ran last; those that only hand out have their first.
+
     Raises UserError, by name, for a locked field that changed.
     """
     new = json.loads(config.to_json_best_effort())
@@ -186,8 +190,12 @@ def prepare(config, workdir):
                 f"{_get(new, field)!r}, but work that it determines is done here: "
                 f"set it back (--config {path} sets all), or choose another --workdir"
             )
-        told = f"{old.get('stages')},{new['stages']}".split(",")
-        new["stages"] = ",".join(name for name in stages.STAGES if name in map(str.strip, told))
+        told = named.listed(f"{old.get('stages')},{new['stages']}")
+        kept = [name for name in stages.STAGES if name in told]
+        again = set(OWN).intersection(named.listed(new["stages"]))
+        for name in {*OWN, *OUT}.intersection(old).difference(again):
+            new[name] = old[name]
+        new["stages"] = ",".join([name for name in kept if name not in OUT] or kept)
     logs.write_json(path, new)
 
 
@@ -230,6 +238,11 @@ def tell_versions(folder):
         if held.get(name) != now[name]:
             what = f"{folder} was made with {name} {held.get(name)}, this is {now[name]}"
             print(plain(f"warning: {what}: bits may differ"), file=sys.stderr)
+    for path in (folder / name for name in store.MADE):
+        if store.recipe(path) is not None and len(store.rows(path)) < len(store.every(path)):
+            what = f"{path / 'leave_out.txt'} lists pairs, which are used here: to do without, make"
+            what += f" {path.name} first (--config.stages) and put a copy of the list into it"
+            print(plain(f"warning: {what}"), file=sys.stderr)
     judge = (config.get("segment") or {}).get("model_name")
     for name, model in ((config.get("model_name"), config.get("model_name")), ("vnet", judge)):
         with contextlib.suppress(UserError):  # no such module: said where it is needed

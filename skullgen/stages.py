@@ -27,6 +27,7 @@ from skullgen import (
     kinds,
     logs,
     metrics,
+    named,
     page,
     predict,
     preview,
@@ -230,6 +231,7 @@ def _generate(config, workdir):
         trained.tell_unfinished(config, workdir, model, int(newest))
     settings, share = config.generate, jobs.share(config.share)
     path, free = workdir / "generated.zarr", ("count", "weights")  # whose sum tells what they are
+    code = named.sums([config.model_name])
     recipe = {
         "model_name": config.model_name,
         "model": json.loads(config.model.to_json_best_effort()),
@@ -237,11 +239,12 @@ def _generate(config, workdir):
         "weights": checkpoint.fingerprint(state),
         "generate": {k: v for k, v in settings.to_dict().items() if k not in free},
         "device": jax.local_devices()[0].device_kind,
+        **({"code": code} if code else {}),
     }
     held = store.recipe(path)
     tag = f"-step{held['step']}" if held else ""
-    other = held is not None and held != recipe
-    _set_aside(path, other, share, tag, "another checkpoint or settings")
+    what = "another checkpoint, model file or settings"
+    _set_aside(path, held not in (None, recipe), share, tag, what)
     if share != (0, 1) and not hosts.several() and store.recipe(path) is not None:
         held = store.open_store(path).count
         if held < settings.count:
@@ -342,8 +345,8 @@ def _explore(config, workdir):
     size = config.model.resolution
     nets = segment.trained(config.segment, size, workdir) if segment.begun(workdir) else {}
     unfitted = [net for net in nets.values() if all(p.path.samefile(real) for p in net[2])]
-    made, named = workdir / "generated.zarr", settings.stores.split(",")
-    stores = [store.found(name.strip(), workdir) for name in named if name.strip()]
+    made = workdir / "generated.zarr"
+    stores = [store.found(name, workdir) for name in named.listed(settings.stores)]
     if not stores and store.recipe(made) is not None:
         stores = [made]
     names = [p.resolve().parent.name if p.name == made.name else p.stem for p in stores]

@@ -209,11 +209,15 @@ def _slabs(source, multiple, bone_hu, label):
                 elif most == 1:
                     labels.add(1)
                 scan = low < 0 or (len(labels) > MAX_LABELS and label is None)
-                what = "is a scan, not a mask (negative or many values; of labels: set label)"
+                many = "threshold it" if most <= 1 else "if of labels, set label"
+                what = f"is a scan, not a mask (negative or many values; {many})"
                 require(not scan or bone_hu is not None, path, f"{what}: set bone_hu; {usual}")
                 if bone_hu is not None:
                     bone = values >= bone_hu
                 elif label is not None:
+                    what = "holds values between its labels: resample it by the nearest"
+                    whole = values.dtype.kind != "f" or bool((values == np.rint(values)).all())
+                    require(whole, path, what)
                     bone = values == label
                 found = found or bool(bone.any())
                 parts.append(bone.view(np.uint8))

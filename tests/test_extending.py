@@ -390,8 +390,11 @@ def test_a_model_whose_file_has_changed_is_told(tmp_path, monkeypatch, capsys):
     assert changed in said and put_back in said
     # Nothing is left to train: these are still the first file's weights.
     assert goes_on in go("train", changed="# a comment\n")
+    made = tmp_path / "run" / "generated.zarr"
+    assert "codelab.toy.py" in store.recipe(made)["code"]
+    before = store.recipe(made)
     assert put_back in go("generate", changed="# a comment\n")
-    assert "warning" not in go("generate")
+    assert "warning" not in go("generate") and store.recipe(made) != before
     longer = {"updates": 50, "changed": "# a comment\n"}
     assert goes_on in go("train", **longer)
     assert "warning" not in go("generate,release", **longer)

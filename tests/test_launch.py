@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from experiments import again
 from tests.faults import faults
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -75,10 +76,13 @@ def test_a_run_goes_on_by_its_own_config_where_it_lies(whole):
     work, _ = whole
     stages = json.loads((work / "config.json").read_text())["stages"]
     own = ["--config", work / "config.json", "--config.compilation_cache="]
-    code, out, err = _run(*own, "--config.stages=export", "--config.export.format=nifti")
-    assert code == 0 and "warning" not in err and f"work directory: {work}\n" in out
-    assert (work / "export" / "nifti" / "pairs.csv").exists()
-    assert json.loads((work / "config.json").read_text())["stages"] == f"{stages},export"
+    code, out, err = _run(*own, "--config.stages=export", "--config.export.format=skullbreak")
+    assert code == 0, err
+    assert "warning" not in err and f"work directory: {work}\n" in out
+    assert (work / "export" / "skullbreak" / "pairs.csv").exists()
+    assert json.loads((work / "config.json").read_text())["stages"] == stages
+    # Settings of what is handed out are those of the config file, each time.
+    assert again.get_config(work / "config.json").export.format == "nifti"
 
 
 @pytest.mark.parametrize("when", ["training", "generation", "segmentation"])

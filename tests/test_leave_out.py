@@ -145,6 +145,15 @@ def test_pairs_are_compared_with_all_that_was_learnt(tmp_path):
     assert quality.quality(real, tmp_path / "generated.zarr") != before[0]
 
 
+def test_a_run_made_again_says_what_its_first_one_left_out(tmp_path, capsys):
+    run.run(_toy("ingest"), tmp_path)
+    run.tell_versions(tmp_path)
+    assert "leave_out" not in capsys.readouterr().err
+    _list(tmp_path / "real.zarr", "0\n")
+    run.tell_versions(tmp_path)
+    assert "real.zarr/leave_out.txt lists pairs, which are used here" in capsys.readouterr().err
+
+
 def test_a_phase_is_as_long_as_the_pairs_that_it_began_with_make_it(tmp_path):
     """One of epochs, halfway, may be made longer: of half the pairs it would be at its end."""
     fields = {"batch_size": 2, "save_every": 1, "keep": 100}

@@ -142,25 +142,37 @@ def test_how_much_of_the_opening_an_implant_covers(skull):
 @pytest.mark.parametrize(
     ("rim", "covered", "words", "warned"),
     [
-        (0.9, 1.0, "covers 100% of the opening", ""),
-        (0.88, 0.766, "covers 77% of the opening", " (warning: part of it stays open)"),
+        (0.9, 1.0, "covers 100% of the opening as seen from within", ""),
+        (
+            0.88,
+            0.766,
+            "covers 77% of the opening as seen from within",
+            " (warning: part of it stays open)",
+        ),
         (
             0.5,
             1.0,
-            "covers 100% of the opening",
+            "covers 100% of the opening as seen from within",
             " (warning: it does not fill the hole; is the face",
         ),
-        (0.9, None, "no opening of the vault above the orbits was found to compare it with", ""),
+        (0.9, None, "was found to compare it with", " (warning: is there a hole?)"),
     ],
 )
 def test_an_implant_in_words_says_what_stays_open(rim, covered, words, warned):
-    numbers = {"pieces": [0], "volume_ml": 8.5, "extent_mm": 49.1, "rim_contact": rim}
+    numbers = {
+        "pieces": [{"volume_ml": 8.5}],
+        "volume_ml": 8.5,
+        "extent_mm": 49.1,
+        "rim_contact": rim,
+    }
     made = predict.Implant(None, None, None, None, {**numbers, "opening_covered": covered})
     told = predict.describe(made)
     assert told.startswith(
         f"implant of 8.5 ml, 49 mm across, on bone along {rim:.0%} of its outline"
     )
     assert f"{words}{warned}" in told and ("warning" in told) == bool(warned)
+    made.numbers["pieces"] = [{"volume_ml": 6.0}, {"volume_ml": 2.5}]
+    assert predict.describe(made).startswith("2 implants (6.0 and 2.5 ml) of 8.5 ml")
 
 
 # --- The fit and its measure -------------------------------------------------------------------

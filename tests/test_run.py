@@ -105,6 +105,18 @@ def test_stages_out_of_order_are_named(stages, words, tmp_path):
         run.run(_toy(stages), tmp_path / "new")
 
 
+def test_the_settings_of_a_stage_are_those_by_which_it_ran_last(tmp_path):
+    def kept(stages, **own):
+        run.run(_toy(stages, **own), tmp_path / "work")
+        return json.loads((tmp_path / "work" / "config.json").read_text())
+
+    assert kept("ingest,train,generate", **{"generate.count": 7})["generate"]["count"] == 7
+    held = kept("report", log_every=3)
+    assert (held["generate"]["count"], held["log_every"]) == (7, 3)
+    assert held["stages"] == "ingest,train,generate,report"
+    assert kept("generate")["generate"]["count"] == _toy("generate").generate.count
+
+
 def test_home_is_no_folder_called_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     monkeypatch.chdir(tmp_path)

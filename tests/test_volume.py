@@ -187,11 +187,15 @@ def test_of_several_labels_one_is_chosen(tmp_path, dtype, monkeypatch):
 def test_a_label_of_more_than_a_mask_holds(tmp_path):
     data = np.arange(216, dtype="u2").reshape(6, 6, 6)
     path = _nifti(tmp_path / "a.nii.gz", data, _affine())
-    _refused(path, "is a scan, not a mask .*of labels: set label")
+    _refused(path, "is a scan, not a mask .*if of labels, set label")
     np.testing.assert_array_equal(volume.read(path, label=91).data, data == 91)
     _refused(path, r"no voxel of label 300, only 1, 2, .*, 8, \.\.\.", label=300)
     scan = _nifti(tmp_path / "scan.nii.gz", data.astype("i2") - 9, _affine())
     _refused(scan, "is a scan, not a mask", label=91)
+    blurred = _nifti(tmp_path / "blurred.nii.gz", data.astype("f4") / 2, _affine())
+    _refused(blurred, "holds values between its labels: resample it by the nearest", label=91)
+    share = _nifti(tmp_path / "share.nii.gz", data.astype("f4") / 215, _affine())
+    _refused(share, r"is a scan, not a mask \(negative or many values; threshold it\)")
 
 
 @pytest.mark.parametrize("sizes", [(1,), (7, 100, 13), (119, 1)])

@@ -356,6 +356,11 @@ CASES = [
     Case(
         "nothing to train on", _with(data__test_fraction=1.0), r"8 skulls, and none is left to .*"
     ),
+    Case(
+        "a CT and a segmentation",
+        _with(data__bone_hu=300.0, data__label=2),
+        r"data\.bone_hu is for a CT, data\.label for a segmentation: set one",
+    ),
     Case("no root", _with(data__source="skulls"), r"data\.root is empty: give a folder .*"),
     Case("a root in a file", _a_file_above_the_data, r".*/skulls/more: no such folder; .*"),
     Case("share of 4/4", _with(share="4/4"), r"share is '4/4': write K/N, for example 0/4 .*"),
