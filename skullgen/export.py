@@ -135,14 +135,13 @@ def plan(path, name, settings):
     opened, split, wanted = store.open_store(path), settings.split, named.listed(settings.kinds)
     _check_grid(path, opened.size, opened.attrs["voxel_mm"], settings.voxel_mm)
     splits, numbers = opened["split"][:], opened["kind"][:].tolist()
-    known = opened.attrs.get("kinds", [])
+    known, skulls = opened.attrs.get("kinds", []), opened["skull"][:].tolist()
     _require_known(path, settings, known, (splits == -1).all())
     for kind in known:  # some disks know no capitals
         alike = [other for other in known if other.casefold() == kind.casefold()]
         if len(alike) > 1 or not re.fullmatch(r"\w[\w .-]{,99}", kind):
             raise UserError(f"{path}: kind {kind!r} is no name of a folder of its own: rename it")
     titles = [known[number] if number >= 0 else "" for number in numbers]
-    skulls = opened["skull"][:].tolist()
     rows = store.rows(path, split or None).tolist()
     first, stop = _range(settings.rows, opened.count)
     chosen = [r for r in rows if first <= r < stop and (not wanted or titles[r] in wanted)]

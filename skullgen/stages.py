@@ -299,9 +299,8 @@ def _evaluate(config, workdir):
     result, lines, unfinished = {}, [], []
     if store.recipe(made) is not None:
         result["generated"] = card.identity(made)
-        result["quality"] = quality.quality(
-            real, made, pairs=config.evaluate.pairs, learnt=train.learnt(workdir, config.model_name)
-        )
+        learnt = train.learnt(workdir, config.model_name)
+        result["quality"] = quality.quality(real, made, pairs=config.evaluate.pairs, learnt=learnt)
         lines += quality.describe(result["quality"])
     size = config.model.resolution
     try:
@@ -347,8 +346,7 @@ def _explore(config, workdir):
     unfitted = [net for net in nets.values() if all(p.path.samefile(real) for p in net[2])]
     made = workdir / "generated.zarr"
     stores = [store.found(name, workdir) for name in named.listed(settings.stores)]
-    if not stores and store.recipe(made) is not None:
-        stores = [made]
+    stores = stores or [made] * (store.recipe(made) is not None)
     names = [p.resolve().parent.name if p.name == made.name else p.stem for p in stores]
     if len(set(names)) < len(names):  # runs of one name in two places
         names = list(map(str, stores))

@@ -301,6 +301,8 @@ def test_a_table_that_a_spreadsheet_saved_goes_on(made):
 
 
 def test_a_split_and_kinds_are_chosen(real):
+    with pytest.raises(UserError, match=r"no pair to export: check export\.rows, "):
+        _run(real, "nifti", split="test", rows="0:1")
     folder = _run(real, "nifti", split="train", kinds="parietotemporal")
     assert [line["index"] for line in _table(folder)] == ["1", "3"]
     assert {(line["split"], line["kind"], line["skull"]) for line in _table(folder)} == {
@@ -315,7 +317,7 @@ def test_a_split_and_kinds_are_chosen(real):
         ({"kinds": "bilateral"}, "leave export.kinds empty"),
         ({"rows": "0:7"}, "export.rows is '0:7': the store has pairs 0 to 5"),
         ({"rows": "3"}, "write FIRST:STOP"),
-        ({"rows": "2:3"}, "no pair to export: check export.rows"),
+        ({"rows": "2:3"}, "no pair to export: of 1, none has a skull and an implant"),
         ({"voxel_mm": 0.07}, "export.voxel_mm is 0.07: at least 0.079, or memory runs out"),
         ({"voxel_mm": 5.0}, "export.voxel_mm is 5: larger than the store's own, 4"),
     ],

@@ -177,7 +177,9 @@ def test_fresh_pairs_and_counts_in_shares(tmp_path):
     run.run(_toy("generate", share="1/2", **{"generate.count": 70}), tmp_path / "b")
     with pytest.raises(UserError, match="holds 70 pairs, and shares cannot make it larger"):
         run.run(_toy("generate", share="1/2", **{"generate.count": 140}), tmp_path / "b")
-    with pytest.raises(UserError, match="holds pairs of another checkpoint or settings: move it"):
+    with pytest.raises(
+        UserError, match="holds pairs of another checkpoint, model file or settings: move it"
+    ):
         run.run(_toy("generate", share="1/2", **{"generate.seed": 1}), tmp_path / "b")
 
 
