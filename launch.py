@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from skullgen import errors
+from skullgen.core import errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -40,7 +40,8 @@ def main(_):
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag
     import jax
 
-    from skullgen import hosts, jobs, run, sweep
+    from skullgen.core import hosts, jobs
+    from skullgen.run import sweep, workdir
 
     sweeping = _SWEEP.value or config.get("table")
     if _DISTRIBUTED.value:
@@ -49,27 +50,27 @@ def main(_):
         hosts.join(_DISTRIBUTED.value)
         jobs.quiet(not hosts.lead())
     flag = flags.FLAGS["config"]
-    workdir = Path(_WORKDIR.value or default_workdir(flag, bool(_SWEEP.value))).expanduser()
+    folder = Path(_WORKDIR.value or default_workdir(flag, bool(_SWEEP.value))).expanduser()
     if config.get("compilation_cache"):
         cache = Path(str(config.compilation_cache)).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    print(errors.plain(f"work directory: {workdir}"), flush=True)
+    print(errors.plain(f"work directory: {folder}"), flush=True)
     path, _, size = flag.config_filename.partition(":")
-    if Path(path) == _READER and workdir.resolve() != Path(size).parent.resolve():
-        run.tell_versions(Path(size).parent)
+    if Path(path) == _READER and folder.resolve() != Path(size).parent.resolve():
+        workdir.tell_versions(Path(size).parent)
     with jobs.stoppable():
         if sweeping:
             fixed = config_flags.get_override_values(flag)
             declare = runpy.run_path(path).get("sweep")
-            sweep.sweep(config, workdir, _SWEEP.value or "all", declare, fixed)
+            sweep.sweep(config, folder, _SWEEP.value or "all", declare, fixed)
         else:
-            run.run(config, workdir)
+            workdir.run(config, folder)
 
 
 def default_workdir(flag, sweeping=False):
     """`runs/<config>[-<size>][-<overrides>][-sweep]`, or the folder of a run's `config.json`."""
-    from skullgen import variants
+    from skullgen.run import variants
 
     path, _, size = flag.config_filename.partition(":")
     if Path(path) == _READER:
@@ -143,7 +144,7 @@ def _fail(text):
 
 def report_error(error):
     """Prints what a person can use of an error; returns the exit code, or None to raise it."""
-    from skullgen import jobs
+    from skullgen.core import jobs
 
     if isinstance(error, jobs.Stopped):
         print("stopped; the same command goes on from here", file=sys.stderr)

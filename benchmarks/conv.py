@@ -1,4 +1,4 @@
-"""Single k4 s2 layers: the matmul forms of `skullgen.conv` against plain lax on this machine.
+"""Single k4 s2 layers: the matmul forms of `networks.conv` against plain lax on this machine.
 
     python benchmarks/conv.py --batch 8 --json conv.json
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from skullgen import conv
+from skullgen.networks import conv
 
 # (fine side, C, O): the layers of a 32^3 network of base width 16, and the first of base 32.
 LAYERS = [(32, 2, 16), (16, 16, 32), (8, 32, 64), (4, 64, 128), (32, 2, 32)]

@@ -29,9 +29,9 @@ import numpy as np
 # Way -> code, its imports in the first line, that makes `mask` or `score` by `path` and `rule`.
 MEAN = "reshape(128, 4, 128, 4, 128, 4).mean((1, 3, 5)) >= 0.5"
 READ = {
-    "ours": """import skullgen.volume
+    "ours": """import skullgen.data.volumes
 kept = "implant" in path
-mask = skullgen.volume.read_reduced(path, 128, keep_native=kept).counts >= 32""",
+mask = skullgen.data.volumes.read_reduced(path, 128, keep_native=kept).counts >= 32""",
     "pynrrd, numpy": f"""import nrrd
 mask = nrrd.read(path)[0].{MEAN}""",
     "pynrrd, scikit-image": """import nrrd, skimage.transform
@@ -44,12 +44,12 @@ mask = sitk.GetArrayFromImage(share).T >= 0.5""",
 }
 PAIRS = 4  # in a folder
 INGEST = {
-    "ours": """import shutil, skullgen.ingest, skullgen.store, experiments.common
+    "ours": """import shutil, skullgen.data.ingest, skullgen.data.store, experiments.common
 config = experiments.common.defaults("paper").data
 config.root, config.threshold = path, 0.5
 shutil.rmtree(path + ".zarr", ignore_errors=True)
-skullgen.ingest.run(path + ".zarr", 128, config, workers=1)
-mask = skullgen.store.open_store(path + ".zarr")["pairs"][0]""",
+skullgen.data.ingest.run(path + ".zarr", 128, config, workers=1)
+mask = skullgen.data.store.open_store(path + ".zarr")["pairs"][0]""",
     "pynrrd, numpy, savez_compressed": f"""import glob, nrrd
 for skull in glob.glob(path + "/train/defective_skull/*/*.nrrd"):
     parts = skull, skull.replace("defective_skull", "implant")
@@ -59,8 +59,8 @@ for skull in glob.glob(path + "/train/defective_skull/*/*.nrrd"):
 SCORE = """a, b = (f(x.astype("f4")) > 0.5 for x in (probability, truth))
 score = 2 * (a & b).sum() / (a.sum() + b.sum())"""
 DICE = {
-    "ours": """import skullgen.metrics
-score = skullgen.metrics.upsampled_dice(probability, truth, 512, rule)""",
+    "ours": """import skullgen.evaluation.metrics
+score = skullgen.evaluation.metrics.upsampled_dice(probability, truth, 512, rule)""",
     "scipy.ndimage.zoom": f"""import scipy.ndimage
 f = lambda x: scipy.ndimage.zoom(x, 4, order=1, mode="nearest", grid_mode=True)
 {SCORE}""",
@@ -133,16 +133,16 @@ def show(row):
 
 
 def files(args, masks, folder):
-    from skullgen import volume
+    from skullgen.data import volumes
 
     rows, draw, affine = [], np.random.default_rng(0), np.diag([0.4, 0.4, 0.4, 1])
     for rough, what in itertools.product(("", "rough "), masks):
         mask = np.kron(masks[what], np.ones((4, 4, 4), bool))
         for plane in mask if rough else ():
             plane &= draw.random(plane.shape, np.float32) < 0.9
-        volume.write(folder / f"{rough}{what}.nrrd", mask, affine)
+        volumes.write(folder / f"{rough}{what}.nrrd", mask, affine)
     if args.file:
-        volume.write(folder / "file of yours.nrrd", *volume.read(args.file))
+        volumes.write(folder / "file of yours.nrrd", *volumes.read(args.file))
     for path in sorted(folder.glob("*.nrrd")):
         what, size = f"NRRD of one {path.stem} to 128^3", round(path.stat().st_size / 1e6, 2)
         rows += compare(what, READ, path, args.rounds, file_mb=size)
@@ -161,7 +161,7 @@ def files(args, masks, folder):
 def dice(args, masks, folder):
     from scipy import ndimage
 
-    from skullgen import metrics
+    from skullgen.evaluation import metrics
 
     # The masks, softened: surfaces in the right place, none of them exact.
     soft = {k: ndimage.uniform_filter(mask.astype(np.float32), 3) for k, mask in masks.items()}
@@ -178,8 +178,8 @@ def dice(args, masks, folder):
 
 
 def device(args, masks, folder):
-    from skullgen import phantom
-    from skullgen.defects import cut
+    from skullgen.data import phantom
+    from skullgen.data.defects import cut
 
     small = cut(phantom.skull(0, 32), "bilateral", 0, voxel_mm=6.4)
     rows = batches(args, small, 512, folder / "32.zarr")
@@ -191,7 +191,8 @@ def batches(args, masks, count, path):
     import jax
     import jax.numpy as jnp
 
-    from skullgen import steps, store
+    from skullgen.data import store
+    from skullgen.models import steps
 
     pair, draw, everything = np.stack(list(masks), -1), np.random.default_rng(0), range(count)
     size = len(pair)
@@ -241,8 +242,8 @@ def main():
     parser.add_argument("--slow", action="store_true", help="SciPy's and scikit-image's Dice too")
     parser.add_argument("--json")
     args = parser.parse_args()
-    from skullgen import phantom
-    from skullgen.defects import cut
+    from skullgen.data import phantom
+    from skullgen.data.defects import cut
 
     masks = cut(phantom.skull(0, 128), "bilateral", 0, voxel_mm=1.6)
     masks = dict(zip(("skull", "implant"), masks, strict=True))

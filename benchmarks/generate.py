@@ -6,7 +6,7 @@
 The network is `vae_wgan`'s, with the fields of the size `paper` and widths base x (1, 2, 4, 8). It
 is not trained, and its noise is not what components and zstd see in use: end to end its answer is
 computed, and then replaced, on the device, by phantoms with a few hundred specks of dust. Those
-runs go through `skullgen.generate.run`; their rate counts from when each worker has done three
+runs go through `generation.generate.run`; their rate counts from when each worker has done three
 shards. "All but the network" is the same with bits that are ready.
 
 Beside the network, on one core: packed pairs in, dust out, whole shards on disk. `clean` pairs have
@@ -34,9 +34,10 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from skullgen import defects, phantom, postprocess, store
+from skullgen.data import defects, phantom, store
+from skullgen.generation import postprocess
 
-SHARD, FEW = 64, 8  # pairs in a file, as `skullgen.generate`'s; pairs that differ
+SHARD, FEW = 64, 8  # pairs in a file, as `skullgen.generation.generate`'s; pairs that differ
 DUST_MM3, CONNECTIVITY = 409.6, 6  # the paper's
 
 
@@ -117,7 +118,7 @@ def stages(model, state, settings, args, batch):
     """Rows of what the device does to a batch."""
     import jax
 
-    from skullgen import generate
+    from skullgen.generation import generate
 
     fields = dict(seed=settings.seed, threshold=settings.threshold, channels="independent")
     make = generate.sampler(model, state, batch=batch, **fields)
@@ -139,7 +140,7 @@ def posing(model, bits, size):
     import jax
     import jax.numpy as jnp
 
-    from skullgen import steps
+    from skullgen.models import steps
 
     def decode(state, z):
         rows = jax.lax.bitcast_convert_type(z[:, 0], jnp.uint32) % len(bits)
@@ -151,7 +152,8 @@ def posing(model, bits, size):
 
 def whole(what, manager, model, settings, args, workers):
     """One run from checkpoint to closed store: a row."""
-    from skullgen import checkpoint, generate
+    from skullgen.generation import generate
+    from skullgen.training import checkpoint
 
     shards = workers * max(math.ceil(args.count / SHARD / workers), 8)
     settings.count = shards * SHARD
@@ -163,7 +165,10 @@ def whole(what, manager, model, settings, args, workers):
 
     fields = dict(voxel_mm=phantom.SIDE / args.size, size=args.size, workers=workers)
     fields |= dict(channels="independent", attributes={}, share=(0, 1))
-    with tempfile.TemporaryDirectory() as folder, mock.patch("skullgen.jobs.progress", progress):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch("skullgen.core.jobs.progress", progress),
+    ):
         path, start = pathlib.Path(folder) / "s.zarr", time.perf_counter()
         generate.run(model, checkpoint.restore(manager, model), path, settings, **fields)
         wall = time.perf_counter() - start
@@ -181,14 +186,14 @@ def with_network(args):
     import jax
 
     from experiments import vae_wgan
-    from skullgen import checkpoint, train
+    from skullgen.training import checkpoint, loop
 
     config = vae_wgan.get_config("paper")
     blocks = min(4, int(math.log2(args.size)))
     config.model.widths = tuple(args.base * 2**block for block in range(blocks))
     config.model.groups = args.base // 2  # two channels each at the finest, as the paper's
     config.model.resolution, config.model.precision = args.size, args.precision
-    model, settings = train.load_model(config.model_name, config.model), config.generate
+    model, settings = loop.load_model(config.model_name, config.model), config.generate
     state = jax.jit(model.init)(jax.random.key(0, impl="rbg")).replace(key=jax.random.key(0))
     for batch in args.batches:
         yield from stages(model, state, settings, args, batch)
@@ -203,7 +208,7 @@ def with_network(args):
         manager.wait_until_finished()
         for workers in args.workers:
             yield whole("end to end", manager, model, settings, args, workers)
-            with mock.patch("skullgen.generate.sampler", ready):
+            with mock.patch("skullgen.generation.generate.sampler", ready):
                 yield whole("all but the network", manager, model, settings, args, workers)
         manager.close()
 

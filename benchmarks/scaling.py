@@ -40,7 +40,7 @@ from unittest import mock
 import common
 import numpy as np
 
-from skullgen import store
+from skullgen.data import store
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 HOST = f"cpu, {common.CORES} cores"
@@ -59,7 +59,9 @@ EVENTS = {  # of XLA; traces of functions within functions count twice
 PROBE = """
 import collections, json, os, runpy, sys, time
 import jax
-from skullgen import checkpoint, logs, run, steps
+from skullgen.models import steps
+from skullgen.run import workdir
+from skullgen.training import checkpoint, logs
 sys.argv, marks, spent = sys.argv[1:], {}, collections.Counter()
 def note(module, name):
     f = getattr(module, name)
@@ -73,7 +75,7 @@ def note(module, name):
 def add(event, seconds, **_):
     spent[event] += seconds
 jax.monitoring.register_event_duration_secs_listener(add)
-note(run, "run")
+note(workdir, "run")
 note(checkpoint, "begin")
 note(steps, "data_parallel")
 note(logs, "append")
@@ -86,7 +88,7 @@ def training(method, size, base, precision, batch, jit=False):
     import jax
 
     from experiments import common as experiments
-    from skullgen import steps
+    from skullgen.models import steps
 
     config = experiments.defaults("paper")
     if method == "vnet":
@@ -348,7 +350,7 @@ def pairs(args, folder, where):
 
 def startup(args, folder, where):
     run = functools.partial(subprocess.run, cwd=ROOT, check=True, capture_output=True, text=True)
-    code = ["-c", "import skullgen.run"]
+    code = ["-c", "import skullgen.run.workdir"]
     ms = [common.timed(lambda: run([sys.executable, *code])) for _ in range(args.runs)]
     packages = collections.Counter()
     for line in run([sys.executable, "-X", "importtime", *code]).stderr.splitlines():
@@ -356,7 +358,7 @@ def startup(args, folder, where):
         if took.strip().isdigit():
             packages[name.strip().partition(".")[0]] += int(took) / 1e3
     dearest = {name: round(took) for name, took in packages.most_common(7)}
-    yield common.row("import skullgen.run", 16, "float32", HOST, ms, parts_ms=dearest)
+    yield common.row("import skullgen.run.workdir", 16, "float32", HOST, ms, parts_ms=dearest)
 
     command = ["--config", "experiments/vae_wgan.py:smoke", "--workdir", str(folder / "run")]
     launch([*command, "--config.stages=ingest"])

@@ -16,7 +16,9 @@ import common
 import numpy as np
 
 from experiments import vae, vae_wgan, wgan_gp
-from skullgen import jobs, logs, run
+from skullgen.core import jobs
+from skullgen.run import workdir
+from skullgen.training import logs
 
 CONFIGS = {"vae": vae, "vae_wgan": vae_wgan, "wgan_gp": wgan_gp}
 
@@ -75,7 +77,7 @@ def watched(config, work):
             yield count
 
     logs.append, jobs.ordered = flush, shards
-    run.run(config, work)
+    workdir.run(config, work)
     return steps, pairs
 
 

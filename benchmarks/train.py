@@ -43,8 +43,8 @@ import peers
 import torch
 
 from experiments import common as experiments
-from skullgen import nets, steps
-from skullgen.models import vae, wgan_gp
+from skullgen.models import steps, vae, wgan_gp
+from skullgen.networks import modules
 
 STEPS = {"wgan_gp": "wgan", "vae": "vae", "introvae": "intro", "vnet": "segment"}
 BATCHES = {"wgan_gp": 5}
@@ -103,7 +103,7 @@ class Ours:
         self.run = steps.data_parallel(model.steps[STEPS[method]], config.resolution, self.device)
         self.draws = jax.pmap(
             lambda state, _: draws(method, config, state, count),
-            nets.AXIS,
+            modules.AXIS,
             in_axes=(None, 0),
             out_axes=None,
             devices=self.device,

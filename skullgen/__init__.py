@@ -1,7 +1,8 @@
 """skullgen: generated pairs (defective skull, its defect) for cranial implant design, in JAX.
 
-`load(where)` gives a trained run to draw from (`skullgen.api.Run`). `Pairs(path)` gives a store to
-a data loader (`skullgen.pairs.Pairs`), and needs no jax. Each is imported when it is first used.
+`load(where)` gives a trained run to draw from (`skullgen.delivery.api.Run`). `Pairs(path)` gives a
+store to a data loader (`skullgen.data.pairs.Pairs`), and needs no jax. Each is imported when it is
+first used.
 """
 
 import importlib
@@ -13,5 +14,5 @@ __all__ = ["Pairs", "Run", "load"]
 def __getattr__(name):
     if name not in __all__:
         raise AttributeError(f"module 'skullgen' has no attribute {name!r}")
-    place = "skullgen.pairs" if name == "Pairs" else "skullgen.api"
+    place = "skullgen.data.pairs" if name == "Pairs" else "skullgen.delivery.api"
     return getattr(importlib.import_module(place), name)

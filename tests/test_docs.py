@@ -22,7 +22,9 @@ from absl import flags
 from ml_collections import config_flags
 
 import launch
-from skullgen import defects, export, fields, phantom, run, stages, sweep, volume
+from skullgen.data import defects, phantom, volumes
+from skullgen.delivery import export
+from skullgen.run import fields, stages, sweep, workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,14 +56,14 @@ def home(tmp_path_factory):
         (home / folder).mkdir()
     for number, name in enumerate(NAMES):
         skull, affine = phantom.skull(number, 32), phantom.affine(32)
-        volume.write(home / "SKULLS" / f"{name}.nii.gz", skull, affine)
+        volumes.write(home / "SKULLS" / f"{name}.nii.gz", skull, affine)
         _write_ct(home / "CTS" / f"{name}.nii.gz", skull, affine)
     defective, _ = defects.cut(phantom.skull(0, 64), "bilateral", 1, voxel_mm=3.2)
-    volume.write(home / "DEFECTIVE.nii.gz", defective, phantom.affine(64))
+    volumes.write(home / "DEFECTIVE.nii.gz", defective, phantom.affine(64))
     config = _smoke("experiments/vae_wgan.py")
     config.stages = "ingest,train,generate,segment,evaluate"
     config.evaluate.cases, config.evaluate.rules = 1, False
-    run.run(config, home / "runs" / "vae_wgan")
+    workdir.run(config, home / "runs" / "vae_wgan")
     settings = config.export
     export.run(home / "runs/vae_wgan/real.zarr", home / "SKULLBREAK", "skullbreak", settings, 1)
     stubs = home / "stubs"
@@ -150,7 +152,7 @@ def _launch(words, monkeypatch, quick):
         return
     released = config.generate.weights  # trained with jax's own kind of keys, not the tests'
     with jax.default_prng_impl("threefry2x32" if released else jax.config.jax_default_prng_impl):
-        run.run(config, workdir)
+        workdir.run(config, workdir)
 
 
 def _bash(text, home, monkeypatch, quick):

@@ -6,7 +6,9 @@ import pathlib
 
 import pytest
 
-from skullgen import logs, run, store, train
+from skullgen.data import store
+from skullgen.run import workdir
+from skullgen.training import logs, loop
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "common"))
@@ -19,7 +21,7 @@ def phantoms(tmp_path_factory):
     work = tmp_path_factory.mktemp("phantoms")
     config = importlib.import_module(f"experiments.{NAMES[0]}").get_config("smoke")
     config.stages = "ingest"
-    run.run(config, work)
+    workdir.run(config, work)
     return work / "real.zarr"
 
 
@@ -29,7 +31,7 @@ def test_smoke_size_runs_all_stages(name, phantoms, tmp_path):
     if name != "vae_wgan":  # the V-Nets and the maps are the same for all
         config.stages = "ingest,train,generate,evaluate,report"
     (tmp_path / "real.zarr").symlink_to(phantoms)
-    run.run(config, tmp_path)
+    workdir.run(config, tmp_path)
     records = logs.read(tmp_path / "train.jsonl")
     expected = [phase.step for phase in _phases(config) for _ in range(phase.updates)]
     assert [r["phase"] for r in records] == expected
@@ -49,7 +51,7 @@ def test_smoke_size_runs_all_stages(name, phantoms, tmp_path):
 def test_the_v_net_alone_is_scored_on_real_pairs(phantoms, tmp_path):
     config = importlib.import_module("experiments.vnet").get_config("smoke")
     (tmp_path / "real.zarr").symlink_to(phantoms)
-    run.run(config, tmp_path)
+    workdir.run(config, tmp_path)
     found = json.loads((tmp_path / "metrics.json").read_text())
     columns = {(case["net"], case["column"]) for case in found["verdict"]["cases"]}
     # Its own training pairs are the real ones: no column of its own.
@@ -64,15 +66,15 @@ def test_the_v_net_alone_is_scored_on_real_pairs(phantoms, tmp_path):
 
 
 def _phases(config):
-    return [train.Phase(**spec) for spec in config.phases]
+    return [loop.Phase(**spec) for spec in config.phases]
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", ["demo", "paper"])
 def test_larger_sizes_make_their_model_and_phases(name, size):
     config = importlib.import_module(f"experiments.{name}").get_config(size)
-    model = train.load_model(config.model_name, config.model)
-    assert train.phases(config.phases, model)
+    model = loop.load_model(config.model_name, config.model)
+    assert loop.phases(config.phases, model)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,20 +15,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from skullgen import (
-    contract,
-    defects,
-    ingest,
-    kinds,
-    logs,
-    metrics,
-    run,
-    segment,
-    steps,
-    store,
-    train,
-)
-from skullgen.errors import UserError
+from skullgen.core.errors import UserError
+from skullgen.data import defects, ingest, kinds, store
+from skullgen.evaluation import judges, metrics
+from skullgen.models import steps
+from skullgen.run import workdir
+from skullgen.training import contract, logs, loop
 from tests import toy_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -159,7 +151,7 @@ def test_a_metric_of_ones_own_is_in_the_verdict_and_in_the_report(lab):
 
 def _wrong(**fields):
     """What `contract.require` says of the toy model with one thing changed."""
-    model = train.load_model("tests.toy", toy_config.get_config().model)
+    model = loop.load_model("tests.toy", toy_config.get_config().model)
     batches = {"toy": 1, "more": 2}
     with pytest.raises(UserError) as error:
         contract.check(model._replace(**fields), "mylab.wrong", 8, batches)
@@ -168,7 +160,7 @@ def _wrong(**fields):
 
 def _step(change):
     """The toy's step, whose answer is changed."""
-    model = train.load_model("tests.toy", toy_config.get_config().model)
+    model = loop.load_model("tests.toy", toy_config.get_config().model)
     return {"toy": lambda state, batch: change(*model.steps["toy"](state, batch))}
 
 
@@ -211,7 +203,7 @@ def test_a_wrong_shape_names_model_and_function_before_any_work(fields, words):
 def test_our_own_models_hold_the_contract():
     for name in ("vae", "introvae"):
         config = importlib.import_module(f"experiments.{name}").get_config("smoke")
-        model = train.load_model(config.model_name, config.model)
+        model = loop.load_model(config.model_name, config.model)
         contract.check(model, name, config.model.resolution, {})
 
 
@@ -229,7 +221,7 @@ def test_noise_in_a_step_is_drawn_as_shown(tmp_path, monkeypatch):
     )
     config.channel_weights = (1.0, 4.0)
     contract.require("noiselab.noisy", config, 16, [dict(step="reconstruct", updates=1)])
-    made = train.load_model("noiselab.noisy", config)
+    made = loop.load_model("noiselab.noisy", config)
     update = steps.data_parallel(made.steps["reconstruct"], 16, jax.local_devices()[:1])
     bits = np.zeros((4, 16**3 // 4), np.uint8)
     _, measured = update(made.init(jax.random.key(0)), bits, np.arange(4)[None])
@@ -267,7 +259,7 @@ def test_make_that_returns_no_model_is_told(tmp_path, monkeypatch):
     (tmp_path / "lab" / "none.py").write_text("def make(config):\n    return None\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"lab\.none: make returned NoneType"):
-        train.load_model("lab.none", toy_config.get_config().model)
+        loop.load_model("lab.none", toy_config.get_config().model)
 
 
 OWN = """
@@ -379,7 +371,7 @@ def test_a_model_whose_file_has_changed_is_told(tmp_path, monkeypatch, capsys):
         config.phases[1]["updates"] = updates
         config.update_from_flattened_dict({"generate.count": 4, "preview_minutes": 0.0, **fields})
         capsys.readouterr()
-        run.run(config, work)
+        workdir.run(config, work)
         return capsys.readouterr().err
 
     goes_on, put_back = "training goes on with it", "put that one back, or train anew"
@@ -404,10 +396,10 @@ def test_a_model_whose_file_has_changed_is_told(tmp_path, monkeypatch, capsys):
     again = {"generate.weights": str(tmp_path / "run" / "release")}
     assert put_back in go("generate", tmp_path / "other", **again)
     assert "warning" not in go("generate", tmp_path / "third", "# a comment\n", **again)
-    run.tell_versions(tmp_path / "run")
+    workdir.tell_versions(tmp_path / "run")
     assert changed not in capsys.readouterr().err
     file.write_text(text)
-    run.tell_versions(tmp_path / "run")
+    workdir.tell_versions(tmp_path / "run")
     assert changed in capsys.readouterr().err
 
 
@@ -421,10 +413,10 @@ def test_a_net_whose_file_has_changed_is_told(tmp_path, monkeypatch, capsys):
     config.update_from_flattened_dict({"generate.count": 4, "segment.updates": 5, "workers": 1})
     config.segment.model_name, config.stages = "netlab.net", "ingest,train,generate,segment"
     config.phases = [dict(step="toy", updates=3)]
-    run.run(config, tmp_path / "run")
+    workdir.run(config, tmp_path / "run")
     assert "netlab" not in capsys.readouterr().err
     file.write_text(text + "# changed\n")
-    segment.newest(config.segment, 8, tmp_path / "run", "vnet_real")
-    run.tell_versions(tmp_path / "run")
+    judges.newest(config.segment, 8, tmp_path / "run", "vnet_real")
+    workdir.tell_versions(tmp_path / "run")
     words = "warning: netlab.net.py has changed since it trained"
     assert capsys.readouterr().err.count(words) == 2

@@ -214,7 +214,7 @@ def test_default_work_directory_tells_config_size_and_overrides():
 
 
 def test_pairs_of_two_seeds_differ(whole, tmp_path):
-    from skullgen import store
+    from skullgen.data import store
 
     work = tmp_path / "run"
     code, _, err = _run(*TOY, "--workdir", work, "--config.generate.seed=1")

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from skullgen import steps
-from skullgen.types import Model, Net, State
+from skullgen.core.types import Model, Net, State
+from skullgen.models import steps
 
 
 def make(config):

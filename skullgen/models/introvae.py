@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from skullgen import losses, steps
-from skullgen.errors import one_of
-from skullgen.models import vae
+from skullgen.core.errors import one_of
+from skullgen.core.types import Model, State
+from skullgen.models import steps, vae
 from skullgen.models.wgan_gp import Z, new_net
-from skullgen.types import Model, State
+from skullgen.networks import losses
 
 FAKES = ("reconstruction", "prior")  # s = rec, p in equations 4 and 5
 ng = jax.lax.stop_gradient

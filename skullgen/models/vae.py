@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from skullgen import losses, nets, steps
-from skullgen.errors import one_of
+from skullgen.core.errors import one_of
+from skullgen.core.types import Model, State
+from skullgen.models import steps
 from skullgen.models.wgan_gp import PRECISIONS, new_net
-from skullgen.types import Model, State
+from skullgen.networks import losses, modules
 
 NOISE = 2  # stream of random draws; 0 and 1 are the GAN's
 
@@ -19,8 +20,8 @@ NOISE = 2  # stream of random draws; 0 and 1 are the GAN's
 class Autoencoder(nn.Module):
     """Encoder and decoder under one set of weights, as one optimiser trains them."""
 
-    encoder: nets.Encoder
-    decoder: nets.Generator
+    encoder: modules.Encoder
+    decoder: modules.Generator
 
     def encode(self, pairs):
         """[B, D, D, D, 2] -> mean, log-variance: float32 [B, Z] each."""
@@ -38,12 +39,12 @@ class Autoencoder(nn.Module):
 def autoencoder(config):
     """The autoencoder that `config` (an experiment's `config.model`) describes."""
     dtype = jnp.dtype(one_of("model.precision", config.precision, PRECISIONS))
-    one_of("model.head", config.head, (*nets.HEADS, "linear"))
-    nets.coarsest(config.resolution, config.widths)
+    one_of("model.head", config.head, (*modules.HEADS, "linear"))
+    modules.coarsest(config.resolution, config.widths)
     one_of("model.pool", config.pool, ("average", "flatten"))
     widths = tuple(config.widths)
-    encoder = nets.Encoder(config.latent, widths, config.groups, config.pool, dtype)
-    decoder = nets.Generator(
+    encoder = modules.Encoder(config.latent, widths, config.groups, config.pool, dtype)
+    decoder = modules.Generator(
         resolution=config.resolution,
         widths=widths,
         norm="group",
@@ -101,7 +102,7 @@ def variational(config):
 
 def probabilities(output, head):
     """A decoder's output [..., 2 or 3] -> float32 [..., 2]: a linear head's is clipped to 0..1."""
-    return jnp.clip(output, 0, 1) if head == "linear" else nets.probabilities(output)
+    return jnp.clip(output, 0, 1) if head == "linear" else modules.probabilities(output)
 
 
 def unknown(latent):
@@ -122,7 +123,7 @@ def follow(stats, mean, log_variance, momentum):
     variance = jnp.exp(log_variance).mean(axis=0)
     square = mean.T @ mean / len(mean) + jnp.diag(variance)
     new = {"mean": mean.mean(axis=0), "square": square, "weight": jnp.ones(())}
-    new = jax.lax.pmean(jax.lax.stop_gradient(new), nets.AXIS)
+    new = jax.lax.pmean(jax.lax.stop_gradient(new), modules.AXIS)
     return jax.tree.map(lambda old, now: momentum * old + (1 - momentum) * now, stats, new)
 
 

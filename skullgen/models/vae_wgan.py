@@ -6,10 +6,9 @@ Shapes: `B` samples, `D` voxels a side, `Z` latents.
 import jax
 import jax.numpy as jnp
 
-from skullgen import steps
-from skullgen.errors import UserError
-from skullgen.models import vae, wgan_gp
-from skullgen.types import Model, State
+from skullgen.core.errors import UserError
+from skullgen.core.types import Model, State
+from skullgen.models import steps, vae, wgan_gp
 
 
 def from_posterior(posterior):

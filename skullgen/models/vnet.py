@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from skullgen import augment, conv, losses, nets, steps
-from skullgen.errors import UserError, one_of
+from skullgen.core.errors import UserError, one_of
+from skullgen.core.types import Model, State
+from skullgen.models import steps
 from skullgen.models.wgan_gp import PRECISIONS, new_net
-from skullgen.types import Model, State
+from skullgen.networks import augment, conv, losses, modules
 
 AUGMENT = 0  # stream of random draws
 
@@ -59,7 +60,7 @@ class Unit(nn.Module):
         if self.norm == "none":
             x = x + self.param("bias", nn.initializers.zeros, shape[-1:]).astype(self.dtype)
         # Runs are short: averages that remember 100 updates would remember the start.
-        x = nets.Norm(self.norm, self.groups, momentum=0.9)(x, train) + add
+        x = modules.Norm(self.norm, self.groups, momentum=0.9)(x, train) + add
         slope = self.param("slope", nn.initializers.constant(0.25), shape[-1:])
         return jnp.where(x > 0, x, x * slope.astype(self.dtype))
 
@@ -122,7 +123,7 @@ def network(config):
     groups = config.groups
     if config.norm == "group" and (groups < 1 or any(width % groups for width in widths)):
         raise UserError(f"segment.model.groups is {groups}: give a divisor of all widths {widths}")
-    nets.coarsest(config.resolution, widths[1:])
+    modules.coarsest(config.resolution, widths[1:])
     return VNet(widths, down, up, config.kernel, config.norm, groups, dtype)
 
 

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from skullgen import losses, nets, steps
-from skullgen.errors import one_of
-from skullgen.types import Model, Net, State
+from skullgen.core.errors import one_of
+from skullgen.core.types import Model, Net, State
+from skullgen.models import steps
+from skullgen.networks import losses, modules
 
 PRECISIONS = ("float32", "bfloat16")
 Z, U = 0, 1  # streams of random draws
@@ -18,12 +19,12 @@ Z, U = 0, 1  # streams of random draws
 def networks(config):
     """The generator and the critic that `config` (an experiment's `config.model`) describes."""
     dtype = jnp.dtype(one_of("model.precision", config.precision, PRECISIONS))
-    one_of("model.head", config.head, nets.HEADS)
-    nets.coarsest(config.resolution, config.widths)
+    one_of("model.head", config.head, modules.HEADS)
+    modules.coarsest(config.resolution, config.widths)
     one_of("model.generator_norm", config.generator_norm, ("batch", "group", "layer", "none"))
     # Not batch norm: it mixes samples, and the penalty is each sample's own.
     one_of("model.critic_norm", config.critic_norm, ("layer", "channel", "group", "none"))
-    generator = nets.Generator(
+    generator = modules.Generator(
         resolution=config.resolution,
         widths=tuple(config.widths),
         norm=config.generator_norm,
@@ -33,7 +34,7 @@ def networks(config):
         occupancy=tuple(config.occupancy),
         dtype=dtype,
     )
-    return generator, nets.Critic(tuple(config.widths), config.critic_norm, config.groups, dtype)
+    return generator, modules.Critic(tuple(config.widths), config.critic_norm, config.groups, dtype)
 
 
 def new_net(module, tx, key, *arguments):
@@ -68,7 +69,7 @@ def adversarial(config):
         logits, stats = generator.apply(
             {"params": params, "stats": net.stats}, z, mutable=["stats"]
         )
-        return nets.probabilities(logits), stats.get("stats", {})
+        return modules.probabilities(logits), stats.get("stats", {})
 
     def step(state, batch, latents):
         maker, judge = state.nets["generator"], state.nets["critic"]
@@ -127,7 +128,7 @@ def decoder(config):
 
     def decode(state, z):
         net = state.nets["generator"]
-        return nets.probabilities(
+        return modules.probabilities(
             generator.apply({"params": net.params, "stats": net.stats}, z, train=False)
         )
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from skullgen import checkpoint, logs, store
+from skullgen.data import store
+from skullgen.training import checkpoint, logs
 from tests import toy
 from tests.faults.cases import Case
 

@@ -12,7 +12,7 @@ import struct
 import nibabel
 import numpy as np
 
-from skullgen import headers, phantom, volume
+from skullgen.data import headers, phantom, volumes
 from tests.faults.cases import Case
 
 SIDE = 48
@@ -97,7 +97,7 @@ def _skulls(name="z.nrrd", content=None, write=None, **fields):
     def make(folder, config):
         root = folder / "skulls"
         root.mkdir()
-        volume.write(root / "z.nrrd", _skull(), AFFINE)
+        volumes.write(root / "z.nrrd", _skull(), AFFINE)
         if content:
             (root / name).write_bytes(content())
         if write:
@@ -173,11 +173,11 @@ def _pair(skull=None, implant=None, size=32, mm=6.4):
             content, step = changes[side](shell, hole) if changes[side] else mask, mm
             if isinstance(content, tuple):
                 content, step = content
-            volume.write(path, mask, np.diag([6.4, 6.4, 6.4, 1.0]))
+            volumes.write(path, mask, np.diag([6.4, 6.4, 6.4, 1.0]))
             if isinstance(content, bytes):
                 path.write_bytes(content)
             else:
-                volume.write(path, content, np.diag(np.append(np.broadcast_to(step, 3), 1.0)))
+                volumes.write(path, content, np.diag(np.append(np.broadcast_to(step, 3), 1.0)))
         config.data.update(source="skullbreak", root=str(folder / "data"), strict=True)
 
     return make

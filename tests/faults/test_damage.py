@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import zarr
 
-from skullgen import checkpoint, logs, run, store
-from skullgen.errors import Diverged, UserError
+from skullgen.core.errors import Diverged, UserError
+from skullgen.data import store
+from skullgen.run import workdir
+from skullgen.training import checkpoint, logs
 from tests import toy_config
 from tests.faults import faults
 
@@ -26,7 +28,7 @@ def _config(stages="ingest,train,generate,segment,evaluate", **fields):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     work = tmp_path_factory.mktemp("whole") / "run"
-    run.run(_config(), work)
+    workdir.run(_config(), work)
     return work
 
 
@@ -71,7 +73,7 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
     step = folder / str(newest)
     damage(_largest(step / "default" / "d") if file == "largest" else step / file)
     stages = "train" if net == "tests.toy" else "segment"
-    run.run(_config(stages), work)
+    workdir.run(_config(stages), work)
     err = capsys.readouterr().err
     if damage is _flip and f"{step}: damaged" not in err:  # a bit that no number depends on
         assert checkpoint.newest(folder) == newest and not _same(work, whole)
@@ -87,17 +89,17 @@ def test_a_damaged_checkpoint_is_not_generated_from(work):
     _flip(_largest(step / "default" / "d"))
     before = faults.left(work / "generated.zarr")
     with pytest.raises(UserError, match=r"toy/70: damaged .*the stage that trains it goes on from"):
-        run.run(_config("generate"), work)
+        workdir.run(_config("generate"), work)
     assert faults.left(work / "generated.zarr") == before
 
 
 def test_a_deleted_checkpoint_is_made_again(work, whole, capsys):
     shutil.rmtree(work / "checkpoints" / "tests.toy" / "70")
-    run.run(_config("generate"), work)
+    workdir.run(_config("generate"), work)
     assert "of update 68, before the end of training, 70" in capsys.readouterr().err
     shutil.rmtree(work / "generated.zarr")
     shutil.move(work / "generated-step70-0.zarr", work / "generated.zarr")
-    run.run(_config("train"), work)
+    workdir.run(_config("train"), work)
     assert not _same(work, whole)
 
 
@@ -121,21 +123,21 @@ def test_a_damaged_shard_is_named_and_made_again(name, column, damage, work, who
             [store.open_store(path)[name][:] for name in store.COLUMNS]
         named = re.search(r"^(\S+): damaged: delete it|delete (\S+) and run", str(told.value))
         pathlib.Path(named[1] or named[2]).unlink()
-    run.run(_config(again), work)
+    workdir.run(_config(again), work)
     assert not _same(work, whole)
 
 
 def test_a_damaged_config_is_taken_from_its_copy(work, whole, capsys):
     _cut(work / "config.json")
-    run.run(_config("train"), work)
+    workdir.run(_config("train"), work)
     assert "config.json is damaged: its copy in versions.json is used" in capsys.readouterr().err
     assert not _same(work, whole)
     (work / "config.json").unlink()
     with pytest.raises(UserError, match=r"config\.model\.learning_rate was 0\.1 and is now 0\.2"):
-        run.run(_config("train", **{"model.learning_rate": 0.2}), work)
+        workdir.run(_config("train", **{"model.learning_rate": 0.2}), work)
     (work / "versions.json").unlink()
     with pytest.raises(UserError, match=r"config\.json: missing, and nothing else tells"):
-        run.run(_config("train"), work)
+        workdir.run(_config("train"), work)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +146,12 @@ def test_a_damaged_config_is_taken_from_its_copy(work, whole, capsys):
 def test_damaged_json_files_stop_the_stage_that_reads_them(file, stage, work):
     _flip(work / file, 0.3)
     with pytest.raises(UserError, match=f"{file}: damaged, or changed by hand: put a copy back"):
-        run.run(_config(stage), work)
+        workdir.run(_config(stage), work)
 
 
 def test_a_net_whose_description_was_deleted_is_set_aside(work, whole, capsys):
     (work / "checkpoints" / "vnet" / "net.json").unlink()
-    run.run(_config("segment"), work)
+    workdir.run(_config("segment"), work)
     assert "vnet-0" in capsys.readouterr().out
     shutil.rmtree(work / "checkpoints" / "vnet-0")
     assert not _same(work, whole)
@@ -161,7 +163,7 @@ def test_the_batch_of_a_loss_that_is_not_finite_can_be_replayed(tmp_path):
         with pytest.raises(
             Diverged, match=r"loss is inf at update 14 .*train-diverged\.json"
         ) as told:
-            run.run(_config("ingest,train", **fields), tmp_path / "run")
+            workdir.run(_config("ingest,train", **fields), tmp_path / "run")
         assert "replays it from update 10, the last good checkpoint" in str(told.value)
         found = logs.read_json(tmp_path / "run" / "train-diverged.json")
         assert found["record"]["step"] == 14 and found["checkpoint"] == 10
@@ -185,10 +187,10 @@ def test_a_net_that_lost_its_last_checkpoint_is_not_judged(work, whole):
     """Not by the one before it, and no verdict that is there is lost."""
     _cut(work / "checkpoints" / "vnet" / "60" / "_CHECKPOINT_METADATA")
     with pytest.raises(UserError, match=r"vnet/60: damaged"):
-        run.run(_config("evaluate"), work)
+        workdir.run(_config("evaluate"), work)
     assert (work / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
     shutil.rmtree(work / "checkpoints" / "vnet" / "60")
-    run.run(_config("evaluate"), work)
+    workdir.run(_config("evaluate"), work)
     assert "verdict" in logs.read_json(work / "metrics-0.json")
     assert "no verdict: " in logs.read_json(work / "metrics.json")["warnings"][0]
 
@@ -202,10 +204,10 @@ def test_damaged_and_lost_native_truths_are_named_and_made_again(work, whole):
     for words in ("crc32 is", r"zarr\.json: missing"):
         words = rf"native/{row:06d}/.*{words}.*delete \S+ and run"
         with pytest.raises(UserError, match=words) as told:
-            run.run(_config("evaluate"), work)
+            workdir.run(_config("evaluate"), work)
         shutil.rmtree(place, ignore_errors=True)
     pathlib.Path(re.search(r"delete (\S+) and run", str(told.value))[1]).unlink()
-    run.run(_config("ingest"), work)
+    workdir.run(_config("ingest"), work)
     assert not _same(work, whole)
 
 
@@ -217,22 +219,22 @@ def test_a_store_whose_growth_was_killed_grows_again(done, work):
         group[name].resize((400, *group[name].shape[1:]))
     assert len(store.rows(path)) == 300 and len(store.load(path, [299])) == 1
     assert store.open_store(path)["split"].shape == (300,)
-    run.run(_config("generate", **{"generate.count": 400}), work)
+    workdir.run(_config("generate", **{"generate.count": 400}), work)
     assert store.missing(path) == [] and len(store.rows(path)) == 400
-    run.run(_config("ingest,train,generate", **{"generate.count": 400}), work / "other")
+    workdir.run(_config("ingest,train,generate", **{"generate.count": 400}), work / "other")
     assert faults.left(work / "other" / "generated.zarr") == faults.left(path)
 
 
 def test_too_large_a_count_changes_nothing(work, whole):
     with pytest.raises(UserError, match=r"62500 files of pairs, more than 50000"):
-        run.run(_config("generate", **{"generate.count": 4_000_000}), work)
+        workdir.run(_config("generate", **{"generate.count": 4_000_000}), work)
     assert not faults.differences(work, whole) or _same(work, whole) == []
     assert (work / "config.json").read_bytes() == (whole / "config.json").read_bytes()
 
 
 def test_what_is_left_of_a_store_is_set_aside(work, whole, capsys):
     (work / "real.zarr" / "zarr.json").unlink()
-    run.run(_config("ingest"), work)
+    workdir.run(_config("ingest"), work)
     assert "real.zarr was no whole store: it is now" in capsys.readouterr().out
     shutil.rmtree(work / "real-0.zarr")
     assert not _same(work, whole)
@@ -242,7 +244,7 @@ def test_a_flipped_digit_of_what_a_checkpoint_says_is_damage(work, whole, capsys
     file = work / "checkpoints" / "tests.toy" / "70" / "_CHECKPOINT_METADATA"
     tree = json.loads(file.read_text())["custom_metadata"]["tree"]
     file.write_text(file.read_text().replace(f'"tree": {tree}', f'"tree": {tree ^ 1}'))
-    run.run(_config("train"), work)
+    workdir.run(_config("train"), work)
     assert "toy/70: damaged" in capsys.readouterr().err
     shutil.rmtree(work / "checkpoints" / "tests.toy" / "70-damaged-0")
     assert not _same(work, whole)
@@ -257,7 +259,7 @@ def test_only_our_own_half_made_files_are_cleared(work):
     zarrs = work / "real.zarr" / "split" / "c" / f"0.{uuid.uuid4().hex}.partial"
     for path in (half, zarrs):
         path.write_text("half")
-    run.run(_config("train"), work)
+    workdir.run(_config("train"), work)
     assert all(path.exists() for path in mine) and not half.exists() and not zarrs.exists()
 
 
@@ -265,10 +267,10 @@ def test_a_refused_call_leaves_the_files_of_the_last_one(work):
     before = faults.left(work) | {"versions": (work / "versions.json").read_bytes()}
     fields = {"segment.stores": "generated.zarr:all:20000", "log_every": 7}
     with pytest.raises(UserError, match="300 pairs of split all, not 20000"):
-        run.run(_config("segment", **fields), work)
+        workdir.run(_config("segment", **fields), work)
     assert faults.left(work) | {"versions": (work / "versions.json").read_bytes()} == before
     with pytest.raises(UserError):
-        run.run(_config("segment"), work / "a" / "b" / "c")
+        workdir.run(_config("segment"), work / "a" / "b" / "c")
     assert not (work / "a").exists()
 
 
@@ -288,4 +290,4 @@ def test_files_of_strangers_with_valid_sums_are_read_or_refused_in_one_line(name
     logs.write_json(work / name, value)
     for stages in ("train", "report"):
         with contextlib.suppress(UserError):  # any other exception fails
-            run.run(_config(stages), work)
+            workdir.run(_config(stages), work)

@@ -17,8 +17,10 @@ import tensorstore
 import zarr
 from numcodecs import Blosc, Zstd
 
-from skullgen import checkpoint, metrics, store
-from skullgen.errors import UserError
+from skullgen.core.errors import UserError
+from skullgen.data import store
+from skullgen.evaluation import metrics
+from skullgen.training import checkpoint
 from tests import toy, toy_config
 
 SIZE = 4
@@ -207,7 +209,7 @@ HOSTILE = {
     "dtype of objects": (_json("kind", "data_type", {"name": "pickle"}), "data_type"),
     "other fill": (_json("split", "fill_value", 0), "fill_value is 0"),
     "transformer": (_json("split", "storage_transformers", [{"name": "x"}]), "transformers"),
-    "unknown codec": (_codec("split", {"name": "skullgen.errors.UserError"}), r"codecs.1"),
+    "unknown codec": (_codec("split", {"name": "skullgen.core.errors.UserError"}), r"codecs.1"),
     "pickle codec": (
         _codec("split", {"name": "numcodecs.pickle", "configuration": {"protocol": 4}}),
         r"codecs.1",
@@ -336,16 +338,18 @@ sys.addaudithook(watch)
 folder = Path(sys.argv[1])
 if sys.argv[2] == "pickle":
     pickle.loads(pickle.dumps(Path("a")))
-from skullgen import logs, run, volume
+from skullgen.data import volumes
+from skullgen.run import workdir
+from skullgen.training import logs
 from tests import toy_config
 
-volume.read(folder / "a.nrrd")
+volumes.read(folder / "a.nrrd")
 config = toy_config.get_config()
 config.workers, config.compilation_cache = 1, ""
 config.generate.count, config.segment.updates, config.data.skulls = 20, 4, 4
 config.phases = [dict(step="toy", updates=3)]
 config.stages = "ingest,train,generate,segment,evaluate"
-run.run(config, folder / "run")
+workdir.run(config, folder / "run")
 assert logs.read(folder / "run" / "train.jsonl")
 """
 

@@ -7,7 +7,7 @@ import pytest
 
 import launch
 from experiments import vae
-from skullgen import run
+from skullgen.run import workdir
 from tests.faults import bad_configs, bad_files
 
 CASES = [*bad_files.CASES, *bad_configs.CASES]
@@ -41,7 +41,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, tmp_path, capsys):
     case.make(tmp_path, config)
     before = _tree(tmp_path)
     with pytest.raises(Exception) as error:
-        run.run(config, tmp_path / "run")
+        workdir.run(config, tmp_path / "run")
     assert "Traceback" not in capsys.readouterr().err
     assert launch.report_error(error.value) == 2, error.value
     printed = capsys.readouterr().err
@@ -61,5 +61,5 @@ def test_what_the_cases_spoil_is_good_before(make, tmp_path):
     """Else a case could be refused for something else than its name says."""
     config = _config()
     make(tmp_path, config)
-    run.run(config, tmp_path / "run")
+    workdir.run(config, tmp_path / "run")
     assert (tmp_path / "run" / "real.zarr").is_dir()

@@ -35,7 +35,7 @@ def child(name, seconds, corpus):
     import pytest
 
     with atheris.instrument_imports(include=["skullgen", "nrrd", "nibabel", "zarr"]):
-        from skullgen.errors import UserError
+        from skullgen.core.errors import UserError
         from tests.fuzz import targets
 
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))

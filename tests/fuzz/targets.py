@@ -20,8 +20,10 @@ import nrrd
 import numpy as np
 from numcodecs import Zstd
 
-from skullgen import logs, page, volume
-from skullgen.errors import UserError
+from skullgen.core.errors import UserError
+from skullgen.data import volumes
+from skullgen.report import page
+from skullgen.training import logs
 from tests.faults import test_hostile
 
 MAX_VOXELS = 2**20
@@ -39,8 +41,8 @@ def _scan():
 
 def _volumes(path, bone_hu):
     with contextlib.suppress(UserError):
-        volume.read(path, bone_hu=bone_hu, max_voxels=MAX_VOXELS)
-    volume.read_reduced(path, 4, max_voxels=MAX_VOXELS, keep_native=True)
+        volumes.read(path, bone_hu=bone_hu, max_voxels=MAX_VOXELS)
+    volumes.read_reduced(path, 4, max_voxels=MAX_VOXELS, keep_native=True)
 
 
 def _nrrd(folder, patch):
@@ -165,10 +167,10 @@ def _log(folder, patch):
 def _config(folder, patch):
     """Lines `field=value` on an experiment's smoke size; a value is a literal, or text."""
     from experiments import vae_wgan
-    from skullgen import run
+    from skullgen.run import workdir
 
-    patch.setattr(run, "_stage", lambda *_, **__: None)  # all but the work itself
-    patch.setattr(run, "record", lambda *_: None)
+    patch.setattr(workdir, "_stage", lambda *_, **__: None)  # all but the work itself
+    patch.setattr(workdir, "record", lambda *_: None)
     base = vae_wgan.get_config("smoke")
     fields = [".".join(keys) for keys, _ in _leaves(base)]
 
@@ -195,7 +197,7 @@ def _config(folder, patch):
         workdir = folder / "run"
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                run.run(config, workdir)
+                workdir.run(config, workdir)
         finally:
             shutil.rmtree(workdir, ignore_errors=True)
 
@@ -218,7 +220,7 @@ def _leaves(config, keys=()):
 
 def _checkpoint(folder, patch):
     """The number of a file of a small checkpoint."""
-    from skullgen import checkpoint
+    from skullgen.training import checkpoint
     from tests import toy, toy_config
 
     model = toy.make(toy_config.get_config().model)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from skullgen.errors import UserError
+from skullgen.core.errors import UserError
 from tests.fuzz import targets
 
 BROKE = sorted(p for p in (Path(__file__).parent / "corpus").glob("*/*") if p.is_file())

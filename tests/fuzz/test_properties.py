@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from skullgen.errors import UserError
+from skullgen.core.errors import UserError
 from tests.fuzz import targets
 
 EDITS = st.lists(

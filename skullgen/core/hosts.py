@@ -1,0 +1,80 @@
+"""Several processes of one run, on one machine or many: JAX's own distributed runtime.
+
+They share the work directory. Process 0 leads: it alone writes logs, checkpoints and what the
+later stages make. Every process sees the same metrics, and so ends in the same update.
+"""
+
+import re
+import sys
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from skullgen.core.errors import UserError
+
+
+def join(text):
+    """Becomes one of the processes of a run; call it before anything asks JAX for its devices.
+
+    text: `auto`, where SLURM, Open MPI or Kubernetes tell JAX who takes part, or, by hand,
+        `K/N@HOST:PORT`: process K of N, with a free port of process 0's host. UserError for any
+        other, and where JAX finds no cluster.
+    """
+    by_hand = re.fullmatch(r"(\d+)/(\d+)@([^@]+:\d+)", text)
+    if by_hand:
+        index, count, address = by_hand.groups()
+        place = dict(process_id=int(index), num_processes=int(count), coordinator_address=address)
+    elif text == "auto":
+        place = {}
+    else:
+        raise UserError(f"--distributed is {text!r}: auto, or K/N@HOST:PORT (process K of N)")
+    if by_hand and int(index):
+        print(f"process {index} of {count}: waits for process 0 at {address}", file=sys.stderr)
+    try:
+        jax.distributed.initialize(**place)
+    except ValueError as error:
+        raise UserError(
+            f"--distributed={text}: JAX finds no such cluster ({error}): start it by srun or "
+            "mpirun, or give each process --distributed=K/N@HOST:PORT"
+        ) from None
+    # Both groups of devices meet now: later a process may be long behind another, here it may not.
+    largest(0)
+    jax.pmap(lambda x: jax.lax.psum(x, "all"), "all")(np.zeros(jax.local_device_count()))
+
+
+def leave():
+    """Ends the run of several processes, once all have come here; process 0 may go on alone."""
+    if several():
+        jax.distributed.shutdown()
+
+
+def several():
+    """Whether this is one of several processes, which have not left each other yet."""
+    return jax.distributed.is_initialized()
+
+
+def lead():
+    """Whether this is process 0, which alone writes."""
+    return jax.process_index() == 0
+
+
+def columns(count):
+    """Which of `count` samples, split over all devices, are those of this process: int [n]."""
+    mine = [d.process_index == jax.process_index() for d in jax.devices()]
+    return np.flatnonzero(np.repeat(mine, count // len(mine)))
+
+
+def first(value):
+    """Process 0's `value` (numbers, arrays, or trees of them) in every process, as numpy arrays.
+
+    No process goes on before process 0 has come here.
+    """
+    return multihost_utils.broadcast_one_to_all(value) if several() else value
+
+
+def largest(number):
+    """The largest of all processes' numbers; no process goes on before all have come here."""
+    if not several():
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())

@@ -1,0 +1,326 @@
+"""Between grids: the frame of the models, exact reduction, enlarging; flips, boxes, block counts.
+
+Arrays are `[X, Y, Z]` in RAS order; an affine `[4, 4]` maps voxel centres to RAS mm. Grids that
+are resampled into each other have parallel axes, so that all of it is separable.
+"""
+
+import itertools
+
+import numpy as np
+
+from skullgen.core.errors import UserError
+
+FIELD_MM = 204.8  # SkullBreak's field of view
+VERTEX_MM = 125.0  # height of the vertex above the cube's floor
+VAULT_MM = 80.0  # the vault reaches this far below the vertex: above the nose, below the widest
+PLANE_MM2 = 20.0  # a plane that cuts less bone than this is a speck, a wire or noise
+PIECE_MM = 1.0  # pieces are told apart on a grid no coarser than this, where the source allows
+MAX_CELLS = 2**25  # of that grid: a larger field, as of a whole body, gets a coarser one
+TIE = 1e-6  # of a share: what float32 rounding lifts a value on the threshold by, at most
+SLAB, BATCH = 16, 2**18  # planes of cells and voxels at a time: what a core's cache holds
+SNAP = 1e-3  # voxels; float32 affines put edges that coincide this far apart at worst
+
+
+def frame(volume_mask, affine, size):
+    """Place the models' cube on a skull as SkullBreak does (design: framing); nothing is scaled.
+
+    The vertex is the top of the largest piece of bone; the vault is the largest piece of what
+    lies at most 80 mm below it. Planes with under 20 mm^2 of bone count for neither.
+
+    Args:
+      volume_mask: [X, Y, Z] in RAS order, non-zero is bone.
+      affine: [4, 4] voxel -> RAS mm.
+      size: voxels along a side of the model grid.
+
+    Returns:
+      [4, 4], voxel of the model grid -> RAS mm: a cube of 204.8 mm, axes parallel to the source's,
+      the vault in its middle left-right and front-back, the vertex 125 mm above its floor. Raises
+      UserError where there is no bone, or the vault is wider or longer than the cube.
+    """
+    from scipy import ndimage
+
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    sides = box(volume_mask)
+    pools, bone = np.maximum(1, (PIECE_MM / spacing + SNAP).astype(int)), volume_mask[sides]
+    pools *= int(np.ceil(np.cbrt(max(1.0, np.prod(bone.shape / pools) / MAX_CELLS))))
+    steps = spacing * pools
+    for axis, pool in enumerate(pools):  # is there bone in each block?
+        if pool > 1:
+            bone = np.logical_or.reduceat(bone, np.arange(0, bone.shape[axis], pool), axis=axis)
+
+    def extents(piece):
+        """From where to where, in mm, the planes across each axis of its largest part matter."""
+        labels, count = ndimage.label(piece, np.ones((3, 3, 3)))
+        if not count:
+            raise UserError("no bone to frame: check the mask and, for a CT, bone_hu")
+        # Plane by plane: of all at once, bincount makes a copy of 8 bytes a cell.
+        sizes = sum(np.bincount(plane.ravel(), minlength=count + 1) for plane in labels)
+        piece = labels == np.argmax(sizes[1:]) + 1
+        for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
+            area = np.count_nonzero(piece, axis=others) * np.prod(steps[list(others)])
+            planes = np.flatnonzero(area >= min(PLANE_MM2, area.max()))
+            yield planes[0] * steps[axis], (planes[-1] + 1) * steps[axis]
+
+    top = list(extents(bone))[2][1]
+    *spans, _ = extents(bone[:, :, max(0, int(np.ceil((top - VAULT_MM) / steps[2]))) :])
+    for name, (low, high) in zip(("wide", "long"), spans, strict=True):
+        if high - low > FIELD_MM:
+            what = f"the vault is {high - low:.1f} mm {name} and the frame {FIELD_MM} mm"
+            raise UserError(f"{what}: remove what is not skull, or check the voxel size")
+    middle = [(low + high) / 2 - FIELD_MM / 2 for low, high in spans]
+    # In mm from the source's outer corner, which lies half a voxel before its first centre.
+    corner = np.array([side.start for side in sides]) * spacing + [*middle, top - VERTEX_MM]
+    voxel = FIELD_MM / size
+    model = np.eye(4)
+    model[:3, :3] = affine[:3, :3] / spacing * voxel
+    model[:3, 3] = affine[:3, 3] + affine[:3, :3] / spacing @ (corner - spacing / 2 + voxel / 2)
+    return model
+
+
+def reduce(mask, affine, target_affine, size):
+    """Return the exact share of bone in each voxel of a target grid (area-weighted mean).
+
+    Where the grids are aligned and their ratio is whole, these are block means, bit for bit.
+
+    Args:
+      mask: [X, Y, Z], non-zero is bone; outside of it there is none.
+      affine: [4, 4] voxel -> RAS mm.
+      target_affine: [4, 4] of the target grid, its axes parallel to the source's; coarser or finer.
+      size: voxels along a side of the target grid.
+
+    Returns:
+      float32 [size, size, size], 0 to 1. Raises ValueError where the axes are not parallel.
+    """
+    sides, edges = box(mask), _edges(affine, target_affine, size)
+    share, part = np.zeros((size,) * 3, np.float32), mask[sides]
+    if not part.size:
+        return share
+    # Whole planes are added along the axis of the longest stride, and the sums of overlaps stay
+    # whole numbers in float32 where the ratio is: the division by the voxel's volume comes last.
+    # No matrix products: BLAS threads of many worker processes fight over the cores.
+    order = np.argsort(np.abs(part.strides), kind="stable")[::-1]
+    part = part.transpose(order)
+    slow, middle, fast = (_taps(sides[axis], edges[axis]) for axis in order)
+    for plane, *taps in zip(share.transpose(order), *slow, strict=True):
+        total = np.zeros(part.shape[1:], np.float32)
+        for k, amount in zip(*taps, strict=True):
+            if amount > 0:
+                np.add(total, amount, out=total, where=part[k] != 0)
+        if total.any():
+            rows = sum(total[k] * w[:, None] for k, w in zip(middle[0].T, middle[1].T, strict=True))
+            plane[:] = sum(rows[:, k] * w for k, w in zip(fast[0].T, fast[1].T, strict=True))
+    share /= np.float32(np.prod([(edge[-1] - edge[0]) / size for edge in edges]))
+    return np.minimum(share, 1, out=share)
+
+
+def enlarge(share, model_affine, affine, shape, *, threshold=0.5, nearest=False):
+    """Bring a share back to a native grid, as `planes`; the same arguments.
+
+    Returns bool `shape`. Raises ValueError where the axes are not parallel.
+    """
+    out = np.zeros(shape, bool)
+    grids = model_affine, affine, shape
+    for x, plane in planes(share, *grids, threshold=threshold, nearest=nearest):
+        out[x] = plane
+    return out
+
+
+def planes(share, model_affine, affine, shape, *, threshold=0.5, nearest=False):
+    """Bring a share back to a native grid, one plane at a time, where there may be bone.
+
+    A value of exactly `threshold` is not bone, by whatever rounding it comes: equal shares give
+    equal masks on every machine.
+
+    Args:
+      share: [D, D, D] on the model grid; beyond its outer centres it is held constant, outside
+        of the cube it is empty.
+      model_affine: [4, 4] voxel of the model grid -> RAS mm.
+      affine: [4, 4] of the native grid, its axes parallel to the model's.
+      shape: [3], voxels of the native grid.
+      threshold: share above which a voxel is bone, not negative.
+      nearest: take the voxel that holds the centre (on an edge, the one above), instead of
+        trilinear between voxel centres.
+
+    Yields:
+      (x, bool [Y, Z]), x rising; planes left out are empty. Raises ValueError where the axes are
+      not parallel.
+    """
+    size, used, taps = share.shape[0], [], []
+    above = box(share > threshold)
+    for count, bone, edge in zip(shape, above, _edges(affine, model_affine, size), strict=True):
+        at = (np.arange(count) + 0.5 - edge[0]) * size / (edge[-1] - edge[0]) - 0.5
+        # Bone needs a corner above the threshold: only cells that touch one are looked at.
+        near = (at > bone.start - 1) & (at < bone.stop) & (at >= -0.5) & (at <= size - 0.5)
+        rows = np.flatnonzero(near)
+        if not len(rows):
+            return
+        at = np.clip(np.floor(at[rows] + 0.5) if nearest else at[rows], 0, size - 1)
+        low = np.minimum(at.astype(int), max(0, size - 2))
+        used.append(slice(low[0], low[-1] + 2))
+        part, high = (at - low).astype(np.float32), np.minimum(low + 1, size - 1)
+        taps.append((slice(rows[0], rows[-1] + 1), low - low[0], high - low[0], part))
+    (xs, *x), (ys, y0, y1, y), (zs, z0, z1, z) = taps
+    y, coarse = y[:, None], np.asarray(share[tuple(used)], np.float32)
+    for k, low, high, part in zip(range(xs.start, xs.stop), *x, strict=True):
+        plane = coarse[low] * (1 - part) + coarse[high] * part
+        above = plane.max(axis=1) > threshold
+        rows = np.flatnonzero(above[y0] | above[y1])
+        if len(rows):
+            plane = plane[:, z0] * (1 - z) + plane[:, z1] * z
+            plane = plane[y0[rows]] * (1 - y[rows]) + plane[y1[rows]] * y[rows]
+            whole = np.zeros(shape[1:], bool)
+            whole[ys.start + rows, zs] = plane > threshold + TIE
+            yield k, whole
+
+
+def overlap(shares, thresholds, size, *, nearest=False):
+    """Bring two shares to `size`^3 voxels and count the bone there; neither mask is ever held.
+
+    Trilinear or nearest, and cut, as in `planes`; all grids are of one cube. Eight neighbouring
+    centres span a cell: only where some of them are bone and some not is anything interpolated.
+
+    Args:
+      shares: two of [D, D, D], each bool or float, 0 to 1.
+      thresholds: one for each, not negative.
+      size: voxels along a side; any, not only multiples of D.
+      nearest: as in `planes`.
+
+    Returns:
+      int [3], the voxels that are bone in the first, in the second, in both.
+    """
+    count, levels = shares[0].shape[0], [threshold + TIE for threshold in thresholds]
+    at = (np.arange(size) + 0.5) * count / size - 0.5
+    at = np.floor(at + 0.5) if nearest else at
+    cell = np.floor(at).astype(int) + 1  # between the centres cell - 1 and cell
+    inside = np.bincount(cell, minlength=count + 1)
+    # How far on in each cell its voxels lie; where it has fewer, NaN, which is never bone.
+    part = np.full((inside.max(), count + 1), np.nan, np.float32)
+    order = np.arange(size) - (np.cumsum(inside) - inside)[cell]
+    part[order, cell] = np.clip(at, 0, count - 1) - cell + 1
+    sides = box((shares[0] > levels[0]) | (shares[1] > levels[1]))
+    near = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in sides)
+    edges = [(int(side.start == 0), int(side.stop == count)) for side in sides]
+    shares = [np.pad(share[near], edges, mode="edge") for share in shares]
+    parts = [part[:, side.start : side.stop + 1] for side in sides]
+    # In flat arrays the neighbours are a step away; cells that wrap around have no voxels.
+    x, y, z = (np.append(inside[side.start : side.stop + 1], 0) for side in sides)
+    steps = 1, len(z), len(y) * len(z)
+    corners = np.add.outer(np.add.outer([0, steps[1]], [0, 1]), [0, steps[2]])
+    batch = max(1, BATCH // len(part) ** 3)
+    counts = np.zeros(3, int)
+    for first in range(0, len(x) - 1, SLAB):
+        flat = [share[first : first + SLAB + 1].ravel() for share in shares]
+        some = full = [share > level for share, level in zip(flat, levels, strict=True)]
+        for step in steps:
+            some = [bone[:-step] | bone[step:] for bone in some]
+            full = [bone[:-step] & bone[step:] for bone in full]
+        voxels = np.multiply.outer(x[first : first + SLAB], np.outer(y, z)).ravel()[: full[0].size]
+        mixed = [k & ~whole & (voxels > 0) for k, whole in zip(some, full, strict=True)]
+        either, alone = mixed[0] | mixed[1], (mixed[0] & ~some[1], mixed[1] & ~some[0])
+        counts += [voxels[bone & ~either].sum() for bone in (*full, full[0] & full[1])]
+        groups = ([0], alone[0]), ([1], alone[1]), ([0, 1, 2], either & ~alone[0] & ~alone[1])
+        for which, cells in groups:
+            cells = np.flatnonzero(cells)
+            for start in range(0, len(cells), batch):
+                here = cells[start : start + batch]
+                where = np.unravel_index(here + first * steps[2], shares[0].shape)
+                taps = [part.take(k, axis=1) for part, k in zip(parts, where, strict=True)]
+                here = corners[..., None] + here
+                bone = [_between(flat[k][here], *taps) > levels[k] for k in which[:2]]
+                if len(bone) == 2:
+                    bone.append(bone[0] & bone[1])
+                counts[which] += [np.count_nonzero(k) for k in bone]
+    return counts
+
+
+def split_share(complete_share, implant_share, threshold):
+    """Cut a reduced skull in two: each bone voxel goes to the channel with the larger share.
+
+    Bone is where `complete_share` [D, D, D] >= threshold; `implant_share` [D, D, D] is the share of
+    a part of it. Returns (defective, implant), bool [D, D, D]: disjoint, together the complete
+    skull; ties go to the defective skull.
+    """
+    complete = complete_share >= threshold
+    implant = complete & (2 * implant_share > complete_share)
+    return complete & ~implant, implant
+
+
+def box(mask):
+    """Return the tight box of the non-zero voxels of `mask` [X, Y, Z]; 0:0 where there are none."""
+    order = np.argsort(np.abs(mask.strides), kind="stable")[::-1]
+    ordered = mask.transpose(order)
+    plane = ordered.any(axis=0)
+    hits = (ordered.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
+    found = [np.flatnonzero(hits[k]).tolist() for k in np.argsort(order)]
+    return tuple(slice(k[0], k[-1] + 1) if k else slice(0, 0) for k in found)
+
+
+def block_counts(slab, factor):
+    """Sum 0/1 uint8 [A, B, C] over blocks of `factor`, 1 to 40: uint8 where it fits, or uint16."""
+    for axis in range(3):
+        dtype = np.uint8 if factor ** (axis + 1) <= 255 else np.uint16
+        planes = np.moveaxis(slab, axis, 0)
+        sums = sum((planes[k::factor] for k in range(factor)), dtype(0))
+        slab = np.moveaxis(sums, 0, axis)
+    return slab
+
+
+def to_ras(affine, shape):
+    """Return [4, 4], voxel of the grid turned closest to RAS -> voxel of this one of `shape`.
+
+    Flips and permutations only: `affine @ to_ras(affine, shape)` is the turned grid's affine.
+    """
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    orders = itertools.permutations(range(3))
+    order = max(orders, key=lambda order: sum(abs(axes[k, axis]) for k, axis in enumerate(order)))
+    turn = np.zeros((4, 4))
+    turn[3, 3] = 1.0
+    for k, axis in enumerate(order):
+        turn[axis, [k, 3]] = (-1, shape[axis] - 1) if axes[k, axis] < 0 else (1, 0)
+    return turn
+
+
+def turned(data, turn):
+    """View `data` [., ., .] in the order of `to_ras`'s matrix (its offsets are not used)."""
+    axes = np.abs(turn[:3, :3]).argmax(axis=0)
+    signs = turn[axes, range(3)].astype(int)
+    return data.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
+
+
+def _edges(affine, target_affine, size):
+    """Return the target's size + 1 voxel edges along each axis, in source voxels from its edge.
+
+    The first edge and the total length are snapped to whole voxels where they nearly are, so that
+    the rounding of float32 headers does not tip shares of exactly one half.
+    """
+    between = np.linalg.inv(affine) @ target_affine
+    ratio = np.diag(between)[:3]
+    if (ratio <= 0).any() or np.abs(between[:3, :3] - np.diag(ratio)).max() * size > 0.1:
+        raise ValueError("the axes of the two grids are not parallel")
+    edges = []
+    for ends in zip(between[:3, 3] - ratio / 2 + 0.5, ratio * size, strict=True):
+        first, length = (round(x) if abs(x - round(x)) < SNAP else x for x in ends)
+        edges.append(first + length * np.arange(size + 1) / size)
+    return edges
+
+
+def _taps(side, edge):
+    """Return, for each target voxel, the source voxels of `side` that it overlaps.
+
+    `edge` [T + 1] is the target's, in source voxels. The voxels int [T, K] are counted from
+    `side.start`; the weights float32 [T, K] are overlaps in source voxels, 0 where there is none.
+    """
+    low, high = edge[:-1, None], edge[1:, None]
+    first = np.floor(low).astype(int)
+    where = first + np.arange(int((np.ceil(high) - first).max()))
+    weights = np.minimum(high, where + 1) - np.maximum(low, where)
+    weights[(weights < 0) | (where < side.start) | (where >= side.stop)] = 0
+    return np.clip(where, side.start, side.stop - 1) - side.start, weights.astype(np.float32)
+
+
+def _between(corners, x, y, z):
+    """Interpolate `corners` [2 (y), 2 (z), 2 (x), K] at parts [J, K] of each axis: [J, J, J, K]."""
+    corners, y, z = corners.astype(np.float32, copy=False), y[:, None, None], z[:, None]
+    corners = corners[:, :, :1] * (1 - x) + corners[:, :, 1:] * x
+    corners = corners[:, :1] * (1 - z) + corners[:, 1:] * z
+    return corners[:1] * (1 - y) + corners[1:] * y

@@ -1,0 +1,106 @@
+"""The vault of a skull with a hole: closed, so that the hole moves no frame; and what covers it."""
+
+import numpy as np
+from scipy import ndimage
+
+from skullgen.data import grids
+from skullgen.data.grids import FIELD_MM, VERTEX_MM
+
+MIDDLE_MM = 60.0  # the braincase's middle below the vertex
+SIDE = 96  # voxels along the frame on which holes are sought
+RAYS = 6000  # from the middle, evenly over the sphere: 2.6 degrees apart
+APART = np.sqrt(4 * np.pi / RAYS)
+LOWEST = -0.1  # the sine of the lowest ray's elevation: above the orbits
+LEAST = 6  # rays through an opening, about 1 cm^2; less is a pinhole or a suture
+
+
+def middle(frame, size):
+    """The braincase's middle, [3] in RAS mm, of the grid `frame` [4, 4] of `size` voxels a side."""
+    place = np.array([FIELD_MM / 2, FIELD_MM / 2, VERTEX_MM - MIDDLE_MM]) / FIELD_MM * size - 0.5
+    return (frame @ [*place, 1])[:3]
+
+
+def closed(skull, affine):
+    """The skull with the holes of its vault closed, as far out as the bone around them bends.
+
+    Seen from the braincase's middle, the distance of the largest piece's outer surface is
+    interpolated by a thin-plate spline over the directions in which there is none. The caps are a
+    crude 6 mm thick: they are for `grids.frame`, where a hole at the vertex or at the widest
+    place moves the frame by 10 mm, and leave a vault without holes as it is.
+
+    skull: bool [X, Y, Z], RAS; affine: [4, 4], voxel -> RAS mm. Returns bool [X, Y, Z]. Raises
+    UserError as `grids.frame`.
+    """
+    from scipy.interpolate import RBFInterpolator
+    from scipy.spatial import KDTree
+
+    frame, rays, reach, high, ray, far = _seen(skull, affine)
+    hole = reach == 0
+    if not hole.any() or hole.all():
+        return skull
+    # A ray beside a hole may have met only the inside of the rim.
+    whole = KDTree(rays[hole]).query(rays)[0] > 1.5 * APART
+    reach[hole] = RBFInterpolator(rays[whole], reach[whole], smoothing=1e-3)(rays[hole])
+    caps = np.zeros(SIDE**3, bool)
+    caps[high] = hole[ray] & (far <= reach[ray]) & (far > reach[ray] - 3 * FIELD_MM / SIDE)
+    caps = caps.reshape((SIDE,) * 3)
+    return skull | grids.enlarge(caps, frame, affine, skull.shape)
+
+
+def covered(skull, affine, implant):
+    """The share of the vault's openings that an implant covers, or None where there is none.
+
+    As it is seen from the braincase's middle, above the orbits: of the directions in which `closed`
+    finds no bone, without pinholes (`LEAST`), those in which the implant lies.
+
+    skull, implant: bool [X, Y, Z], RAS; affine: [4, 4], voxel -> RAS mm. Raises UserError as
+    `grids.frame`.
+    """
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import KDTree
+
+    frame, rays, reach, *_ = _seen(skull, affine)
+    open_to = rays[reach == 0]
+    if not len(open_to):
+        return None
+    tree = KDTree(open_to)
+    _, patch = connected_components(tree.sparse_distance_matrix(tree, 1.6 * APART))
+    open_to = open_to[np.bincount(patch)[patch] >= LEAST]
+    if not len(open_to):
+        return None
+    steps = np.arange(0, FIELD_MM, max(0.25, np.linalg.norm(affine[:3, :3], axis=0).min() / 2))
+    way = open_to @ (frame[:3, :3] / np.linalg.norm(frame[:3, :3], axis=0)).T
+    here, back = middle(frame, SIDE), np.linalg.inv(affine)
+    met = np.zeros(len(way), bool)
+    for step in steps:
+        voxel = np.rint((here + step * way) @ back[:3, :3].T + back[:3, 3]).astype(int)
+        inside = np.flatnonzero(((voxel >= 0) & (voxel < implant.shape)).all(1))
+        met[inside] |= implant[tuple(voxel[inside].T)]
+    return float(met.mean())
+
+
+def _seen(skull, affine):
+    """A skull from its braincase's middle: rays, and how far out its largest piece reaches.
+
+    Returns the frame [4, 4], rays [R, 3] along its axes, `reach` [R] in mm, 0 where no bone is; and
+    of the frame's voxels above the lowest ray their numbers, nearest rays and distances in mm.
+    """
+    from scipy.spatial import KDTree
+
+    frame, mm = grids.frame(skull, affine, SIDE), FIELD_MM / SIDE
+    labels, _ = ndimage.label(grids.reduce(skull, affine, frame, SIDE) > 0.1, np.ones((3, 3, 3)))
+    sizes = np.bincount(labels.ravel())
+    largest = (labels == 1 + np.argmax(sizes[1:])).ravel()
+    # Evenly over the sphere: Fibonacci's spiral.
+    number = np.arange(RAYS) + 0.5
+    z, turn = 1 - 2 * number / RAYS, np.pi * (1 + 5**0.5) * number
+    rays = np.stack([np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn), z], 1)
+    rays = rays[z > LOWEST]
+    places = (np.indices((SIDE,) * 3).reshape(3, -1).T + 0.5) * mm
+    places -= FIELD_MM / 2, FIELD_MM / 2, VERTEX_MM - MIDDLE_MM
+    far = np.linalg.norm(places, axis=1)
+    high = np.flatnonzero(places[:, 2] > LOWEST * far)
+    ray, far, bone = KDTree(rays).query(places[high] / far[high, None])[1], far[high], largest[high]
+    reach = np.zeros(len(rays))
+    np.maximum.at(reach, ray[bone], far[bone])
+    return frame, rays, reach, high, ray, far

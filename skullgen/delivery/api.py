@@ -1,0 +1,276 @@
+"""A trained run from Python: `run = skullgen.load("runs/vae_wgan")`; `run.sample(seed=0, count=8)`.
+
+Shapes: `n` pairs, `D` voxels a side, `Z` latents. A pair is [D, D, D, 2], RAS: channel 0 the
+defective skull, 1 its defect (the implant).
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import operator
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from skullgen.core.errors import UserError, one_of
+from skullgen.data import store
+from skullgen.delivery import predict, release
+from skullgen.evaluation import explore, judges
+from skullgen.generation import generate, postprocess
+from skullgen.models import steps
+from skullgen.networks import modules
+from skullgen.training import checkpoint, trained
+
+BATCH = 8  # pairs that are encoded or decoded at once
+_USER = {}  # `id`: of the process that used jax first
+WAYS = {"linear": explore.linear, "spherical": explore.spherical}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A trained run, as `load` gives it; its weights are read once, when they are first needed.
+
+    folder: its work directory, or that of its weights. config: its config, a ConfigDict.
+
+    What needs a generator raises UserError where the run has none, or it is not trained.
+    """
+
+    folder: Path
+    config: ConfigDict = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def about(self):
+        """What it learnt from, a dict: `voxel_mm`, `kinds`, `licence`, `trained_on`."""
+        return release.about(self.folder, self.config.get("model_name"))
+
+    def __getstate__(self):  # a worker that is spawned reads the weights itself
+        return {"folder": self.folder, "config": self.config}
+
+    @property
+    def _generator(self):
+        _require_threads()
+        return self._read
+
+    @functools.cached_property
+    def _read(self):
+        return trained.generator(self.config, self.folder)
+
+    @functools.cached_property
+    def _sampler(self):
+        return functools.lru_cache(1)(functools.partial(generate.sampler, *self._read, seed=0))
+
+    def _drawing(self):
+        """The settings as they are now, a sampler of them, and how many pairs its calls make."""
+        _require_threads()
+        options, channels = ConfigDict(self.config.generate), trained.channels(self.config)
+        picked = dict(batch=options.batch_size, threshold=options.threshold, channels=channels)
+        return options, self._sampler(**picked), options.batch_size * jax.local_device_count()
+
+    @functools.cached_property
+    def _designers(self):
+        return {}
+
+    @property
+    def _size(self):
+        return self.config.model.resolution
+
+    def _clean(self, bits, options):
+        """Packed pairs without dust."""
+        dust = generate.dust(options, self.about["voxel_mm"])
+        return postprocess.clean(bits, self._size, dust, options.connectivity)
+
+    def sample(self, seed=0, count=8, first=0):
+        """Pairs bool [count, D, D, D, 2]: samples `first` to `first + count` of a seed.
+
+        Bit-equal to those that the stage `generate` writes for this seed, on one kind and number
+        of devices and one `config.generate.batch_size`: decoded in such batches, binarised,
+        without overlap (equation 6) and dust. A sample is the same whatever is drawn with it. A
+        smaller `run.config.generate.batch_size` takes less memory.
+        """
+        seed, count, first = _whole(seed=seed, count=count, first=first)
+        if not count:
+            return np.zeros((0, *[self._size] * 3, 2), bool)
+        options, make, block = self._drawing()
+        make = functools.partial(make, seed=seed)
+        (_, bits, _), *_ = generate.batches(make, [range(count)], first, block)
+        return store.unpack(self._clean(bits, options), self._size)
+
+    def stream(self, seed=0, batch=8, first=0):
+        """Endless batches of pairs, bool [batch, D, D, D, 2], made while a network trains.
+
+        Batch k is `sample(seed, batch, first + k * batch)`: a loop that was stopped goes on with
+        the number of its next sample as `first`. One thread makes pairs ahead, as many as
+        `config.generate.batch_size` a device; it ends with the iterator, when that is closed or
+        no longer held. On a GPU that another framework uses too, set the environment variable
+        XLA_PYTHON_CLIENT_PREALLOCATE to false first.
+
+        In a data loader's workers, which have to be spawned (`multiprocessing_context="spawn"`),
+        give each a seed of its own: PyTorch's `get_worker_info().id`; else all make the same pairs.
+        """
+        seed, batch, first = _whole(seed=seed, batch=batch, first=first)
+        if not batch:
+            raise UserError("batch is 0: a batch of a stream has one pair, or more")
+        return self._stream(*self._drawing(), seed, batch, first)
+
+    def _stream(self, options, make, block, seed, batch, first):
+        skip, held = first % block, []
+
+        def made(start):
+            return self._clean(np.asarray(make(start, seed)[0]), options)
+
+        starts = itertools.count(first - skip, block)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(made, next(starts))
+            while True:
+                _require_threads()
+                while len(held) < batch:
+                    bits, ahead = ahead.result(), pool.submit(made, next(starts))
+                    held, skip = [*held, *bits[skip:]], 0
+                yield store.unpack(np.stack(held[:batch]), self._size)
+                held = held[batch:]
+
+    def latents(self, seed=0, count=8, first=0):
+        """Latents z float32 [count, Z] of the pairs that `sample` makes of these numbers."""
+        seed, count, first = _whole(seed=seed, count=count, first=first)
+        model, state = self._generator
+        draw = jax.jit(functools.partial(generate.latents, model))
+        return np.asarray(draw(state, np.uint32(seed), jnp.arange(first, first + count)))
+
+    def encode(self, pairs):
+        """Latents z float32 [n, Z] of pairs bool [n, D, D, D, 2]: the mean of the posterior.
+
+        Raises UserError for what are no such pairs, and where the model has no encoder.
+        """
+        model, state = self._generator
+        if model.encode is None:
+            raise UserError(f"model_name is {self.config.model_name!r}: it has no encode")
+        pairs = _shaped("pairs", pairs, *[self._size] * 3, 2)
+        if not ((pairs == 0) | (pairs == 1)).all():
+            raise UserError("pairs hold other values than 0 and 1: binarise them first")
+        bits = store.pack(pairs)
+        encode = jax.jit(model.encode)
+
+        def run(part):
+            return encode(state, steps.unpack(part, self._size).astype(jnp.float32))
+
+        return generate.whole_batches(run, bits, BATCH)
+
+    def decode(self, z, probabilities=False):
+        """Pairs bool [n, D, D, D, 2] of latents z [n, Z], post-processed as those of `sample`.
+
+        probabilities: True gives what the network says of each voxel instead, float32 in 0..1.
+        Raises UserError for what are no such latents.
+        """
+        model, state = self._generator
+        decode, channels = jax.jit(model.decode), trained.channels(self.config)
+        found = generate.whole_batches(lambda part: decode(state, part), self._latents(z), BATCH)
+        if probabilities:
+            return found
+        pairs = np.array(modules.binarise(found, channels, self.config.generate.threshold))
+        pairs[..., 1] = postprocess.separate(pairs[..., 0], pairs[..., 1])
+        return store.unpack(self._clean(store.pack(pairs), self.config.generate), self._size)
+
+    def _latents(self, z):
+        """`z` as float32 [n, Z]; UserError for latents of another shape or that are not finite."""
+        model, state = self._generator
+        z = _shaped("z", z, jax.eval_shape(model.latents, state, jax.random.key(0)[None]).shape[1])
+        if not (abs(z) < 1e30).all():
+            raise UserError("z holds a number that is not finite")
+        return z.astype(np.float32)
+
+    def interpolate(self, a, b, steps=6, way="spherical"):
+        """Pairs bool [steps, D, D, D, 2] on the way between two, in equal steps (figure 4).
+
+        a, b: the ends, each a pair [D, D, D, 2], which is encoded, or a latent [Z]. way:
+        `spherical` or `linear` (`evaluation.explore`). Raises UserError as `encode` and `decode`.
+        """
+        one_of("way", way, WAYS)
+        [steps] = _whole(steps=steps)
+        if not steps:
+            raise UserError("steps is 0: a way has one pair, or more")
+        ends = [(self.encode if np.ndim(x) == 4 else self._latents)([x])[0] for x in (a, b)]
+        return self.decode(WAYS[way](*ends, np.linspace(0, 1, steps)))
+
+    def predict(self, path, net="", bone_hu=0.0, threshold=0.5, dust_mm3=2000.0, label=0):
+        """The implant of a defective skull in a file, `delivery.predict.Implant`; research only.
+
+        net: `vnet`, `vnet_real`, or "": as `config.predict.net`. The others are as in
+        `config.predict`, too: where a CT's bone begins (HU; 0: a mask), the probability above which
+        a voxel is implant, the volume of the smallest piece, which value of a segmentation is bone
+        (0: a mask). Raises UserError for a file that cannot be used, and where the run has no such
+        net.
+        """
+        _require_threads()
+        net = net or self.config.get("predict", {}).get("net", "")
+        fields = dict(net=net, bone_hu=bone_hu, label=label, threshold=threshold, dust_mm3=dust_mm3)
+        config = ConfigDict({**self.config.to_dict(), "predict": fields})
+        if net not in self._designers:
+            self._designers[net] = predict.designer(config, self.folder)
+        return predict.predict(self._designers[net], path, config.predict)
+
+
+def load(where):
+    """The trained run in `where`: a `Run`.
+
+    where: a work directory, that of a sweep's run, the folder that the stage `release` made, or
+    the name of packaged weights, `demo`. Of a work directory whose pairs were made by
+    `generate.weights`, with nothing trained in it, it is the run of those weights. The config's
+    model is imported: load no stranger's folder beside code of theirs. Raises UserError where there
+    is none, nothing is trained in it, its model cannot be imported, or its files are not as they
+    were sealed.
+    """
+    _require_threads()
+    folder = release.place(where)
+    config = trained.config(folder)
+    if not _begun(folder, config) and config.get("generate"):  # pairs made by weights of elsewhere
+        config, folder = release.chosen(config, folder)
+    if config.get("model_name"):
+        trained.model(config)
+    if not _begun(folder, config):
+        raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
+    return Run(folder, config)
+
+
+def _begun(folder, config):
+    names = (config.get("model_name") or judges.NETS[0], *judges.NETS)
+    return any(checkpoint.newest(folder / "checkpoints" / name) for name in names)
+
+
+def _require_threads():
+    """UserError in a fork of a process that used jax: its threads are not here, so jax hangs."""
+    if _USER.setdefault("id", os.getpid()) != os.getpid():
+        raise UserError(
+            "jax was used before this process was forked, and would hang in it: give the data "
+            "loader num_workers=0, or multiprocessing_context='spawn'"
+        )
+
+
+def _whole(**numbers):
+    """The values of whole numbers from 0 to below 2^31, in order; UserError for any other."""
+    for name, value in numbers.items():
+        try:
+            good = 0 <= operator.index(value) < 2**31
+        except TypeError:
+            good = False
+        if not good:
+            raise UserError(f"{name} is {value!r}: it must be a whole number, 0 to 2^31 - 1")
+    return map(operator.index, numbers.values())
+
+
+def _shaped(name, values, *shape):
+    """`values` as numbers [n, *shape], n of 1 or more; UserError for others."""
+    try:
+        values = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        values = np.zeros(0)
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"{name} are of type {values.dtype}: they must be numbers")
+    if values.shape[1:] != shape or not len(values):
+        wanted = ", ".join(map(str, shape))
+        raise UserError(f"{name} are of shape {list(values.shape)}: they must be [n, {wanted}]")
+    return values

@@ -1,0 +1,151 @@
+"""Implants at a skull's own grid: a net's answer made to fit, and what it measures.
+
+Arrays are [X, Y, Z] in RAS order; an affine [4, 4] maps voxel centres to RAS mm.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+from skullgen.data import grids
+
+GAP = 0.75  # of a voxel of the net's grid: narrower gaps to the bone are filled
+PIXEL_MM = 2.0  # of the outline, by which contact is judged
+
+
+def fit(probability, frame, skull, affine, settings):
+    """A net's answer at a skull's own grid: outside of the bone, and only pieces that touch it.
+
+    Gaps to the bone that the net's grid is too coarse for (`GAP`) are filled.
+
+    probability: [D, D, D] at the grid `frame` [4, 4]; skull: bool [X, Y, Z], RAS; affine: its [4,
+    4]. settings: `config.predict`. Returns bool [X, Y, Z].
+    """
+    spacing, gap = np.linalg.norm(affine[:3, :3], axis=0), GAP * np.linalg.norm(frame[:3, 0])
+    found = grids.enlarge(probability, frame, affine, skull.shape, threshold=settings.threshold)
+    found &= ~skull
+    sides = _around(found, np.ceil(gap / spacing).astype(int) + 1)
+    part, bone = found[sides], skull[sides]
+    if part.any() and bone.any():
+        away = sum(ndimage.distance_transform_edt(~mask, spacing) for mask in (part, bone))
+        part |= ~bone & (away <= gap * (1 + 1e-5))  # float32 headers
+    labels, count = ndimage.label(part)
+    sizes = np.bincount(labels.ravel()) * np.prod(spacing)
+    sizes[~np.isin(np.arange(count + 1), labels[_grown(bone)])] = 0
+    sizes[0] = 0
+    keep = (sizes >= settings.dust_mm3) & (sizes > 0)
+    if settings.get("pieces"):
+        keep[np.argsort(-sizes, kind="stable")[settings.pieces :]] = False
+    found[sides] = keep[labels]
+    return found
+
+
+def _around(mask, margin):
+    """The box of a mask and `margin` voxels more."""
+    margins = np.broadcast_to(margin, 3).tolist()
+    return tuple(
+        slice(max(0, side.start - more), side.stop + more)
+        for side, more in zip(grids.box(mask), margins, strict=True)
+    )
+
+
+def _grown(mask):
+    return ndimage.binary_dilation(mask, np.ones((3, 3, 3)))
+
+
+def measure(implant, skull, affine, middle):
+    """What an implant measures: a dict of numbers, in ml, mm and mm^2; places in RAS mm.
+
+    Of all and of each connected piece; `extent_mm` of all is that of the longest piece.
+
+    implant, skull: bool [X, Y, Z], RAS; affine: [4, 4]; middle: [3], RAS mm, of the braincase.
+
+    Contact: the faces of the implant's voxels behind which is bone (`contact_mm2`; stairs make it
+    larger than a smooth surface's), and, of each piece's outline as it is seen from the middle of
+    the head, the share that has such contact within 2 mm or a voxel and a half (`rim_contact`).
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    sides = _around(implant, 2)
+    part, bone = np.ascontiguousarray(implant[sides]), skull[sides]
+    here = affine.copy()
+    here[:3, 3] = (affine @ [*(side.start for side in sides), 1])[:3]
+    contact, touch = 0.0, part & _grown(bone)
+    for axis in range(3):
+        a, b = (np.moveaxis(mask, axis, 0) for mask in (part, bone))
+        faces = np.count_nonzero(a[1:] & b[:-1]) + np.count_nonzero(a[:-1] & b[1:])
+        contact += faces * np.prod(np.delete(spacing, axis))
+    labels, count = ndimage.label(part)
+    pieces = []
+    for number in range(1, count + 1):
+        one = labels == number
+        corners, volume_ml = _corners(one, here), np.count_nonzero(one) * np.prod(spacing) / 1e3
+        rim, share = _rim(one, touch, here, np.asarray(middle), max(PIXEL_MM, 1.5 * spacing.max()))
+        box = [corners.min(0), corners.max(0)]
+        piece = {"volume_ml": volume_ml, "extent_mm": _extent(corners), "box_mm": box}
+        pieces.append({**piece, "rim_mm": rim, "rim_contact": share})
+    pieces.sort(key=lambda piece: -piece["volume_ml"])
+    boxes, rims = np.array([p["box_mm"] for p in pieces]), [p["rim_mm"] for p in pieces]
+    return _rounded(
+        {
+            "volume_ml": sum(piece["volume_ml"] for piece in pieces),
+            "extent_mm": max(piece["extent_mm"] for piece in pieces),
+            "box_mm": [boxes[:, 0].min(0), boxes[:, 1].max(0)],
+            "contact_mm2": contact,
+            "rim_mm": sum(rims),
+            "rim_contact": np.average([piece["rim_contact"] for piece in pieces], weights=rims),
+            "overlap_voxels": int(np.count_nonzero(implant & skull)),
+            "pieces": pieces,
+        }
+    )
+
+
+def _corners(mask, affine):
+    """Corners of a mask's voxels in mm [M, 3]: of all that are outermost along the first axis."""
+    ends = np.stack([mask.argmax(0), len(mask) - 1 - mask[::-1].argmax(0)])
+    places = np.argwhere(mask.any(0))
+    points = [np.column_stack([end[mask.any(0)], places]) for end in ends]
+    points = np.concatenate(points)[:, None] + np.indices((2, 2, 2)).reshape(3, -1).T - 0.5
+    return points.reshape(-1, 3) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def _extent(corners):
+    """The largest distance between two of some points in space."""
+    from scipy.spatial import ConvexHull
+    from scipy.spatial.distance import pdist
+
+    return pdist(corners[ConvexHull(corners).vertices]).max()
+
+
+def _rim(piece, touch, affine, middle, pixel):
+    """A piece's outline, seen from the middle of the head: length in mm, and share with contact."""
+    from skimage.measure import perimeter
+
+    points = np.argwhere(piece)
+    rays = points @ affine[:3, :3].T + affine[:3, 3] - middle
+    far = np.linalg.norm(rays, axis=1)
+    rays /= np.maximum(far, 1e-6)[:, None]
+    axis = rays.mean(0) / max(np.linalg.norm(rays.mean(0)), 1e-6)
+    side = np.cross(axis, np.eye(3)[np.abs(axis).argmin()])
+    side /= np.linalg.norm(side)
+    across = rays @ np.stack([side, np.cross(axis, side)]).T
+    angle = np.arctan2(np.linalg.norm(across, axis=1), rays @ axis)
+    across *= (far.mean() * angle / np.maximum(np.linalg.norm(across, axis=1), 1e-6))[:, None]
+    cells = np.floor((across - across.min(0)) / pixel).astype(int) + 2
+    seen = np.zeros(cells.max(0) + 3, bool)
+    meets = seen.copy()
+    seen[tuple(cells.T)] = True
+    meets[tuple(cells[touch[tuple(points.T)]].T)] = True
+    seen = ndimage.binary_fill_holes(ndimage.binary_closing(seen, np.ones((3, 3))))
+    outline = seen & ~ndimage.binary_erosion(seen)
+    near = ndimage.binary_dilation(meets, np.ones((3, 3)))
+    return max(4, perimeter(seen)) * pixel, np.count_nonzero(outline & near) / np.count_nonzero(
+        outline
+    )
+
+
+def _rounded(value):
+    """Numbers as JSON holds them, to a thousandth."""
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_rounded(one) for one in value]
+    return value if isinstance(value, int) else round(float(value), 3)

@@ -1,0 +1,227 @@
+"""Maps of real and generated pairs (figure 3), ways between two skulls in latent space (figure 4).
+
+Shapes: `n` pairs, `D` voxels a side (the `size`), `Z` latents, `F` features, `T` steps of a way.
+Packed pairs are uint8 [n, D^3 * 2 / 8], as of `skullgen.data.store`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from skullgen.core import jobs
+from skullgen.core.errors import UserError
+from skullgen.data import store
+from skullgen.generation import generate, postprocess
+from skullgen.models import steps
+from skullgen.networks import modules
+
+COMPONENTS = 50  # of the features, at most, are what t-SNE and UMAP begin from
+
+
+def pick(path, splits, count, seed):
+    """Some pairs of a store, drawn without replacement, and their names for a reader.
+
+    splits: some of `store.SPLITS`, or () for all pairs, as of a generated store. count: at most
+    so many; one of each skull is taken before a second of any.
+
+    Returns packed pairs, in the order of the draw, and n strings: "phantom_0003, bilateral (pair
+    12)", or "pair 12" where both are unknown. Raises UserError where the store is not whole.
+    """
+    store.require_whole(path)
+    group = store.open_store(path)
+    skull, kind = group["skull"][:], group["kind"][:]
+    rows = [store.rows(path, split) for split in splits] or [store.rows(path)]
+    rows = np.random.default_rng(seed).permutation(np.sort(np.concatenate(rows)))
+    # The place of each row among those of its skull; generated pairs, of no skull, stay as drawn.
+    order = np.argsort(skull[rows], kind="stable")
+    turn = np.empty(len(rows), int)
+    turn[order] = np.arange(len(rows)) - np.searchsorted(skull[rows][order], skull[rows][order])
+    rows = rows[np.argsort(turn, kind="stable")][:count]
+    cases, names = [], store.names(path, skull)
+    for row in rows.tolist():
+        known = [names[row]] if skull[row] >= 0 else []
+        known += [group.attrs["kinds"][kind[row]]] if kind[row] >= 0 else []
+        cases.append(f"{', '.join(known)} (pair {row})" if known else f"pair {row}")
+    return store.load(path, rows), cases
+
+
+def volumes(bits, size, side=32):
+    """Pairs as plain numbers: means of blocks of voxels, at most `side` of them a side.
+
+    bits: packed pairs. Returns float32 [n, d^3 * 2], d = ceil(D / ceil(D / side)); a last block
+    that D cuts counts as empty beyond the frame.
+    """
+    block = -(-size // side)
+    starts = np.arange(0, size, block)
+    out = np.empty((len(bits), len(starts) ** 3 * 2), np.float32)
+    for row, one in enumerate(bits):
+        pair = store.unpack(one, size)
+        for axis in range(3):
+            pair = np.add.reduceat(pair, starts, axis=axis, dtype=np.uint32)
+        out[row] = pair.ravel() / block**3
+    return out
+
+
+def network_features(model, state, bits, size, batch):
+    """`model.features` of packed pairs, in batches of one size: float32 [n, F]."""
+
+    @jax.jit
+    def run(state, bits):
+        return model.features(state, steps.unpack(bits, size).astype(jnp.float32))
+
+    return generate.whole_batches(lambda part: run(state, part), bits, batch)
+
+
+def maps(groups, size, features=None, *, seed, perplexity, umap=False):
+    """All groups' pairs in one map for each kind of features and each method (figure 3).
+
+    The features are the V-Net's bottleneck, where given, and `volumes`; of each at most 50
+    principal components are kept, fitted on all groups, so that what only generated pairs do
+    stays visible. t-SNE (van der Maaten and Hinton 2008) and UMAP (McInnes et al. 2018) start
+    from them. The volumes' first two components are a map, too: the one whose distances are true.
+
+    Args:
+      groups: list of (name, packed pairs [n, bytes], n strings that name the cases).
+      size: D.
+      features: `(packed pairs) -> float32 [n, F]`, from a net that never saw generated pairs, or
+        None.
+      seed: of all that is drawn.
+      perplexity: t-SNE's; at most a third of the number of points is used.
+      umap: whether UMAP is asked for.
+
+    Returns:
+      `{"maps": [{"title", "points": [{"x", "y", "group", "case"}]}]}`, points in the groups'
+      order. Features that are alike for all pairs get a line on the screen and no map. Raises
+      UserError for fewer than 4 pairs, and where umap-learn is asked for and missing.
+    """
+    methods = {"t-SNE": _tsne} | ({"UMAP": _umap()} if umap else {})
+    for name, part, _ in groups:
+        if part.shape[1] != size**3 // 4:
+            raise UserError(f"explore.stores: the pairs of {name} are not of {size}^3 voxels")
+    bits = np.concatenate([part for _, part, _ in groups])
+    labels = [(name, case) for name, _, cases in groups for case in cases]
+    if len(bits) < 4:
+        raise UserError(f"a map needs 4 pairs or more, not {len(bits)}: take more of them")
+    kinds = {"PCA of the volumes": lambda bits: volumes(bits, size)}
+    if features is not None:
+        kinds = {"the V-Net's bottleneck": features} | kinds
+    drawn = {}
+    for kind, measure in kinds.items():
+        points, share = _components(measure(bits), seed)
+        if points is None:
+            print(f"{kind}: alike for all {len(bits)} pairs: no map of it")
+            continue
+        for method, place in methods.items():
+            jobs.check()
+            drawn[f"{method} of {kind}"] = place(points, seed, perplexity)
+        if kind == "PCA of the volumes":
+            drawn[f"{kind}, components 1 and 2 ({share:.0%} of the variance)"] = points[:, :2]
+
+    def point(place, label):
+        x, y = (float(f"{value:.5g}") for value in place)
+        return {"x": x, "y": y, "group": label[0], "case": label[1]}
+
+    drawn = [(title, list(map(point, places, labels))) for title, places in drawn.items()]
+    return {"maps": [{"title": title, "points": points} for title, points in drawn]}
+
+
+def _components(x, seed):
+    """Principal components [n, 2 to 50] of x [n, F], and the first two's share of the variance.
+
+    (None, 0) where all rows are alike.
+    """
+    from sklearn.decomposition import PCA
+
+    if not np.ptp(x, axis=0).any():
+        return None, 0
+    x = x if x.shape[1] > 1 else np.pad(x, ((0, 0), (0, 1)))
+    pca = PCA(min(COMPONENTS, *x.shape), random_state=seed)
+    return pca.fit_transform(x), pca.explained_variance_ratio_[:2].sum()
+
+
+def _tsne(points, seed, perplexity):
+    from sklearn.manifold import TSNE
+
+    perplexity = min(perplexity, (len(points) - 1) / 3)
+    return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(points)
+
+
+def _umap():
+    """UMAP as a method of `maps`, asked for before other work is done."""
+    try:
+        from umap import UMAP
+    except ImportError:
+        raise UserError(
+            "explore.umap is True, and umap-learn is not installed: pip install 'skullgen[umap]'"
+        ) from None
+
+    def place(points, seed, _):
+        # Its own spectral start fails for a handful of points.
+        near = min(15, len(points) - 1)
+        return UMAP(n_neighbors=near, init="pca", random_state=seed, n_jobs=1).fit_transform(points)
+
+    return place
+
+
+def linear(a, b, t):
+    """The straight way from `a` to `b` [Z]: float64 [T, Z] at t [T], exact at 0 and 1."""
+    t = np.asarray(t, np.float64)[:, None]
+    return (1 - t) * a + t * b
+
+
+def spherical(a, b, t):
+    """The way along a great circle from `a` to `b` [Z]: float64 [T, Z] at t [T], exact at 0 and 1.
+
+    Slerp (Shoemake 1985; for latents White 2016, arXiv:1609.04468), w the angle at the origin:
+    `(sin((1 - t) w) a + sin(t w) b) / sin(w)`. It keeps a norm that `a` and `b` share, where
+    `linear` passes nearer to the origin than draws from N(0, I) lie. Zero, parallel and opposite
+    vectors have no one great circle: theirs is the straight way.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    length = np.linalg.norm(a) * np.linalg.norm(b)
+    angle = np.arccos(np.clip(a @ b / length, -1, 1)) if length else 0.0
+    if np.sin(angle) < 1e-6:
+        return linear(a, b, t)
+    t = np.asarray(t, np.float64)[:, None]
+    # In this order the weights at the ends are 0 and 1.
+    return np.sin((1 - t) * angle) / np.sin(angle) * a + np.sin(t * angle) / np.sin(angle) * b
+
+
+def ends(model, state, pairs, seed):
+    """Two places in latent space to go between: z float32 [2, Z].
+
+    They are what the model's encoder makes of two real pairs bool [2, D, D, D, 2]; a model
+    without one gets what `skullgen.generation.generate` draws for samples 0 and 1 of this seed.
+    """
+    if model.encode is not None:
+        return np.asarray(jax.jit(model.encode)(state, jnp.asarray(pairs, jnp.float32)))
+    draw = jax.jit(lambda state: generate.latents(model, state, seed, jnp.arange(2)))
+    return np.asarray(draw(state))
+
+
+def interpolation(model, state, ends, *, count, channels, threshold, dust=0, connectivity=6):
+    """Both ways between two latents, decoded: bool [2, T, D, D, D, 2], linear and spherical.
+
+    Decoding is that of `skullgen.generation.generate`: binarised, equation 6, dust (section 4.4).
+
+    Args:
+      ends: z [2, Z]; the first and the last pair of both ways are theirs.
+      count: T, evenly spaced.
+      channels: `independent` or `exclusive` (`modules.binarise`).
+      threshold: share of bone that makes a voxel bone.
+      dust: components of fewer voxels are removed from both channels.
+      connectivity: neighbours that make a component: 6, 18 or 26.
+    """
+    t = np.linspace(0, 1, count)
+
+    @jax.jit
+    def decode(state, z):
+        return modules.binarise(model.decode(state, z[None]), channels, threshold)[0]
+
+    def pair(z):
+        skull, defect = np.moveaxis(np.asarray(decode(state, z)), -1, 0)
+        both = skull, postprocess.separate(skull, defect)
+        return np.stack([postprocess.remove_dust(x, dust, connectivity) for x in both], -1)
+
+    ways = [linear(*ends, t), spherical(*ends, t)]
+    return np.stack([[pair(np.float32(z)) for z in way] for way in ways])

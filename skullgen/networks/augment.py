@@ -1,0 +1,97 @@
+"""Classical augmentation on the device: one affine a sample, the same for skull and defect.
+
+Shapes: `B` samples, `D` voxels a side; axes `[X, Y, Z]` in RAS order, X is left to right. A voxel
+is `FIELD_MM / D` mm. Nothing here depends on how a batch is split: one key a sample.
+"""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from skullgen.data.grids import FIELD_MM
+
+_HALVINGS = 10  # of the threshold's interval: what is left of it, 0.001, is rounding
+
+
+def augment(keys, pairs, rotation_degrees, scaling, shift_mm):
+    """Flip, scale, rotate and shift each pair at random.
+
+    keys: [B]; one draw a sample.
+    pairs: bool [B, D, D, D, 2].
+    rotation_degrees: about an axis of any direction, by an angle of up to this, either way.
+    scaling: each axis by a factor of its own in 1 - scaling to 1 + scaling, below 1.
+    shift_mm: along each axis by up to this, either way.
+
+    Left and right change places with probability 1/2. Returns bool [B, D, D, D, 2].
+    """
+    matrix, shift = jax.vmap(lambda key: draw(key, rotation_degrees, scaling))(keys)
+    return warp(pairs, matrix, shift * (shift_mm * pairs.shape[1] / FIELD_MM))
+
+
+def draw(key, rotation_degrees, scaling):
+    """Draw one sample's flip, scales and rotation as a matrix [3, 3], and a shift [3] in -1 to 1.
+
+    rotation_degrees, scaling: as of `augment`. The matrix takes offsets from the centre of the pair
+    to those of the augmented one.
+    """
+    u = jax.random.uniform(key, (10,), minval=-1)
+    flip = jnp.where(u[0] < 0, jnp.array([-1.0, 1, 1]), 1)
+    angle, turn = jnp.radians(rotation_degrees) * u[1], jnp.pi * u[2]
+    radius = jnp.sqrt(1 - u[3] ** 2)  # a height uniform in -1 to 1 is uniform on the sphere
+    x, y, z = radius * jnp.cos(turn), radius * jnp.sin(turn), u[3]
+    cross = jnp.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    rotation = jnp.eye(3) + jnp.sin(angle) * cross + (1 - jnp.cos(angle)) * (cross @ cross)
+    return rotation * (1 + scaling * u[4:7]) * flip, u[7:]
+
+
+def warp(pairs, matrix, shift):
+    """Resample pairs by affines about the grid's centre.
+
+    pairs: bool [B, D, D, D, 2], D at least 2. matrix: [B, 3, 3], of offsets from the centre, pair
+    to result. shift: [B, 3] in voxels, after it. What lies beyond the pair's outer voxels is as
+    they are: a skull that the frame's floor cuts is cut there still.
+
+    Shares are trilinear. Their sum is how much bone there should be, so the threshold is, sample
+    by sample, the one that leaves this many voxels: at 1/2, thin bone on a coarse grid loses up to
+    a tenth of them, at 0.4 it gains a sixth. Each bone voxel goes to the larger share, ties to the
+    skull, as in `resample.split_share`. Identity and flips are exact.
+
+    Returns bool [B, D, D, D, 2]; the channels are disjoint, also where the pair's are not.
+    """
+    shares = jax.vmap(_shares)(pairs, jnp.linalg.inv(matrix), shift)
+    bone, defect = shares[..., 0], shares[..., 1]
+    bone_voxels = bone.sum((1, 2, 3), keepdims=True)
+    low, high = jnp.zeros_like(bone_voxels), jnp.ones_like(bone_voxels)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        many = (bone >= middle).sum((1, 2, 3), keepdims=True) >= bone_voxels
+        low, high = jnp.where(many, middle, low), jnp.where(many, high, middle)
+    whole, defect = bone >= jnp.where(low > 0, low, high), 2 * defect > bone
+    return jnp.stack([whole & ~defect, whole & defect], axis=-1)
+
+
+def _shares(pair, inverse, shift):
+    """Interpolate one pair: float32 [D, D, D, 2], the shares of bone (of either) and of defect."""
+    size = len(pair)
+    at = jnp.arange(size) - (size - 1) / 2
+    target = jnp.stack(jnp.meshgrid(at, at, at, indexing="ij"))
+    source = jnp.tensordot(inverse, target - shift[:, None, None, None], 1, precision="highest")
+    source = jnp.clip(source + (size - 1) / 2, 0, size - 1)
+    low = jnp.minimum(source.astype(jnp.int32), size - 2)
+    part = source - low
+    # The eight corners of a cell, two bits each, in one number: one look-up a voxel, not sixteen.
+    bits = (pair.any(-1) + 2 * pair[..., 1]).astype(jnp.uint16)
+    corners = list(itertools.product((0, 1), repeat=3))
+    cells = sum(
+        bits[tuple(slice(c, size - 1 + c) for c in corner)] << (2 * k)
+        for k, corner in enumerate(corners)
+    )
+    cell = cells.reshape(-1)[(low[0] * (size - 1) + low[1]) * (size - 1) + low[2]]
+    bone, defect = jnp.zeros((2, *cell.shape))
+    for k, corner in enumerate(corners):
+        weight = math.prod(p if c else 1 - p for p, c in zip(part, corner, strict=True))
+        bone += weight * ((cell >> (2 * k)) & 1)
+        defect += weight * ((cell >> (2 * k + 1)) & 1)
+    return jnp.stack([bone, defect], -1)

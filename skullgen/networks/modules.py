@@ -1,0 +1,242 @@
+"""Linen modules of section 4.2: encoder, decoder, generator, critic.
+
+Shapes: `B` samples, `D` voxels a side (the `resolution`), `Z` latents. `widths` are the channels
+of the strided blocks from the finest to the coarsest; the coarsest grid has
+`D / 2 ** len(widths)` voxels a side. Weights are float32; `dtype` is the precision that is
+computed in (float32 or bfloat16). Moments, heads' outputs and logits are float32.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from skullgen.networks import conv
+
+AXIS = "batch"  # the axis of devices, over which batch norm averages
+HEADS = {"independent": 2, "exclusive": 3}  # of logits; a `linear` head's are probabilities
+_kernel = nn.initializers.glorot_uniform()
+# Of a linear head: at full scale its noise, which no sigmoid hides, drowns the rest at first.
+_quiet = nn.initializers.variance_scaling(0.01, "fan_avg", "uniform")
+
+
+def coarsest(resolution, widths):
+    """Voxels a side of the coarsest grid; ValueError where the widths do not divide it."""
+    side, rest = divmod(resolution, 2 ** len(widths))
+    if rest or not side:
+        raise ValueError(
+            f"resolution {resolution} cannot be halved {len(widths)} times: "
+            "give model.widths fewer entries, or a resolution that is a multiple of "
+            f"{2 ** len(widths)}"
+        )
+    return side
+
+
+def probabilities(logits):
+    """Logits [..., 2 or 3] -> float32 [..., 2], the probability of skull and of defect."""
+    logits = logits.astype(jnp.float32)
+    if logits.shape[-1] == 2:
+        return jax.nn.sigmoid(logits)
+    return jax.nn.softmax(logits)[..., 1:]
+
+
+def binarise(probability, head, threshold=0.5):
+    """Probabilities [..., 2] -> bool [..., 2] (section 4.4).
+
+    independent, linear: each channel by itself, where it reaches the threshold.
+    exclusive: bone where the two together reach it, each voxel to the likelier channel (a tie
+        to the skull): the rule by which ingest reduces real pairs.
+    """
+    if head != "exclusive":
+        return probability >= threshold
+    skull, defect = probability[..., 0], probability[..., 1]
+    bone = skull + defect >= threshold
+    return jnp.stack([bone & (skull >= defect), bone & (skull < defect)], axis=-1)
+
+
+class Norm(nn.Module):
+    """A normalisation with one scale and one offset a channel; moments in float32.
+
+    kind: `layer` (over D, H, W, C of each sample, as in WGAN-GP's own code), `channel` (over the
+        channels of each voxel), `group` (over D, H, W and each group of channels), `batch`
+        (over B, D, H, W of all devices; running averages when `train` is False), `none`.
+    """
+
+    kind: str
+    groups: int = 8
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        """[B, D, H, W, C] -> the same shape and dtype."""
+        if self.kind == "none":
+            return x
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        offset = self.param("offset", nn.initializers.zeros, (channels,))
+        mean, square = self._moments(x.astype(jnp.float32), train)
+        # One x * a + b a voxel: its double backward is several times faster than (x - m) / s.
+        a = scale * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + self.epsilon)
+        return (x * a + (offset - mean * a)).astype(x.dtype)
+
+    def _moments(self, x, train):
+        if self.kind == "channel":
+            return x.mean(-1, keepdims=True), jnp.square(x).mean(-1, keepdims=True)
+        mean, square = x.mean((1, 2, 3)), jnp.square(x).mean((1, 2, 3))  # [B, C]
+        if self.kind == "batch":
+            return self._averages(mean.mean(0), square.mean(0), train)
+        groups = {"layer": 1, "group": self.groups}[self.kind]
+
+        def pool(moment):
+            grouped = moment.reshape(len(moment), groups, -1).mean(-1, keepdims=True)
+            whole = jnp.broadcast_to(grouped, (*grouped.shape[:2], moment.shape[1] // groups))
+            return whole.reshape(len(moment), 1, 1, 1, -1)
+
+        return pool(mean), pool(square)
+
+    def _averages(self, mean, square, train):
+        running = self.variable(
+            "stats", "moments", lambda: (jnp.zeros_like(mean), jnp.ones_like(square))
+        )
+        if not train:
+            return running.value
+        moments = jax.lax.pmean((mean, square), AXIS)
+        m = self.momentum
+        running.value = jax.tree.map(
+            lambda old, new: m * old + (1 - m) * new, running.value, moments
+        )
+        return moments
+
+
+class Down(nn.Module):
+    """Conv k4 s2: [B, 2n, 2n, 2n, C] -> [B, n, n, n, features]."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Convolves, in `dtype`."""
+        kernel = self.param("kernel", _kernel, (4, 4, 4, x.shape[-1], self.features))
+        return conv.conv(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class Up(nn.Module):
+    """Transposed conv k4 s2: [B, n, n, n, C] -> [B, 2n, 2n, 2n, features]."""
+
+    features: int
+    dtype: Any = jnp.float32
+    kernel_init: Any = _kernel
+
+    @nn.compact
+    def __call__(self, x):
+        """Convolves, in `dtype`."""
+        # Stored as the kernel of the convolution that it transposes: [..., out, in].
+        kernel = self.param("kernel", self.kernel_init, (4, 4, 4, self.features, x.shape[-1]))
+        return conv.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class Same(nn.Module):
+    """Conv k4 s1, the generator's stem: [B, n, n, n, C] -> [B, n, n, n, features]."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Convolves, in `dtype`."""
+        kernel = self.param("kernel", _kernel, (4, 4, 4, x.shape[-1], self.features))
+        return conv.conv_same(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class Critic(nn.Module):
+    """Section 4.2's critic: (conv k4 s2, norm, LeakyReLU 0.2) a width, flatten, dense 1."""
+
+    widths: tuple[int, ...]
+    norm: str = "layer"
+    groups: int = 8
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, pairs):
+        """[B, D, D, D, 2] -> float32 [B]."""
+        x = pairs
+        for width in self.widths:
+            x = nn.leaky_relu(Norm(self.norm, self.groups)(Down(width, self.dtype)(x)), 0.2)
+        return nn.Dense(1, dtype=jnp.float32)(x.reshape(len(x), -1).astype(jnp.float32))[:, 0]
+
+
+class Encoder(nn.Module):
+    """The VAE's encoder: the critic's blocks with group norm, then mean and log-variance.
+
+    pool: `average` (the paper's global average pool) or `flatten`.
+    """
+
+    latent: int
+    widths: tuple[int, ...]
+    groups: int = 8
+    pool: str = "average"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, pairs):
+        """[B, D, D, D, 2] -> mean, log-variance: float32 [B, Z] each."""
+        x = pairs
+        for width in self.widths:
+            x = nn.leaky_relu(Norm("group", self.groups)(Down(width, self.dtype)(x)), 0.2)
+        x = x.astype(jnp.float32)
+        x = x.mean((1, 2, 3)) if self.pool == "average" else x.reshape(len(x), -1)
+        mean = nn.Dense(self.latent, name="mean")(x)
+        # Narrow at first: a posterior of variance 1 would drown the mean in noise.
+        small = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
+        return mean, nn.Dense(self.latent, name="log_variance", kernel_init=small)(x)
+
+
+class Generator(nn.Module):
+    """The generator (norm `batch`) and the VAE's decoder (norm `group`) of section 4.2.
+
+    Dense to the coarsest grid, conv k4 s1, transposed convs k4 s2 back to the resolution; norm
+    and ReLU after each, a head with a bias. It returns logits, which `probabilities` reads.
+
+    head: `independent` (the paper's two channels) or `exclusive` (softmax over background,
+        skull, defect: overlap is impossible), or `linear` (two channels, squared errors).
+    occupancy: the expected share of voxels of skull and defect; the head's bias starts at its
+        logit (a linear head's at itself), else sparse channels are empty for hundreds of updates.
+    """
+
+    resolution: int
+    widths: tuple[int, ...]
+    norm: str = "batch"
+    groups: int = 8
+    momentum: float = 0.99
+    head: str = "independent"
+    occupancy: tuple[float, float] = (0.05, 0.004)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z, train=True):
+        """Z [B, Z] -> logits float32 [B, D, D, D, 2 or 3]."""
+
+        def block(layer, x):
+            x = Norm(self.norm, self.groups, self.momentum)(layer(x), train)
+            return nn.relu(x)
+
+        side = coarsest(self.resolution, self.widths)
+        x = nn.Dense(side**3 * self.widths[-1], dtype=self.dtype)(z)
+        x = x.reshape(len(z), side, side, side, self.widths[-1])
+        x = block(Same(self.widths[-1], self.dtype), x)
+        for width in reversed(self.widths[:-1]):
+            x = block(Up(width, self.dtype), x)
+        channels, kernel = (2, _quiet) if self.head == "linear" else (HEADS[self.head], _kernel)
+        logits = Up(channels, self.dtype, kernel)(x).astype(jnp.float32)
+        return logits + self.param("bias", lambda key: self._bias())
+
+    def _bias(self):
+        share = jnp.asarray(self.occupancy, jnp.float32)
+        if self.head == "linear":
+            return share
+        if self.head == "independent":
+            return jnp.log(share) - jnp.log1p(-share)
+        return jnp.log(jnp.concatenate([1 - share.sum(keepdims=True), share]))

@@ -1,0 +1,234 @@
+"""Several processes of one run: losses, checkpoints, shares of a store, a signal, mistakes."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from skullgen.core import jobs
+from skullgen.core.errors import UserError
+from skullgen.data import store
+from skullgen.run import workdir
+from skullgen.training import checkpoint, logs
+from tests.test_launch import ROOT, TOY
+from tests.test_run import _toy
+
+HYBRID = ["--config", "experiments/vae_wgan.py:smoke", "--config.phases[0].updates=4"]
+HYBRID += ["--config.workers=1", "--config.generate.count=130"]  # three shards
+
+
+def _start(arguments, devices=1, **more):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **more}
+    environment |= {"JAX_DEFAULT_PRNG_IMPL": "threefry2x32", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "launch.py", *map(str, arguments)]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+
+
+def _ends(processes):
+    """What each printed; their exit codes are one."""
+    said = [process.communicate(timeout=240) for process in processes]
+    codes = {process.returncode for process in processes}
+    assert len(codes) == 1, said
+    return codes.pop(), said
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def _two(arguments):
+    port = _free_port()
+    return [_start([*arguments, f"--distributed={k}/2@localhost:{port}"]) for k in (0, 1)]
+
+
+def _slurm(arguments):
+    """Two processes as `srun` starts them on one node."""
+    job = next(n for n in np.random.default_rng().permutation(2**12).tolist() if _is_free(n))
+    shared = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    return [
+        _start(
+            [*arguments, "--distributed=auto"],
+            **shared,
+            SLURM_PROCID=str(k),
+            SLURM_LOCALID="0",
+            SLURM_STEP_NUM_NODES="2",
+        )
+        for k in (0, 1)
+    ]
+
+
+def _is_free(job):
+    with socket.socket() as found:
+        return found.connect_ex(("localhost", job + 2**16 - 2**12)) != 0
+
+
+def _log(work):
+    return logs.read(work / "train.jsonl")
+
+
+def _bytes(path):
+    return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Ingest, training and generation by two processes, and evaluation by the first of them."""
+    work = tmp_path_factory.mktemp("two") / "run"
+    stages = "--config.stages=ingest,train,generate,evaluate"
+    code, said = _ends(_slurm([*HYBRID, "--workdir", work, stages]))
+    assert code == 0, said
+    return work, said
+
+
+def test_two_processes_have_the_losses_of_one(two, tmp_path):
+    work, said = two
+    shutil.copytree(work / "real.zarr", tmp_path / "real.zarr")
+    code, words = _ends(
+        [_start([*HYBRID, "--workdir", tmp_path, "--config.stages=train"], devices=2)]
+    )
+    assert code == 0, words
+    ours, theirs = _log(work), _log(tmp_path)
+    assert len(ours) == len(theirs) == 8
+    for here, there in zip(ours, theirs, strict=True):
+        assert here.keys() == there.keys()
+        for name, value in here.items():
+            assert value == (there[name] if isinstance(value, str) else pytest.approx(there[name]))
+    assert "==" not in said[1][0] and "== evaluate" in said[0][0]  # one process speaks, and goes on
+    assert (work / "metrics.json").exists()
+
+
+def test_their_store_and_checkpoint_are_those_of_one_process(two, tmp_path):
+    work, _ = two
+    alone = tmp_path / "alone"
+    shutil.copytree(work, alone)
+    shutil.rmtree(alone / "generated.zarr")
+    longer = [*HYBRID, "--workdir", alone, "--config.workers=1", "--config.phases[2].updates=3"]
+    code, words = _ends([_start([*longer, "--config.stages=generate"])])
+    assert code == 0, words
+    assert store.missing(work / "generated.zarr") == []
+    assert _bytes(alone / "generated.zarr") == _bytes(work / "generated.zarr")
+    code, words = _ends([_start([*longer, "--config.stages=train"])])
+    assert code == 0 and "goes on from the checkpoint of update 8" in words[0][0]
+    assert checkpoint.newest(alone / "checkpoints" / "vae_wgan") == 9
+
+
+def test_a_signal_to_one_process_stops_both_in_the_same_update(tmp_path):
+    command = [*TOY, "--workdir", tmp_path, "--config.stages=ingest,train"]
+    command += ["--config.phases[1].updates=40000", "--config.save_every=50"]
+    processes = _two(command)
+    log = tmp_path / "train.jsonl"
+    end = time.monotonic() + 120
+    while not (log.exists() and log.read_bytes().count(b"\n") > 40):
+        assert time.monotonic() < end and all(p.poll() is None for p in processes)
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    code, said = _ends(processes)
+    assert code == 143, said
+    stopped = checkpoint.newest(tmp_path / "checkpoints" / "tests.toy")
+    assert stopped and len(_log(tmp_path)) == stopped
+
+
+def test_a_signal_in_generation_stops_both_and_two_go_on_with_other_weights(two, tmp_path):
+    work = tmp_path / "run"
+    shutil.copytree(two[0], work)
+    again = [*HYBRID, "--workdir", work, "--config.phases[2].updates=3"]
+    code, said = _ends(_two([*again, "--config.stages=train,generate"]))
+    assert code == 0 and "held pairs of another checkpoint" in said[0][0], said
+    many = [*again, "--config.stages=generate", "--config.generate.count=60000"]
+    processes = _two(many)
+    end = time.monotonic() + 120
+    while len(list((work / "generated.zarr" / "voxels" / "c").glob("*"))) < 8:
+        assert time.monotonic() < end and all(p.poll() is None for p in processes)
+        time.sleep(0.05)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    code, said = _ends(processes)
+    assert code == 143 and "goes on from here" in said[0][1], said
+
+
+def test_work_directories_that_are_not_one_are_refused(tmp_path):
+    port = _free_port()
+    processes = [
+        _start([*TOY, "--workdir", tmp_path / str(k), f"--distributed={k}/2@localhost:{port}"])
+        for k in (0, 1)
+    ]
+    said = processes[1].communicate(timeout=120)
+    assert processes[1].returncode == 2 and "not on a disk that all processes share" in said[1]
+    processes[0].kill()
+    processes[0].communicate()
+
+
+def test_fresh_pairs_and_counts_in_shares(tmp_path):
+    fields = {"data.skulls": 9, "segment.fresh": 40}
+    for share in ("0/2", "1/2", "0/2"):
+        workdir.run(_toy("ingest", share=share, **fields), tmp_path / "a")
+        begun = (tmp_path / "a" / "fresh.zarr").exists()
+        assert begun == (not store.missing(tmp_path / "a" / "real.zarr"))
+    assert store.missing(tmp_path / "a" / "fresh.zarr") == []
+    assert store.recipe(tmp_path / "a" / "fresh.zarr")["config"]["cuts"] == 2
+    workdir.run(_toy("ingest,train"), tmp_path / "b")
+    workdir.run(_toy("generate", share="1/2", **{"generate.count": 70}), tmp_path / "b")
+    with pytest.raises(UserError, match="holds 70 pairs, and shares cannot make it larger"):
+        workdir.run(_toy("generate", share="1/2", **{"generate.count": 140}), tmp_path / "b")
+    with pytest.raises(
+        UserError, match="holds pairs of another checkpoint, model file or settings: move it"
+    ):
+        workdir.run(_toy("generate", share="1/2", **{"generate.seed": 1}), tmp_path / "b")
+
+
+def test_shares_made_apart_are_the_store_made_at_once(tmp_path, capsys):
+    whole, parts, skulls = tmp_path / "whole", tmp_path / "parts", {"data.skulls": 9}
+    workdir.run(_toy("ingest,train", **skulls), whole)
+    for share in ("2/3", "0/3"):
+        workdir.run(_toy("ingest", share=share, **skulls), parts)
+    assert "20 pairs are left to other shares" in capsys.readouterr().out
+    assert [len(shard) for shard in store.missing(parts / "real.zarr")] == [20]
+    workdir.run(_toy("ingest,train", **skulls), parts)  # makes what is missing
+    assert _bytes(parts / "real.zarr") == _bytes(whole / "real.zarr")
+    workdir.run(_toy("generate", **skulls), whole)
+    for share in ("1/2", "0/2"):
+        workdir.run(_toy("generate", share=share, **skulls), parts)
+    assert _bytes(parts / "generated.zarr") == _bytes(whole / "generated.zarr")
+
+
+def test_shares_hold_the_work_directory_together_and_each_its_own(tmp_path):
+    with workdir.alone(tmp_path, (0, 2)), workdir.alone(tmp_path, (1, 2)):
+        for share in ((0, 2), (0, 1)):
+            with (
+                pytest.raises(UserError, match="another run works here"),
+                workdir.alone(tmp_path, share),
+            ):
+                pass
+    with workdir.alone(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} on"):
+        with workdir.alone(tmp_path, (0, 2)):
+            pass
+
+
+@pytest.mark.parametrize("text", ["", "1", "2/2", "-1/2", "a/b", "1/0"])
+def test_a_share_that_is_none_is_refused(text):
+    with pytest.raises(UserError, match="share is"):
+        jobs.share(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.share=0/2"], "only ingest and generate are made in shares"),
+        (["--distributed=two"], "--distributed is 'two': auto, or K/N@HOST:PORT"),
+        (["--distributed=auto"], "JAX finds no such cluster"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words, tmp_path):
+    code, said = _ends([_start([*TOY, "--workdir", tmp_path / "run", *arguments])])
+    assert code == 2 and words in said[0][1] and said[0][1].count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,349 @@
+"""Framing, exact reduction and enlarging: known answers, equivalences, real skulls."""
+
+import pathlib
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from skullgen.core.errors import UserError
+from skullgen.data import grids, volumes
+
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
+real = pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")
+
+
+def _grid(voxel, corner):
+    """The affine of a grid whose outer corner lies at `corner` mm."""
+    voxel = np.broadcast_to(np.asarray(voxel, float), 3)
+    affine = np.diag([*voxel, 1.0])
+    affine[:3, 3] = np.asarray(corner, float) + voxel / 2
+    return affine
+
+
+def _brute(mask, affine, target, size):
+    """Every pair of voxels, the volume of their intersection, one at a time."""
+    step, goal = np.diag(affine)[:3], np.diag(target)[:3]
+    out = np.zeros((size,) * 3)
+    for there in np.ndindex(*out.shape):
+        low = target[:3, 3] + (np.array(there) - 0.5) * goal
+        for here in np.argwhere(mask):
+            start = affine[:3, 3] + (here - 0.5) * step
+            overlap = np.minimum(low + goal, start + step) - np.maximum(low, start)
+            out[there] += np.prod(np.maximum(overlap, 0)) / np.prod(goal)
+    return out
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.tuples(*[st.floats(0.4, 2.5)] * 3),
+    st.tuples(*[st.floats(-3, 3)] * 3),
+    st.floats(0.5, 3),
+    st.permutations(range(3)),
+    st.integers(0, 99),
+)
+def test_reduce_equals_brute_force(step, corner, goal, order, seed):
+    mask = np.random.default_rng(seed).random((5, 4, 6)) < 0.4
+    mask = np.ascontiguousarray(mask.transpose(order)).transpose(np.argsort(order))
+    affine, target = _grid(step, corner), _grid(goal, (-2.0, -1.0, 0.5))
+    got = grids.reduce(mask, affine, target, 4)
+    assert got.dtype == np.float32
+    # Edges that nearly coincide are snapped by at most a thousandth of a voxel.
+    np.testing.assert_allclose(got, _brute(mask, affine, target, 4), atol=2e-3 * max(step) / goal)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.tuples(*[st.floats(0.3, 1.5)] * 3), st.integers(5, 40), st.integers(0, 99))
+def test_reduce_keeps_the_volume(step, size, seed):
+    mask = np.random.default_rng(seed).random((7, 6, 5)) < 0.5
+    share = grids.reduce(mask, _grid(step, (-5, -4, -3)), _grid(40 / size, (-20,) * 3), size)
+    expected = mask.sum() * np.prod(step)
+    assert share.sum(dtype=float) * (40 / size) ** 3 == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_reduce_equals_block_means_bit_for_bit(factor, noise):
+    size = 6
+    side = size * factor
+    mask = np.random.default_rng(factor).random((side,) * 3) < 0.5
+    voxel = np.float32(0.4) if noise else 0.4
+    affine = _grid(float(voxel), (-102.4 + noise,) * 3)
+    got = grids.reduce(mask, affine, _grid(0.4 * factor, (-102.4,) * 3), size)
+    counts = mask.reshape(size, factor, size, factor, size, factor).sum((1, 3, 5))
+    np.testing.assert_array_equal(got, counts.astype(np.float32) / np.float32(factor**3))
+
+
+def test_reduce_to_a_finer_grid_repeats_voxels():
+    mask = np.random.default_rng(0).random((4, 4, 4)) < 0.5
+    got = grids.reduce(mask, _grid(3.0, (0, 0, 0)), _grid(1.0, (0, 0, 0)), 12)
+    np.testing.assert_array_equal(got, mask.repeat(3, 0).repeat(3, 1).repeat(3, 2))
+
+
+def test_reduce_of_nothing_and_of_what_lies_outside_is_empty():
+    empty = np.zeros((4, 4, 4), bool)
+    target = _grid(1.0, (100, 100, 100))
+    assert not grids.reduce(empty, np.eye(4), target, 4).any()
+    assert not grids.reduce(~empty, np.eye(4), target, 4).any()
+
+
+def test_grids_that_are_not_parallel_are_refused():
+    turned = np.eye(4)[[1, 0, 2, 3]]
+    with pytest.raises(ValueError, match="parallel"):
+        grids.reduce(np.ones((4, 4, 4), bool), np.eye(4), turned, 4)
+    with pytest.raises(ValueError, match="parallel"):
+        grids.enlarge(np.ones((4, 4, 4)), turned, np.eye(4), (4, 4, 4))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+@pytest.mark.parametrize("threshold", [0.3, 0.5])
+def test_enlarge_equals_scipys_zoom(factor, threshold):
+    share = np.random.default_rng(1).integers(0, 65, (7, 7, 7)) / 64
+    share = ndimage.uniform_filter(share, 2).astype(np.float32)
+    zoomed = ndimage.zoom(share.astype(float), factor, order=1, mode="nearest", grid_mode=True)
+    model, native = _grid(1.6, (-5, 0, 5)), _grid(1.6 / factor, (-5, 0, 5))
+    got = grids.enlarge(share, model, native, (7 * factor,) * 3, threshold=threshold)
+    clear = np.abs(zoomed - threshold) > 1e-6
+    np.testing.assert_array_equal(got[clear], (zoomed > threshold)[clear])
+    assert clear.mean() > 0.98 and got.any() and not got.all()
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 5])
+def test_the_nearest_planes_repeat_voxels(factor):
+    mask = np.random.default_rng(factor).random((6, 6, 6)) < 0.2
+    mask[[0, 3]] = False
+    model, native = _grid(1.0, (4, 4, 4)), _grid(1 / factor, (4, 4, 4))
+    found = dict(grids.planes(mask, model, native, (6 * factor,) * 3, nearest=True))
+    whole = mask.repeat(factor, 0).repeat(factor, 1).repeat(factor, 2)
+    assert list(found) == np.flatnonzero(whole.any((1, 2))).tolist()
+    for x, plane in found.items():
+        np.testing.assert_array_equal(plane, whole[x])
+
+
+@pytest.mark.parametrize("nearest", [False, True])
+@pytest.mark.parametrize(("slab", "batch"), [(16, 2**18), (2, 1), (3, 500)])
+@pytest.mark.parametrize(("size", "count"), [(20, 20), (20, 60), (20, 80), (20, 53), (40, 20)])
+def test_overlap_counts_the_voxels_of_two_enlarged_shares(
+    size, count, slab, batch, nearest, monkeypatch
+):
+    monkeypatch.setattr(grids, "SLAB", slab)
+    monkeypatch.setattr(grids, "BATCH", batch)
+    draw = np.random.default_rng(count)
+    # Of one, of the other and of both: solid bone, soft edges, specks; at the grid's edges, too.
+    share = np.zeros((size,) * 3, np.float32)
+    share[2:9, : size // 2, 4:12] = 1
+    share = ndimage.uniform_filter(share, 3)
+    share[tuple(draw.integers(0, size, (3, 12)))] = 0.8
+    mask = np.zeros((size,) * 3, bool)
+    mask[5:14, 3:, 1:10] = draw.random((9, size - 3, 9)) < 0.95
+    places = _grid(1.0, (0, 0, 0)), _grid(size / count, (0, 0, 0)), (count,) * 3
+    found = [
+        grids.enlarge(part, *places, threshold=threshold, nearest=nearest)
+        for part, threshold in ((share, 0.3), (mask, 0.5))
+    ]
+    got = grids.overlap((share, mask), (0.3, 0.5), count, nearest=nearest)
+    assert got.tolist() == [np.count_nonzero(k) for k in (*found, found[0] & found[1])]
+    assert got.min() > 0
+
+
+def test_overlap_of_nothing_is_empty():
+    empty = np.zeros((5, 5, 5), bool)
+    assert not grids.overlap((empty, empty), (0.5, 0.5), 12).any()
+    assert grids.overlap((empty, ~empty), (0.5, 0.5), 12).tolist() == [0, 12**3, 0]
+
+
+@pytest.mark.parametrize(("size", "count"), [(4, 24), (6, 19), (6, 23), (4, 29)])
+def test_ties_are_not_bone_at_ratios_that_float32_rounds(size, count):
+    # The weights in whole numbers, 2 * count in all: ties are ties.
+    low, rest = np.divmod((2 * np.arange(count) + 1) * size - count, 2 * count)
+    weights = np.zeros((count, size), int)
+    np.add.at(weights, (range(count), np.maximum(low, 0)), 2 * count - rest)
+    np.add.at(weights, (range(count), np.minimum(low + 1, size - 1)), rest)
+    model, native = _grid(count / size, (0, 0, 0)), _grid(1.0, (0, 0, 0))
+    for seed in range(60):
+        mask = np.random.default_rng(seed).random((size,) * 3) < 0.5
+        exact = np.einsum("ai,bj,ck,ijk->abc", *[weights] * 3, mask, optimize=True)
+        got = grids.enlarge(mask, model, native, (count,) * 3)
+        np.testing.assert_array_equal(got, 2 * exact > (2 * count) ** 3)
+
+
+def test_a_tie_of_exactly_one_half_is_not_bone_despite_float32_headers():
+    share = np.zeros((4, 4, 4), np.float32)
+    share[1:3] = 0.5
+    share[2] = 1
+    model, native = _grid(1.6, (-3.2,) * 3), _grid(float(np.float32(0.4)), (-3.2,) * 3)
+    got = grids.enlarge(share, model, native, (16, 16, 16))
+    assert got[:, 8, 8].tolist() == [6 <= x < 12 for x in range(16)]
+
+
+def test_enlarge_leaves_what_lies_outside_of_the_cube_empty():
+    share = np.ones((4, 4, 4), np.float32)
+    got = grids.enlarge(share, _grid(2.0, (0, 0, 0)), _grid(1.0, (-3, -3, -3)), (20, 14, 9))
+    expected = np.zeros((20, 14, 9), bool)
+    expected[3:11, 3:11, 3:9] = True
+    np.testing.assert_array_equal(got, expected)
+    far = grids.enlarge(share, _grid(2.0, (0, 0, 0)), _grid(1.0, (50, 0, 0)), (5, 5, 5))
+    assert not far.any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.25, 0.4, 0.5, 0.75]))
+def test_split_share_partitions_the_complete_skull(seed, threshold):
+    draw = np.random.default_rng(seed)
+    complete = draw.integers(0, 65, (4, 4, 4))
+    implant = draw.integers(0, complete + 1)
+    parts = [(part / 64).astype(np.float32) for part in (complete, implant)]
+    defective, piece = grids.split_share(*parts, threshold)
+    np.testing.assert_array_equal(defective | piece, complete / 64 >= threshold)
+    assert not (defective & piece).any()
+    np.testing.assert_array_equal(piece, (complete / 64 >= threshold) & (implant * 2 > complete))
+
+
+def _skull(voxel=1.6, shape=(130, 140, 140), centre=(100.0, 110.0, 90.0), bowl=True):
+    """A hollow ellipsoid of a head's size, closed or open below, in a grid from corner 0."""
+    spots = [(np.arange(n) + 0.5) * voxel for n in shape]
+    at = [(s - c) / r for s, c, r in zip(spots, centre, (70.0, 90.0, 75.0), strict=True)]
+    radius = np.sqrt(sum(a**2 for a in np.meshgrid(*at, indexing="ij")))
+    mask = (radius <= 1) & (radius >= 0.9)
+    if bowl:
+        mask[:, :, spots[2] < centre[2] - 45] = False
+    return mask, _grid(voxel, (0, 0, 0))
+
+
+def _framed(mask, affine, size=32):
+    """The cube's centre left-right and front-back, and the height of 125 mm above its floor."""
+    model = grids.frame(mask, affine, size)
+    corner = (model @ [-0.5, -0.5, -0.5, 1])[:3]
+    half = grids.FIELD_MM / 2
+    return corner + np.array([half, half, grids.VERTEX_MM]), model
+
+
+@pytest.mark.parametrize("voxel", [0.8, 1.6])
+@pytest.mark.parametrize("size", [16, 128])
+def test_frame_of_a_known_head(voxel, size):
+    shape = tuple(int(n * 1.6 / voxel) for n in (130, 140, 140))
+    mask, affine = _skull(voxel, shape)
+    at, model = _framed(mask, affine, size)
+    np.testing.assert_allclose(at, [100, 110, 165], atol=voxel)
+    np.testing.assert_allclose(model[:3, :3], np.eye(3) * 204.8 / size)
+
+
+def test_frame_follows_the_affine_and_the_grid():
+    mask, affine = _skull()
+    at, _ = _framed(mask, affine)
+    moved = affine.copy()
+    moved[:3, 3] += (10, -20, 30)
+    np.testing.assert_allclose(_framed(mask, moved)[0], at + np.array([10, -20, 30]))
+    padded = np.pad(mask, ((3, 0), (5, 2), (1, 4)))
+    np.testing.assert_allclose(_framed(padded, affine)[0], at + 1.6 * np.array([3, 5, 1]))
+    angle = np.deg2rad(15)
+    tilt = np.eye(4)
+    tilt[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    _, model = _framed(mask, affine)
+    np.testing.assert_allclose(grids.frame(mask, tilt @ affine, 32), tilt @ model, atol=1e-9)
+
+
+def _with_specks(mask):
+    mask[tuple(np.random.default_rng(0).integers(0, 130, (40, 3)).T)] = True
+    mask[1:3, 1:3, -3:] = True
+
+
+def _with_table(mask):
+    mask[5:125, 2:4, :] = True
+
+
+def _with_face(mask):
+    mask[45:80, 100:135, 0:24] = True
+
+
+def _with_wire(mask):
+    mask[62, 68, 95:139] = True
+    mask[100:129, 68, 60] = True
+
+
+def _without_base(mask):
+    mask[:, :, :70] = False
+
+
+def _with_neck(mask):
+    mask[50:70, 50:75, :30] = True
+
+
+@pytest.mark.parametrize(
+    "change", [_with_specks, _with_table, _with_face, _with_wire, _without_base, _with_neck]
+)
+def test_frame_is_not_moved_by(change):
+    mask, affine = _skull()
+    at, _ = _framed(mask, affine)
+    change(mask)
+    moved, _ = _framed(mask, affine)
+    # A vault that ends above its widest part is a smaller ring of the same centre.
+    np.testing.assert_allclose(moved, at, atol=1.7)
+
+
+def test_a_vault_that_does_not_fit_and_an_empty_mask_are_refused():
+    mask, affine = _skull()
+    with pytest.raises(UserError, match=r"2\d\d\.\d mm long"):
+        grids.frame(mask, affine @ np.diag([1, 1.4, 1, 1]), 32)
+    with pytest.raises(UserError, match="no bone"):
+        grids.frame(mask & False, affine, 32)
+
+
+def _dice(a, b):
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+@pytest.mark.parametrize("thick", [6, 10])
+def test_round_trip_of_a_shell_keeps_its_shape(thick):
+    # Half the scale of 512 -> 128 -> 512 with shells 12 to 20 voxels thick: ratio 2, not 4.
+    spots = np.indices((128,) * 3) - 63.5
+    radius = np.sqrt((spots**2).sum(axis=0))
+    mask = (radius < 55) & (radius > 55 - thick)
+    native, model = _grid(0.4, (0, 0, 0)), _grid(0.8, (0, 0, 0))
+    share = grids.reduce(mask, native, model, 64)
+    assert _dice(grids.enlarge(share, model, native, mask.shape), mask) >= 0.94
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("thick", [12, 20])
+def test_round_trip_512_128_512_of_a_shell(thick):
+    spots = [((np.arange(512) - 255.5) ** 2).astype(np.float32)] * 3
+    radius = np.sqrt(spots[0][:, None, None] + spots[1][:, None] + spots[2])
+    mask = (radius < 200) & (radius > 200 - thick)
+    native, model = _grid(0.4, (0, 0, 0)), _grid(1.6, (0, 0, 0))
+    share = grids.reduce(mask, native, model, 128)
+    assert _dice(grids.enlarge(share, model, native, mask.shape), mask) >= 0.94
+
+
+@real
+def test_frames_of_real_skulls_agree_with_their_cubes():
+    for name in ("brainweb_06", "brainweb_41", "brainweb_50"):
+        skull = volumes.read(SHARED / "skulls" / f"{name}.nii.gz")
+        at, _ = _framed(skull.data, skull.affine)
+        np.testing.assert_allclose(at, [0, 0, 22.6], atol=2)
+
+
+@real
+def test_reduce_equals_the_streamed_counts_of_a_real_skull():
+    path = SHARED / "skulls" / "brainweb_44.nii.gz"
+    skull, streamed = volumes.read(path), volumes.read_reduced(path, 128)
+    share = grids.reduce(skull.data, skull.affine, streamed.affine, 128)
+    np.testing.assert_array_equal(share, streamed.counts / np.float32(8))
+    plain = np.asanyarray(nibabel.load(path).dataobj)
+    np.testing.assert_array_equal(
+        share, plain.reshape(128, 2, 128, 2, 128, 2).mean((1, 3, 5), dtype=np.float32)
+    )
+
+
+def test_a_field_of_too_many_cells_is_framed_on_coarser_ones(monkeypatch):
+    from skullgen.data import phantom
+
+    skull, affine = phantom.skull(3, 128), phantom.affine(128)
+    exact = grids.frame(skull, affine, 16)
+    monkeypatch.setattr(grids, "MAX_CELLS", 64**3)
+    coarse = grids.frame(skull, affine, 16)
+    moved = np.abs(coarse - exact)[:3, 3]
+    assert 0 < moved.max() <= 2 * 204.8 / 128

@@ -1,0 +1,188 @@
+"""`Pairs` alone, and in the loaders that people have: PyTorch, MONAI, grain."""
+
+import importlib.util
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from skullgen import Pairs
+from skullgen.core.errors import UserError
+from skullgen.data import store
+
+SIZE = 8
+PAIRS = np.random.default_rng(0).random((7, SIZE, SIZE, SIZE, 2)) < 0.3
+
+
+def needs(name):
+    missing = importlib.util.find_spec(name) is None
+    return pytest.mark.skipif(missing, reason=f"{name} is not installed (the extra `loaders`)")
+
+
+@pytest.fixture
+def path(tmp_path):
+    attributes = {"recipe": {}, "names": [], "kinds": ["left", "right"], "voxel_mm": 25.6}
+    store.create(tmp_path / "a.zarr", count=7, size=SIZE, shard=4, attributes=attributes)
+    split, kind = np.array([0, 0, 0, 1, 1, 2, -2]), np.array([0, 1, 0, 1, 0, 1, 0])
+    for rows in (slice(0, 4), slice(4, 7)):
+        columns = {"split": split[rows], "kind": kind[rows]}
+        store.write(tmp_path / "a.zarr", rows.start, store.pack(PAIRS[rows]), columns)
+    return tmp_path / "a.zarr"
+
+
+def _is(item, row):
+    for name, channel in (("skull", 0), ("defect", 1)):
+        assert item[name].shape == (1, SIZE, SIZE, SIZE) and item[name].dtype == np.float32
+        np.testing.assert_array_equal(item[name][0], PAIRS[row, ..., channel])
+    return True
+
+
+def test_items_are_the_stores_pairs_by_any_index(path):
+    pairs = Pairs(path)
+    assert len(pairs) == 6  # one case was left out
+    assert all(_is(pairs[row], row) for row in range(6))
+    assert _is(pairs[-1], 5) and _is(pairs[np.int64(2)], 2)
+    assert [item["skull"].sum() for item in pairs] == PAIRS[:6, ..., 0].sum((1, 2, 3)).tolist()
+    for wrong in (6, -7):
+        with pytest.raises(IndexError):
+            pairs[wrong]
+    with pytest.raises(TypeError):
+        pairs["skull"]
+
+
+def test_slices_and_lists_are_pairs_of_those_rows(path):
+    pairs = Pairs(path)
+    assert pairs[1:5:2].rows.tolist() == [1, 3] and _is(pairs[1:5:2][-1], 3)
+    assert pairs[4:][::-1].rows.tolist() == [5, 4] and _is(pairs[[5, 2]][1], 2)
+    assert len(pairs[9:]) == 0 and len(pairs) == 6
+
+
+def test_a_split_a_kind_and_a_list_to_leave_out(path):
+    assert Pairs(path, "train").rows.tolist() == [0, 1, 2]
+    assert Pairs(path, kind="right").rows.tolist() == [1, 3, 5]
+    assert _is(Pairs(path, split="validation", kind="right")[0], 3)
+    (path / "leave_out.txt").write_text("1\n3  # a copy\n")
+    assert Pairs(path, kind="right").rows.tolist() == [5]
+    for words, options in (
+        ("split is 'all': choose one of train", dict(split="all")),
+        ("kind is 'top': choose one of left, right", dict(kind="top")),
+        ("no pair of split test and kind left", dict(split="test", kind="left")),
+    ):
+        with pytest.raises(UserError, match=words):
+            Pairs(path, **options)
+    with pytest.raises(UserError, match=r"no store of pairs, but a folder with a\.zarr"):
+        Pairs(path.parent)
+    with pytest.raises(UserError, match="no store of pairs here"):
+        Pairs(path.parent / "b.zarr")
+    (path / "voxels" / "c" / "1" / "0").unlink()
+    with pytest.raises(UserError, match="3 pairs are not made yet"):
+        Pairs(path)
+
+
+def test_generated_pairs_have_no_split_and_no_kind(path):
+    opened = {"recipe": {}, "names": [], "kinds": ["left"], "voxel_mm": 25.6}
+    made = path.with_name("generated.zarr")
+    store.create(made, count=7, size=SIZE, shard=7, attributes=opened)
+    store.write(made, 0, store.pack(PAIRS), {})
+    assert len(Pairs(made)) == 7
+    for options in (dict(split="train"), dict(kind="left")):
+        with pytest.raises(UserError, match="generated pairs have no split and no kind"):
+            Pairs(made, **options)
+
+
+def test_pickled_they_are_the_same(path):
+    again = pickle.loads(pickle.dumps(Pairs(path, "train")))
+    assert len(again) == 3 and _is(again[1], 1) and repr(again) == repr(Pairs(path, "train"))
+
+
+def test_other_pairs_have_another_name(path):
+    """By it grain tells whether a checkpoint is of these data: numpy would shorten long rows."""
+    pairs = Pairs(path)
+    many = pairs[np.arange(3000) % 6]
+    swapped = pairs[[*many.rows[:1500], 5, *many.rows[1501:]]]
+    assert repr(many) != repr(swapped) and repr(many) == repr(pairs[many.rows])
+    other = path.with_name("b.zarr")
+    attributes = {"recipe": {"step": 2}, "names": [], "kinds": [], "voxel_mm": 25.6}
+    store.create(other, count=6, size=SIZE, shard=6, attributes=attributes)
+    store.write(other, 0, store.pack(PAIRS[:6]), {"split": np.zeros(6, int)})
+    other.rename(path.with_name("c.zarr"))
+    path.rename(other)
+    path.with_name("c.zarr").rename(path)
+    assert len(Pairs(path)) == 6 and repr(Pairs(path)) != repr(pairs)
+
+
+def test_indices_of_other_kinds_and_paths_from_home(path, monkeypatch):
+    monkeypatch.setenv("HOME", str(path.parent))
+    pairs = Pairs("~/a.zarr")
+    assert _is(pairs[np.array(3)], 3) and pairs[range(1, 5, 2)].rows.tolist() == [1, 3]
+    assert pairs[np.arange(6) > 3].rows.tolist() == [4, 5] and len(pairs[[]]) == 0
+    for wrong in ([[1, 2]], np.array([[1, 2]]), 1.0, None):
+        with pytest.raises(TypeError):
+            pairs[wrong]
+    with pytest.raises(UserError, match="None is no path"):
+        Pairs(None)
+
+
+TORCH = """
+import sys
+import torch
+from skullgen import Pairs
+
+if __name__ == "__main__":
+    pairs = Pairs(sys.argv[1])
+    pairs[0]  # a store that was read before a fork
+    assert pairs[torch.tensor([4, 1])].rows.tolist() == [4, 1]
+    expected = torch.utils.data.default_collate([pairs[n] for n in range(6)])
+    for options in ({}, *({"num_workers": 2, "multiprocessing_context": c} for c in sys.argv[2:])):
+        batches = list(torch.utils.data.DataLoader(pairs, batch_size=4, **options))
+        assert [len(batch["skull"]) for batch in batches] == [4, 2]
+        for name in ("skull", "defect"):
+            assert batches[0][name].dtype == torch.float32
+            assert torch.equal(torch.cat([batch[name] for batch in batches]), expected[name])
+    train, rest = torch.utils.data.random_split(pairs, [4, 2])
+    assert len(torch.utils.data.ConcatDataset([train, rest, pairs[2:]])) == 10
+    assert "jax" not in sys.modules
+    print("good")
+"""
+
+
+@needs("torch")
+def test_a_pytorch_loader_takes_them_in_workers_forked_and_spawned(path, tmp_path):
+    """In a process of its own: this one runs jax, which is not to be forked."""
+    (tmp_path / "loop.py").write_text(TORCH)
+    command = [sys.executable, str(tmp_path / "loop.py"), str(path), "fork", "spawn"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "good", done.stderr
+
+
+@needs("monai")
+def test_monai_transforms_take_them(path):
+    from monai.data import DataLoader, Dataset
+    from monai.transforms import Compose, Rand3DElasticd, RandFlipd, Resized
+
+    names = ["skull", "defect"]
+    flip = Compose([RandFlipd(names, prob=1.0, spatial_axis=0), Resized(names, (4, 4, 4))])
+    found = next(iter(DataLoader(Dataset(Pairs(path), flip), batch_size=3)))
+    assert found["skull"].shape == found["defect"].shape == (3, 1, 4, 4, 4)
+    flipped = Dataset(Pairs(path), RandFlipd(names, prob=1.0, spatial_axis=0))[2]
+    np.testing.assert_array_equal(flipped["defect"][0], PAIRS[2, ::-1, :, :, 1])
+    bent = Rand3DElasticd(names, (2, 2), (1, 2), prob=1.0, mode="nearest")(Pairs(path)[1])
+    assert set(np.unique(bent["skull"])) == {0.0, 1.0}
+
+
+@needs("grain")
+def test_grain_takes_them(path):
+    import grain.python as grain
+
+    data = grain.MapDataset.source(Pairs(path)).shuffle(seed=3).batch(2)
+    seen = np.concatenate([data[n]["skull"] for n in range(3)])
+    sums = sorted(seen.sum((1, 2, 3, 4)).tolist())
+    assert sums == sorted(PAIRS[:6, ..., 0].sum((1, 2, 3)).tolist())
+    loader = grain.DataLoader(
+        data_source=Pairs(path),
+        sampler=grain.SequentialSampler(num_records=6, shard_options=grain.NoSharding()),
+        worker_count=0,
+    )
+    assert all(_is(item, row) for row, item in enumerate(loader))

@@ -1,0 +1,290 @@
+"""A run from Python: the same pairs as the stage writes, one at a time, ahead, or between two."""
+
+import contextlib
+import itertools
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import skullgen
+from experiments import common, vae_wgan
+from skullgen.core.errors import UserError
+from skullgen.data import store
+from skullgen.evaluation import explore
+from skullgen.generation import postprocess
+from skullgen.networks import modules
+from skullgen.run import workdir
+from skullgen.training import checkpoint, logs, trained
+from tests import toy_config
+
+SIZE = 8
+
+
+def toy_config_of(stages):
+    """Of a run with small batches and dust: 8^3 voxels of 25.6 mm."""
+    config = toy_config.get_config()
+    config.workers, config.stages = 1, stages
+    config.generate.count, config.generate.batch_size = 30, 4
+    config.generate.dust_mm3 = 50_000.0  # three voxels
+    return config
+
+
+def real_store(folder):
+    """`real.zarr` of 8 random pairs of 4 skulls, in the new work directory `folder`."""
+    folder.mkdir()
+    attributes = {"names": list("abcd"), "kinds": ["left", "right"], "voxel_mm": 25.6}
+    made = common.defaults("smoke").data.to_dict()
+    attributes |= {"recipe": {"config": made}, "licence": "Apache-2.0"}
+    store.create(folder / "real.zarr", count=8, size=SIZE, shard=8, attributes=attributes)
+    pairs = np.random.default_rng(0).random((8, SIZE, SIZE, SIZE, 2)) < 0.3
+    columns = {"split": [0, 0, 0, 0, 1, 1, 2, 2], "skull": np.arange(8) // 2, "kind": [0, 1] * 4}
+    columns = {name: np.array(column) for name, column in columns.items()}
+    store.write(folder / "real.zarr", 0, store.pack(pairs), columns)
+
+
+def hybrid(folder, stages="generate"):
+    """A work directory of the VAE/WGAN-GP with random weights that make pairs of many voxels."""
+    config = vae_wgan.get_config("smoke")
+    config.workers, config.stages = 1, stages
+    config.model.update(resolution=SIZE, occupancy=(0.4, 0.3), latents="prior")
+    config.generate.update(count=12, batch_size=4, dust_mm3=50_000.0)
+    config.segment.model_name, config.segment.updates = "tests.toy_net", 3
+    config.segment.model = ConfigDict({"learning_rate": 0.1, "augment": False})
+    real_store(folder)
+    model = trained.model(config)
+    state = jax.jit(model.init)(jax.random.key(3))
+    state = state.replace(step=state.step + 7, key=jax.random.key(3))
+    with contextlib.closing(checkpoint.manager(folder / "checkpoints" / "vae_wgan")) as manager:
+        checkpoint.save(manager, state)
+        checkpoint.finish(manager)
+    logs.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
+    workdir.run(config, folder)
+    return config, model, state
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "toy"
+    real_store(path)
+    workdir.run(toy_config_of("train,generate"), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def hybrid_run(toy_run):
+    path = toy_run.parent / "hybrid"
+    return path, *hybrid(path)
+
+
+def _written(path):
+    return store.unpack(store.load(path / "generated.zarr", range(12)), SIZE)
+
+
+@pytest.mark.parametrize("name", ["toy", "hybrid"])
+def test_sample_is_bit_equal_to_what_the_stage_writes(toy_run, hybrid_run, name):
+    path = toy_run.parent / name
+    written, loaded = _written(path), skullgen.load(path)
+    assert written.any((1, 2, 3)).all(axis=0).all() and len(np.unique(written, axis=0)) > 2
+    np.testing.assert_array_equal(loaded.sample(seed=0, count=12), written)
+    np.testing.assert_array_equal(loaded.sample(seed=0, count=5, first=6), written[6:11])
+    assert loaded.sample(count=0).shape == (0, SIZE, SIZE, SIZE, 2)
+    assert (loaded.sample(seed=1, count=12) != written).any()
+    removed = store.open_store(path / "generated.zarr")["removed"]
+    assert name == "toy" or removed[:, 1:].any()  # dust had a say in it
+
+
+def test_a_stream_is_the_samples_in_order_and_goes_on_anywhere(toy_run):
+    loaded, before = skullgen.load(toy_run), threading.active_count()
+    whole = loaded.sample(seed=2, count=40)
+    stream = loaded.stream(seed=2, batch=3)
+    found = np.concatenate(list(itertools.islice(stream, 7)))
+    np.testing.assert_array_equal(found, whole[:21])
+    later = loaded.stream(seed=2, batch=11, first=21)  # a batch of more than one block
+    np.testing.assert_array_equal(next(later), whole[21:32])
+    assert threading.active_count() > before
+    stream.close()
+    del later
+    assert threading.active_count() == before
+
+
+def test_settings_that_change_later_are_those_of_the_next_call(toy_run):
+    """A sampler of one batch size with blocks of another would make pairs twice."""
+    loaded = skullgen.load(toy_run)
+    whole, stream = loaded.sample(count=20), loaded.stream(batch=5)
+    first = next(stream)
+    for field, value in (("batch_size", 3), ("threshold", 0.9), ("dust_mm3", 0.0)):
+        for one in (loaded, fresh := skullgen.load(toy_run)):
+            one.config.generate.update(loaded.config.generate)
+            one.config.generate[field] = value
+        found = loaded.sample(count=20)
+        np.testing.assert_array_equal(found, fresh.sample(count=20))
+        np.testing.assert_array_equal(next(loaded.stream(batch=20)), found)
+        assert (found != whole).any()
+    np.testing.assert_array_equal(np.concatenate([first, *itertools.islice(stream, 3)]), whole)
+
+
+FORKED = """
+import multiprocessing, sys, warnings
+import skullgen
+from skullgen.core.errors import UserError
+
+def ask(run, stream, answers):
+    found = []
+    for do in (run.sample, lambda: next(run.stream()), lambda: next(stream), run.latents,
+               lambda: skullgen.load(sys.argv[1])):
+        try:
+            found.append(str(do()))
+        except UserError as error:
+            found.append(str(error))
+    answers.put(found)
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    run = skullgen.load(sys.argv[1])
+    stream = run.stream()
+    next(stream)
+    fork = multiprocessing.get_context("fork")
+    answers = fork.SimpleQueue()
+    child = fork.Process(target=ask, args=(run, stream, answers))
+    child.start()
+    child.join(60)
+    if child.is_alive():
+        child.kill()
+        print("hangs")
+    else:
+        print(*answers.get(), sep="\\n")
+"""
+
+
+def test_a_fork_says_that_it_would_hang(hybrid_run, tmp_path):
+    """In a process of its own: this one runs jax, which is not to be forked."""
+    (tmp_path / "fork.py").write_text(FORKED)
+    command = [sys.executable, str(tmp_path / "fork.py"), str(hybrid_run[0])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5, done.stderr
+    assert all("multiprocessing_context='spawn'" in line for line in lines)
+
+
+def test_a_used_run_can_be_pickled(toy_run):
+    loaded = skullgen.load(toy_run)
+    pairs = loaded.sample(count=4)
+    again = pickle.loads(pickle.dumps(loaded))
+    assert vars(again).keys() == {"folder", "config"}
+    np.testing.assert_array_equal(again.sample(count=4), pairs)
+
+
+def test_what_was_left_out_after_training_was_learnt_from(toy_run, tmp_path):
+    work = shutil.copytree(toy_run, tmp_path / "run")
+    model, whole = logs.read_json(work / "config.json")["model_name"], {"pairs": 4, "skulls": 2}
+    (work / "real.zarr" / "leave_out.txt").write_text("0\n1\n")
+    assert skullgen.load(work).about["trained_on"] == {"source": "phantom", **whole}
+    logs.write_json(work / "checkpoints" / model / "left_out.json", {"pairs": [2, 3]})
+    (work / "real.zarr" / "leave_out.txt").unlink()
+    some = {"source": "phantom", "pairs": 2, "skulls": 1}
+    assert skullgen.load(work).about["trained_on"] == some
+    shutil.rmtree(work / "generated.zarr")
+    config = toy_config_of("generate")
+    config.generate.count = 2
+    workdir._stage(config, work, "generate", False)
+    assert store.open_store(work / "generated.zarr").attrs["trained_on"] == some
+
+
+def test_a_failure_ahead_is_raised_where_the_pairs_are_taken(toy_run, monkeypatch):
+    loaded = skullgen.load(toy_run)
+    stream = loaded.stream(batch=8)
+    next(stream)
+    monkeypatch.setattr(postprocess, "clean", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(itertools.islice(stream, 4))
+
+
+def test_latents_decode_to_the_samples(hybrid_run):
+    path, config, model, state = hybrid_run
+    loaded = skullgen.load(path)
+    z = loaded.latents(seed=0, count=4)  # a device's batch: rbg keys, see conftest
+    np.testing.assert_array_equal(loaded.decode(z), _written(path)[:4])
+    share = loaded.decode(z, probabilities=True)
+    np.testing.assert_allclose(share, jax.jit(model.decode)(state, z), atol=1e-6)
+    pairs = np.array(modules.binarise(share, "exclusive", config.generate.threshold))
+    assert (loaded.decode(z) <= pairs).all() and (loaded.decode(z) < pairs).any()  # dust
+
+
+def test_encode_is_the_models_and_interpolation_ends_at_its_ends(hybrid_run):
+    path, _, model, state = hybrid_run
+    loaded, pairs = skullgen.load(path), _written(path)[:10]
+    z = loaded.encode(pairs)
+    np.testing.assert_allclose(z, jax.jit(model.encode)(state, pairs), atol=1e-5)
+    way = loaded.interpolate(pairs[0], pairs[1], steps=5)
+    np.testing.assert_array_equal(way[[0, -1]], loaded.decode(z[:2]))
+    middle = explore.spherical(z[0], z[1], [0.5])
+    np.testing.assert_array_equal(way[2:3], loaded.decode(middle))
+    straight = loaded.interpolate(z[0], z[1], steps=3, way="linear")
+    np.testing.assert_array_equal(straight[1:2], loaded.decode(z[:2].mean(axis=0, keepdims=True)))
+
+
+def test_a_run_that_is_training_is_left_alone(hybrid_run):
+    """A manager that may write would remove what another process is saving."""
+    folder = hybrid_run[0] / "checkpoints" / "vae_wgan"
+    saving = folder / "9.orbax-checkpoint-tmp"
+    saving.mkdir()
+    skullgen.load(hybrid_run[0]).latents(count=1)
+    assert saving.exists()
+    saving.rmdir()
+
+
+def test_mistakes_are_one_line(toy_run, hybrid_run, tmp_path):
+    def refused(words, do, *arguments, **options):
+        with pytest.raises(UserError, match=words):
+            do(*arguments, **options)
+
+    refused("nowhere: no such folder .*packaged weights", skullgen.load, tmp_path / "nowhere")
+    refused("no run and no weights in it", skullgen.load, tmp_path)
+    shutil.copy(toy_run / "config.json", tmp_path)
+    refused("no checkpoint; run the stage `train`", skullgen.load, tmp_path)
+    config = logs.read_json(tmp_path / "config.json")
+    logs.write_json(tmp_path / "config.json", {**config, "model_name": "my.model"})
+    refused("no module my.model that can be imported", skullgen.load, tmp_path)
+    logs.write_json(tmp_path / "config.json", {**config, "model": 3})
+    refused("holds what skullgen does not write", skullgen.load, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused("config.json: damaged", skullgen.load, tmp_path)
+
+    toy, loaded = skullgen.load(toy_run), skullgen.load(hybrid_run[0])
+    judge = skullgen.Run(toy_run, ConfigDict({"model_name": ""}))
+    refused("it has no generator, only V-Nets", judge.latents)
+    refused("'tests.toy': it has no encode", toy.encode, np.zeros((1, SIZE, SIZE, SIZE, 2)))
+    refused(r"pairs are of shape \[8, 8, 8, 2\]", loaded.encode, np.zeros((SIZE, SIZE, SIZE, 2)))
+    refused(r"z are of shape \[2, 3\]: they must be \[n, 8\]", loaded.decode, np.zeros((2, 3)))
+    some = np.zeros((2, SIZE, SIZE, SIZE, 2))
+    for wrong in (some + 0.4, some + 2, some * np.nan):
+        refused("other values than 0 and 1", loaded.encode, wrong)
+    refused("pairs are of type <U1", loaded.encode, "x")
+    for wrong in (np.nan, np.inf, 1e300):
+        refused("z holds a number that is not finite", loaded.decode, np.full((2, 8), wrong))
+    refused(r"z are of shape \[0\]", loaded.decode, [[1], [1, 2]])
+    z = np.zeros(8)
+    refused(r"z are of shape \[1, 3\]", loaded.interpolate, z, z[:3])
+    for steps in (0, -1, 2.5):
+        refused(f"steps is {steps}", loaded.interpolate, z, z, steps=steps)
+    refused("None is no path", skullgen.load, None)
+    refused("seed is -1.* 0 to 2.31 - 1", loaded.sample, seed=-1)
+    refused("count is 2.5", loaded.sample, count=2.5)
+    refused("batch is 0", loaded.stream, batch=0)
+    refused("way is 'round'", loaded.interpolate, np.zeros(8), np.ones(8), way="round")
+
+
+def test_jax_is_not_imported_before_it_is_used():
+    code = "import sys, skullgen; skullgen.Pairs; skullgen.__version__; print('jax' in sys.modules)"
+    ask = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ask.stdout.strip() == "False"
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = skullgen.lode

@@ -1,0 +1,453 @@
+"""Exports: other programs read the same pairs, in the same millimetres, and stopped ones go on."""
+
+import csv
+import json
+import os
+import platform
+
+import nibabel
+import nrrd
+import numpy as np
+import pytest
+import trimesh
+
+from experiments import common
+from skullgen.core import jobs
+from skullgen.core.errors import UserError
+from skullgen.data import defects, headers, ingest, schema, store, volumes
+from skullgen.delivery import export
+
+SIZE, MM = 16, 4.0
+
+
+def _affine(turn=0.0):
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    affine[:3] *= MM
+    affine[:3, 3] = -20, 35, 7
+    return affine
+
+
+def _pairs(count):
+    """Shells, each with a cap cut off elsewhere."""
+    grid = np.mgrid[:SIZE, :SIZE, :SIZE] - (SIZE - 1) / 2
+    far = np.sqrt((grid**2).sum(0))
+    shell = (far < 7) & (far > 4.5)
+    towards = np.random.default_rng(0).normal(size=(count, 3))
+    towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+    caps = [np.tensordot(t, grid, 1) > 0.6 * far for t in towards]
+    return np.stack([np.stack([shell & ~cap, shell & cap], -1) for cap in caps])
+
+
+def _store(path, count, turn=0.0, pairs=None, **columns):
+    attributes = {
+        "recipe": {"seed": 1},
+        "voxel_mm": MM,
+        "kinds": list(defects.KINDS),
+        "names": list("abcdefg"),
+        "licence": "CC BY-NC-SA 4.0",
+    }
+    store.create(path, count=count, size=SIZE, shard=8, attributes=attributes)
+    pairs, columns["affine"] = _pairs(count) if pairs is None else pairs, [_affine(turn)] * count
+    for start in range(0, count, 8):
+        part = {name: np.array(column[start : start + 8]) for name, column in columns.items()}
+        store.write(path, start, store.pack(pairs[start : start + 8]), part)
+    return pairs
+
+
+@pytest.fixture
+def real(tmp_path):
+    """Skull a, cut twice into two kinds, for training; b to validate; c to test."""
+    columns = {"split": [0, 0, 0, 0, 1, 2, 2], "kind": [0, 2, 0, 2, 1, 0, 4]}
+    _store(tmp_path / "real.zarr", 7, skull=[0, 0, 0, 0, 1, 2, 2], **columns)
+    return tmp_path / "real.zarr"
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Generated pairs: the third has no implant."""
+    pairs = _pairs(6)
+    pairs[2, ..., 1] = False
+    _store(tmp_path / "generated.zarr", 6, turn=0.3, pairs=pairs)
+    return tmp_path / "generated.zarr"
+
+
+def _settings(**fields):
+    settings = common.defaults("demo").export
+    settings.update(fields)
+    return settings
+
+
+def _run(path, name, workers=1, **fields):
+    folder = path.parent / "out"
+    export.run(path, folder, name, _settings(**fields), workers)
+    return folder
+
+
+def _check(workdir, stages=("export",), **fields):
+    config = common.defaults("smoke")
+    config.export = _settings(**fields)
+    export.check(config, stages, workdir)
+
+
+def _table(folder):
+    return list(csv.DictReader((folder / "pairs.csv").open()))
+
+
+def _bytes(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def _mask(path):
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+def test_skullbreaks_layout_is_read_back_as_the_same_pairs(real, tmp_path):
+    folder = _run(real, "skullbreak")
+    config = common.defaults("smoke").data
+    config.update(source="skullbreak", root=str(folder), threshold=0.5, strict=True)
+    ingest.run(tmp_path / "back.zarr", SIZE, config, workers=1)
+
+    def content(path):
+        opened = store.open_store(path)
+        bits, split = store.load(path, range(7)), np.where(opened["split"][:] == 2, 2, 0)
+        rows = zip(split.tolist(), opened["kind"][:].tolist(), bits, strict=True)
+        return sorted((*row[:2], row[2].tobytes()) for row in rows)
+
+    assert content(tmp_path / "back.zarr") == content(real)
+    np.testing.assert_allclose(store.open_store(tmp_path / "back.zarr")["affine"][3], _affine())
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*.nrrd")}
+    assert "train/defective_skull/bilateral/001.nrrd" in names  # the second cut of skull a
+    assert "test/implant/random_2/000.nrrd" in names
+    complete = {name for name in names if "complete_skull" in name}
+    assert complete == {f"train/complete_skull/00{n}.nrrd" for n in range(3)} | {
+        "test/complete_skull/000.nrrd"
+    }
+    assert len(names) == 2 * 7 + 4
+    blind = nrrd.read(str(folder / "train" / "implant" / "bilateral" / "001.nrrd"))[0]
+    np.testing.assert_array_equal(blind, _pairs(7)[2][::-1, ..., 1])  # LAS, as SkullBreak's own
+    whole = volumes.read(folder / "train" / "complete_skull" / "000.nrrd").data
+    np.testing.assert_array_equal(whole, _pairs(7)[0].any(-1))
+
+
+def test_nnunets_dataset_holds_coded_skulls_and_implants(real):
+    folder = _run(real, "nnunet") / "Dataset501_Skullgen"
+    about = json.loads((folder / "dataset.json").read_text())
+    assert about["numTraining"] == 5 and about["labels"] == {"background": 0, "implant": 1}
+    assert about["channel_names"] == {"0": "noNorm"} and about["file_ending"] == ".nii.gz"
+    for tag, rows in (("Tr", range(5)), ("Ts", (5, 6))):
+        images = sorted(p.name for p in (folder / f"images{tag}").iterdir())
+        labels = sorted(p.name for p in (folder / f"labels{tag}").iterdir())
+        assert images == [f"skullgen_{row:06d}_0000.nii.gz" for row in rows]
+        assert labels == [name.replace("_0000.nii", ".nii") for name in images]
+        for row, image, label in zip(rows, images, labels, strict=True):
+            skull, implant = np.moveaxis(_pairs(7)[row], -1, 0)
+            np.testing.assert_array_equal(_mask(folder / f"images{tag}" / image), 1 + skull)
+            np.testing.assert_array_equal(_mask(folder / f"labels{tag}" / label), implant)
+
+
+def _folds(folder):
+    """`splits_final.json`: of each fold the rows to validate on; the rest is trained on."""
+    splits = json.loads((folder / "Dataset501_Skullgen" / "splits_final.json").read_text())
+    cases = {p.name[:-7] for p in (folder / "Dataset501_Skullgen" / "labelsTr").iterdir()}
+    for split in splits:
+        assert split.keys() == {"train", "val"} and len(split["train"]) == len(set(split["train"]))
+        assert {*split["train"], *split["val"]} == cases
+        assert not {*split["train"]} & {*split["val"]}
+    assert sum(len(split["val"]) for split in splits) == len(cases)
+    return [[int(name.removeprefix("skullgen_")) for name in split["val"]] for split in splits]
+
+
+def test_no_fold_of_nnunet_has_a_skull_on_both_sides(real, tmp_path, capsys):
+    (tmp_path / "many").mkdir()
+    skulls, split = [4, 4, 0, 0, 1, 1, 2, 3, 5, 6], [0] * 9 + [2]
+    _store(tmp_path / "many" / "real.zarr", 10, skull=skulls, split=split, kind=[0] * 10)
+    # Skulls in their order: 4, 0, 1, 2, 3, 5; the sixth is in the first's fold.
+    folder = _run(tmp_path / "many" / "real.zarr", "nnunet")
+    assert _folds(folder) == [[0, 1, 8], [2, 3], [4, 5], [6], [7]]
+    said = capsys.readouterr().out
+    assert "5 folds by skull: copy it to nnUNet_preprocessed/Dataset501_Skullgen/" in said
+    assert _folds(_run(real, "nnunet")) == [[0, 1, 2, 3], [4]]  # two skulls are not for the test
+
+
+def test_generated_pairs_are_folded_one_by_one_and_one_skull_not_at_all(made, real, capsys):
+    assert _folds(_run(made, "nnunet")) == [[0], [1], [3], [4], [5]]  # 2 has no implant
+    export.run(real, real.parent / "one", "nnunet", _settings(rows="0:4"), 1)
+    said = capsys.readouterr().out
+    assert "no splits_final.json: its folds are by skull, and there are 1 to" in said
+    assert not list((real.parent / "one").rglob("splits_final.json"))
+
+
+def test_itk_nibabel_and_the_meshes_see_the_same_millimetres(made):
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
+    config = common.defaults("demo")
+    config.export.update(store=str(made), format="nifti, skullbreak,stl", rows="1:2")
+    config.workers = 1
+    export.stage(config, made.parent)
+    folder = made.parent / "export"
+    inside = np.argwhere(_pairs(2)[1, ..., 1])
+    lps = (_affine(0.3) @ [*inside.mean(0), 1])[:3] * [-1, -1, 1]
+    files = "nifti/implant/000001.nii.gz", "skullbreak/train/implant/random_1/001.nrrd"
+    for file in files:
+        image = sitk.ReadImage(str(folder / file))
+        assert sitk.GetArrayFromImage(image).sum() == len(inside)
+        places = np.argwhere(sitk.GetArrayFromImage(image))[:, ::-1].astype(float)
+        found = image.TransformContinuousIndexToPhysicalPoint(places.mean(0).tolist())
+        np.testing.assert_allclose(found, lps, atol=1e-3)
+        np.testing.assert_allclose(image.GetSpacing(), MM, atol=1e-6)
+    image = nibabel.load(folder / files[0])
+    assert image.header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(image.affine, _affine(0.3), atol=1e-5)
+    np.testing.assert_allclose(image.get_qform(), _affine(0.3), atol=1e-4)
+    solid = trimesh.load(folder / "stl" / "implant" / "000001.stl")
+    assert solid.is_watertight
+    assert solid.volume == pytest.approx(len(inside) * MM**3, rel=0.01)
+    np.testing.assert_allclose(solid.centroid, lps, atol=0.1 * MM)
+    line = _table(folder / "stl")[0]
+    assert line["implant_file"] == "implant/000001.stl"
+    assert float(line["implant_ml"]) == pytest.approx(len(inside) * MM**3 / 1000, abs=1e-4)
+
+
+def test_a_finer_grid_covers_the_same_cube_and_leaves_no_crack(made):
+    folder = _run(made, "nifti", voxel_mm=1.5, rows="0:1")
+    image = nibabel.load(folder / "skull" / "000000.nii.gz")
+    skull, implant = (_mask(folder / side / "000000.nii.gz") for side in ("skull", "implant"))
+    assert skull.shape == (43, 43, 43)  # 64 mm
+    corners = [a @ [-0.5, -0.5, -0.5, 1] for a in (image.affine, _affine(0.3))]
+    np.testing.assert_allclose(*corners, atol=1e-4)
+    assert not (skull & implant).any()
+    pair = _pairs(1)[0]
+    for mask, own in ((skull, pair[..., 0]), (implant, pair[..., 1])):
+        assert mask.sum() * 1.5**3 == pytest.approx(own.sum() * MM**3, rel=0.1)
+    alone = export.finer(pair.any(-1), np.zeros((SIZE,) * 3, bool), _affine(), 1.5)[0]
+    np.testing.assert_array_equal(skull | implant, alone)
+    line = _table(folder)[0]
+    assert (int(line["skull_voxels"]), int(line["implant_voxels"])) == (skull.sum(), implant.sum())
+    assert line["voxel_mm"] == "1.5 1.5 1.5"
+
+
+def test_a_stopped_export_goes_on_and_ends_as_one_that_was_not(made, monkeypatch):
+    folder, calls, write = made.parent / "out", [], export.write_pair
+    _run(made, "nifti")
+    whole = _bytes(folder.rename(made.parent / "whole"))
+
+    def stops(*task):
+        calls.append(task)
+        if len(calls) == 4:
+            raise jobs.Stopped(15)
+        return write(*task)
+
+    monkeypatch.setattr(export, "write_pair", stops)
+    with pytest.raises(jobs.Stopped):
+        _run(made, "nifti")
+    with (folder / "pairs.csv").open("a") as file:
+        file.write("4,skull/0000")  # of a kill
+    (folder / "skull" / "000001.nii.gz").unlink()
+    (folder / "skull" / f"000004.nii.gz.partial-{'0' * 32}").write_bytes(b"half")
+    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*.nii.gz")}
+    monkeypatch.setattr(export, "write_pair", write)
+    _run(made, "nifti", workers=2)
+    assert _bytes(folder) == whole
+    kept = {p for p, time in times.items() if p.stat().st_mtime_ns == time}
+    assert {p.name[5] for p in kept} == {"0", "3"}
+    _run(made, "nifti")
+    assert _bytes(folder) == whole
+
+
+def test_more_pairs_of_the_store_are_added_and_others_never_mixed(made, capsys):
+    folder = _run(made, "nifti", rows="0:3")
+    assert "1 pairs without an implant or a skull are not exported" in capsys.readouterr().out
+    _run(made, "nifti", rows="0:5")
+    assert [line["index"] for line in _table(folder)] == ["0", "1", "3", "4"]
+    with pytest.raises(UserError, match="it holds pair 0, which is not among those"):
+        _run(made, "nifti", rows="1:5")
+    with pytest.raises(UserError, match="an export of another voxel_mm"):
+        _run(made, "nifti", voxel_mm=2.0)
+    with pytest.raises(UserError, match="an export of another format"):
+        _run(made, "stl")
+    (folder / "export.json").write_text("{")
+    with pytest.raises(UserError, match="out: damaged"):
+        _run(made, "nifti")
+    (folder / "export.json").unlink()
+    with pytest.raises(UserError, match="holds files of others"):
+        _run(made, "nifti")
+
+
+def test_an_export_takes_the_licence_and_the_card_and_honours_what_is_left_out(made):
+    (made / "README.md").write_text("a card")
+    (made / "leave_out.txt").write_text("1\n3\n")
+    folder = _run(made, "nifti")
+    assert (folder / "LICENCE.txt").read_text() == "CC BY-NC-SA 4.0\n"
+    assert (folder / "README.md").read_text() == ("a card\n\nThis folder holds 3 of the 6 pairs.\n")
+    assert [line["index"] for line in _table(folder)] == ["0", "4", "5"]
+
+
+def test_an_export_that_holds_what_was_left_out_later_says_so(made):
+    _run(made, "nifti")
+    (made / "leave_out.txt").write_text("3\n")
+    with pytest.raises(UserError, match=r"holds pair 3, which .*leave_out\.txt lists: name"):
+        _run(made, "nifti")
+
+
+def test_an_nnunet_without_a_pair_to_train_on_says_so(real, capsys):
+    _run(real, "nnunet", split="test")
+    assert "2 pairs, none of them to train on" in capsys.readouterr().out
+
+
+def test_a_table_that_a_spreadsheet_saved_goes_on(made):
+    table = _run(made, "nifti") / "pairs.csv"
+    before = table.read_bytes()
+    table.write_bytes(b"\xef\xbb\xbf" + before)
+    _run(made, "nifti")
+    assert table.read_bytes() == before
+
+
+def test_a_split_and_kinds_are_chosen(real):
+    with pytest.raises(UserError, match=r"no pair to export: check export\.rows, "):
+        _run(real, "nifti", split="test", rows="0:1")
+    folder = _run(real, "nifti", split="train", kinds="parietotemporal")
+    assert [line["index"] for line in _table(folder)] == ["1", "3"]
+    assert {(line["split"], line["kind"], line["skull"]) for line in _table(folder)} == {
+        ("train", defects.KINDS[2], "a")
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"split": "train"}, "generated pairs have no split and no kind: leave export.split"),
+        ({"kinds": "bilateral"}, "leave export.kinds empty"),
+        ({"rows": "0:7"}, "export.rows is '0:7': the store has pairs 0 to 5"),
+        ({"rows": "3"}, "write FIRST:STOP"),
+        ({"rows": "2:3"}, "no pair to export: of 1, none has a skull and an implant"),
+        ({"voxel_mm": 0.07}, "export.voxel_mm is 0.07: at least 0.079, or memory runs out"),
+        ({"voxel_mm": 5.0}, "export.voxel_mm is 5: larger than the store's own, 4"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(made, fields, message):
+    with pytest.raises(UserError, match=message):
+        _run(made, "nifti", **fields)
+    assert not (made.parent / "out").exists()
+
+
+def test_formats_and_fields_that_cannot_be_are_named_before_the_run(made, real):
+    with pytest.raises(UserError, match=r"export\.format is 'obj': choose one of skullbreak"):
+        _check(made.parent, format="nifti,obj")
+    with pytest.raises(UserError, match="write DatasetNNN_Name"):
+        _check(made.parent, format="nnunet", dataset="Skulls")
+    with pytest.raises(UserError, match="no store of pairs here"):
+        _check(made.parent, store="elsewhere/a.zarr")
+    with pytest.raises(UserError, match="the store has pairs 0 to 5"):  # which none will make anew
+        _check(made.parent, rows="0:7")
+    _check(made.parent, rows="0:6")
+    with pytest.raises(UserError, match=r"export\.kinds is 'round'"):
+        _run(real, "nifti", kinds="round")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rows": "3"}, "write FIRST:STOP"),
+        ({"split": "trian"}, r"export\.split is 'trian': choose one of train"),
+        ({"split": "train"}, r"no split and no kind: leave export\.split empty"),
+        ({"kinds": "round"}, r"no split and no kind: leave export\.kinds empty"),
+        ({"store": "real.zarr", "kinds": "round"}, r"export\.kinds is 'round': choose one of bil"),
+        ({"voxel_mm": 13.0}, "voxels of 13 mm are larger than files may have"),
+        ({"voxel_mm": 0.1}, r"export\.voxel_mm is 0\.1: at least"),
+    ],
+)
+def test_mistakes_are_named_before_the_pairs_are_made(fields, message, tmp_path):
+    stages = ["ingest", "train", "generate", "export"]
+    with pytest.raises(UserError, match=message):
+        _check(tmp_path, stages, **fields)
+    _check(tmp_path, stages, voxel_mm=6.4, rows="0:3")
+    _check(tmp_path, stages, store="real.zarr", split="test", kinds="bilateral", voxel_mm=6.4)
+
+
+def test_two_exports_into_one_folder_are_refused_and_lose_nothing(made, monkeypatch):
+    write = export.write_pair
+
+    def writes(*task):
+        half = made.parent / "out" / f"x.partial-{'0' * 32}"
+        half.write_bytes(b"half")
+        with pytest.raises(UserError, match=rf"\(process {os.getpid()} on .*export\.folder"):
+            _run(made, "nifti", rows="3:6")
+        assert half.exists()
+        half.unlink()
+        return write(*task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_pair", writes)
+        folder = _run(made, "nifti", rows="0:2")
+    assert [line["index"] for line in _table(folder)] == ["0", "1"]
+    assert len(_table(_run(made, "nifti"))) == 5
+
+
+def test_what_goes_out_names_no_place_and_no_host(made):
+    settings = _settings(store=str(made), folder="/home/me/out")
+    export.run(made, made.parent / "out", "nifti", settings, 1)
+    for place in (made.parent / "out").rglob("*"):
+        content = place.read_bytes() if place.is_file() else b""
+        for word in (str(made.parent), "/home/me", platform.node()):
+            assert word.encode() not in content
+
+
+def test_an_exports_licence_comes_back_with_it(made, tmp_path):
+    folder = _run(made, "skullbreak")
+    (folder / "LICENCE.txt").write_text("Apache-2.0\n")
+    config = common.defaults("smoke").data
+    config.update(source="skullbreak", root=str(folder), threshold=0.5)
+
+    def licence(name):
+        ingest.run(tmp_path / name, SIZE, config, workers=1)
+        return store.open_store(tmp_path / name).attrs["licence"]
+
+    assert licence("a.zarr") == "Apache-2.0"
+    (folder / "LICENCE.txt").write_text("All of a law. " * 100)
+    assert licence("b.zarr") == "CC BY-NC-SA 4.0"
+    config.licence = "mine"
+    assert licence("c.zarr") == "mine"
+
+
+def test_files_that_an_export_of_one_kind_lacks_are_a_line_a_folder(made, tmp_path, capsys):
+    config = common.defaults("smoke").data
+    config.update(source="skullbreak", root=str(_run(made, "skullbreak")), threshold=0.5)
+    ingest.run(tmp_path / "back.zarr", SIZE, config, workers=1)
+    notes = store.open_store(tmp_path / "back.zarr").attrs["notes"]
+    assert len(notes) == 8
+    assert "train/implant/bilateral/000.nrrd is missing, and 4 more of its folder" in notes
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_is_whole(made, monkeypatch):
+    replace = jobs.replace
+
+    def full(path, content):
+        if path.name == "000003.nii.gz":
+            raise jobs.no_room(path, len(content))
+        replace(path, content)
+
+    monkeypatch.setattr(jobs, "replace", full)
+    with pytest.raises(UserError, match="no room left on its disk"):
+        _run(made, "nifti")
+    monkeypatch.undo()
+    folder = _run(made, "nifti")
+    assert len(_table(folder)) == 5
+
+
+def test_coarse_stores_ask_for_a_voxel_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(headers, "MAX_VOXEL_MM", 3.0)
+    _store(tmp_path / "generated.zarr", 1)
+    with pytest.raises(UserError, match=r"set export\.voxel_mm to 2"):
+        _run(tmp_path / "generated.zarr", "nifti")
+
+
+@pytest.mark.parametrize("kind", ["../../x", "x" * 101, "Random_2"])
+def test_a_strangers_kind_does_not_lead_out_of_the_folder(real, kind):
+    place = real / "zarr.json"
+    about = json.loads(place.read_text())
+    about["attributes"].pop("crc32")
+    about["attributes"]["kinds"][0] = kind
+    about["attributes"] = schema.summed(about["attributes"])
+    place.write_text(json.dumps(about))
+    with pytest.raises(UserError, match="is no name of a folder"):
+        _run(real, "skullbreak")

@@ -1,0 +1,236 @@
+"""Maps of features, and ways through latent space: known answers, equivalences, odd numbers."""
+
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from skullgen.core.errors import UserError
+from skullgen.data import store
+from skullgen.evaluation import explore
+from skullgen.generation import generate
+from skullgen.networks import modules
+from tests import toy
+
+SIZE = 8
+RNG = np.random.default_rng(0)
+
+
+def _pairs(count, seed=0):
+    return np.random.default_rng(seed).random((count, SIZE, SIZE, SIZE, 2)) < 0.3
+
+
+def _store(path, **columns):
+    count = len(next(iter(columns.values())))
+    attributes = {"recipe": {}, "names": ["anna", "bert", "carl"], "kinds": ["left", "right"]}
+    store.create(path, count=count, size=SIZE, shard=count, attributes=attributes)
+    store.write(path, 0, store.pack(_pairs(count)), {k: np.array(v) for k, v in columns.items()})
+
+
+def test_pick_takes_one_of_each_skull_first_and_names_them(tmp_path):
+    path = tmp_path / "real.zarr"
+    _store(path, split=[0, 0, 0, 0, 1, 2], skull=[0, 0, 0, 1, 2, 2], kind=[0, 1, 0, 1, 1, -1])
+    for seed in range(5):
+        bits, cases = explore.pick(path, ("train",), 2, seed)
+        assert {case.split(",")[0] for case in cases} == {"anna", "bert"}
+        rows = [int(case.split("pair ")[1][:-1]) for case in cases]
+        np.testing.assert_array_equal(bits, store.pack(_pairs(6))[rows])
+    _, held = explore.pick(path, ("validation", "test"), 9, 0)
+    assert sorted(held) == ["carl (pair 5)", "carl, right (pair 4)"]
+    assert len({tuple(explore.pick(path, (), 6, seed)[1]) for seed in range(5)}) > 1
+
+
+def test_pick_draws_generated_pairs_evenly_and_refuses_half_a_store(tmp_path):
+    path = tmp_path / "made.zarr"
+    _store(path, split=[-1] * 40)
+    bits, cases = explore.pick(path, (), 15, 3)
+    assert len(bits) == len(set(cases)) == 15
+    assert max(int(case.removeprefix("pair ")) for case in cases) > 20
+    assert explore.pick(path, (), 15, 3)[1] == cases
+    (path / "voxels" / "c" / "0" / "0").unlink()
+    with pytest.raises(UserError, match="40 pairs are not made"):
+        explore.pick(path, (), 15, 3)
+
+
+def test_volumes_are_block_means():
+    pairs = _pairs(3)
+    blocks = pairs.reshape(3, 2, 4, 2, 4, 2, 4, 2).mean((2, 4, 6), dtype=np.float32)
+    bits = store.pack(pairs)
+    np.testing.assert_array_equal(explore.volumes(bits, SIZE, 2), blocks.reshape(3, -1))
+    np.testing.assert_array_equal(explore.volumes(bits, SIZE), pairs.reshape(3, -1))
+    cut = explore.volumes(bits, SIZE, 3).reshape(3, 3, 3, 3, 2)  # blocks of 3, 3 and 2 voxels
+    np.testing.assert_allclose(cut[:, 2, 0, 1], pairs[:, 6:, :3, 3:6].sum((1, 2, 3)) / 27)
+
+
+def test_network_features_do_not_depend_on_the_batch():
+    def features(state, pairs):
+        assert pairs.shape[0] in (1, 4)
+        return jnp.stack([pairs.sum((1, 2, 3, 4)), pairs[:, 0, 0, 0, 0] * state], axis=1)
+
+    model, pairs = SimpleNamespace(features=features), _pairs(6)
+    found = explore.network_features(model, 3.0, store.pack(pairs), SIZE, 4)
+    alone = explore.network_features(model, 3.0, store.pack(pairs), SIZE, 1)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, alone)
+    np.testing.assert_array_equal(found[:, 0], pairs.sum((1, 2, 3, 4)))
+    np.testing.assert_array_equal(found[:, 1], 3 * pairs[:, 0, 0, 0, 0])
+
+
+def _groups(count):
+    """Two groups of pairs: bone in the lower half, bone in the upper half."""
+    pairs = np.zeros((2, count, SIZE, SIZE, SIZE, 2), bool)
+    pairs[0, :, :4, ..., 0] = pairs[1, :, 4:, ..., 0] = True
+    pairs ^= np.random.default_rng(1).random(pairs.shape) < 0.02
+    cases = [f"pair {number}" for number in range(count)]
+    return [(name, store.pack(x), cases) for name, x in zip(("low", "high"), pairs, strict=True)]
+
+
+def _apart(drawn):
+    """The share of points whose nearest neighbour is of their own group."""
+    places = np.array([(point["x"], point["y"]) for point in drawn["points"]])
+    groups = np.array([point["group"] for point in drawn["points"]])
+    away = np.linalg.norm(places[:, None] - places, axis=2) + 1e9 * np.eye(len(places))
+    return np.mean(groups[away.argmin(1)] == groups)
+
+
+def test_maps_keep_two_clusters_apart_and_repeat_themselves():
+    groups = _groups(12)
+    first, again = (explore.maps(groups, SIZE, seed=0, perplexity=5) for _ in range(2))
+    assert first == again
+    titles = [drawn["title"] for drawn in first["maps"]]
+    assert titles[0] == "t-SNE of PCA of the volumes"
+    assert titles[1].startswith("PCA of the volumes, components 1 and 2 (")
+    for drawn in first["maps"]:
+        assert _apart(drawn) == 1
+        assert [p["group"] for p in drawn["points"]] == ["low"] * 12 + ["high"] * 12
+        assert [p["case"] for p in drawn["points"]] == groups[0][2] * 2
+
+
+def test_maps_of_a_nets_features_follow_the_features():
+    mixed = np.tile([[0.0], [9.0]], (10, 1)) + RNG.random((20, 1))
+    drawn = explore.maps(_groups(10), SIZE, lambda bits: mixed, seed=0, perplexity=3)["maps"]
+    assert drawn[0]["title"] == "t-SNE of the V-Net's bottleneck"
+    assert len(drawn) == 3
+    assert _apart(drawn[0]) < 0.8 and _apart(drawn[1]) == 1
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_maps_of_a_handful_are_finite(count):
+    drawn = explore.maps(_groups(count), SIZE, seed=0, perplexity=30)["maps"]
+    assert len(drawn) == 2
+    assert all(np.isfinite([p["x"], p["y"]]).all() for d in drawn for p in d["points"])
+
+
+def test_maps_of_nothing_to_tell_apart(capsys):
+    with pytest.raises(UserError, match="4 pairs or more, not 2"):
+        explore.maps(_groups(1), SIZE, seed=0, perplexity=30)
+    bits = np.zeros((5, SIZE**3 * 2 // 8), np.uint8)
+    groups = [("same", bits, ["pair"] * 5)]
+    assert explore.maps(groups, SIZE, seed=0, perplexity=30) == {"maps": []}
+    assert "PCA of the volumes: alike for all 5 pairs" in capsys.readouterr().out
+
+
+def test_umap_is_asked_for_before_the_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)  # import umap now fails
+
+    def late(bits):
+        raise AssertionError("features were computed first")
+
+    with pytest.raises(UserError, match=r"pip install 'skullgen\[umap\]'"):
+        explore.maps(_groups(3), SIZE, late, seed=0, perplexity=3, umap=True)
+    explore.maps(_groups(3), SIZE, seed=0, perplexity=3)  # and not missed otherwise
+
+
+@pytest.mark.slow
+def test_umap_keeps_two_clusters_apart():
+    pytest.importorskip("umap")
+    for count in (2, 20):
+        drawn = explore.maps(_groups(count), SIZE, seed=0, perplexity=5, umap=True)["maps"]
+        assert [d["title"] for d in drawn][1] == "UMAP of PCA of the volumes"
+        places = [(p["x"], p["y"]) for p in drawn[1]["points"]]
+        assert np.isfinite(places).all()
+    assert _apart(drawn[1]) == 1
+    assert drawn == explore.maps(_groups(20), SIZE, seed=0, perplexity=5, umap=True)["maps"]
+
+
+def test_ways_by_hand():
+    t = [0, 1 / 3, 0.5, 1]
+    a, b = np.array([1.0, 0]), np.array([0, 1.0])
+    angles = np.pi / 2 * np.array(t)
+    quarter = np.stack([np.cos(angles), np.sin(angles)], 1)
+    np.testing.assert_allclose(explore.spherical(a, b, t), quarter, atol=1e-12)
+    np.testing.assert_allclose(explore.linear(a, b, t)[2], [0.5, 0.5])
+    # Twice the length at one end: sin(pi / 4) of each.
+    half = explore.spherical(2 * a, b, [0.5])[0]
+    np.testing.assert_allclose(half, [2**0.5, 0.5**0.5])
+    for other in (a, -a, 3 * a, 0 * a):  # no great circle, or all of them
+        np.testing.assert_allclose(explore.spherical(a, other, t), explore.linear(a, other, t))
+
+
+LATENT = arrays.arrays(np.float32, 5, elements=st.floats(-3, 3, width=32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(LATENT, LATENT)
+def test_ways_end_where_they_should_and_spherical_ones_keep_the_norm(a, b):
+    for way in (explore.linear, explore.spherical):
+        ends = way(a, b, [0, 1])
+        np.testing.assert_array_equal(ends, np.stack([a, b]))
+        assert np.isfinite(way(a, b, np.linspace(0, 1, 7))).all()
+    long = [np.linalg.norm(x.astype(float)) for x in (a, b)]
+    if min(long) > 1e-3:
+        a, b = (x / norm for x, norm in zip((a, b), long, strict=True))
+        if abs(a @ b) < 0.999:
+            norms = np.linalg.norm(explore.spherical(a, b, np.linspace(0, 1, 7)), axis=1)
+            np.testing.assert_allclose(norms, 1, rtol=1e-9)
+
+
+@pytest.fixture
+def made():
+    model = toy.make(SimpleNamespace(learning_rate=0.1, breaks_at=-1, resolution=16))
+    return model, model.init(jax.random.key(0, impl="threefry2x32"))
+
+
+def test_ends_without_an_encoder_are_the_first_generated_samples(made):
+    model, state = made
+    with jax.default_prng_impl("threefry2x32"):
+        z = explore.ends(model, state, None, 5)
+        sample = generate.sampler(
+            model, state, seed=5, batch=1, channels="independent", threshold=0.5
+        )
+        bits = np.asarray(sample(0)[0])
+        way = explore.interpolation(model, state, z, count=2, channels="independent", threshold=0.5)
+    assert z.shape == (2, 1) and z[0] != z[1]
+    assert way[0].any()
+    np.testing.assert_array_equal(store.pack(way[0]), bits[:2])  # two host devices: samples 0, 1
+
+
+def test_ends_with_an_encoder_are_the_real_pairs(made):
+    model, state = made
+    model = model._replace(encode=lambda state, pairs: pairs.sum((1, 2, 3)))
+    pairs = _pairs(2)
+    np.testing.assert_array_equal(explore.ends(model, state, pairs, 0), pairs.sum((1, 2, 3)))
+
+
+def test_interpolation_decodes_its_ends_by_generates_rules(made):
+    model, state = made
+    z = np.float32([[0.1], [0.9]])
+    rules = dict(channels="independent", threshold=0.5)
+    ways = explore.interpolation(model, state, z, count=4, **rules)
+    assert ways.shape == (2, 4, 16, 16, 16, 2) and ways.dtype == bool
+    raw = np.asarray(modules.binarise(model.decode(state, z), "independent", 0.5))
+    assert (raw[..., 0] & raw[..., 1]).any() and not (ways[..., 0] & ways[..., 1]).any()
+    for way in ways:
+        np.testing.assert_array_equal(way[[0, -1], ..., 0], raw[..., 0])
+        np.testing.assert_array_equal(way[[0, -1], ..., 1], raw[..., 1] & ~raw[..., 0])
+    # The toy's box is `ceil(2 + 4 z)` voxels wide: 3 to 6 along the straight way.
+    assert ways[0].any((2, 3, 4))[..., 0].all()
+    wide = [int(pair.any((1, 2))[:, 0].sum()) for pair in ways[0]]
+    assert wide == [3, 4, 5, 6]
+    assert explore.interpolation(model, state, z, count=2, dust=10**4, **rules).any() == np.False_

@@ -1,0 +1,108 @@
+"""Dice and the yardsticks of generated pairs, by hand and by brute force."""
+
+import numpy as np
+import pytest
+
+from skullgen.core.errors import UserError
+from skullgen.data import store
+from skullgen.evaluation import fidelity, metrics
+
+SIZE = 8
+
+
+def test_dice_matrix_equals_dice():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((3, SIZE, SIZE, SIZE, 2)) < 0.4, rng.random((5, SIZE, SIZE, SIZE, 2)) < 0.2
+    b[2, ..., 1] = False
+    matrix = fidelity.dice_matrix(store.pack(a), store.pack(b), SIZE)
+    for channel in (0, 1):
+        for i in range(3):
+            for j in range(5):
+                expected = metrics.dice(a[i, ..., channel], b[j, ..., channel])
+                assert matrix[channel, i, j] == pytest.approx(expected, rel=1e-6)
+
+
+def test_mean_pair_keeps_the_likeliest_voxels_and_the_occupancy():
+    pairs = np.zeros((4, SIZE, SIZE, SIZE, 2), bool)
+    pairs[:, :2, :2, :2, 0] = True  # all have these 8
+    pairs[0, 4, 4, :4, 0] = True  # one in four has these 4: a mean of 9 voxels
+    pairs[:3, 6, 6, 6, 1] = True
+    pairs[3, 7, 7, 7, 1] = True
+    mean = store.unpack(fidelity.mean_pair(store.pack(pairs), SIZE), SIZE)[0]
+    assert mean[..., 0].sum() == 9 and mean[:2, :2, :2, 0].all()
+    assert mean[..., 1].sum() == 1 and mean[6, 6, 6, 1]
+
+
+def _store(path, pairs, split):
+    store.create(
+        path,
+        count=len(pairs),
+        size=pairs.shape[1],
+        shard=len(pairs),
+        attributes={"recipe": {}, "names": []},
+    )
+    columns = {"split": np.array(split), "removed": np.zeros((len(pairs), 3))}
+    store.write(path, 0, store.pack(pairs), columns)
+
+
+def test_quality_by_hand(tmp_path):
+    """Cubes at known places: every number can be counted."""
+
+    def cube(x, y):
+        pair = np.zeros((SIZE, SIZE, SIZE, 2), bool)
+        pair[x : x + 2, :2, :2, 0] = True
+        pair[4:6, y : y + 2, 4:6, 1] = True
+        return pair
+
+    empty = cube(0, 0)
+    empty[..., 1] = False
+    _store(tmp_path / "real.zarr", np.stack([cube(0, 0), cube(4, 4), cube(1, 0)]), [0, 0, 2])
+    _store(tmp_path / "made.zarr", np.stack([cube(0, 0), empty]), [-1, -1])
+    result = fidelity.quality(tmp_path / "real.zarr", tmp_path / "made.zarr")
+    skull, defect = result["skull"], result["defect"]
+    assert skull["nearest_training_dice"]["generated"] == 1
+    assert skull["nearest_training_dice"]["held_out"] == 0.5
+    assert defect["nearest_training_dice"]["generated"] == 0.5
+    assert defect["nearest_training_dice"]["held_out"] == 1
+    assert skull["pairwise_dice"] == {"generated": 1, "training": 0}
+    assert skull["occupancy"]["training"] == pytest.approx(8 / SIZE**3)
+    assert result["removed"]["empty_defects"] == 0.5
+    text = "\n".join(fidelity.describe(result))
+    assert "50.0% empty defects" in text
+    assert "generated skulls lie nearer to a training pair than held-out real ones" in text
+    assert "generated defects lie nearer" not in text
+
+
+def test_stores_of_two_sizes_are_refused(tmp_path):
+    for size in (4, 8):
+        _store(tmp_path / f"{size}.zarr", np.ones((2, size, size, size, 2), bool), [0, 0])
+    with pytest.raises(UserError, match="not of the size"):
+        fidelity.quality(tmp_path / "4.zarr", tmp_path / "8.zarr")
+
+
+def test_copies_by_hand():
+    """Four bars of 8 voxels; a generated pair that is a training pair, and one between."""
+    size = 4
+
+    def pair(skull, defect):
+        out = np.zeros((size, size, size, 2), bool)
+        out.reshape(-1, 2)[skull, 0] = True
+        out.reshape(-1, 2)[defect, 1] = True
+        return out
+
+    train = store.pack(np.stack([pair(range(8), range(8, 12)), pair(range(20, 28), range(28, 32))]))
+    held = store.pack(np.stack([pair(range(6), range(6, 9))]))
+    other, copy = pair(range(20, 30), range(30, 32)), pair(range(8), range(8, 12))
+    made = store.pack(np.stack([other, copy]))
+    found = fidelity.copies(train, held, made, size=size, names=["a", "b"])
+    # Complete skulls: 12 voxels of training, 9 held out, all shared; made 0 is b, cut elsewhere.
+    assert found["skull"]["held_out"] == pytest.approx([2 * 9 / 21])
+    assert found["skull"]["generated"] == pytest.approx([1, 1])
+    assert found["skull"]["limit"] == pytest.approx(2 * 9 / 21)
+    assert found["skull"]["share_above"] == 1
+    assert found["pair"]["held_out"] == pytest.approx([2 * 7 / 21])  # 6 of skull and 1 of defect
+    assert found["pair"]["generated"] == pytest.approx([2 * 10 / 24, 1])
+    first = found["pair"]["closest"][0]
+    assert (first["generated"], first["training"], first["name"], first["dice"]) == (1, 0, "a", 1)
+    none = fidelity.copies(train, held[:0], made, size=size, names=["a", "b"])
+    assert none["skull"]["limit"] is None and none["skull"]["share_above"] is None

@@ -1,0 +1,193 @@
+"""The verdict: rules without training, cases, means over skulls, differences, warnings; by hand."""
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from skullgen.core.types import Model
+from skullgen.data import store
+from skullgen.evaluation import metrics, verdict
+
+SIZE = 8
+KINDS = ["a", "b"]
+
+
+def _settings(**fields):
+    base = dict(cases=0, batch_size=4, rules=True, threshold=0.5, upsampling="probability")
+    return ml_collections.ConfigDict({**base, **fields})
+
+
+def _slab(height):
+    """A slab of bone 2 voxels thick with a hole in its middle, symmetric left to right."""
+    pair = np.zeros((SIZE, SIZE, SIZE, 2), bool)
+    pair[:, :, height : height + 2, 0] = True
+    pair[2:4, 2:5, height : height + 2, 0] = False
+    pair[2:4, 2:5, height : height + 2, 1] = True
+    return pair
+
+
+@pytest.fixture
+def real(tmp_path):
+    """Six pairs of three skulls: two to train on, one (with a native truth) for test."""
+    pairs = np.stack([_slab(2), _slab(2), _slab(2), _slab(2), _slab(2), _slab(3)])
+    path = tmp_path / "real.zarr"
+    attributes = {"recipe": {}, "names": ["x", "y", "z"], "kinds": KINDS, "voxel_mm": 25.6}
+    store.create(path, count=6, size=SIZE, shard=6, attributes=attributes)
+    affine = np.diag([25.6, 25.6, 25.6, 1.0])
+    columns = {
+        "split": np.array([0, 0, 0, 0, 2, 2]),
+        "kind": np.array([0, 1, 0, 1, 0, 1]),
+        "skull": np.array([0, 0, 1, 1, 2, 2]),
+        "affine": np.stack([affine] * 6),
+        "removed": np.zeros((6, 3)),
+    }
+    truth = pairs[4, ..., 1]
+    native = {
+        "bits": np.packbits(truth),
+        "origin": [0, 0, 0],
+        "shape": truth.shape,
+        "grid": truth.shape,
+        "affine": affine,
+    }
+    store.write(path, 0, store.pack(pairs), columns, [None] * 4 + [native, None])
+    return path
+
+
+def test_mean_skull_and_mirror_by_hand(real):
+    train = store.load(real, [0, 1, 2, 3])
+    found = verdict.mean_skull(train, SIZE)(store.load(real, [4]))
+    # All four slabs are the same, complete: what is left of it is the hole.
+    np.testing.assert_array_equal(found[0], _slab(2)[..., 1])
+    found = verdict.mirror(SIZE)(store.load(real, [5]))
+    hole = _slab(3)[..., 1]
+    np.testing.assert_array_equal(found[0], hole & ~hole[::-1])  # holes at x 2, 3 and 4, 5
+    assert verdict.mirror(SIZE)(np.zeros((1, SIZE**3 // 4), np.uint8)).sum() == 0
+
+
+def test_the_mean_skull_is_what_most_skulls_have():
+    """Three skulls: a voxel of two is bone, of one is not; of two skulls one half is enough."""
+    pairs = np.zeros((3, SIZE, SIZE, SIZE, 2), bool)
+    pairs[:2, 0, 0, :3, 0] = True
+    pairs[2:, 4, 4, :4, 1] = True  # the defect's bone counts, too
+    nothing = np.zeros((1, SIZE**3 // 4), np.uint8)
+    found = verdict.mean_skull(store.pack(pairs), SIZE)(nothing)[0]
+    assert found.sum() == 3 and found[0, 0, :3].all()
+    found = verdict.mean_skull(store.pack(pairs[1:]), SIZE)(nothing)[0]
+    assert found.sum() == 4 and found[4, 4, :4].all()  # both are kept: the bigger piece is this
+
+
+def test_the_biggest_piece_is_kept():
+    whole = np.zeros((SIZE,) * 3, bool)
+    whole[0, 0, :3] = whole[4, 4, :2] = True
+    assert verdict._rest(whole, np.zeros_like(whole)).sum() == 3
+    assert verdict._rest(whole, whole).sum() == 0
+
+
+def test_a_networks_answer_does_not_depend_on_the_batch():
+    def predict(state, skulls):
+        return skulls.astype("float32") * 0.5
+
+    rng = np.random.default_rng(0)
+    pairs = rng.random((7, SIZE, SIZE, SIZE, 2)) < 0.5
+    net = verdict.network(Model(None, {}, predict=predict), {}, SIZE, batch=3)
+    found = net(store.pack(pairs))
+    np.testing.assert_array_equal(found, pairs[..., 0] * np.float32(0.5))
+    np.testing.assert_array_equal(net(store.pack(pairs[4:5])), found[4:5])
+
+
+def test_verdict_by_hand(real):
+    """A net that knows the hole at height 2 and nothing else."""
+    hole = _slab(2)[..., 1]
+
+    def predict(state, skulls):
+        return jax.numpy.broadcast_to(state, skulls.shape)
+
+    nets = {
+        "vnet": (
+            Model(None, {}, predict=predict),
+            hole.astype(np.float32),
+            [store.Part(real, np.array([0]))],
+        )
+    }
+    judged = verdict.verdict(real, nets, size=SIZE, settings=_settings(), workers=1)
+    cases = {(c["net"], c["column"], c["pair"]): c for c in judged["cases"]}
+    assert len(cases) == len(judged["cases"]) == 1 + 4 + 2 + 2 + 2  # train, validation, test, rules
+    exact, half = cases["vnet", "test", 4], cases["vnet", "test", 5]
+    assert (exact["dice"], exact["dice_512"], exact["hd95_mm"]) == (1, 1, 0)
+    assert exact["bdsc"] is None  # 25.6 mm: the neighbours of bone are outside of the band
+    assert (exact["skull"], exact["kind"], exact["empty"]) == ("z", "a", False)
+    assert (exact["dice_native"], exact["ceiling_native"], exact["hd95_native_mm"]) == (1, 1, 0)
+    assert half["dice"] == pytest.approx(0.5)  # one of its two layers
+    assert half["hd95_mm"] == pytest.approx(25.6)
+    assert half["dice_native"] is None and half["hd95_native_mm"] is None
+    rows = {(r["net"], r["column"], r["metric"], r["by"], r["group"]): r for r in judged["summary"]}
+    test = rows["vnet", "test", "dice", "all", ""]
+    assert (test["mean"], test["cases"], test["skulls"], test["low"]) == (0.75, 2, 1, None)
+    assert rows["vnet", "test", "dice", "kind", "b"]["mean"] == pytest.approx(0.5)
+    assert rows["vnet", "validation", "dice", "skull", "y"]["cases"] == 2
+    assert rows["vnet", "test", "dice_native", "all", ""]["cases"] == 1
+    text = "\n".join(verdict.describe({**judged}))
+    assert "0.750" in text and "vnet minus mirror" in text
+    assert judged["leaks"] == {"vnet": []}
+
+
+def test_training_on_test_skulls_is_told(real):
+    parts = [store.Part(real, np.array([0, 1])), store.Part(real, np.array([2, 5]))]
+    assert verdict._shared(parts, real) == ["z"]
+    assert verdict._shared(parts[:1], real) == []
+    judged = {"cases": [], "leaks": {"vnet": ["z"], "vnet_real": []}}
+    assert verdict.warnings({"verdict": judged}) == ["vnet was trained on skulls of the test: z"]
+
+
+def test_intervals_and_differences_are_over_skulls():
+    def case(net, skull, dice):
+        place = {"net": net, "column": "test", "store": "s", "pair": 0, "kind": ""}
+        other = dict.fromkeys(verdict.METRICS)
+        return {**place, **other, "skull": skull, "dice": dice}
+
+    ours = [case("a", "x", 0.2), case("a", "x", 0.4), case("a", "y", 0.6)]
+    theirs = [case("b", "x", 0.1), case("b", "y", 0.5), case("b", "w", 0.9)]
+    assert verdict.by_skull(ours, "dice") == pytest.approx({"x": 0.3, "y": 0.6})
+    row = verdict.summary(ours)[0]
+    assert row["mean"] == pytest.approx(0.45) and row["skulls"] == 2
+    low, high = metrics.interval([0.3, 0.6])[1:3]
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+    assert row["interval"] == "t over skulls"
+    (difference,) = verdict.differences(ours + theirs, "a")
+    assert difference["mean"] == pytest.approx((0.2 + 0.1) / 2) and difference["skulls"] == 2
+    # Pairs without a known skull are skulls of their own.
+    assert len(verdict.by_skull([case("a", "", 0.1) | {"pair": p} for p in (0, 1)], "dice")) == 2
+
+
+def test_columns_are_spread_over_parts_and_pairs():
+    parts = [store.Part("a", np.arange(10, 110)), store.Part("b", np.arange(3))]
+    found = verdict._spread(parts, 8)
+    assert found[0].rows.tolist() == [10, 43, 76, 109] and found[1].rows.tolist() == [0, 1, 2]
+    assert [len(part.rows) for part in verdict._spread(parts, 0)] == [100, 3]
+    assert verdict._spread([store.Part("a", np.arange(0))], 8) == []
+
+
+def test_warnings_name_what_is_wrong():
+    def numbers(skull, defect, empty, share, dice=0.75):
+        closest = [{"generated": 3, "name": "x", "dice": dice}]
+        copies = {"skull": {"share_above": share, "closest": closest, "held_out": [0.7, 0.8]}}
+        return {
+            "removed": {"empty_defects": empty},
+            "skull": {"occupancy": {"generated": skull, "training": 0.1}},
+            "defect": {"occupancy": {"generated": defect, "training": 0.01}},
+            "copies": copies,
+        }
+
+    assert verdict.warnings({"quality": numbers(0.1, 0.01, 0.05, 0.05)}) == []
+    assert verdict.warnings({"quality": numbers(0.1, 0.01, 0.05, None)}) == []
+    lines = verdict.warnings({"quality": numbers(0.2, 0.005, 0.5, 0.6)})
+    found = [line.split(":")[0] for line in lines]
+    assert found[0].startswith("50% of the generated pairs have no defect")
+    assert found[1:] == ["occupancy drift", "occupancy drift", "copies"]
+    (line,) = verdict.warnings({"quality": numbers(0.1, 0.01, 0.05, 0.005, dice=0.81)})
+    assert line.startswith("copies: generated skull 3 lies nearer to training patient x (Dice 0.81")
+    case = {"net": "vnet", "empty": True}
+    assert verdict.warnings({"verdict": {"cases": [case, case]}}) == [
+        "vnet: 2 predictions are empty (Dice 0)"
+    ]

@@ -1,0 +1,89 @@
+"""Equation 6 on all four pairs of bits; dust by hand and against scipy; whole shards."""
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis.extra import numpy as hnp
+from scipy import ndimage
+
+from skullgen.data import store
+from skullgen.generation import postprocess
+
+
+def test_equation_6_on_all_pairs_of_bits():
+    skull, defect = np.array([[0, 0, 1, 1], [0, 1, 0, 1]], bool)
+    expected = np.array([0, 1, 0, 0], bool)
+    np.testing.assert_array_equal(postprocess.separate(skull, defect), expected)
+
+
+@hypothesis.given(hnp.arrays(bool, (3, 4, 2)))
+def test_equation_6_is_defect_without_skull(pair):
+    clean = postprocess.separate(pair[..., 0], pair[..., 1])
+    np.testing.assert_array_equal(clean, pair[..., 1] & ~pair[..., 0])
+
+
+def test_dust_goes_and_the_rest_stays():
+    mask = np.zeros((9, 9, 9), bool)
+    mask[1:4, 1:4, 1:4] = True  # 27 voxels
+    mask[4, 4, 4] = True  # touches it by a corner only
+    mask[7, 7, 6:8] = True  # 2 voxels
+    six = postprocess.remove_dust(mask, 3, 6)
+    assert six.sum() == 27 and not six[4, 4, 4]
+    assert postprocess.remove_dust(mask, 3, 26).sum() == 28
+    assert postprocess.remove_dust(mask, 2, 6).sum() == 29
+    assert postprocess.remove_dust(mask, 1, 6).sum() == 30
+    assert postprocess.remove_dust(mask, 30, 26).sum() == 0
+    assert not postprocess.remove_dust(np.zeros((3, 3, 3), bool), 2).any()
+
+
+def _scipys(mask, voxels, connectivity):
+    structure = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
+    labels, count = ndimage.label(mask, structure)
+    keep = np.bincount(labels.ravel(), minlength=count + 1) >= voxels
+    keep[0] = False
+    return keep[labels]
+
+
+@pytest.mark.parametrize("connectivity", [6, 18, 26])
+@hypothesis.given(hnp.arrays(bool, (5, 4, 6), elements=hypothesis.strategies.booleans()))
+def test_dust_equals_scipys_labels(connectivity, mask):
+    expected = _scipys(mask, 4, connectivity)
+    for same in (mask, np.asfortranarray(mask), np.flip(mask.copy()[::-1, ::-1, ::-1])):
+        got = postprocess.remove_dust(same, 4, connectivity)
+        np.testing.assert_array_equal(got, expected)
+        assert got is not same
+
+
+@pytest.mark.parametrize("connectivity", [6, 18, 26])
+@hypothesis.given(
+    hnp.arrays(np.uint16, (5, 4, 6), elements=hypothesis.strategies.sampled_from([0, 1, 256]))
+)
+def test_each_value_of_an_image_has_components_of_its_own(connectivity, image):
+    expected = sum(value * _scipys(image == value, 3, connectivity) for value in (1, 256))
+    got = postprocess.remove_dust(image, 3, connectivity)
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("connectivity", [6, 26])
+def test_a_shard_is_cleaned_channel_by_channel_and_what_went_is_counted(tmp_path, connectivity):
+    size, share = 8, np.array([0.3, 0.02, 0, 1])[:, None, None, None, None]
+    pairs = np.random.default_rng(0).random((4, size, size, size, 2)) < share
+    pairs[..., 1] &= ~pairs[..., 0]
+    pairs[3, :, :, 4:] = [False, True]  # half skull, half defect: they touch
+    path = tmp_path / "s.zarr"
+    store.create(path, count=4, size=size, shard=4, attributes={"recipe": {}})
+    overlap = np.arange(4)
+    assert postprocess.finish(path, 0, store.pack(pairs), overlap, size, 2, 5, connectivity) == 4
+    expected = np.stack(
+        [[_scipys(x, 5, connectivity) for x in np.moveaxis(pair, -1, 0)] for pair in pairs]
+    )
+    expected = np.moveaxis(expected, 1, -1)
+    assert expected[0].any((0, 1, 2)).all() and expected[3].all(-1).sum() == 0
+    np.testing.assert_array_equal(store.unpack(store.load(path, range(4)), size), expected)
+    group, gone = store.open_store(path), (pairs & ~expected).sum((1, 2, 3))
+    np.testing.assert_array_equal(group["voxels"][:], expected.sum((1, 2, 3)))
+    np.testing.assert_array_equal(group["removed"][:], np.column_stack([overlap, gone]))
+    assert gone[0].all() and not gone[2:].any()
+    np.testing.assert_array_equal(
+        group["affine"][0], [[2, 0, 0, -7], [0, 2, 0, -7], [0, 0, 2, -7], [0, 0, 0, 1]]
+    )

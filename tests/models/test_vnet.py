@@ -1,0 +1,276 @@
+"""The V-Net's operations against lax, its parts by hand, its step over devices, its learning."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.extend import core
+from ml_collections import ConfigDict
+
+from skullgen.core.errors import UserError
+from skullgen.data import store
+from skullgen.models import steps, vnet
+from skullgen.networks import conv
+from skullgen.training import loop
+
+SIZE = 8
+LAYOUT = ("NXYZC", "XYZIO", "NXYZC")
+
+
+def _config(**fields):
+    config = ConfigDict(
+        dict(
+            resolution=SIZE,
+            widths=(4, 8),
+            down=(1, 2),
+            up=(2,),
+            kernel=3,
+            norm="group",
+            groups=2,
+            precision="float32",
+            learning_rate=1e-2,
+            decay_steps=0,
+            augment=False,
+            rotation_degrees=10.0,
+            scaling=0.1,
+            shift_mm=20.0,
+        )
+    )
+    config.update(fields)
+    return config
+
+
+def _start(**fields):
+    """The model and its state; threefry, since rbg under vmap is not per key."""
+    model = loop.load_model("vnet", _config(**fields))
+    state = jax.jit(model.init)(jax.random.key(0))
+    return model, state.replace(key=jax.random.key(1, impl="threefry2x32"))
+
+
+def _arrays(*shapes):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = np.random.default_rng(0)
+    pairs = np.zeros((4, SIZE, SIZE, SIZE, 2), bool)
+    pairs[:, 1:7, 1:7, 1:7, 0] = True
+    pairs[:, 2:6, 2:6, 2:6, 0] = rng.random((4, 4, 4, 4)) < 0.1
+    for pair, (x, y) in zip(pairs, [(1, 1), (4, 1), (1, 4), (4, 4)], strict=True):
+        pair[x : x + 3, y : y + 3, 6, 1] = True
+    pairs[..., 0] &= ~pairs[..., 1]
+    return pairs
+
+
+def _run(model, state, pairs, devices=1, updates=1):
+    run = steps.data_parallel(model.steps["segment"], SIZE, jax.local_devices()[:devices])
+    for _ in range(updates):
+        state, metrics = run(state, store.pack(pairs), np.arange(len(pairs))[None])
+    return state, metrics
+
+
+def _agree(one, two, x, w):
+    """Values and both gradients of two operations, on any cotangent."""
+    (y, back), (expected, there) = jax.vjp(one, x, w), jax.vjp(two, x, w)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    (g,) = _arrays(y.shape)
+    for a, b in zip(back(g), there(g), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_halve_equals_a_strided_convolution():
+    x, w = _arrays((2, 6, 4, 8, 3), (2, 2, 2, 3, 5))
+    _agree(
+        vnet.halve,
+        lambda x, w: lax.conv_general_dilated(x, w, (2, 2, 2), "VALID", dimension_numbers=LAYOUT),
+        x,
+        w,
+    )
+
+
+def test_double_equals_a_transposed_convolution():
+    x, w = _arrays((2, 3, 2, 4, 3), (2, 2, 2, 3, 5))
+    _agree(
+        vnet.double,
+        lambda x, w: lax.conv_transpose(
+            x, jnp.flip(w, (0, 1, 2)), (2, 2, 2), "VALID", dimension_numbers=LAYOUT
+        ),
+        x,
+        w,
+    )
+
+
+def _convolutions(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            yield equation.params
+        yield from (
+            params
+            for inner in core.jaxprs_in_params(equation.params)
+            for params in _convolutions(inner)
+        )
+
+
+@pytest.mark.parametrize("impl", ["lax", "auto"])
+def test_no_convolution_is_dilated_in_value_or_gradient(impl, monkeypatch):
+    monkeypatch.setattr(conv, "conv_same", functools.partial(conv.conv_same, impl=impl))
+    module = vnet.network(_config())
+    x = jnp.zeros((2, SIZE, SIZE, SIZE))
+    params = module.init(jax.random.key(0), x)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p: module.apply(p, x)[0].sum()))(params)
+    found = list(_convolutions(jaxpr.jaxpr))
+    # Five convolutions: values, gradients by weights and by inputs (XLA drops the first one's).
+    assert len(found) == (15 if impl == "lax" else 0)
+    for one in found:
+        assert set(one["lhs_dilation"]) == set(one["rhs_dilation"]) == {1}
+
+
+def test_every_unit_has_one_slope_a_channel_and_the_paper_size_is_known():
+    module = vnet.VNet(
+        (8, 16, 32, 64, 128), (2, 2, 3, 3, 3), (3, 3, 2, 1), 5, "group", 8, "float32"
+    )
+    shapes = jax.eval_shape(
+        lambda: module.init(jax.random.key(0), jnp.zeros((1, 16, 16, 16)))["params"]
+    )
+    units = {name: unit for name, unit in shapes.items() if name != "head"}
+    assert len(units) == 13 + 4 + 9 + 4  # down, halvings, up, doublings
+    for unit in units.values():
+        assert unit["slope"].shape == unit["kernel"].shape[-1:]
+    convolutions = [u["kernel"].shape[3:] for u in units.values() if len(u["kernel"]) == 5]
+    down = [(1, 8), (8, 8), *2 * [(16, 16)], *3 * [(32, 32)], *3 * [(64, 64)], *3 * [(128, 128)]]
+    up = [(128, 64), *2 * [(64, 64)], (64, 32), *2 * [(32, 32)], (32, 16), (16, 16), (16, 8)]
+    assert sorted(convolutions) == sorted(down + up)
+
+
+def test_a_slope_acts_on_its_own_channel_below_zero():
+    unit = vnet.Unit(vnet.halve, 2, 2, "none", 1, jnp.float32)
+    x = jnp.array([1.0, -2.0]).reshape(2, 1, 1, 1, 1) * jnp.ones((2, 2, 2, 2, 1))
+    params = {
+        "kernel": jnp.full((2, 2, 2, 1, 2), 0.125) * jnp.array([1, -1]),
+        "bias": jnp.array([0.0, 0.5]),
+        "slope": jnp.array([0.1, 0.5]),
+    }
+    y = unit.apply({"params": params}, x, True)
+    np.testing.assert_allclose(y.reshape(2, 2), [[1.0, -0.25], [-0.2, 2.5]], rtol=1e-6)
+
+
+def test_a_stage_adds_its_input_to_its_last_convolution():
+    """With all kernels zero, only the additions are left: the skull reaches every channel."""
+    module = vnet.VNet((2,), (3,), (), 3, "none", 1, jnp.float32)
+    skull = _arrays((1, SIZE, SIZE, SIZE))[0]
+    params = module.init(jax.random.key(0), skull)["params"]
+    kernels = jax.tree.map(jnp.zeros_like, {k: v for k, v in params.items() if k != "head"})
+    units = {k: {**v, "slope": jnp.array([1.0, 0.0])} for k, v in kernels.items()}
+    head = {"kernel": jnp.array([[2.0], [3.0]]), "bias": jnp.array([0.5])}
+    logits, bottleneck = module.apply({"params": {**units, "head": head}}, skull)
+    np.testing.assert_allclose(logits, 2 * skull + 3 * jnp.maximum(skull, 0) + 0.5, rtol=1e-5)
+    expected = [[skull.mean(), jnp.maximum(skull, 0).mean()]]
+    np.testing.assert_allclose(bottleneck, expected, rtol=1e-5)
+
+
+def test_on_the_way_up_the_doubled_grid_is_added(pairs):
+    """With zero kernels but the doubling's, the coarse stage's values reach the head."""
+    module = vnet.VNet((1, 1), (1, 1), (1,), 3, "none", 1, jnp.float32)
+    skull = jnp.asarray(pairs[:1, ..., 0], jnp.float32)
+    params = module.init(jax.random.key(0), skull)["params"]
+    params = jax.tree.map(jnp.zeros_like, params)
+    for name, unit in params.items():
+        if name != "head" and unit["kernel"].shape[0] == 2:
+            unit["kernel"] = jnp.full((2, 2, 2, 1, 1), 0.125 if name < "Unit_3" else 1.0)
+    params["head"]["kernel"] = jnp.ones((1, 1))
+    logits, _ = module.apply({"params": params}, skull)
+    blocks = skull.reshape(1, 4, 2, 4, 2, 4, 2).mean((2, 4, 6))
+    expected = blocks.repeat(2, 1).repeat(2, 2).repeat(2, 3)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+def test_predictions_are_probabilities_and_features_the_bottleneck(norm, pairs):
+    model, state = _start(norm=norm)
+    before = state.nets["vnet"].stats
+    state, metrics = _run(model, state, pairs, updates=2)
+    assert (norm == "batch") == bool(jax.tree.leaves(before))
+    assert set(metrics) == {"loss", "dice", "vnet_update_norm"} and state.step == 2
+    assert all(np.isfinite(value) for value in metrics.values())
+    made = model.predict(state, pairs[..., 0])
+    assert made.shape == (4, SIZE, SIZE, SIZE) and made.dtype == jnp.float32
+    assert made.min() >= 0 and made.max() <= 1
+    alone = model.predict(state, pairs[1:2, ..., 0])
+    np.testing.assert_allclose(made[1:2], alone, rtol=1e-4, atol=1e-5)
+    seen = model.features(state, pairs)
+    assert seen.shape == (4, 8) and seen.dtype == jnp.float32
+    blind = pairs.copy()
+    blind[..., 1] = False
+    np.testing.assert_array_equal(seen, model.features(state, blind))  # the skull alone
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_two_devices_with_half_a_batch_equal_one(norm, pairs):
+    results = []
+    for devices in (1, 2):
+        model, state = _start(norm=norm, augment=True, learning_rate=1e-3)
+        state, metrics = _run(model, state, pairs, devices, updates=2)
+        net = state.nets["vnet"]
+        results.append((net.params, net.stats, metrics))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=5e-3, atol=5e-4)
+
+
+def test_augmentation_is_drawn_anew_at_every_step(pairs):
+    seen = {}
+    for augment in (False, True):
+        model, state = _start(augment=augment, learning_rate=0.0)
+        first, one = _run(model, state, pairs)
+        _, two = _run(model, first, pairs)
+        seen[augment] = float(one["loss"]), float(two["loss"])
+    assert seen[False][0] == seen[False][1]
+    assert len({*seen[True], *seen[False]}) == 3
+
+
+def test_the_rate_decays_to_nothing(pairs):
+    model, state = _start(decay_steps=3)
+    state, _ = _run(model, state, pairs, updates=3)
+    before = jax.tree.map(np.asarray, state.nets["vnet"].params)
+    state, _ = _run(model, state, pairs)
+    for a, b in zip(*map(jax.tree.leaves, (before, state.nets["vnet"].params)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_two_pairs_are_learnt_by_heart(pairs):
+    model, state = _start(widths=(8, 16), groups=4)
+    state, first = _run(model, state, pairs[:2])
+    state, last = _run(model, state, pairs[:2], updates=80)
+    assert first["dice"] < 0.5 and last["dice"] > 0.9 and last["loss"] < 0.2
+    made = np.asarray(model.predict(state, pairs[:2, ..., 0])) >= 0.5
+    target = pairs[:2, ..., 1]
+    assert 2 * (made & target).sum() / (made.sum() + target.sum()) > 0.9
+
+
+def test_bfloat16_is_near_float32(pairs):
+    seen = {}
+    for precision in ("float32", "bfloat16"):
+        model, state = _start(precision=precision)
+        _, seen[precision] = _run(model, state, pairs)
+    assert seen["float32"]["loss"] != seen["bfloat16"]["loss"]
+    np.testing.assert_allclose(seen["float32"]["loss"], seen["bfloat16"]["loss"], rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"down": (1, 1, 1)}, "widths .* need as many entries of `down`"),
+        ({"up": (0,)}, "each 1 or more"),
+        ({"kernel": 4}, r"segment\.model\.kernel is 4"),
+        ({"groups": 3}, r"segment\.model\.groups is 3"),
+        ({"norm": "layer"}, r"segment\.model\.norm is 'layer'"),
+        ({"resolution": 7}, "cannot be halved"),
+    ],
+)
+def test_mistakes_are_named(fields, message):
+    with pytest.raises(UserError, match=message):
+        _start(**fields)

@@ -1,0 +1,264 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from skullgen.networks import conv
+
+LAYOUT = ("NXYZC", "XYZIO", "NXYZC")
+IMPLS = ("matmul", "lax")
+# (fine sides, C, O): every matmul form (products and patches, narrow and few), unequal sides.
+SHAPES = [((16, 16, 16), 2, 3), ((8, 8, 8), 8, 12), ((4, 8, 6), 3, 4), ((2, 2, 4), 9, 20)]
+
+
+def plain_conv(x, w):
+    return lax.conv_general_dilated(x, w, (2, 2, 2), ((1, 1),) * 3, dimension_numbers=LAYOUT)
+
+
+def plain_same(x, w):
+    return lax.conv_general_dilated(x, w, (1, 1, 1), "SAME", dimension_numbers=LAYOUT)
+
+
+def plain_transpose(g, w):
+    return lax.conv_transpose(
+        g, w, (2, 2, 2), "SAME", dimension_numbers=LAYOUT, transpose_kernel=True
+    )
+
+
+def normal(*shapes, seed=0):
+    draw = np.random.default_rng(seed)
+    return [jnp.asarray(draw.normal(size=s), jnp.float32) for s in shapes]
+
+
+def arrays(sides, c, o):
+    coarse = [s // 2 for s in sides]
+    return normal((2, *sides, c), (4, 4, 4, c, o), (2, *coarse, o))
+
+
+def close(a, b, rel=1e-4):
+    for got, want in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+        assert got.shape == want.shape
+        assert np.abs(got - want).max() <= rel * np.abs(want).max()
+
+
+def test_shapes_cover_both_matmul_forms():
+    forms = {conv._patches_win([s // 2 for s in sides]) for sides, _, _ in SHAPES}
+    assert forms == {True, False}
+
+
+def test_conv_by_hand():
+    x = jnp.zeros((1, 4, 4, 4, 1)).at[0, 1, 2, 3, 0].set(1.0)
+    w = jnp.arange(64.0).reshape(4, 4, 4, 1, 1)
+    # Output voxel m reads inputs 2m - 1 .. 2m + 2, so input i meets tap i - 2m + 1.
+    want = np.zeros((2, 2, 2))
+    for m in np.ndindex(2, 2, 2):
+        tap = [i - 2 * k + 1 for i, k in zip((1, 2, 3), m, strict=True)]
+        if all(0 <= t < 4 for t in tap):
+            want[m] = w[tap[0], tap[1], tap[2], 0, 0]
+    for impl in IMPLS:
+        np.testing.assert_array_equal(conv.conv(x, w, impl)[0, ..., 0], want)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(("sides", "c", "o"), SHAPES)
+def test_value_and_gradients_equal_plain_lax(sides, c, o, impl):
+    x, w, g = arrays(sides, c, o)
+    y, pull = jax.vjp(functools.partial(conv.conv, impl=impl), x, w)
+    want, plain_pull = jax.vjp(plain_conv, x, w)
+    close(y, want)
+    close(pull(g), plain_pull(g))
+    t, pull = jax.vjp(functools.partial(conv.conv_transpose, impl=impl), g, w)
+    want, plain_pull = jax.vjp(plain_transpose, g, w)
+    close(t, want)
+    close(pull(x), plain_pull(x))
+
+
+@pytest.mark.parametrize(("sides", "c", "o"), SHAPES)
+def test_one_sample_at_a_time_gives_the_same(sides, c, o, monkeypatch):
+    x, w, g = arrays(sides, c, o)
+    monkeypatch.setattr(conv, "_CHUNK", 1)
+    assert conv._samples(len(x), 1) == 1
+    matmul = functools.partial(conv.conv, impl="matmul")
+    close(jax.vjp(matmul, x, w)[1](g), jax.vjp(plain_conv, x, w)[1](g))
+    close(matmul(x, w), plain_conv(x, w))
+
+
+def test_samples_at_a_time_divide_the_batch():
+    # 6 samples of a quarter of the chunk: 4 fit, 3 divide.
+    assert conv._samples(6, conv._CHUNK // 4) == 3
+    assert conv._samples(6, 10 * conv._CHUNK) == 1
+    assert conv._samples(7, 1) == 7
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(("sides", "c", "o"), SHAPES)
+def test_three_contractions_of_one_form(sides, c, o, impl):
+    x, w, g = arrays(sides, c, o)
+    y = conv.conv(x, w, impl)
+    # Scaled by the norms: the form itself may cancel.
+    scale = jnp.linalg.norm(y) * jnp.linalg.norm(g)
+    form = jnp.vdot(y, g)
+    assert abs(jnp.vdot(x, conv.conv_transpose(g, w, impl)) - form) <= 1e-6 * scale
+    assert abs(jnp.vdot(w, conv.weight_gradient(x, g, impl)) - form) <= 1e-6 * scale
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("side", [1, 2, 3, 5])
+def test_same_equals_plain_lax(side, impl):
+    x, w, g = normal((2, side, side, side + 1, 3), (4, 4, 4, 3, 5), (2, side, side, side + 1, 5))
+
+    def second(f):
+        def squares(x, w):
+            dx, dw = jax.vjp(f, x, w)[1](jnp.tanh(g) * f(x, w))
+            return (dx**2).sum() + (dw**2).sum()
+
+        return jax.grad(squares, (0, 1))(x, w)
+
+    ours = functools.partial(conv.conv_same, impl=impl)
+    close(ours(x, w), plain_same(x, w))
+    close(jax.vjp(ours, x, w)[1](g), jax.vjp(plain_same, x, w)[1](g))
+    close(second(ours), second(plain_same))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("kernel", [2, 3, 5])
+def test_same_of_any_kernel_equals_plain_lax(kernel, impl):
+    x, w, g = normal((2, 6, 4, 8, 3), (kernel,) * 3 + (3, 5), (2, 6, 4, 8, 5))
+    ours = functools.partial(conv.conv_same, impl=impl)
+    close(ours(x, w), plain_same(x, w))
+    close(jax.vjp(ours, x, w)[1](g), jax.vjp(plain_same, x, w)[1](g))
+
+
+@pytest.mark.parametrize("inner", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [4, 5])
+def test_every_form_of_same_gives_the_same(inner, kernel, monkeypatch):
+    monkeypatch.setattr(conv, "_form", lambda sides, sizes, c, o: (inner, conv._CHUNK))
+    x, w, g = normal((2, 2, 6, 4, 3), (kernel,) * 3 + (3, 5), (2, 2, 6, 4, 5))
+    ours = functools.partial(conv.conv_same, impl="matmul")
+    close(ours(x, w), plain_same(x, w))
+    close(jax.vjp(ours, x, w)[1](g), jax.vjp(plain_same, x, w)[1](g))
+
+
+def penalty(forward, transpose, same, weights, x):
+    """Gradient penalty of a critic that uses all three layers; `weights` one kernel a layer."""
+
+    def critic(x):
+        h = jnp.tanh(forward(x, weights[0]))
+        h = jnp.tanh(same(h, weights[1]))
+        h = jnp.tanh(transpose(h, weights[2]))
+        return jnp.tanh(forward(h, weights[0])).sum()
+
+    return (jax.grad(critic)(x) ** 2).sum()
+
+
+def penalty_arrays(sides=(8, 8, 8)):
+    x, *weights = normal((2, *sides, 2), (4, 4, 4, 2, 3), (4, 4, 4, 3, 3), (4, 4, 4, 2, 3))
+    return [0.1 * w for w in weights], x
+
+
+@pytest.mark.parametrize("sides", [(8, 8, 8), (4, 8, 12)])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradient_of_gradient_equals_plain_lax(sides, impl):
+    weights, x = penalty_arrays(sides)
+    ours = [
+        functools.partial(f, impl=impl) for f in (conv.conv, conv.conv_transpose, conv.conv_same)
+    ]
+    got = jax.jit(jax.grad(functools.partial(penalty, *ours), (0, 1)))(weights, x)
+    plain = functools.partial(penalty, plain_conv, plain_transpose, plain_same)
+    close(got, jax.jit(jax.grad(plain, (0, 1)))(weights, x))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_bfloat16_is_close_to_float32(impl):
+    x, w, g = [a.astype(jnp.bfloat16) for a in arrays((8, 8, 8), 2, 3)]
+    wide = [a.astype(jnp.float32) for a in (x, w, g)]
+    pairs = [
+        (conv.conv, (0, 1)),
+        (conv.conv_transpose, (2, 1)),
+        (conv.weight_gradient, (0, 2)),
+        (conv.conv_same, (0, 1)),
+    ]
+    for f, (i, j) in pairs:
+        got = f((x, w, g)[i], (x, w, g)[j], impl)
+        want = f(wide[i], wide[j], impl)
+        assert (got.dtype, want.dtype) == (jnp.bfloat16, jnp.float32)
+        close(got, want, rel=2**-7)
+
+
+def test_penalty_on_cpu_has_no_dilated_convolution():
+    weights, x = penalty_arrays()
+
+    def lowered(impl):
+        layers = [
+            functools.partial(f, impl=impl)
+            for f in (conv.conv, conv.conv_transpose, conv.conv_same)
+        ]
+        grad = jax.grad(functools.partial(penalty, *layers))
+        return jax.jit(grad).lower(weights, x).as_text()
+
+    assert "lhs_dilate" in lowered("lax")  # the text would show one
+    assert "dilate" not in lowered("matmul")
+    assert "convolution" not in lowered("matmul")
+
+
+def test_auto_follows_the_backend():
+    x, w, _ = arrays((4, 4, 4), 2, 3)
+    text = jax.jit(conv.conv).lower(x, w).as_text()
+    assert ("convolution" in text) == (jax.default_backend() != "cpu")
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_vmap_over_the_batch(impl):
+    weights, x = penalty_arrays()
+    layers = [
+        functools.partial(f, impl=impl) for f in (conv.conv, conv.conv_transpose, conv.conv_same)
+    ]
+    grad = jax.grad(functools.partial(penalty, *layers))
+    each = jax.vmap(lambda one: grad(weights, one[None]))(x)
+    close(jax.tree.map(lambda g: g.sum(0), each), grad(weights, x))
+
+
+@pytest.mark.parametrize("split", ["pmap", "shard_map"])
+def test_two_devices_equal_one(split):
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices")
+    weights, x = penalty_arrays()
+    grad = jax.grad(functools.partial(penalty, conv.conv, conv.conv_transpose, conv.conv_same))
+
+    def part(weights, x):
+        return lax.psum(grad(weights, x), "batch")
+
+    if split == "pmap":
+        run = jax.pmap(part, axis_name="batch", in_axes=(None, 0), out_axes=None)
+        got = run(weights, x.reshape(2, 1, *x.shape[1:]))
+    else:
+        mesh = jax.sharding.Mesh(jax.devices()[:2], ("batch",))
+        spec = jax.sharding.PartitionSpec
+        got = jax.jit(
+            jax.shard_map(
+                part,
+                mesh=mesh,
+                in_specs=(spec(), spec("batch")),
+                out_specs=spec(),
+                check_vma=False,
+            )
+        )(weights, x)
+    close(got, grad(weights, x))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    x, w, g = arrays((4, 4, 4), 2, 3)
+    with pytest.raises(ValueError, match="even"):
+        conv.conv(x[:, 1:], w)
+    with pytest.raises(ValueError, match="kernel"):
+        conv.conv(x, w[1:])
+    with pytest.raises(ValueError, match="kernel"):
+        conv.conv_transpose(g, w[..., 1:])
+    with pytest.raises(ValueError, match="do not fit"):
+        conv.weight_gradient(x, g[:, 1:])
+    with pytest.raises(KeyError):
+        conv.conv(x, w, "cudnn")

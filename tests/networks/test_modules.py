@@ -1,0 +1,132 @@
+"""Shapes, norms and heads of section 4.2's networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skullgen.networks import modules
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def x():
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.normal(3, 2, (4, 2, 4, 2, 8)), jnp.float32)
+
+
+def _apply(norm, x, train=True):
+    module = modules.Norm(norm, groups=4)
+    variables = module.init(KEY, x, False)
+    return module.apply(variables, x, train)
+
+
+@pytest.mark.parametrize(
+    ("norm", "axes"),
+    [("layer", (1, 2, 3, 4)), ("channel", (4,))],
+)
+def test_norm_equals_its_definition(norm, axes, x):
+    expected = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(_apply(norm, x), expected, atol=1e-4)
+
+
+def test_group_norm_equals_its_definition(x):
+    grouped = x.reshape(4, 2, 4, 2, 4, 2)
+    axes = (1, 2, 3, 5)
+    expected = grouped - grouped.mean(axes, keepdims=True)
+    expected = expected / np.sqrt(grouped.var(axes, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(_apply("group", x), expected.reshape(x.shape), atol=1e-4)
+
+
+def test_batch_norm_trains_on_the_batch_and_samples_by_running_averages(x):
+    module = modules.Norm("batch", momentum=0.75)
+    variables = module.init(KEY, x, False)
+    train = jax.vmap(
+        lambda part: module.apply(variables, part, mutable=["stats"]), axis_name=modules.AXIS
+    )
+    # Two devices with half a batch each: the moments are of the whole batch.
+    halves = x.reshape(2, 2, *x.shape[1:])
+    y, new = train(halves)
+    axes = (0, 1, 2, 3)
+    expected = (x - x.mean(axes)) / np.sqrt(x.var(axes) + 1e-5)
+    np.testing.assert_allclose(y.reshape(x.shape), expected, atol=1e-4)
+    mean, square = new["stats"]["moments"]
+    np.testing.assert_allclose(mean[0], 0.25 * x.mean(axes), rtol=1e-5)
+    np.testing.assert_allclose(square[0], 0.75 + 0.25 * (x**2).mean(axes), rtol=1e-5)
+    running = {"params": variables["params"], "stats": {"moments": (mean[0], square[0])}}
+    alone = module.apply(running, x[:1], False)
+    together = module.apply(running, x, False)
+    np.testing.assert_array_equal(alone[0], together[0])
+
+
+def test_critic_does_not_mix_samples():
+    critic = modules.Critic((4, 8))
+    x = jax.random.normal(KEY, (3, 8, 8, 8, 2))
+    params = critic.init(KEY, x)
+    jacobian = jax.jacobian(lambda x: critic.apply(params, x))(x)
+    cross = np.abs(jacobian).sum(axis=(2, 3, 4, 5))
+    assert np.all(cross[~np.eye(3, dtype=bool)] == 0)
+    assert np.all(np.diag(cross) > 0)
+
+
+@pytest.mark.parametrize("head", ["independent", "exclusive"])
+def test_generator_starts_near_the_occupancy(head):
+    generator = modules.Generator(8, (8, 8), norm="group", head=head, occupancy=(0.1, 0.02))
+    z = jnp.zeros((2, 5))
+    logits = generator.apply(generator.init(KEY, z), z)
+    assert logits.shape == (2, 8, 8, 8, modules.HEADS[head])
+    p = modules.probabilities(logits)
+    np.testing.assert_allclose(p.mean((0, 1, 2, 3)), (0.1, 0.02), rtol=1e-3)
+
+
+def test_linear_head_starts_at_the_occupancy_itself_and_is_binarised_channel_by_channel():
+    generator = modules.Generator(8, (8, 8), norm="group", head="linear", occupancy=(0.1, 0.02))
+    z = jnp.zeros((2, 5))
+    output = generator.apply(generator.init(KEY, z), z)
+    assert output.shape == (2, 8, 8, 8, 2)
+    # Quiet too, where z is not 0: noise of logits is hidden by a sigmoid, this would not be.
+    output = generator.apply(generator.init(KEY, z), jax.random.normal(KEY, (2, 5)))
+    np.testing.assert_allclose(output.mean((0, 1, 2, 3)), (0.1, 0.02), atol=0.05)
+    assert output.std() < 0.2
+    both = jnp.array([[0.6, 0.7], [0.3, 0.4]])
+    np.testing.assert_array_equal(modules.binarise(both, "linear"), [[True, True], [False, False]])
+
+
+def test_exclusive_channels_never_overlap():
+    p = modules.probabilities(jax.random.normal(KEY, (1000, 3)) * 3)
+    assert np.all(p.sum(-1) <= 1 + 1e-6)
+    pair = modules.binarise(p, "exclusive")
+    assert not np.any(pair[:, 0] & pair[:, 1])
+    np.testing.assert_array_equal(pair.any(-1), p.sum(-1) >= 0.5)
+    by_hand = jnp.array([[0.3, 0.3], [0.2, 0.4], [0.4, 0.0], [0.6, 0.1]])
+    expected = [[True, False], [False, True], [False, False], [True, False]]
+    np.testing.assert_array_equal(modules.binarise(by_hand, "exclusive"), expected)
+    expected = [[False, False], [False, False], [False, False], [True, False]]
+    np.testing.assert_array_equal(modules.binarise(by_hand, "independent"), expected)
+
+
+def test_widths_must_divide_the_resolution():
+    with pytest.raises(ValueError, match=r"resolution 12 .* 3 times.*widths"):
+        modules.coarsest(12, (8, 8, 8))
+
+
+def test_encoder_pools():
+    x = jax.random.normal(KEY, (2, 8, 8, 8, 2))
+    for pool, inputs in (("average", 8), ("flatten", 8 * 8)):
+        encoder = modules.Encoder(3, (8, 8), groups=4, pool=pool)
+        params = encoder.init(KEY, x)
+        assert params["params"]["mean"]["kernel"].shape == (inputs, 3)
+        mean, log_variance = encoder.apply(params, x)
+        assert mean.shape == log_variance.shape == (2, 3)
+
+
+def test_bfloat16_is_near_float32():
+    z = jax.random.normal(KEY, (2, 5))
+    wide = modules.Generator(8, (8, 8), norm="group")
+    narrow = modules.Generator(8, (8, 8), norm="group", dtype=jnp.bfloat16)
+    params = wide.init(KEY, z)
+    a, b = wide.apply(params, z), narrow.apply(params, z)
+    assert b.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, atol=0.1)
+    assert not np.array_equal(a, b)

@@ -1,0 +1,141 @@
+"""Data cards: what they say of a store whose numbers are known, and that no text breaks them."""
+
+import re
+
+import numpy as np
+import pytest
+import yaml
+import zarr
+
+from skullgen.data import store
+from skullgen.report import card
+from skullgen.training import logs
+
+MODEL = {"model_name": "vae", "model": {"latent": 8}, "step": 70, "weights": "ab" * 32}
+RECIPE = {**MODEL, "generate": {"seed": 3, "first": 40}, "device": "cpu"}
+
+
+def _store(path, licence="Apache-2.0", names=(), trained_on=None):
+    """Five pairs of 8^3 voxels of 10 mm (1 ml each) whose defects have 0, 1, 2, 3 and 4 voxels."""
+    attributes = {
+        "recipe": RECIPE,
+        "voxel_mm": 10.0,
+        "kinds": [],
+        "names": list(names),
+        "licence": f"as of the pairs that it was trained on: {licence}",
+        "trained_on": trained_on or {"source": "phantom", "pairs": 30, "skulls": 6},
+    }
+    store.create(path, count=5, size=8, shard=5, attributes=attributes)
+    pairs = np.zeros((5, 8, 8, 8, 2), bool)
+    pairs[:, 5, ..., 0] = True
+    for number in range(5):
+        pairs[number, 0, 0, :number, 1] = True
+    store.write(path, 0, store.pack(pairs), {"removed": np.tile([[2, 1, 0]], (5, 1))})
+    return path
+
+
+def _metrics(path, **more):
+    near = {"generated": 0.5, "held_out": None}
+    closest = [{"generated": 1, "training": 0, "name": "J. Doe", "dice": 0.75}]
+    found = {"limit": 0.7, "share_above": 0.2, "closest": closest}
+    rows = [
+        {"net": "vnet", "column": column, "metric": metric, "by": "all", "mean": mean}
+        | {"low": 0.6, "high": 0.7, "skulls": 11}
+        for column, metric, mean in (("test", "dice", 0.667), ("train", "dice", 0.9))
+    ]
+    stores = [{"path": "/home/doe/generated.zarr", "pairs": 5}]
+    return {
+        "generated": card.identity(path),
+        "quality": {
+            "compared": 5,
+            "copies": {"skull": found, "pair": {"limit": None}},
+            "skull": {"nearest_training_dice": near, "pairwise_dice": {}},
+            "defect": {"nearest_training_dice": near, "pairwise_dice": {}},
+        },
+        "verdict": {"summary": rows, "nets": {"vnet": {"stores": stores}}},
+        **more,
+    }
+
+
+def test_a_card_says_what_is_in_the_store(tmp_path):
+    path = _store(tmp_path / "generated.zarr")
+    text = card.write(path).read_text()
+    for line in (
+        "| pairs | 5, 8^3 voxels of 10 mm |",
+        r"| empty defects | 1 (20.0%) |",
+        "| defects, ml: least, quartiles, most | 1.0, 1.8, 2.5, 3.2, 4.0 |",
+        "| trained on | source phantom, pairs 30, skulls 6 |",
+        "| model | vae, update 70 |",
+        f"| weights, SHA-256 | {'ab' * 32} |",
+        "| seed; first sample | 3; 40 |",
+    ):
+        assert line in text
+    # Equation 6 took 2 of 2 + 0 + 2 voxels of a mean defect; 1 voxel of dust a skull.
+    assert "took 50.00% of the defects' voxels" in text and "1.00 of skull, 0.00 of defect" in text
+    assert "Not evaluated." in text and "not a medical device" in text and "2308.04883" in text
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["license"] == "apache-2.0" and front["size_categories"] == ["n<1K"]
+
+
+def test_pairs_that_are_left_out_are_counted_apart(tmp_path):
+    path = _store(tmp_path / "generated.zarr")
+    assert "left out" not in card.write(path).read_text()
+    (path / "leave_out.txt").write_text("0\n4\n")
+    text = card.write(path).read_text()
+    for line in (
+        "| pairs | 3, 8^3 voxels of 10 mm |",
+        r"| left out, in leave\_out.txt | 2 |",
+        "| empty defects | 0 (0.0%) |",
+        "| defects, ml: least, quartiles, most | 1.0, 1.5, 2.0, 2.5, 3.0 |",
+    ):
+        assert line.replace("\\", "") in text
+
+
+def test_nothing_that_reads_a_store_minds_its_card(tmp_path):
+    path = _store(tmp_path / "generated.zarr")
+    before = store.load(path, store.rows(path))
+    first = card.write(path).read_bytes()
+    assert card.write(path).read_bytes() == first
+    np.testing.assert_array_equal(store.load(path, store.rows(path)), before)
+    assert not store.missing(path)
+    assert zarr.open_group(path, mode="r")["pairs"].shape == (5, 8, 8, 8, 2)
+    snippet = re.search(r"```python\n(.*?)```", first.decode(), re.S)[1]
+    names = {}
+    exec(snippet.replace("generated.zarr", str(path)), names)
+    assert names["defect"].sum() == 0 and names["skull"].sum() == 64
+
+
+@pytest.mark.parametrize(
+    ("licence", "name"),
+    [("CC BY-NC-SA 4.0", "cc-by-nc-sa-4.0"), ("our ethics vote 7", "other")],
+)
+def test_the_licence_is_that_of_the_real_pairs(licence, name, tmp_path):
+    text = card.write(_store(tmp_path / "generated.zarr", licence)).read_text()
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["license"] == name and f"| licence | {licence} |" in text
+    assert ("no commercial use" in text) == (name != "other")
+    assert front.get("license_name") == (licence if name == "other" else None)
+
+
+def test_text_from_a_store_breaks_no_card(tmp_path):
+    hostile = 'x"\n---\n# y | <script>alert(1)</script> [a](b) `c`'
+    data = {"source": hostile}
+    text = card.write(_store(tmp_path / "generated.zarr", hostile, trained_on=data)).read_text()
+    assert yaml.safe_load(text.split("---\n")[1])["license_name"].startswith('x"\\n---')
+    assert "<script>" not in text.split("---\n")[2] and "\n# y" not in text
+    rows = [line for line in text.splitlines() if line.startswith(("| licence", "| trained on"))]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows) and len(rows) == 2
+
+
+def test_a_verdict_is_shown_only_on_the_pairs_that_it_is_about(tmp_path):
+    path = _store(tmp_path / "generated.zarr")
+    text = card.write(path, _metrics(path)).read_text()
+    assert "| nearest training pair: generated | 0.500 | 0.500 |" in text
+    assert "Copies: 20.0% of the generated skulls" in text and "the closest has 0.750" in text
+    assert "| vnet on 5 of generated.zarr | 0.667 [0.600, 0.700] | - | - (-) | 11 |" in text
+    assert "Doe" not in text and "/home" not in text and "0.900" not in text
+    other = {"recipe": {**RECIPE, "step": 60}, "pairs": 5}
+    assert "Not evaluated." in card.write(path, _metrics(path, generated=other)).read_text()
+    assert "Not evaluated." in card.write(path).read_text()
+    logs.write_json(tmp_path / "metrics.json", _metrics(path))
+    assert card.write(path).read_text() == text

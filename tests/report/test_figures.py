@@ -1,0 +1,269 @@
+"""Pictures: slices in the convention, whole and readable sheets, loss curves of any log."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from skullgen.core import jobs
+from skullgen.core.errors import UserError
+from skullgen.report import figures, render
+from tests.shapes import ball, blue, holed_shell, nothing
+
+
+def test_slices_follow_the_radiological_convention():
+    assert figures.ORIENTATION == {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
+    skull = nothing(16)
+    skull[15, 8, 8] = skull[8, 15, 8] = skull[8, 8, 15] = True  # right, anterior, superior
+    defect = nothing(16)
+    defect[8, 8, 8] = True
+    pictures, middle = figures.slices(skull, defect)
+    assert middle == (8, 8, 8)
+    grey = {name: (p == p[..., :1]).all(-1) & (p[..., 0] > 0) for name, p in pictures.items()}
+    right, anterior, superior = (7, 0), (0, 7), (0, 7)
+    assert {tuple(a) for a in np.argwhere(grey["axial"])} == {right, anterior}
+    assert {tuple(a) for a in np.argwhere(grey["coronal"])} == {right, superior}
+    assert {tuple(a) for a in np.argwhere(grey["sagittal"])} == {(7, 0), superior}
+    for picture in pictures.values():
+        assert blue(picture)[7, 7] and blue(picture).sum() == 1
+
+
+def test_slices_mark_overlap_and_pass_through_the_largest_part():
+    skull, defect = nothing(20), nothing(20)
+    defect[3:8, 4:7, 10:13] = True
+    defect[15, 15, 15] = True
+    skull[5, 5, 11] = True
+    pictures, middle = figures.slices(skull, defect)
+    assert middle == (5, 5, 11)
+    overlap = tuple(np.rint(np.float32(figures.OVERLAP) * 255).astype(int))
+    for picture in pictures.values():
+        assert (picture == overlap).all(-1).sum() == 1
+    assert blue(pictures["axial"]).sum() == 5 * 3 - 1
+
+
+PAIR = np.stack(holed_shell((0.6, 0.5, 0.62), 16), -1)
+ODD = {
+    "empty": np.zeros_like(PAIR),
+    "full": np.ones_like(PAIR),
+    "no defect": PAIR & [True, False],
+    "no skull": PAIR & [False, True],
+    "a voxel": np.stack([nothing(16), ball((0, 15, 0), 1, 16)], -1),
+}
+
+
+def valid(path):
+    picture = imread(path)
+    assert picture.shape[1] < 2000 and picture.shape[0] > 60
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    return (np.rint(picture[..., :3] * 255)).astype(np.uint8)
+
+
+def test_pair_sheet_shows_each_skull_without_and_with_its_defect(tmp_path):
+    path = tmp_path / "new" / "pairs.png"
+    figures.pair_sheet(path, PAIR[None], title="$a_ price", captions=["100 % \\frac{"], columns=2)
+    picture = valid(path)
+    # The one tile begins 12 pixels from the left, 52 from the top, and holds two of 256.
+    without, with_it = picture[52:308, 12:268], picture[52:308, 268:524]
+    assert not blue(without).any() and blue(with_it).sum() > 1000
+    skull, defect = PAIR[..., 0], PAIR[..., 1]
+    expected = render.render(skull, defect, render.look(render.direction(skull, defect)))
+    np.testing.assert_array_equal(with_it, expected)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "slices", "comparison"])
+def test_sheets_of_odd_pairs_are_written(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "_WIDTH", 640)
+    pairs, path = np.stack(list(ODD.values())), tmp_path / "sheet.png"
+    if kind == "pairs":
+        figures.pair_sheet(path, pairs, title="odd", columns=5)
+    elif kind == "slices":
+        figures.slice_sheet(path, pairs, title="odd")
+    else:
+        figures.comparison_sheet(path, pairs[:3], pairs[2:], title="odd")
+    assert len(np.unique(valid(path).reshape(-1, 3), axis=0)) > 20
+
+
+def test_sheets_without_pairs_are_written(tmp_path):
+    none = np.zeros((0, 16, 16, 16, 2), bool)
+    figures.pair_sheet(tmp_path / "a" / "a.png", none, title="none")
+    figures.slice_sheet(tmp_path / "b" / "b.png", none, title="none")
+    figures.comparison_sheet(tmp_path / "c" / "c.png", none, PAIR[None], title="none")
+    for name in "abc":
+        assert valid(tmp_path / name / f"{name}.png").min() < 128
+
+
+def test_comparison_draws_generated_pairs_under_the_real_ones_view(tmp_path):
+    right, left = (np.stack(holed_shell((x, 0.3, 0.4), 16), -1) for x in (0.87, -0.87))
+    path = tmp_path / "comparison.png"
+    figures.comparison_sheet(path, [right, left], [left, right], title="swapped")
+    picture = valid(path)
+    side, top, row = figures._WIDTH // 8, 52, figures._WIDTH // 8 + 26
+    for column in (12, 12 + 2 * side + 12):
+        above, below = (picture[y : y + side, column : column + 2 * side] for y in (top, top + row))
+        np.testing.assert_array_equal(above, below)
+        assert blue(above).sum() > 500
+
+
+def test_strip_shows_the_real_ends_and_each_row_from_one_side(tmp_path):
+    right, left = (np.stack(holed_shell((x, 0.3, 0.4), 16), -1) for x in (0.87, -0.87))
+    path = tmp_path / "strip.png"
+    rows = [("linear", np.stack([right, ODD["empty"], right])), ("a", np.stack([left, right]))]
+    figures.strip(path, rows, title="ways", ends=np.stack([right, right]))
+    picture, side = valid(path), 256
+    upper = [picture[52 : 52 + 2 * side, 12 + n * (side + 12) :][:, :side] for n in range(5)]
+    for tile in (upper[1], upper[3], upper[4]):
+        np.testing.assert_array_equal(tile, upper[0])
+    assert (upper[2] == 255).all()
+    assert blue(upper[0][side:]).sum() > 500 and not blue(upper[0][:side]).any()
+    top = 52 + 2 * side + 26
+    lower = [picture[top : top + 2 * side, 12 + n * (side + 12) :][:, :side] for n in range(5)]
+    np.testing.assert_array_equal(lower[0], upper[0])
+    np.testing.assert_array_equal(lower[3], upper[0])
+    assert blue(lower[1]).sum() < blue(upper[0]).sum() / 3  # a defect behind
+    assert (lower[4] == 255).all()  # no fifth pair
+
+
+def test_strips_of_many_steps_stay_narrow(tmp_path):
+    figures.strip(tmp_path / "strip.png", [("", np.stack([ODD["a voxel"]] * 11))], title="long")
+    valid(tmp_path / "strip.png")
+
+
+def test_segmentation_sheet_colours_each_nets_voxels(tmp_path):
+    skull, truth = holed_shell((0.6, 0.5, 0.62), 16)
+    planes, _ = figures._planes(truth)
+    plane = max(planes.values(), key=lambda plane: truth[plane].sum())
+    shifted = np.roll(truth, 1, 0)
+    nets = {"$good_": truth, "shifted": shifted, "empty": truth & False}
+    path = tmp_path / "seg.png"
+    figures.segmentation_sheet(path, skull, truth, nets, title="a case")
+    picture, side = valid(path), 320
+
+    def voxels(row, column):
+        top, left = 52 + row * (2 * side + 26) + side, 12 + column * (side + 12)
+        tile = picture[top : top + side, left : left + side][10::20, 10::20]
+        colours = np.rint(np.float32(figures._KINDS) * 255)
+        return [int((tile == colour).all(-1).sum()) for colour in colours[2:]]
+
+    whole, hit = int(truth[plane].sum()), int((truth & shifted)[plane].sum())
+    assert 0 < hit < whole
+    assert voxels(0, 0) == [0, 0, 0]  # the defective skull
+    assert voxels(0, 1) == voxels(0, 2) == [whole, 0, 0]
+    assert voxels(0, 3) == [hit, int((shifted & ~truth)[plane].sum()), whole - hit]
+    assert voxels(1, 0) == [0, 0, whole]
+    views = [picture[52 : 52 + side, 12 + n * (side + 12) :][:, :side] for n in range(3)]
+    assert not blue(views[0]).any() and blue(views[1]).sum() > 1000
+    np.testing.assert_array_equal(views[1], views[2])
+
+
+def test_segmentation_captions_give_the_dice(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "_sheet", lambda path, rows, **_: kept.extend(rows))
+    skull, truth = holed_shell((0.6, 0.5, 0.62), 16)
+    half = truth.copy()
+    half.reshape(-1)[np.flatnonzero(truth)[: truth.sum() // 2]] = False
+    nets = {"all": truth, "half": half, "none": nothing(16)}
+    figures.segmentation_sheet(tmp_path, skull, truth, nets, title="t")
+    expected = 2 * half.sum() / (half.sum() + truth.sum())
+    assert [caption for row in kept for _, caption, _ in row] == [
+        "defective skull",
+        "true implant",
+        "all: Dice 1.000",
+        f"half: Dice {expected:.3f}",
+        "none: Dice 0.000",
+    ]
+
+
+def a_map(title, counts):
+    rng = np.random.default_rng(0)
+    points = [
+        {"x": x, "y": y, "group": group, "case": "c"}
+        for group, count in counts.items()
+        for x, y in rng.normal(size=(count, 2)).tolist()
+    ]
+    return {"title": title, "points": points}
+
+
+def test_map_sheet_has_a_panel_a_map_and_a_colour_a_group(tmp_path, monkeypatch):
+    kept, save = [], figures._save
+    monkeypatch.setattr(figures, "_save", lambda *a: (kept.append(a[1]), save(*a)))
+    counts = {"real, train": 30, "real, held out": 9, "_$made_": 21}
+    drawn = {"maps": [a_map(title, counts) for title in ("$t_", "u", "v", "w")]}
+    figures.map_sheet(tmp_path / "maps.png", drawn)
+    picture = valid(tmp_path / "maps.png")
+    assert [axes.get_title() for axes in kept[0].axes] == ["$t_", "u", "v", "w"]
+    legend = [text.get_text().strip() for text in kept[0].legends[0].get_texts()]
+    assert legend == ["real, train (30)", "real, held out (9)", "_$made_ (21)"]
+    for axes in kept[0].axes:
+        assert sum(len(line.get_xdata()) for line in axes.lines) == 60
+        looks = {(line.get_color(), line.get_marker()) for line in axes.lines}
+        assert len(looks) == 3
+    assert blue(picture).sum() > 4 * 21 * 15  # the third group is blue
+    assert (picture < 60).all(-1).sum() > 4 * 9 * 15  # the second black
+
+
+@pytest.mark.parametrize("counts", [{}, {"one": 1}, {str(n): 2 for n in range(12)}, {"many": 9000}])
+def test_maps_of_any_size_are_written(counts, tmp_path):
+    figures.map_sheet(tmp_path / "m.png", {"maps": [a_map("t", counts)] if counts else []})
+    assert valid(tmp_path / "m.png").shape[1] > 500
+
+
+def test_titles_say_what_is_left_out(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(figures, "_sheet", lambda path, rows, title, note="": titles.append(title))
+    monkeypatch.setattr(figures, "_tile", lambda *arguments: None)
+    many = np.broadcast_to(ODD["a voxel"], (49, 16, 16, 16, 2))
+    figures.pair_sheet(tmp_path, many[:48], title="t")
+    figures.pair_sheet(tmp_path, many, title="t")
+    figures.slice_sheet(tmp_path, many[:25], title="t")
+    figures.comparison_sheet(tmp_path, many[:12], many[:12], title="t")
+    figures.comparison_sheet(tmp_path, many[:3], many[:13], title="t")
+    figures.comparison_sheet(tmp_path, many[:14], many[:14], title="t")
+    assert titles == [
+        "t",
+        "t (the first 48 of 49)",
+        "t (the first 24 of 25)",
+        "t",
+        "t (3 of 3 real and of 13 generated pairs)",
+        "t (12 of 14 real and of 14 generated pairs)",
+    ]
+
+
+def test_wrong_shapes_are_the_users_mistakes(tmp_path):
+    with pytest.raises(UserError, match="N, D, D, D, 2"):
+        figures.pair_sheet(tmp_path / "x.png", PAIR[None, ..., 0], title="one channel")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):
+    path = tmp_path / "old.png"
+    path.write_bytes(b"old")
+
+    class Figure:
+        dpi = 100
+
+        def savefig(self, file, **_):
+            file.write(bytes(2**20))
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(jobs.os, "fsync", full)
+    with pytest.raises(UserError, match=r"old\.png: no room left on its disk: up to 1 MB"):
+        figures._save(path, Figure())
+    assert [p.name for p in tmp_path.iterdir()] == ["old.png"] and path.read_bytes() == b"old"
+
+
+def test_neither_jax_nor_pyplot_is_imported(tmp_path):
+    code = (
+        "import json, sys, numpy as np; from skullgen import figures;"
+        "before = 'matplotlib' in sys.modules;"
+        "figures.pair_sheet(sys.argv[1], np.zeros((1, 16, 16, 16, 2), bool), title='t');"
+        "print(json.dumps([before, 'jax' in sys.modules, 'matplotlib.pyplot' in sys.modules]))"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "t.png"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [False, False, False]

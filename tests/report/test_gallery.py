@@ -1,0 +1,224 @@
+"""The pages to leaf through stores, clicked through in a browser; which pairs lie nearest."""
+
+import base64
+import io
+import json
+import zlib
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from skullgen.core.errors import UserError
+from skullgen.data import store
+from skullgen.evaluation import metrics
+from skullgen.report import gallery, page
+from tests import browser
+from tests.shapes import blue, holed_shell
+
+HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>$&{{plotly}}"
+SIZE = 16
+WAYS = [(0, 0.6, 0.8), (0.8, 0, 0.6), (-0.8, 0.6, 0), (0, -0.8, 0.6), (0.6, 0.8, 0), (0, 0, 1)]
+SPLITS, KINDS, SKULLS = [0, 0, 0, 1, 2, 0], [0, 1, 0, 1, 0, 1], [0, 0, 1, 2, 3, 1]
+NAMES = ["a", HOSTILE, "b", "c"]
+
+
+def _store(path, ways, size=SIZE, **columns):
+    pairs = np.stack([np.stack(holed_shell(way, size), axis=-1) for way in ways])
+    attributes = {"voxel_mm": 204.8 / size, "kinds": ["bilateral", HOSTILE], "recipe": {}}
+    attributes |= {"names": NAMES if columns else [], "licence": ""}
+    store.create(path, count=len(ways), size=size, shard=4, attributes=attributes)
+    for at in range(0, len(ways), 4):
+        part = {name: np.array(values[at : at + 4]) for name, values in columns.items()}
+        store.write(path, at, store.pack(pairs[at : at + 4]), part)
+    return pairs
+
+
+def _work(folder):
+    folder.mkdir()
+    real = _store(folder / "real.zarr", WAYS, split=SPLITS, kind=KINDS, skull=SKULLS)
+    made = _store(folder / "generated.zarr", [WAYS[3], WAYS[1]])
+    return real, made
+
+
+def _run(folder, pairs=2000, stores=""):
+    gallery.run(ConfigDict({"gallery": {"pairs": pairs, "stores": stores}}), folder)
+    return folder / "gallery"
+
+
+def _data(file):
+    text = file.read_text()
+    start = text.index('id="data">') + len('id="data">')
+    return json.loads(text[start : text.index("</script>", start)])
+
+
+def test_a_browser_leafs_filters_sorts_and_marks_offline(tmp_path):
+    _work(tmp_path / "run")
+    (tmp_path / "run" / "real.zarr" / "leave_out.txt").write_text("4\n")
+    index = _run(tmp_path / "run") / "real" / "index.html"
+    with browser.chromium() as chromium, browser.opened(chromium, index) as opened:
+        shown, complaints, requests = opened
+
+        def tiles():
+            return shown.locator("#tiles span").all_text_contents()
+
+        def at(row):
+            shown.wait_for_selector(f"body[data-drawn='{row}']")
+            assert shown.locator("h2").inner_text() == f"Pair {row}"
+            assert shown.url.endswith(f"#{row}")
+
+        def marked():
+            return shown.get_by_label("Indexes to leave out").input_value()
+
+        at(0)
+        assert tiles() == ["0", "1", "2", "3", "4", "5"] and marked() == "4"
+        assert shown.locator("#tiles .out").all_text_contents() == ["4"]
+        shown.wait_for_timeout(300)
+        bone, defect = _seen(shown)
+        assert bone > 2000 and defect > 500
+        shown.locator("#opacity").fill("0")
+        shown.wait_for_timeout(300)
+        assert _seen(shown)[0] < bone / 10
+        shown.locator("#opacity").fill("0.6")
+        assert _blue_slices(shown) > 100
+        shown.get_by_label("axial", exact=True).fill("0")  # the frame's floor, where nothing is
+        shown.wait_for_timeout(300)
+        dark = Image.open(io.BytesIO(shown.locator("#slices .plot").first.screenshot()))
+        assert not blue(np.asarray(dark.convert("RGB"))).any()
+        shown.locator("h2").click()
+        shown.keyboard.press("ArrowRight")
+        at(1)
+        shown.keyboard.press("x")
+        assert marked() == "1\n4" and shown.get_by_label("leave out x").is_checked()
+        shown.get_by_role("button", name="Next").click()
+        at(2)
+        shown.keyboard.press("ArrowLeft")
+        at(1)
+        shown.get_by_label("Split").select_option("train")
+        assert tiles() == ["0", "1", "2", "5"]
+        assert "4 of 6 pairs" in shown.get_by_role("status").first.inner_text()
+        shown.get_by_label("Kind").select_option(HOSTILE)
+        assert tiles() == ["1", "5"]
+        shown.locator("#skull").select_option(HOSTILE)
+        assert tiles() == ["5"]
+        at(5)
+        shown.get_by_role("button", name="Leave out all of these").click()
+        assert marked() == "1\n4\n5"
+        for name in ("split", "kind", "skull"):
+            shown.locator(f"#{name}").select_option("any")
+        volumes = {pair["row"]: pair["defect"] for pair in _data(index)["pairs"]}
+        order = sorted(volumes, key=lambda row: (-volumes[row], row))
+        shown.get_by_label("Sort by").select_option("size of the defect")
+        shown.get_by_label("Order").select_option("largest first")
+        assert tiles() == list(map(str, order))
+        shown.get_by_label("Smallest volume").fill(str(volumes[order[1]]))
+        assert set(tiles()) == {str(r) for r in order if volumes[r] >= volumes[order[1]]}
+        shown.get_by_label("Smallest volume").fill("")
+        shown.get_by_label("Sort by").select_option("nearest training pair's Dice")
+        near = {pair["row"]: pair["near"]["pair"][0] for pair in _data(index)["pairs"]}
+        assert tiles() == [str(r) for r in sorted(near, key=lambda row: (-near[row], row))]
+        shown.get_by_label("only those that are left out").check()
+        assert sorted(tiles()) == ["1", "4", "5"]
+        shown.get_by_label("only those that are left out").uncheck()
+        shown.locator("#facts a").first.click()  # the nearest training skull
+        at(_data(index)["pairs"][int(shown.url.rpartition("#")[2])]["row"])
+        shown.get_by_role("button", name="Copy").click()
+        assert "copied" in shown.locator("#said").inner_text()
+        shown.reload()
+        shown.wait_for_selector("body[data-drawn]")
+        assert marked() == "1\n4\n5"  # a list of an hour is not lost with the window
+        assert shown.locator("#where").inner_text() == str(tmp_path / "run/real.zarr/leave_out.txt")
+        (tmp_path / "run/real.zarr/leave_out.txt").write_text(marked())
+        assert shown.locator("main img, aside img").count() == 0  # of no name
+        assert complaints == []
+        assert {one.partition("#")[0].rpartition("/")[0] for one in requests} == {
+            index.parent.as_uri()
+        }
+    assert store.rows(tmp_path / "run" / "real.zarr").tolist() == [0, 2, 3]
+    assert [p["row"] for p in _data(_run(tmp_path / "run") / "real" / "index.html")["pairs"]] == [
+        *range(6)
+    ]
+
+
+def _seen(shown):
+    """Pixels of bone and of defect in the 3-D view."""
+    picture = Image.open(io.BytesIO(shown.locator("#turned").screenshot())).convert("RGB")
+    red, _, other = np.moveaxis(np.asarray(picture, int), -1, 0)
+    return int(((red > other + 8) & (red < 240)).sum()), int((other > red + 60).sum())
+
+
+def _blue_slices(shown):
+    picture = Image.open(io.BytesIO(shown.locator("#slices").screenshot())).convert("RGB")
+    return int(blue(np.asarray(picture)).sum())
+
+
+def test_files_hold_the_pairs_and_the_nearest_of_another_skull(tmp_path):
+    real, made = _work(tmp_path / "run")
+    pages = _run(tmp_path / "run")
+    for name, pairs in (("real", real), ("generated", made)):
+        script = (pages / name / "pairs-000.js").read_text()
+        held = json.loads(script.removeprefix('bits("000",').removesuffix(")"))
+        bits = [np.frombuffer(zlib.decompress(base64.b64decode(one)), np.uint8) for one in held]
+        np.testing.assert_array_equal(store.unpack(np.stack(bits), SIZE), pairs)
+    data = _data(pages / "real" / "index.html")
+    train = [row for row in range(6) if SPLITS[row] == 0]
+    for pair in data["pairs"]:
+        row = pair["row"]
+        others = [t for t in train if SKULLS[t] != SKULLS[row]]
+        dices = {t: metrics.dice(real[row], real[t]) for t in others}
+        assert pair["near"]["pair"][0] == pytest.approx(max(dices.values()), abs=1e-4)
+        assert dices[pair["near"]["pair"][1]] == max(dices.values())
+        assert pair["near"]["skull"][0] == 1  # one shell, cut in six ways
+        assert pair["defect"] == pytest.approx(real[row, ..., 1].sum() * 12.8**3 / 1000, abs=1e-3)
+    data = _data(pages / "generated" / "index.html")
+    assert data["pairs"][1]["near"]["pair"] == [1, 1] and data["training"]["1"] == "a"
+    assert data["training_page"] == "../real/index.html"
+    assert HOSTILE not in (pages / "real" / "index.html").read_text()
+    assert 'href="gallery/real/index.html"' in page.write(tmp_path / "run").read_text()
+
+
+def test_what_is_drawn_is_not_drawn_again_until_it_changes(tmp_path, monkeypatch):
+    _work(tmp_path / "run")
+    monkeypatch.setattr(gallery, "CHUNK", 4)
+    monkeypatch.setattr(gallery, "COLUMNS", 2)
+    pages = _run(tmp_path / "run")
+    parts = sorted((pages / "real").glob("pairs-*"))
+    assert len(parts) == 2
+    (pages / "real" / "near-001.json").unlink()  # as if killed before
+    before = [part.stat().st_mtime_ns for part in parts]
+    _run(tmp_path / "run")
+    after = [part.stat().st_mtime_ns for part in parts]
+    assert after[0] == before[0] and after[1] > before[1]
+    (tmp_path / "run" / "real.zarr" / "leave_out.txt").write_text("0\n")  # a training pair less
+    _run(tmp_path / "run")
+    assert all(part.stat().st_mtime_ns > old for part, old in zip(parts, after, strict=True))
+    data = _data(pages / "generated" / "index.html")
+    assert all(pair["near"]["pair"][1] in (1, 2, 5) for pair in data["pairs"])
+
+
+def test_a_run_without_real_pairs_and_stores_of_others(tmp_path):
+    made = tmp_path / "run" / "generated.zarr"
+    made.parent.mkdir()
+    _store(made, WAYS)
+    data = _data(_run(made.parent, pairs=4) / "generated" / "index.html")
+    assert [p["row"] for p in data["pairs"]] == [0, 1, 2, 3] and data["all"] == 6
+    assert all(pair["near"] is None for pair in data["pairs"])
+    (tmp_path / "other").mkdir()
+    assert (_run(tmp_path / "other", stores=str(made)) / "run-generated" / "index.html").exists()
+    with pytest.raises(UserError, match="would have one page"):
+        _run(tmp_path / "other", stores=f"{made},{made}")
+    with pytest.raises(UserError, match="no store of pairs here: run `ingest`"):
+        _run(tmp_path / "none")
+
+
+def test_a_thumbnail_shows_the_defect_from_its_side():
+    for way, (axis, flip) in {(1, 0, 0): (0, 1), (0, 0, -1): (2, 1)}.items():
+        skull, defect = holed_shell(way, 32)
+        tile = gallery.thumbnail(skull, defect)
+        assert tile.shape == (32, 32, 3)
+        plane = defect.any(axis).T[::-1, ::-flip]
+        np.testing.assert_array_equal(tile[..., 2] > tile[..., 0].astype(int) + 60, plane)
+    skull, defect = (np.repeat(x, 4, 0).repeat(4, 1).repeat(4, 2) for x in holed_shell(way, 32))
+    assert gallery.thumbnail(skull, defect).shape == (64, 64, 3)
+    assert gallery.thumbnail(skull, np.zeros_like(defect)).shape == (64, 64, 3)

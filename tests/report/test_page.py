@@ -1,0 +1,275 @@
+"""The report: whole, offline, readable on a phone, and safe from what files say."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skullgen.data import store
+from skullgen.delivery import mesh
+from skullgen.report import page
+from skullgen.training import logs
+from tests import browser
+from tests.shapes import holed_shell
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)></script><script>alert(2)</script><a href='//h.st'>$&{{body}}"
+)
+NETS = ("vnet", "vnet_real", f"net {HOSTILE}")
+SECTIONS = (
+    "warnings",
+    "what-was-run",
+    "pairs-to-turn",
+    "verdict",
+    "differences-between-nets",
+    "by-kind-and-by-skull",
+    "table-1",
+    "copies",
+    "generated-pairs-in-numbers",
+    "maps",
+    "pictures",
+    "training",
+)
+
+
+def summary_row(net, metric, by, group, mean):
+    place = {"net": net, "column": "test", "metric": metric, "by": by, "group": group}
+    span = {"low": mean - 0.1, "high": mean + 0.15, "cases": 40, "skulls": 8}
+    return {**place, "mean": mean, **span, "interval": "t over skulls"}
+
+
+def written_metrics():
+    draw = np.random.default_rng(0)
+    kinds = {"all": [""], "kind": ["bilateral", HOSTILE], "skull": ["a", "b", HOSTILE]}
+    means = {"dice": 0.7, "bdsc": 0.72, "hd95_mm": 6.4, "dice_512": 0.71, "ceiling_native": 0.931}
+    summary = [
+        summary_row(net, metric, by, group, round(mean - 0.02 * k, 4))
+        for k, net in enumerate(NETS)
+        for metric, mean in means.items()
+        for by, names in kinds.items()
+        for group in names
+    ]
+    case = {"net": "vnet", "column": "test", "store": "real.zarr", "pair": 1, "skull": "a"}
+    copies = {
+        "limit": 0.85,
+        "held_out": draw.normal(0.8, 0.03, 60).tolist(),
+        "generated": draw.normal(0.84, 0.03, 90).tolist(),
+        "share_above": 0.4,
+        "closest": [{"generated": 12, "training": 8, "name": HOSTILE, "dice": 0.971}],
+    }
+    channel = {"nearest_training_dice": {"generated": 0.8123, "held_out": None}}
+    difference = summary_row("vnet", "hd95_mm", "all", "", 0.5) | {"minus": "vnet_real"}
+    trained = {
+        "stores": [{"path": HOSTILE, "split": "all", "pairs": 256}],
+        "updates": 300,
+        "seed": 0,
+    }
+    return {
+        "quality": {
+            "compared": 90,
+            "removed": {"empty_defects": 0.02, "overlap": 0.1},
+            "skull": channel,
+            "defect": channel,
+            "copies": {"compared": 90, "skull": copies, "pair": copies | {"limit": None}},
+        },
+        "verdict": {
+            "rule": "probability",
+            "threshold": 0.5,
+            "voxel_mm": 12.8,
+            "nets": {"vnet": trained, "vnet_real": {}, NETS[2]: {}},
+            "cases": [case | {"empty": True}, case | {"empty": False}],
+            "summary": summary,
+            "differences": [difference | {"low": 0.2}],
+        },
+        "warnings": ["the hinge is idle", HOSTILE],
+    }
+
+
+def filled(folder, size=16):
+    """A small work directory that holds every part, hostile names in all of them."""
+    folder.mkdir(exist_ok=True)
+    ways = [(0, 0.6, 0.8), (0.8, 0, 0.6), (-0.8, 0.6, 0), (0, -0.8, 0.6)]
+    pairs = np.stack([np.stack(holed_shell(way, size), axis=-1) for way in ways])
+    attributes = {
+        "voxel_mm": 204.8 / size,
+        "kinds": ["bilateral", HOSTILE],
+        "licence": HOSTILE,
+        "recipe": {"sources": {HOSTILE: "0123abcd"}},
+    }
+    for name, names in (("real", ["phantom_0000", HOSTILE]), ("generated", [])):
+        path = folder / f"{name}.zarr"
+        store.create(path, count=4, size=size, shard=4, attributes={**attributes, "names": names})
+        columns = {"split": [0, 0, 1, 2], "kind": [0, 1, 0, 1], "skull": [0, 0, 1, 1]}
+        known = {key: np.array(value) for key, value in columns.items()} if names else {}
+        store.write(path, 0, store.pack(pairs), known)
+    records = [
+        {"phase": f"p{k // 500}", "epoch": 0, "step": k, "loss": 1e3 / k, HOSTILE: float(k % 7)}
+        for k in range(1, 1001)
+    ]
+    records[10]["loss"] = float("nan")
+    for name in ("train", "segment-vnet"):
+        logs.append(folder / f"{name}.jsonl", records)
+    draw = np.random.default_rng(0)
+    points = [
+        {"x": x, "y": y, "group": ("real, train", HOSTILE)[k % 2], "case": f"{k} {HOSTILE}"}
+        for k, (x, y) in enumerate(draw.normal(size=(60, 2)).tolist())
+    ]
+    cells = [["real only", "0.70"], [HOSTILE, "0.71"]]
+    files = {
+        "config": {"model_name": HOSTILE, "data": {"root": HOSTILE}, "phases": [{"step": "vae"}]},
+        "versions": {"commit": "abc123", "devices": ["cpu"], "jax": "0.10"},
+        "metrics": written_metrics(),
+        "maps": {"maps": [{"title": HOSTILE, "points": points}]},
+        "table1": {"title": HOSTILE, "columns": ["row", HOSTILE], "rows": cells, "notes": ["note"]},
+    }
+    for name, value in files.items():
+        logs.write_json(folder / f"{name}.json", value)
+    (folder / "figures").mkdir(exist_ok=True)
+    Image.new("RGB", (400, 200), "#d8e4f0").save(folder / "figures" / "interpolation.png")
+    Image.new("RGB", (40, 20), "#d8e4f0").save(folder / "figures" / "a<b>.png")
+    return folder
+
+
+def test_a_browser_shows_the_whole_page_offline(tmp_path):
+    path = page.write(filled(tmp_path / "run"))
+    assert path.stat().st_size < 15e6
+    with browser.chromium() as chromium:
+        with browser.opened(chromium, path) as (shown, complaints, requests):
+            found = shown.eval_on_selector_all("main > section", "all => all.map(one => one.id)")
+            links = shown.eval_on_selector_all("nav a", "all => all.map(a => a.hash.slice(1))")
+            assert tuple(found) == tuple(links) == SECTIONS
+            assert shown.locator("main figure img").count() == 2  # the pictures, and no name's
+            assert shown.locator("main a, svg a").count() == 0
+            snap = shown.evaluate("document.querySelector('.snap').src.length")
+            assert snap > 5000  # what paper shows of the scene
+            assert shown.locator("body").inner_text().count("<img src=x") > 10
+            first = look(shown)
+            assert first[0] > 500 and first[1] > 100
+            select = shown.get_by_label("Pair").first
+            select.focus()
+            shown.keyboard.press("ArrowDown")
+            shown.wait_for_timeout(300)
+            second = look(shown)
+            assert select.input_value() == "1" and first[2] != second[2]
+            shown.get_by_label("Opacity of the skull").first.fill("0")
+            shown.wait_for_timeout(300)
+            assert look(shown)[0] < first[0] / 10
+            cases = shown.evaluate("document.querySelector('[data-kind=map]').data[0].text")
+            assert cases[0].startswith("0 &lt;img")
+            hover_first_point(shown)
+            assert "0 <img src=x" in shown.locator("[data-kind=map] .hoverlayer").text_content()
+            assert shown.pdf(format="A4")[:5] == b"%PDF-"
+            assert (complaints, requests) == ([], [path.as_uri()])
+        with browser.opened(chromium, path, 390, 844) as (shown, complaints, _):
+            wide = shown.evaluate("document.documentElement.scrollWidth")
+            assert wide == 390 and not complaints
+
+
+def look(shown):
+    """Of the first scene's picture: pixels of bone, of defect, and its bytes."""
+    scene = shown.locator(".scene .plot").first
+    scene.scroll_into_view_if_needed()
+    data = scene.screenshot()
+    red, _, blue = np.moveaxis(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int), -1, 0)
+    bone = (red > blue + 8) & (red < 240)
+    return int(bone.sum()), int((blue > red + 60).sum()), data
+
+
+def hover_first_point(shown):
+    shown.locator("[data-kind=map]").scroll_into_view_if_needed()
+    point = shown.locator("[data-kind=map] .point").first.bounding_box()
+    shown.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    shown.wait_for_selector(".hoverlayer .hovertext")
+
+
+def test_an_empty_work_directory_has_a_page_without_sections(tmp_path):
+    made = page.write(tmp_path).read_text()
+    assert "<section" not in made and '<a href="#' not in made
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html"]
+
+
+def test_absent_and_null_parts_are_left_out(tmp_path):
+    verdict = {"nets": None, "cases": None, "summary": None, "differences": None}
+    given = {"quality": {"copies": None}, "verdict": verdict, "warnings": None}
+    logs.write_json(tmp_path / "metrics.json", given)
+    assert "<section" not in page.write(tmp_path).read_text()
+    logs.write_json(tmp_path / "metrics.json", dict.fromkeys(given))
+    assert "<section" not in page.write(tmp_path).read_text()
+
+
+def test_no_text_of_a_file_becomes_markup(tmp_path):
+    made = page.write(filled(tmp_path / "run")).read_text()
+    assert HOSTILE not in made and "<img src=x" not in made
+    assert made.count("</script>") == made.count("<script")
+    for held in re.findall(r'<script type="application/json">(.*?)</script>', made):
+        assert json.loads(held, parse_constant=pytest.fail)
+
+
+def test_a_surface_lies_where_its_voxels_lie():
+    volume = np.zeros((16, 16, 16), bool)
+    volume[4:8, 6:12, 5:7] = True
+    found = mesh.surface(volume, 2.0)
+    points = [np.frombuffer(base64.b64decode(found[k]["bdata"]), "<f4") for k in "xyz"]
+    for values, (low, high) in zip(points, ((8, 16), (12, 24), (10, 14)), strict=True):
+        assert abs(values.min() - low) < 1.1 and abs(values.max() - high) < 1.1
+        assert abs((values.min() + values.max()) / 2 - (low + high) / 2) < 1e-4
+
+
+def test_a_large_volume_is_reduced_and_keeps_its_place():
+    volume = np.zeros((128, 128, 128), bool)
+    volume[30:60, 30:60, 90:120] = True
+    found = mesh.surface(volume, 1.6)
+    x, z = (np.frombuffer(base64.b64decode(found[k]["bdata"]), "<f4") for k in "xz")
+    assert abs(np.median([x.min(), x.max()]) - 45 * 1.6) < 0.01
+    assert abs(np.median([z.min(), z.max()]) - 105 * 1.6) < 0.01
+    assert len(x) < 3000
+
+
+def figures_of(made):
+    held = re.findall(r'<script type="application/json">(.*?)</script>', made)
+    return [json.loads(one) for one in held]
+
+
+def test_long_logs_are_thinned_and_keep_their_extremes():
+    records = [{"phase": "a", "epoch": 0, "step": k, "loss": 1.0} for k in range(1, 10_001)]
+    records[5000]["loss"] = 500.0
+    records[6000]["loss"] = float("inf")
+    made = page.curves(records)
+    (figure,) = figures_of(made)
+    x, y, low, high = figure["phases"]["a"]
+    assert len(x) <= 300 and max(high) == 500 and set(low) == {1.0} and max(y) < 30
+    assert figure["log"] and "(1 not finite)" in made
+
+
+def test_a_difference_is_told_only_where_its_interval_leaves_zero():
+    row = summary_row("a", "dice", "all", "", 0.2) | {"minus": "b"}
+    spans = ((0.1, 0.3), (-0.1, 0.3), (None, None))
+    rows = [row | {"low": low, "high": high} for low, high in spans]
+    rows.append(rows[0] | {"metric": "hd95_mm"})  # mm: less is better
+    words = re.findall(
+        r"<td>(better|worse|not told apart|no interval)</td>", page.differences(rows)
+    )
+    assert words == ["better", "not told apart", "no interval", "worse"]
+    assert "<td>+0.200<small>[+0.100, +0.300]</small></td>" in page.differences(rows)
+
+
+def test_copies_are_said_in_a_sentence():
+    found = written_metrics()["quality"]["copies"]
+    made = page.copies(found)
+    assert "40% of 90 generated skulls lie nearer to a training skull (Dice above 0.850" in made
+    assert "90 generated pairs were compared; without held-out real ones" in made
+
+
+def test_large_pictures_become_small_and_the_page_stays_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "PICTURES_BYTES", 1_000_000)
+    noise = np.random.default_rng(0).integers(0, 255, (300, 2400, 3), np.uint8)
+    for name in "abcdefgh":
+        Image.fromarray(noise).save(tmp_path / f"{name}.png")
+    made = page.pictures(sorted(tmp_path.glob("*.png")))
+    assert len(made) < 1.4e6 and 0 < made.count("<img") < 8
+    assert made.count("data:image/jpeg") == made.count("<img")
+    assert "figures/h.png" in made

@@ -1,0 +1,168 @@
+"""Sheets of fixed latents while training: they change nothing, and tell collapse as a number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import vae_wgan
+from skullgen.core.types import Model, State
+from skullgen.data import store
+from skullgen.report import preview
+from skullgen.run import workdir
+from skullgen.training import checkpoint, logs, loop
+from tests import toy_config
+from tests.shapes import holed_shell
+
+SIZE = 16
+
+
+def _toy(stages, **fields):
+    config = toy_config.get_config()
+    config.stages = stages
+    config.data.skulls = 4
+    config.workers = 1
+    config.log_every = 2
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def _store(path, ways):
+    pairs = np.stack([np.stack(holed_shell(way, SIZE), axis=-1) for way in ways])
+    store.create(path, count=len(ways), size=SIZE, shard=4, attributes={"recipe": {}})
+    store.write(path, 0, store.pack(pairs), {"split": np.zeros(len(ways))})
+    return pairs
+
+
+def _model(pairs, same):
+    """Draws one of the pairs by its latent, or the first one whatever that is."""
+    shown = jnp.asarray(pairs, jnp.float32)
+
+    def decode(state, z):
+        return shown[jnp.where(same, 0, (z[:, 0] * len(shown)).astype(int))]
+
+    return Model(None, {}, lambda state, keys: jax.vmap(jax.random.uniform)(keys)[:, None], decode)
+
+
+STATE = State(jnp.int32(7), jax.random.key(0), {})
+
+
+def _watch(model, folder, **fields):
+    options = dict(minutes=1, channels="independent", threshold=0.5)
+    places = folder / "real.zarr", folder / "sheets"
+    return preview.watcher(model, *places, **{**options, **fields})
+
+
+def test_collapse_is_told_as_a_number_and_a_picture(tmp_path):
+    ways = [(0, 0.6, 0.8), (0.8, 0, 0.6), (-0.8, 0.6, 0)]
+    pairs = _store(tmp_path / "real.zarr", ways)
+    real = preview.alike(store.pack(pairs), SIZE)
+    assert 0.5 < real["skull"] < 0.95 and real["defect"] < 0.3
+    sheets = []
+    for same in (True, False):
+        now = [0.0]
+        watch = _watch(_model(pairs, same), tmp_path, clock=lambda now=now: now[0])
+        assert watch(STATE, "wgan") == []
+        now[0] = 60.0
+        (record,) = watch(STATE, "wgan")
+        assert record["step"] == 7 and record["phase"] == "wgan"
+        alike = [record[f"samples_dice_{name}"] for name in ("skull", "defect")]
+        assert (alike == [1, 1]) == same and (same or alike[1] < 0.9)
+        assert f"real {real['skull']:.3f}" in record["says"]
+        sheets.append((tmp_path / "sheets" / "wgan-000007.png").read_bytes())
+        assert (tmp_path / "sheets" / "latest.png").read_bytes() == sheets[-1]
+        np.testing.assert_array_equal(
+            record["sheet"], Image.open(tmp_path / "sheets" / "latest.png").convert("RGB")
+        )
+    assert sheets[0] != sheets[1]
+
+
+def test_alike_counts_only_pairs_that_have_any():
+    pairs = np.zeros((4, 4, 4, 4, 2), bool)
+    pairs[:, 0, 0, 0, 0] = pairs[:2, 1, 1, 1, 1] = True
+    assert preview.alike(store.pack(pairs), 4) == {"skull": 1, "defect": 1}
+    pairs[0, ..., 1] = False
+    assert preview.alike(store.pack(pairs), 4) == {"skull": 1, "defect": None}
+
+
+def test_sheets_take_a_share_of_the_time_and_of_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(preview, "SHEETS", 4)
+    pairs, now, drawn = _store(tmp_path / "real.zarr", [(0, 0.6, 0.8), (0.8, 0, 0.6)]), [0.0], []
+    monkeypatch.setattr(preview.figures, "pair_sheet", lambda path, *_, **__: draw(path))
+
+    def draw(path):
+        now[0] += 6  # seconds that a sheet takes
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+
+    watch = _watch(_model(pairs, False), tmp_path, clock=lambda: now[0])
+    for step in range(4000):
+        now[0] += 1
+        drawn += [r["step"] for r in watch(STATE.replace(step=jnp.int32(step)), "vae")]
+    assert drawn[:2] == [59, 359] and len(drawn) <= 1 + 0.02 * 4100 / 6
+    kept = sorted(path.stem for path in (tmp_path / "sheets").glob("vae-*"))
+    assert 2 <= len(kept) <= 4 and kept[0] == "vae-000059" and kept[-1] == f"vae-{drawn[-1]:06d}"
+
+
+def test_a_phase_that_teaches_another_net_shows_that_one(tmp_path):
+    pairs = _store(tmp_path / "real.zarr", [(0, 0.6, 0.8), (0.8, 0, 0.6), (0, 0, 1)])
+    model = _model(pairs, True)._replace(drafts={"vae": _model(pairs, False).decode})
+    watch = _watch(model, tmp_path, clock=iter([0, 60, 60, 120, 120]).__next__)
+    alike = [watch(STATE, phase)[0]["samples_dice_defect"] for phase in ("vae", "wgan")]
+    assert alike[0] < 0.9 and alike[1] == 1
+    config = vae_wgan.get_config("smoke").model
+    with config.unlocked():
+        config.warm_start = True
+        assert loop.load_model("vae_wgan", config).drafts is None
+        config.warm_start = False
+        model = loop.load_model("vae_wgan", config)
+    state = jax.jit(model.init)(jax.random.key(0))
+    other = state.replace(
+        nets={**state.nets, "generator": jax.tree.map(jnp.zeros_like, state.nets["generator"])}
+    )
+    z = jnp.ones((1, config.latent))
+    draft = model.drafts["vae"]
+    np.testing.assert_array_equal(draft(state, z), draft(other, z))  # the VAE's own decoder
+    assert not np.array_equal(model.decode(state, z), model.decode(other, z))
+
+
+def test_nothing_is_watched_without_decode_or_minutes(tmp_path):
+    pairs = _store(tmp_path / "real.zarr", [(0, 0.6, 0.8)])
+    assert _watch(_model(pairs, True), tmp_path, minutes=0) is None
+    assert _watch(_model(pairs, True)._replace(decode=None), tmp_path) is None
+    one = _watch(_model(pairs, True), tmp_path, clock=iter([0, 60, 61]).__next__)(STATE, "a")[0]
+    assert "real none" in one["says"]  # of a single pair no two
+
+
+def test_sheets_change_nothing_of_training(tmp_path, capsys):
+    pytest.importorskip("tensorboardX")
+    states = []
+    for name, minutes in (("with", 1e-9), ("without", 0.0)):
+        work = tmp_path / name
+        fields = {"preview_minutes": minutes, "tensorboard": True}
+        workdir.run(_toy("ingest,train", **fields), work)
+        folder = work / "checkpoints" / "tests.toy"
+        states.append(checkpoint.fingerprint(_state(folder)))
+    assert states[0] == states[1]
+    assert logs.read(tmp_path / "with/train.jsonl") == logs.read(tmp_path / "without/train.jsonl")
+    assert not (tmp_path / "without" / "figures").exists()
+    sheets = sorted((tmp_path / "with" / "figures" / "training").glob("toy-*.png"))
+    assert sheets and (sheets[0].parent / "latest.png").exists()
+    said = capsys.readouterr()
+    assert "Dice of two samples, 1 is collapse" in said.out + said.err
+    event = {
+        n: b"".join(p.read_bytes() for p in (tmp_path / n / "tensorboard").iterdir())
+        for n in ("with", "without")
+    }
+    assert b"toy/sheet" in event["with"] and b"\x89PNG" in event["with"]
+    assert b"toy/samples_dice_skull" in event["with"] and b"PNG" not in event["without"]
+
+
+def _state(folder):
+    model = loop.load_model("tests.toy", toy_config.get_config().model)
+    manager = checkpoint.manager(folder)
+    try:
+        return checkpoint.restore(manager, model, checkpoint.newest(folder))
+    finally:
+        manager.close()

@@ -1,0 +1,207 @@
+"""Shaded pictures: known silhouettes, occlusion, orientation; thin bone and odd volumes."""
+
+import pathlib
+import time
+
+import hypothesis.strategies as st
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from skullgen.core.errors import UserError
+from skullgen.report import render
+from tests.shapes import ball, blue, holed_shell, nothing
+
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
+MIDDLE = (15.5, 15.5, 15.5)
+
+
+def bone(picture):
+    picture = picture.astype(int)
+    return (picture[..., 0] > picture[..., 2] + 8) & (picture.min(-1) < 250)
+
+
+def centre(mask):
+    return np.argwhere(mask).mean(0)
+
+
+def test_a_ball_is_a_disc_of_its_size_in_the_middle():
+    picture = render.render(ball(MIDDLE, 10), nothing(), (20, 10), pixels=144)
+    disc = (picture < 250).any(-1)
+    assert picture.shape == (144, 144, 3) and picture.dtype == np.uint8
+    np.testing.assert_allclose(centre(disc), 71.5, atol=1)
+    pixel = 0.9 * 32 / 144  # voxels; the level lies up to half a voxel outside the binary surface
+    radius = np.sqrt(disc.sum() / np.pi) * pixel
+    assert 9.9 < radius < 10.7
+    rows, columns = np.nonzero(disc)
+    across = np.hypot(rows - 71.5, columns - 71.5) * pixel
+    assert across.max() - radius < 0.5
+    assert bone(picture)[disc].mean() > 0.97 and not blue(picture).any()
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "where", "row", "column"),
+    [
+        (0, 0, (26, 16, 16), 0, -1),  # frontal: the patient's right on the picture's left
+        (0, 0, (16, 16, 26), -1, 0),  # superior is on top
+        (180, 0, (26, 16, 16), 0, 1),  # from behind: right on the right
+        (90, 0, (16, 26, 16), 0, 1),  # from the patient's right, the face looks to the right
+        (-90, 0, (16, 26, 16), 0, -1),  # from the left, to the left
+        (0, 90, (16, 26, 16), 1, 0),  # from above, standing before the face: it is below
+        (0, 90, (26, 16, 16), 0, -1),
+    ],
+)
+def test_ras_directions_appear_where_a_viewer_expects_them(azimuth, elevation, where, row, column):
+    skull, defect = ball((16, 16, 16), 12), ball(where, 4)
+    other = ball(2 * np.array((16, 16, 16)) - where, 4)  # keeps the picture centred
+    picture = render.render(skull | other, defect, (azimuth, elevation), pixels=96)
+    offset = centre(blue(picture)) - 47.5
+    expected = 4 * np.array([row, column])
+    assert (np.sign(np.rint(offset / 8)) == np.sign(expected)).all(), offset
+
+
+def test_the_nearer_of_skull_and_defect_is_seen():
+    front, back = ball((16, 24, 16), 6), ball((16, 8, 16), 3)
+    assert not blue(render.render(front, back, (0, 0), pixels=96)).any()
+    assert blue(render.render(front, back, (180, 0), pixels=96)).any()
+    ahead = render.render(back, front, (0, 0), pixels=96)
+    assert blue(ahead).any() and not bone(ahead).any()
+
+
+def test_the_frontmost_of_two_surfaces_lies_where_the_cube_ends():
+    cube = np.zeros((32, 32, 32), np.float32)
+    cube[8:24, 8:24, 8:24] = 1
+    grid = np.linspace(-12, 12, 49)
+    pivot = np.array(MIDDLE)
+    nearness, normals = render._march(cube, render._camera(0, 0), pivot, grid)
+    inside = np.abs(grid) < 6
+    face = nearness[np.ix_(inside, inside)]
+    assert np.ptp(face) < 0.05 and abs(face.mean() - 8.25) < 0.3
+    np.testing.assert_allclose(normals[24, 24], (0, 0, 1), atol=0.02)
+    outside = np.abs(grid) > 9.5
+    assert np.isneginf(nearness[outside]).all() and np.isneginf(nearness[:, outside]).all()
+
+
+def test_a_plate_of_one_voxel_stays_whole_and_its_one_voxel_hole_open():
+    plate = np.zeros((32, 32, 32), np.float32)
+    plate[4:28, 16, 4:28] = 1
+    plate[16, 16, 16] = 0
+    grid = np.arange(32) - 15.5
+    nearness, _ = render._march(plate, render._camera(0, 0), np.array(MIDDLE), grid)
+    seen = nearness > -np.inf
+    # Picture rows run down z, columns down x: voxel 16 is row and column 15.
+    assert not seen[15, 15]
+    assert seen[5:27, 5:27].sum() == 22 * 22 - 1
+
+
+def test_thin_oblique_bone_does_not_vanish():
+    x, y, z = np.indices((32, 32, 32))
+    plate = (np.abs(x + 2 * y + 3 * z - 93) < 1.9) & ball(MIDDLE, 12)
+    view = np.array([1, 2, 3]) / np.sqrt(14)
+    camera = render._camera(*np.degrees([np.arctan2(view[0], view[1]), np.arcsin(view[2])]))
+    np.testing.assert_allclose(camera[2], view, atol=1e-9)
+    grid = np.linspace(-8, 8, 65)
+    seen = render._march(plate.astype(np.float32), camera, np.array(MIDDLE), grid)[0] > -np.inf
+    disc = np.hypot(*np.meshgrid(grid, grid)) < 8
+    assert seen[disc].all()
+
+
+@given(azimuth=st.floats(-720, 720, allow_nan=False), elevation=st.floats(-90, 90, allow_nan=False))
+def test_the_camera_is_a_rotation_with_the_vertical_upright(azimuth, elevation):
+    camera = render._camera(azimuth, elevation)
+    np.testing.assert_allclose(camera @ camera.T, np.eye(3), atol=1e-9)
+    assert np.linalg.det(camera) == pytest.approx(1)
+    assert abs(camera[0, 2]) < 1e-9 and camera[1, 2] >= -1e-9
+
+
+def _view_of(skull, defect):
+    return render.look(render.direction(skull, defect))
+
+
+@settings(max_examples=3, deadline=None)
+@given(
+    st.tuples(*[st.floats(-1, 1)] * 2, st.floats(-0.2, 1)).filter(lambda v: np.hypot(*v[:2]) > 0.4)
+)
+def test_the_chosen_view_shows_hole_and_defect(direction):
+    direction = np.array(direction) / np.linalg.norm(direction)
+    skull, defect = holed_shell(direction)
+    view = _view_of(skull, defect)
+    towards = render._camera(*view)[2]
+    assert 10 < np.degrees(np.arccos(towards @ direction)) < 50
+    picture = render.render(skull, defect, view, pixels=96)
+    assert blue(picture).sum() > 80
+
+
+def test_a_bilateral_defect_is_seen_on_its_larger_side():
+    skull = ball(MIDDLE, 13) & ~ball(MIDDLE, 11)
+    right, left = skull & ball((28, 16, 18), 6), skull & ball((3, 16, 18), 4)
+    azimuth, _ = _view_of(skull & ~right & ~left, right | left)
+    assert 40 < azimuth < 90
+
+
+PAIR = np.stack(holed_shell((0.6, 0.5, 0.62)), -1)
+ODD = {
+    "empty": np.zeros_like(PAIR),
+    "full": np.ones_like(PAIR),
+    "no defect": PAIR & [True, False],
+    "no skull": PAIR & [False, True],
+    "a voxel": np.stack([nothing(), ball((0, 31, 0), 1)], -1),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_render_survives(name):
+    picture = render.render(ODD[name][..., 0], ODD[name][..., 1], pixels=64)
+    drawn = (picture < 250).any(-1)
+    assert drawn.any() == (name != "empty")
+    if name == "full":
+        assert drawn.mean() > 0.4 and not drawn[0].any() and not drawn[:, 0].any()
+
+
+def test_shares_and_values_that_are_not_finite():
+    share = ball(MIDDLE, 10).astype(np.float32)
+    expected = render.render(share, nothing(), pixels=64)
+    share[0, 0, 0], share[16, 16, 16], share[15, 15, 15] = np.nan, np.inf, 7
+    np.testing.assert_array_equal(render.render(share, nothing(), pixels=64), expected)
+
+
+@pytest.mark.parametrize("side", [16, 17, 100, 161])
+def test_any_side_gives_the_same_ball(side):
+    middle = (side - 1) / 2
+    skull = ball((middle,) * 3, 0.3 * side, side)
+    disc = (render.render(skull, nothing(side), pixels=100) < 250).any(-1)
+    assert np.sqrt(disc.sum() / np.pi) / 100 * 0.9 == pytest.approx(0.3, abs=0.04)
+
+
+def test_wrong_shapes_are_the_users_mistakes():
+    with pytest.raises(UserError, match="differ"):
+        render.render(nothing(32), nothing(16))
+    with pytest.raises(UserError, match=r"\[4, 5, 6\]"):
+        _view_of(np.zeros((4, 5, 6)), np.zeros((4, 5, 6)))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")
+@pytest.mark.parametrize("side", [32, 128])
+def test_a_real_skull_shows_its_hole_and_its_implant_fills_it(side):
+    whole = np.asarray(nib.load(SHARED / "skulls" / "brainweb_46.nii.gz").dataobj) > 0
+    block = len(whole) // side
+    share = whole.reshape(side, block, side, block, side, block).mean((1, 3, 5))
+    skull = share >= {32: 0.3, 128: 0.5}[side]
+    inside = np.argwhere(skull)
+    middle = (inside.min(0) + inside.max(0)) / 2
+    away = np.array([0.8, 0.3, 0.52])
+    along = (inside - middle) @ away
+    beside = np.linalg.norm(inside - middle - along[:, None] * away, axis=1) < 0.02 * side + 0.5
+    hole = skull & ball(middle + away * along[beside].max(), 28 / 204.8 * side, side)
+    view = _view_of(skull & ~hole, hole)
+    start = time.process_time()
+    picture = render.render(skull & ~hole, hole, view)
+    assert time.process_time() - start < 4  # 0.4 to 0.7 s here, and threads add up
+    light = render.render(skull & ~hole, nothing(side), view)
+    implant = blue(picture)
+    assert implant.sum() > 2500
+    # Where the implant is seen there was shadow, or the white of a far opening, and no near bone.
+    through = light[implant].mean(-1)
+    lit = light[bone(picture) & ~implant].mean()
+    assert ((through < 0.75 * lit) | (through > 250)).mean() > 0.8

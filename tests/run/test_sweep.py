@@ -1,0 +1,209 @@
+"""Sweeps that a config file declares: names, fields, what is reused, and the table by hand."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from experiments import vae_wgan
+from skullgen.core.errors import UserError
+from skullgen.data import sources
+from skullgen.run import sweep, variants, workdir
+from skullgen.training import logs
+from tests import toy_config
+
+
+def _config(**fields):
+    config = toy_config.get_config()
+    config.stages = "ingest,train,generate,evaluate"
+    config.generate.count = 8
+    config.phases = [dict(step="toy", updates=2)]
+    config.workers = 1
+    config.update_from_flattened_dict(fields)
+    config.lock()
+    return config
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """The fields of a store that all runs share."""
+    folder = tmp_path_factory.mktemp("pairs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "NATIVE_SIDE", 64)
+        workdir.run(_config(stages="ingest"), folder)
+    return {"data.source": "store", "data.root": str(folder / "real.zarr")}
+
+
+def _two(add):
+    for rate in (0.1, 0.2):
+        for seed in (0, 1):
+            add({"model.learning_rate": rate}, seed=seed)
+
+
+def test_a_sweep_is_listed_run_reused_and_gathered(tmp_path, capsys, pairs):
+    config = _config(**pairs)
+    folder, names = (
+        tmp_path / "s",
+        [f"model.learning_rate=0.{r}-seed={s}" for r in "12" for s in "01"],
+    )
+    sweep.sweep(config, folder, "1", _two)
+    sweep.sweep(config, folder, "list", _two)
+    heads, *lines = capsys.readouterr().out.splitlines()[-5:]
+    assert heads.split() == ["no", "wave", "run", "state"]
+    assert [line.split() for line in lines] == [
+        [str(n), "0", name, *["done"] * (n == 1)] for n, name in enumerate(names)
+    ]
+    sweep.sweep(config, folder, "all", _two)
+    out = capsys.readouterr().out
+    assert "== job 1 of" not in out and "4 of 4 runs are done" in out
+    held = logs.read_json(folder / "sweep.json")
+    assert [row[:2] for row in held["rows"]] == [["0.1", "2"], ["0.2", "2"]]
+    assert held["columns"][:3] == ["model.learning_rate", "runs", "nearest skull"]
+    made = logs.read_json(folder / names[2] / "config.json")
+    assert (made["model"]["learning_rate"], made["seed"]) == (0.2, 0)
+    told = logs.read_json(folder / names[2] / "metrics.json")["quality"]["skull"]
+    key = "quality.skull.nearest_training_dice.generated"
+    found = {run["name"]: run["numbers"][key] for run in held["runs"]}
+    assert found[names[2]] == told["nearest_training_dice"]["generated"]
+    mean = held["entries"][1]["numbers"][key]
+    assert mean["mean"] == pytest.approx(np.mean([found[name] for name in names[2:]]))
+    assert mean["sd"] == pytest.approx(np.std([found[name] for name in names[2:]], ddof=1))
+    rows = list(csv.DictReader((folder / "sweep.csv").open()))
+    assert float(rows[1][key]) == mean["mean"] and rows[1]["runs"] == "2"
+    text = (folder / "sweep.md").read_text()
+    assert text.startswith("| model.learning_rate") and f"{mean['mean']:.3f} ± " in text
+    unseen = np.mean([run["numbers"][f"{key[:-9]}held_out"] for run in held["runs"]])
+    assert any(f"of an unseen real one {unseen:.3f} ± " in note for note in held["notes"])
+    assert f"- {names[2]}: nearest skull {found[names[2]]:.3f}, " in text
+    assert text in out and "Sweep" in (folder / "report.html").read_text()
+    before = (folder / names[0] / "train.jsonl").stat().st_mtime_ns
+    sweep.sweep(config, folder, "all", _two)
+    assert "4 of 4 runs are done: nothing to do" in capsys.readouterr().out
+    assert (folder / names[0] / "train.jsonl").stat().st_mtime_ns == before
+
+
+def test_one_that_fails_stops_no_other(tmp_path, capsys, pairs):
+
+    def declare(add):
+        for step in (1, -1):  # the first becomes infinite at its second update
+            add({"model.breaks_at": step})
+
+    with pytest.raises(UserError, match=r"these jobs failed.* 0 \(model\.breaks_at=1\)"):
+        sweep.sweep(_config(stages="ingest,train", **pairs), tmp_path, "all", declare)
+    out = capsys.readouterr().out
+    assert "training of tests.toy stopped: loss is inf" in out and "1 of 2 runs are done" in out
+    assert "No run has a metrics.json" in out
+
+
+def test_an_exception_of_a_users_own_code_stops_no_other(tmp_path, capsys, pairs, monkeypatch):
+    real, ran = workdir.run, []
+
+    def breaks(config, folder):
+        ran.append(config.seed)
+        if config.seed == 0:
+            raise TypeError("a bug of mylab")
+        real(config, folder)
+
+    monkeypatch.setattr(workdir, "run", breaks)
+    with pytest.raises(UserError, match=r"these jobs failed.* 0 \(seed=0\)"):
+        sweep.sweep(
+            _config(stages="ingest", **pairs),
+            tmp_path,
+            "all",
+            lambda add: [add(seed=seed) for seed in (0, 1)],
+        )
+    said = capsys.readouterr()
+    assert ran == [0, 1] and "1 of 2 runs are done" in said.out
+    assert "job 0 failed: a bug of mylab" in said.out and "Traceback" in said.err
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model.learning": 1.0}, r"the config has no field 'model\.learning'"),
+        ({"phases[3].updates": 1}, r"the config has no field 'phases\[3\]\.updates'"),
+        ({"seed": "three"}, r"config\.seed is 'three'"),
+        ({"seed": 0.5}, r"config\.seed is 0\.5"),
+        ({"data.threshold": 2.0}, r"config\.data\.threshold is 2\.0: it must be 0\.001 to 1"),
+        ({"model_name": "vea"}, r"no module skullgen\.models\.vea"),
+        ({"model_name": "vea", "batch_size": 4}, r"no module skullgen\.models\.vea"),
+    ],
+)
+def test_wrong_fields_are_told_before_anything_is_run(tmp_path, fields, words, monkeypatch):
+    monkeypatch.setattr(workdir, "run", lambda *_: pytest.fail("a run was begun"))
+
+    def declare(add):
+        add(seed=1)
+        add(fields)
+
+    with pytest.raises(UserError, match=words):
+        sweep.sweep(_config(), tmp_path / "s", "all", declare)
+    assert not (tmp_path / "s").exists()
+
+
+def test_other_mistakes_of_a_sweep(tmp_path):
+    def twice(add):
+        add(seed=1)
+        add(seed=1)
+
+    for declare, fixed, words in (
+        (twice, (), "adds the run seed=1 twice"),
+        (lambda add: None, (), "adds no run"),
+        (lambda add: add(seed=1), {"seed": 3}, r"--config\.seed is set by sweep\(add\), too"),
+    ):
+        with pytest.raises(UserError, match=words):
+            sweep.sweep(_config(), tmp_path, "all", declare, fixed)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="one run works here"):
+        sweep.sweep(_config(), tmp_path, "all", _two)
+
+
+def test_runs_are_named_by_what_they_set_and_share_nothing():
+    def declare(add):
+        add()
+        add({"phases[0].updates": 9, "model.widths": (8, 16)})
+        add({"data.root": "/a b/c"})
+        add({"data.test": "x" * 300})
+
+    config = _config()
+    plan, _ = variants.plan(config, declare)
+    names = [job.name for job in plan]
+    assert names[:3] == ["base", "phases_0_.updates=9-model.widths=8+16", "data.root=_a_b_c"]
+    assert len(names[3]) < 80 and all(len(name.split()) == 1 for name in names)
+    made = plan[1].make()
+    assert (made.phases[0]["updates"], config.phases[0]["updates"]) == (9, 2)
+    assert tuple(made.model.widths) == (8, 16)
+
+
+def test_a_seeds_row_by_hand(tmp_path):
+    values = {"a-seed=0": 0.5, "a-seed=1": 0.7, "b": 0.9}
+    for name, value in values.items():
+        (tmp_path / name).mkdir()
+        row = {"net": "vnet", "column": "test", "by": "all", "group": ""}
+        rows = [{**row, "metric": metric, "mean": value} for metric in ("dice", "mylab.m.error")]
+        rows.append({**row, "by": "kind", "metric": "dice", "mean": 99.0})
+        result = {
+            "verdict": {"summary": rows},
+            "quality": {"removed": {"empty_defects": 0, "x": []}},
+        }
+        logs.write_json(tmp_path / name / "metrics.json", result)
+    runs = {
+        "a-seed=0": {"generate.count": 8, "seed": 0},
+        "a-seed=1": {"seed": 1},  # the config's own count: the same row
+        "b": {"generate.count": 9, "seed": 0},
+    }
+    table = variants.gather(_config(), tmp_path, runs, "3 of 3")
+    titles = ["generate.count", "runs", "test Dice", "empty defects", "mylab.m.error"]
+    assert table["columns"] == titles
+    shown = f"0.600 ± {np.std([0.5, 0.7], ddof=1):.3f}"
+    assert table["rows"] == [
+        ["8", "2", shown, "0.000 ± 0.000", shown],
+        ["9", "1", "0.900", "0.000", "0.900"],
+    ]
+
+
+def test_the_examples_sweep_is_three_seeds():
+    plan, runs = variants.plan(vae_wgan.get_config("smoke"), vae_wgan.sweep)
+    assert [job.make().seed for job in plan] == [fields["segment.seed"] for fields in runs]
+    assert json.dumps(runs) and len(plan) == 3

@@ -1,0 +1,240 @@
+"""Table 1: which runs it is made of, what is reused, and its numbers by hand."""
+
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+
+from experiments import common
+from experiments import table1 as experiment
+from skullgen.core.errors import UserError
+from skullgen.data import sources
+from skullgen.evaluation import metrics
+from skullgen.run import sweep, table1
+from skullgen.training import logs
+from tests import toy_config
+
+
+def _config(**fields):
+    """A table of the toy model: every run in a second."""
+    config = experiment.get_config("smoke")
+    config.table.models = "toy"
+    config.table.counts = "4,8"
+    config.table.fresh = 15
+    config.generators = ml_collections.ConfigDict({"toy": toy_config.get_config()})
+    config.model.resolution = 8
+    config.data.threshold = 0.1
+    config.data.skulls = 4
+    config.data.validation_fraction = config.data.test_fraction = 0.25
+    config.workers = 1
+    config.segment.model_name = "tests.toy_net"
+    config.segment.model = ml_collections.ConfigDict({"learning_rate": 0.1, "augment": False})
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def test_the_plan_has_every_row_once_and_needs_come_first(tmp_path):
+    config = _config()
+    config.table.seeds, config.table.folds, config.table.refit = 2, 2, True
+    jobs, rows = table1.plan(config, tmp_path)
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    for number, job in enumerate(jobs):
+        assert all(need in names[:number] for need in job.needs)
+    # Two folds of: data, two generators, and for two seeds four controls and 2 + 1 + 1 rows.
+    assert len(jobs) == 2 * (1 + 2 + 2 * (4 + 4))
+    assert [(row.title, row.pairs) for row in rows] == [
+        ("real", "all"),
+        ("real + augmentation", "all"),
+        ("fresh defects", "15"),
+        ("fresh defects + augmentation", "15"),
+        ("toy", "4"),
+        ("toy", "8"),
+        ("real + toy", "8"),
+        ("best control + toy", "8"),
+    ]
+    assert all([len(fold) for fold in row.folders] == [2, 2] for row in rows)
+    made = {job.name: job for job in jobs}["fold1/toy-4-s1"].make()
+    assert made.segment.stores.endswith("fold1/toy-s1/generated.zarr:all:4")
+    assert made.segment.seed == 1 and not made.segment.reference and "table" not in made
+    data = {job.name: job for job in jobs}["fold1/data"].make()
+    assert (data.data.fold, data.data.folds, data.segment.fresh) == (1, 2, 15)
+
+
+def test_every_net_has_as_many_updates(tmp_path):
+    jobs, rows = table1.plan(_config(), tmp_path)
+    nets = {name for row in rows for fold in row.folders for name in fold}
+    made = [job.make() for job in jobs if job.name in nets and "best" not in job.name]
+    assert {(config.segment.updates, config.segment.batch_size) for config in made} == {(4, 4)}
+
+
+def test_a_sweep_is_run_listed_reused_and_gathered(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 64)
+    config = _config()
+    with pytest.raises(UserError, match="job 2 needs 0"):
+        sweep.sweep(config, tmp_path, "2")
+    sweep.sweep(config, tmp_path, "0")  # as a cluster's array would
+    sweep.sweep(config, tmp_path, "list")
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["0", "0", "data", "done"] for line in lines)
+    sweep.sweep(config, tmp_path, "all")
+    out = capsys.readouterr().out
+    assert "10 of 10 runs are done" in out and "mean training skull" in out
+    table = json.loads((tmp_path / "table1.json").read_text())
+    titles = [row[:2] for row in table["rows"]]
+    assert titles[:3] == [["mean training skull", "-"], ["mirror image", "-"], ["real", "all"]]
+    assert ["best control + toy", "8"] in titles
+    assert (tmp_path / "report.html").exists()
+    before = (tmp_path / "table1.json").read_bytes()
+    sweep.sweep(config, tmp_path, "all")
+    assert "10 of 10 runs are done: nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "table1.json").read_bytes() == before
+
+
+def test_sweeps_that_are_none_are_refused(tmp_path):
+    with pytest.raises(UserError, match="needs a config with `table`"):
+        sweep.sweep(common.defaults("smoke"), tmp_path, "all")
+    for which in ("12", "-1", "some"):
+        with pytest.raises(UserError, match="list, all, or a number below 10"):
+            sweep.sweep(_config(), tmp_path, which)
+    with pytest.raises(UserError, match=r"table\.models is 'gan': choose one of toy"):
+        table1.plan(_config(**{"table.models": "gan"}), tmp_path)
+
+
+def _metrics(folder, dice, selection=0.5, net="vnet"):
+    """metrics.json of a V-Net: test skulls' Dice by name, each in two cases around it."""
+    cases = [
+        {"net": net, "column": column, "store": "real.zarr", "pair": 0, "skull": skull}
+        | {"dice": value + shift, "dice_512": value + shift, "dice_native": None}
+        | {"ceiling_native": None}
+        for column, values in (("test", dice), ("selection", {"v": selection}))
+        for skull, value in values.items()
+        for shift in (-0.05, 0.05)
+    ]
+    folder.mkdir(parents=True)
+    logs.write_json(folder / "metrics.json", {"verdict": {"cases": cases}})
+
+
+def test_rows_by_hand(tmp_path):
+    """Two seeds, three skulls: intervals are over skulls, the spread is over seeds."""
+    config = _config()
+    config.table.seeds = 2
+    _, rows = table1.plan(config, tmp_path)
+    real = {0: {"x": 0.5, "y": 0.6, "z": 0.7}, 1: {"x": 0.7, "y": 0.6, "z": 0.5}}
+    for seed, values in real.items():
+        _metrics(tmp_path / f"real-all-s{seed}", values, selection=0.9)
+        better = {skull: value + 0.1 for skull, value in values.items()}
+        _metrics(tmp_path / f"fresh_defects-15-s{seed}", better, selection=0.6)
+        _metrics(tmp_path / f"toy-4-s{seed}", {"x": 0.3, "y": 0.3, "z": 0.6})
+    table = table1.gather(config, tmp_path, rows, "6 of 18")
+    entries = {entry["title"]: entry for entry in table["entries"]}
+    assert list(entries) == ["real", "fresh defects", "toy"]
+    assert entries["real"]["mean"] == pytest.approx(0.6)
+    assert entries["real"]["seed_sd"] == pytest.approx(0)
+    assert entries["real"]["skulls"] == pytest.approx({"0 x": 0.6, "0 y": 0.6, "0 z": 0.6})
+    minus = entries["fresh defects"]["minus_real"]
+    assert (minus["mean"], minus["low"]) == pytest.approx((0.1, 0.1))
+    # The best control is the one with the best Dice on the split that judges nothing.
+    assert entries["toy"]["minus_best"]["than"] == "real"
+    differences = [0.3 - 0.6, 0.3 - 0.6, 0.6 - 0.6]
+    mean, low, high, _ = metrics.interval(differences)
+    found = entries["toy"]["minus_best"]
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx((mean, low, high))
+    assert entries["real"]["minus_best"] is None
+    text = "\n".join(table1.describe(table))
+    assert "-0.200 [-0.630, +0.230]" in text and "6 of 18" in text
+
+
+def test_the_best_control_is_chosen_on_validation(tmp_path):
+    controls = {}
+    for title, value in (("real", 0.4), ("fresh defects", 0.7), ("real + augmentation", 0.5)):
+        controls[title] = [f"{title}-{seed}" for seed in (0, 1)]
+        for name in controls[title]:
+            _metrics(tmp_path / name, {"x": 1 - value}, selection=value)
+    assert table1.best_control(tmp_path, controls) == "fresh defects"
+    (tmp_path / "none").mkdir()
+    logs.write_json(tmp_path / "none" / "metrics.json", {"verdict": {"cases": []}})
+    without = {title: ["none"] for title in table1.CONTROLS}  # SkullBreak has no such split
+    assert table1.best_control(tmp_path, without) == "fresh defects + augmentation"
+
+
+def test_seeds_with_training_pairs_of_their_own_are_averaged(tmp_path):
+    config = _config(**{"table.seeds": 2})
+    _, rows = table1.plan(config, tmp_path)
+    for seed, dice in ((0, 0.5), (1, 0.7)):
+        _metrics(tmp_path / f"toy-4-s{seed}", {"x": dice})
+        path = tmp_path / f"toy-4-s{seed}" / "metrics.json"
+        found = logs.read_json(path)
+        own = {"net": "vnet", "column": "train", "store": "g", "skull": "", "pair": seed}
+        found["verdict"]["cases"].append({**own, "dice": dice + 0.2, "dice_512": dice + 0.2})
+        logs.write_json(path, found)
+    (entry,) = table1.gather(config, tmp_path, rows, "2 of 18")["entries"]
+    assert entry["train"] == pytest.approx(0.8) and entry["mean"] == pytest.approx(0.6)
+    assert entry["seed_sd"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
+
+
+def test_folds_stand_side_by_side(tmp_path):
+    config = _config(**{"table.folds": 2})
+    _, rows = table1.plan(config, tmp_path)
+    _metrics(tmp_path / "fold0" / "real-all-s0", {"x": 0.4, "y": 0.6})
+    _metrics(tmp_path / "fold1" / "real-all-s0", {"z": 0.8})
+    (entry,) = table1.gather(config, tmp_path, rows, "2")["entries"]
+    assert entry["skulls"] == pytest.approx({"0 x": 0.4, "0 y": 0.6, "1 z": 0.8})
+    assert entry["mean"] == pytest.approx(0.6)
+
+
+def test_what_was_made_again_makes_its_nets_undone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 64)
+    config = _config(**{"table.counts": "4", "table.fresh": 0})
+    sweep.sweep(config, tmp_path, "all")
+    changed = _config(**{"table.counts": "4", "table.fresh": 0})
+    changed.generators.toy.generate.threshold = 0.4
+    changed.workers = 2  # determines nothing
+    capsys.readouterr()
+    sweep.sweep(changed, tmp_path, "01")
+    sweep.sweep(changed, tmp_path, "list")
+    lines = capsys.readouterr().out.splitlines()
+    state = {
+        line.split()[2]: "done" in line.split() for line in lines if line[:4].strip().isdigit()
+    }
+    assert state["data"] and state["toy-s0"] and state["real-all-s0"]
+    assert not state["toy-4-s0"] and not state["real+toy-4-s0"]
+
+
+def test_a_job_that_fails_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 64)
+    config = _config(**{"table.counts": "4,500", "table.fresh": 0})
+    config.generators.toy.phases = [dict(step="none", updates=1)]
+    with pytest.raises(UserError, match=r"these jobs failed.* 1 \(toy-s0\), 4 \(toy-4-s0\)"):
+        sweep.sweep(config, tmp_path, "all")
+    assert "job 4 needs 1 (toy-s0) first" in capsys.readouterr().out
+    table = json.loads((tmp_path / "table1.json").read_text())
+    assert [row[0] for row in table["rows"]][2:] == ["real", "real + augmentation"]
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"table.counts": "a,b"},
+        {"table.counts": ""},
+        {"table.counts": "0,4"},
+        {"table.seeds": 0},
+        {"table.folds": -1},
+    ],
+)
+def test_wrong_fields_of_the_table_are_named(tmp_path, fields):
+    with pytest.raises(UserError, match=r"table\.counts .* are numbers of 1 or more"):
+        table1.plan(_config(**fields), tmp_path)
+
+
+def test_other_mistakes_of_a_table(tmp_path):
+    with pytest.raises(UserError, match=r"table\.metric is 'foo': choose one of dice"):
+        table1.plan(_config(**{"table.metric": "foo"}), tmp_path)
+    with pytest.raises(UserError, match=r"data\.folds: set config\.table\.folds"):
+        table1.plan(_config(**{"data.folds": 2}), tmp_path)
+    with pytest.raises(UserError, match="no comma in its name"):
+        table1.plan(_config(), tmp_path / "a,b")
+    jobs, _ = table1.plan(_config(**{"table.counts": "4,4"}), tmp_path)
+    assert len({job.name for job in jobs}) == len(jobs)
