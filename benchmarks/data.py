@@ -49,7 +49,7 @@ config = experiments.common.defaults("paper").data
 config.root, config.threshold = path, 0.5
 shutil.rmtree(path + ".zarr", ignore_errors=True)
 skullgen.data.ingest.run(path + ".zarr", 128, config, workers=1)
-mask = skullgen.data.store.open_store(path + ".zarr")["pairs"][0]""",
+mask = skullgen.data.store.Store(path + ".zarr")["pairs"][0]""",
     "pynrrd, numpy, savez_compressed": f"""import glob, nrrd
 for skull in glob.glob(path + "/train/defective_skull/*/*.nrrd"):
     parts = skull, skull.replace("defective_skull", "implant")
@@ -197,10 +197,12 @@ def batches(args, masks, count, path):
     pair, draw, everything = np.stack(list(masks), -1), np.random.default_rng(0), range(count)
     size = len(pair)
     store.create(path, count=count, size=size, shard=count, attributes={})
-    store.write(path, 0, np.stack([store.pack(np.roll(pair, k, 0)) for k in everything]), {})
-    loads = [common.timed(lambda: store.load(path, everything)) / count for _ in range(args.rounds)]
+    store.Store(path).write(0, np.stack([store.pack(np.roll(pair, k, 0)) for k in everything]), {})
+    loads = [
+        common.timed(lambda: store.Store(path).load(everything)) / count for _ in range(args.rounds)
+    ]
     rows = [common.row("store to packed pairs, a pair", size, "bits", common.device(), loads)]
-    packed = store.load(path, everything)
+    packed = store.Store(path).load(everything)
     bytes_ = store.unpack(packed, size).view(np.uint8)
     floats = bytes_.astype(np.float32)
     here, there = steps.resident(packed), steps.resident(bytes_)

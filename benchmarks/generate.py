@@ -89,7 +89,7 @@ def beside(folder, kind, few, size, rounds):
     sides = {
         "ours": (SHARD, finish),
         "components": (SHARD, lambda: postprocess.clean(bits, size, least, CONNECTIVITY)),
-        "store": (SHARD, lambda: store.write(path, SHARD * next(starts), bits, {})),
+        "store": (SHARD, lambda: store.Store(path).write(SHARD * next(starts), bits, {})),
         "SciPy, nibabel": (FEW, lambda: obvious(folder, probability, least, affine)),
         "npz": (FEW, npz),
     }
@@ -172,7 +172,7 @@ def whole(what, manager, model, settings, args, workers):
         path, start = pathlib.Path(folder) / "s.zarr", time.perf_counter()
         generate.run(model, checkpoint.restore(manager, model), path, settings, **fields)
         wall = time.perf_counter() - start
-        assert not store.missing(path)
+        assert not store.Store(path).missing()
     # While the workers start, the device fills the queue: two shards a worker, left out here.
     ms = 1e3 * (stamps[-1] - stamps[3 * workers - 1]) / (shards - 3 * workers) / SHARD
     more = dict(pairs_per_s=round(1e3 / ms, 1), workers=workers, batch=settings.batch_size)

@@ -261,7 +261,7 @@ def rate(path, workers=2):
     """Milliseconds a pair of a store: from its first shards, one a worker, to its last."""
     made = sorted(
         ((path / "voxels" / "c" / f"{number}" / "0").stat().st_mtime_ns / 1e6, len(shard))
-        for number, shard in enumerate(store.shards(path))
+        for number, shard in enumerate(store.Store(path).shards())
     )
     return (made[-1][0] - made[workers - 1][0]) / sum(pairs for _, pairs in made[workers:])
 

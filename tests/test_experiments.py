@@ -36,7 +36,7 @@ def test_smoke_size_runs_all_stages(name, phantoms, tmp_path):
     expected = [phase.step for phase in _phases(config) for _ in range(phase.updates)]
     assert [r["phase"] for r in records] == expected
     assert {"occupancy_skull", "occupancy_defect"} <= records[-1].keys()
-    assert len(store.rows(tmp_path / "generated.zarr")) == config.generate.count
+    assert len(store.Store(tmp_path / "generated.zarr").rows()) == config.generate.count
     assert (tmp_path / "report.html").exists()
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["quality"]["copies"]["compared"] == config.generate.count

@@ -15,12 +15,13 @@ import ml_collections
 import numpy as np
 import pytest
 
+from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import defects, ingest, kinds, store
 from skullgen.evaluation import judges, metrics
 from skullgen.models import steps
 from skullgen.run import workdir
-from skullgen.training import contract, logs, loop
+from skullgen.training import contract, loop
 from tests import toy_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -70,7 +71,7 @@ def test_a_model_of_ones_own_learns_samples_and_is_judged(lab):
     records = [json.loads(line) for line in (work / "train.jsonl").read_text().splitlines()]
     assert len(records) == 150
     assert records[-1]["error"] < 0.5 * records[0]["error"]
-    pairs = store.load(work / "generated.zarr", range(20))
+    pairs = store.Store(work / "generated.zarr").load(range(20))
     assert len({row.tobytes() for row in pairs}) > 10  # not one pair twenty times
     assert (work / "report.html").exists() and "warning: nothing in" not in said[0]
     quality = json.loads((work / "metrics.json").read_text())["quality"]
@@ -90,7 +91,7 @@ def test_a_run_is_made_again_from_its_own_folder_bit_for_bit(lab):
         files = [p.relative_to(first) for p in (first / name).rglob("*") if p.is_file()]
         told = (f"{name}/README.md", f"{name}/zarr.json")  # of the verdict, and of a commit
         files = [file for file in files if file.as_posix() not in told]
-        recipes = [store.recipe(place / name) for place in (first, again)]
+        recipes = [store.Store(place / name).recipe for place in (first, again)]
         assert recipes[0] == recipes[1]
         assert files
         for file in files:
@@ -101,15 +102,15 @@ def test_a_run_is_made_again_from_its_own_folder_bit_for_bit(lab):
 
 def test_a_kind_of_ones_own_is_in_the_store(lab):
     path = lab[0] / "runs" / "kinds" / "real.zarr"
-    group = store.open_store(path)
+    group = store.Store(path)
     assert group.attrs["kinds"] == ["bilateral", "mylab.defects.round_hole"]
-    kind, voxels = group["kind"][:], group["voxels"][:]
+    kind, voxels = group.column("kind"), group.column("voxels")
     assert (np.bincount(kind) == 4).all() and voxels.min() > 0
     pairs = group["pairs"][:]
     assert not pairs.all(axis=-1).any()  # a defect is taken out of its skull
     whole = pairs.any(axis=-1)
     assert np.array_equal(whole[0], whole[1])  # one skull, cut twice
-    recipe = group.attrs["recipe"]
+    recipe = group.recipe
     assert recipe["config"]["kinds"] == "bilateral,mylab.defects.round_hole"
     assert list(recipe["sources"]) == ["mylab.defects.py"]
 
@@ -129,13 +130,13 @@ def test_a_store_of_other_code_is_not_gone_on_with(lab):
 def test_a_source_of_ones_own_makes_the_store(lab):
     folder, said = lab
     path = folder / "runs" / "source" / "real.zarr"
-    group = store.open_store(path)
+    group = store.Store(path)
     assert group.attrs["kinds"] == ["hole"] and len(group.attrs["names"]) == 9
-    for row in np.flatnonzero(group["split"][:] >= 0):
-        name = group.attrs["names"][group["skull"][row]]
+    for row in np.flatnonzero(group.column("split") >= 0):
+        name = group.attrs["names"][group.column("skull")[row]]
         assert np.array_equal(group["pairs"][row], np.load(folder / "mypairs" / f"{name}.npy"))
-    assert "wrong.npy: not a pair" in said[4] and (group["split"][:] == -2).sum() == 1
-    assert "mylab.sources.py" in group.attrs["recipe"]["sources"]
+    assert "wrong.npy: not a pair" in said[4] and (group.column("split") == -2).sum() == 1
+    assert "mylab.sources.py" in group.recipe["sources"]
 
 
 def test_a_metric_of_ones_own_is_in_the_verdict_and_in_the_report(lab):
@@ -331,7 +332,7 @@ def test_a_metric_that_is_not_finite_names_itself_and_the_pair(own, tmp_path):
     pair[0, 2:4, 2:4, 2:4, 1] = pair[0, 4:, 2:4, 2:4, 0] = True
     attributes = {"recipe": {}, "voxel_mm": 25.6, "kinds": [], "names": []}
     store.create(path, count=1, size=8, shard=1, attributes=attributes)
-    store.write(path, 0, store.pack(pair), {})
+    store.Store(path).write(0, store.pack(pair), {})
     case = (path, 0, pair[0, ..., 1].astype(np.float32), "probability", 0.5)
     assert metrics.case(*case, ("ownlab.code.none",))["ownlab.code.none"] is None
     with pytest.raises(UserError, match=r"ownlab\.code\.nan of .*s\.zarr, pair 0, is nan"):
@@ -383,15 +384,15 @@ def test_a_model_whose_file_has_changed_is_told(tmp_path, monkeypatch, capsys):
     # Nothing is left to train: these are still the first file's weights.
     assert goes_on in go("train", changed="# a comment\n")
     made = tmp_path / "run" / "generated.zarr"
-    assert "codelab.toy.py" in store.recipe(made)["code"]
-    before = store.recipe(made)
+    assert "codelab.toy.py" in store.Store(made).recipe["code"]
+    before = store.Store(made).recipe
     assert put_back in go("generate", changed="# a comment\n")
-    assert "warning" not in go("generate") and store.recipe(made) != before
+    assert "warning" not in go("generate") and store.Store(made).recipe != before
     longer = {"updates": 50, "changed": "# a comment\n"}
     assert goes_on in go("train", **longer)
     assert "warning" not in go("generate,release", **longer)
     assert put_back in go("generate", **{**longer, "changed": ""})
-    held = logs.read_json(tmp_path / "run" / "checkpoints" / "codelab.toy" / "code.json")
+    held = files.read_json(tmp_path / "run" / "checkpoints" / "codelab.toy" / "code.json")
     assert list(held["codelab.toy.py"]) == ["0", "70"]
     again = {"generate.weights": str(tmp_path / "run" / "release")}
     assert put_back in go("generate", tmp_path / "other", **again)

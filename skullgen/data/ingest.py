@@ -59,10 +59,10 @@ def run(path, size, config, versions=None, workers=0, native=True, share=(0, 1))
     try:
         _work(path, plan, config, workers, native, share)
     except UserError:
-        if share == (0, 1) and store.missing(path) == store.shards(path):
+        if share == (0, 1) and store.Store(path).missing() == store.Store(path).shards():
             store.discard(path)  # nothing was made
         raise
-    left = sum(map(len, store.missing(path)))
+    left = sum(map(len, store.Store(path).missing()))
     if left:
         print(f"{path}: {left} pairs are left to other shares")
     else:
@@ -101,8 +101,8 @@ def _begin(path, count, size, config, plan, versions, native, share):
     for name in ("kinds", "label"):  # as in stores that were made before it was a field
         if not recipe["config"].get(name):
             recipe["config"].pop(name, None)
-    held = store.recipe(path)
-    begun = held is not None and store.missing(path) != store.shards(path)
+    held = store.Store(path).recipe
+    begun = held is not None and store.Store(path).missing() != store.Store(path).shards()
     if held not in (None, recipe) and not begun and share == (0, 1):
         store.discard(path)  # begun, and nothing made: a file was mended, say
     elif held not in (None, recipe):
@@ -138,8 +138,8 @@ def _work(path, plan, config, workers, native, share):
     """Makes what is missing: cases in worker processes, whole shards written in order."""
     ends = np.cumsum([len(case.kinds) for case in plan.cases])
     starts = ends - [len(case.kinds) for case in plan.cases]
-    shards = store.missing(path, share)
-    total = sum(map(len, store.shards(path, share)))
+    shards = store.Store(path).missing(share)
+    total = sum(map(len, store.Store(path).shards(share)))
     todo = [
         number
         for number in range(len(plan.cases))
@@ -155,7 +155,7 @@ def _work(path, plan, config, workers, native, share):
         ):
             case = plan.cases[number]
             if isinstance(pairs, str):
-                store.leave_out(path, starts[number], pairs.replace(f"{config.root}/", ""))
+                store.Store(path).leave_out(starts[number], pairs.replace(f"{config.root}/", ""))
                 bar.write(plain(f"left out: {pairs}"))
                 pairs = [None] * len(case.kinds)
             if len(pairs) != len(case.kinds):
@@ -188,7 +188,7 @@ def _call(make, arguments, strict):
 
 
 def _write(path, shard, rows, plan, native):
-    size = store.open_store(path)["pairs"].shape[1]
+    size = store.Store(path).size
     nothing = sources.Pair(np.zeros(size**3 * 2 // 8, np.uint8), np.eye(4), None, 0, 0)
     pairs = [pair or nothing for pair, _, _ in rows]
     splits = [plan.split[plan.names[skull]] if pair else store.LEFT_OUT for pair, _, skull in rows]
@@ -200,12 +200,12 @@ def _write(path, shard, rows, plan, native):
         "removed": np.zeros((len(pairs), 3)),
     }
     bits = np.stack([pair.bits for pair in pairs])
-    store.write(path, shard.start, bits, columns, [pair.native for pair in pairs] * native)
+    store.Store(path).write(shard.start, bits, columns, [pair.native for pair in pairs] * native)
 
 
 def _summary(path, plan, config):
-    group, lines = store.open_store(path), store.left_out(path)
-    split = group["split"][:]
+    group, lines = store.Store(path), store.Store(path).left_out()
+    split = group.column("split")
     if lines and (config.strict or 0 not in split):
         if 0 not in split:
             store.discard(path)
@@ -213,7 +213,7 @@ def _summary(path, plan, config):
         raise UserError(f"{path}: {number} cannot be used, the first: {lines[0]}")
     parts = []
     for number, name in enumerate(store.SPLITS):
-        skulls = len(np.unique(group["skull"][:][split == number]))
+        skulls = len(np.unique(group.column("skull")[split == number]))
         parts.append(f"{name} {np.sum(split == number)} pairs of {skulls} skulls")
     print(f"{path}: {', '.join(parts)}")
     empty = [name for number, name in enumerate(store.SPLITS) if number not in split]

@@ -38,20 +38,20 @@ class Pairs:
         inside = sorted(one.name for one in self.path.glob("*.zarr"))
         if inside and not (self.path / "zarr.json").exists():
             raise UserError(f"{path}: no store of pairs, but a folder with {', '.join(inside)}")
-        store.require_whole(self.path)
-        opened = store.open_store(self.path)
+        store.Store(self.path).require_whole()
+        opened = store.Store(self.path)
         if split is not None:
             one_of("split", split, store.SPLITS)
-        if (split is not None or kind is not None) and (opened["split"][:] == -1).all():
+        if (split is not None or kind is not None) and (opened.column("split") == -1).all():
             raise UserError(f"{path}: generated pairs have no split and no kind: leave them out")
-        self.rows = store.rows(self.path, split)
+        self.rows = store.Store(self.path).rows(split)
         if kind is not None:
             number = opened.attrs["kinds"].index(one_of("kind", kind, opened.attrs["kinds"]))
-            self.rows = self.rows[opened["kind"][:][self.rows] == number]
+            self.rows = self.rows[opened.column("kind")[self.rows] == number]
         if not len(self.rows):
             raise UserError(f"{path}: no pair of split {split} and kind {kind} (None: all)")
-        self._recipe = json.dumps(opened.attrs["recipe"], sort_keys=True).encode()
-        self.voxel_mm, self._size = opened.attrs["voxel_mm"], opened["pairs"].shape[1]
+        self._recipe = json.dumps(opened.recipe, sort_keys=True).encode()
+        self.voxel_mm, self._size = opened.attrs["voxel_mm"], opened.size
 
     def __len__(self):
         return len(self.rows)
@@ -62,7 +62,7 @@ class Pairs:
             part = object.__new__(Pairs)
             part.__dict__.update(self.__dict__, rows=self.rows[index])
             return part
-        bits = store.load(self.path, [self.rows[operator.index(index)]])
+        bits = store.Store(self.path).load([self.rows[operator.index(index)]])
         pair = store.unpack(bits, self._size)[0].astype(np.float32)
         return {"skull": pair[None, ..., 0].copy(), "defect": pair[None, ..., 1].copy()}
 

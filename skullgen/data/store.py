@@ -1,321 +1,479 @@
 """Pairs in a Zarr v3 group: one format for real and generated ones.
 
 Arrays, `N` pairs of `D` voxels a side: `pairs` bool [N, D, D, D, 2] (channel 0 the defective
-skull, 1 its defect; one chunk a pair, blosc-zstd with bitshuffle and crc32c, `shard` pairs a
-file), and columns of one row a pair. A shard is the unit of work: each of its files is written
-atomically, that of the column `voxels` last; a shard that lacks a file is made again, after a
-kill -9 too. Stores hold no times: equal work gives equal bytes.
+skull, 1 its defect; one chunk a pair, `shard` pairs a file), and columns of one row a pair. A shard
+is the unit of work: each of its files is written atomically, that of the column `voxels` last; a
+shard that lacks a file is made again. Stores hold no times: equal work gives equal bytes.
 
 In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian bits.
 """
 
-import os
+import functools
+import re
 import shutil
-import uuid
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
+from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped, UInt8
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from skullgen.core import jobs
+from skullgen.core import files, provenance
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import schema
-from skullgen.data.schema import COLUMNS, FORMAT
 
+FORMAT = "skullgen-pairs-2"
+COLUMNS = {
+    # 0 train, 1 validation, 2 test; -1 for generated pairs; -2 for a case left out: no pair
+    "split": ("int8", ()),
+    "kind": ("int8", ()),  # index into the attribute `kinds`; -1 where unknown
+    "skull": ("int32", ()),  # index into the attribute `names`; -1 where unknown
+    "affine": ("float64", (4, 4)),  # model voxel to RAS mm of the source
+    # What post-processing removed: voxels of overlap (eq. 6), of skull dust, of defect dust.
+    "removed": ("int32", (3,)),
+    "voxels": ("int32", (2,)),  # of each channel; written last, and checked when pairs are read
+}
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = -2
 MADE = ("real.zarr", "generated.zarr", "fresh.zarr")  # by a run, in its work directory
+# A store that claims more was made to exhaust memory, or is damaged.
+MAX_SIDE, MAX_PAIRS, MAX_SHARD, MAX_FILES, MAX_GRID = 512, 10**7, 4096, 50_000, 2**31
+CODECS = ("bytes", "blosc", "zstd", "crc32c", "sharding_indexed")  # they decode numbers only
+
+Packed = UInt8[np.ndarray, "n bytes"]
+Rows = Shaped[np.ndarray, " n"] | list[int]
 
 
-def pack(pairs):
-    """bool [..., D, D, D, 2] -> uint8 [..., D^3 * 2 / 8]."""
+def pack(pairs: Bool[np.ndarray, "*n D D D 2"]) -> UInt8[np.ndarray, "*n bytes"]:
+    """Pairs as bits."""
     flat = np.asarray(pairs, bool).reshape(*pairs.shape[:-4], -1)
     return np.packbits(flat, axis=-1, bitorder="little")
 
 
-def unpack(bits, size):
-    """uint8 [..., size^3 * 2 / 8] -> bool [..., size, size, size, 2]."""
+def unpack(bits: UInt8[np.ndarray, "*n bytes"], size: int) -> Bool[np.ndarray, "*n D D D 2"]:
+    """Pairs of `size` voxels a side from their bits."""
     flat = np.unpackbits(bits, axis=-1, bitorder="little")
     return flat.reshape(*bits.shape[:-1], size, size, size, 2).view(bool)
 
 
-def voxels(bits):
-    """Voxels of each channel of packed pairs: uint8 [..., D^3 * 2 / 8] -> int64 [..., 2]."""
+def voxels(bits: UInt8[np.ndarray, "*n bytes"]) -> Int64[np.ndarray, "*n 2"]:
+    """Voxels of each channel of packed pairs."""
     words = bits.view(np.uint16)
     channels = [words & 0x5555, words & 0xAAAA]
     return np.stack([np.bitwise_count(x).sum(axis=-1, dtype=np.int64) for x in channels], axis=-1)
 
 
-def create(path, *, count, size, shard, attributes):
-    """Makes an empty store, or takes up one that holds the same work.
+class Native(NamedTuple):
+    """An implant at its source's own grid: the tight box of its voxels, and where that lies."""
 
-    count: pairs. size: voxels a side. shard: pairs in a file. attributes: JSON values that say
-    what the pairs are; `recipe` among them holds all that determines the pairs, and a store of
-    another recipe is not to be taken up: ask `recipe` first. A larger count grows the store: a
-    last shard that was not full is made again.
+    bits: UInt8[np.ndarray, " bytes"]  # of the box, as np.packbits in C order
+    origin: tuple[int, int, int]  # of the box, in voxels of the source
+    shape: tuple[int, int, int]  # of the box
+    grid: tuple[int, int, int]  # of the source
+    affine: Float[np.ndarray, "4 4"]  # voxel of the source to RAS mm
+
+
+class Store:
+    """A store of pairs; opening one checks its format, shapes, dtypes, bounds and codecs.
+
+    Raises UserError where there is none, or it is not as `create` writes it.
+
+    Attributes: `path`; `attrs`, a dict (`voxel_mm`, `kinds`, `names`, `licence`, ...); `count` N,
+    `size` D and `shard`, the pairs of a file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not exists(self.path):
+            raise UserError(
+                f"{self.path.absolute()}: no store of pairs here; run the stage that makes it first"
+            )
+        self.attrs = _attributes(self.path)
+        about = _about_array(self.path / "pairs")
+        _require(len(about["shape"]) == 5, self.path / "pairs", "shape")
+        self.count, self.size = about["shape"][:2]
+        self.shard = about["chunk_grid"]["configuration"]["chunk_shape"][0]
+        bounds(self.path, count=self.count, size=self.size, shard=self.shard)
+        pair = (self.size, self.size, self.size, 2)
+        _check_array(self.path / "pairs", "bool", (self.count, *pair), (self.shard, *pair))
+        for name, (dtype, shape) in COLUMNS.items():
+            _check_array(self.path / name, dtype, (self.count, *shape), (self.shard, *shape))
+
+    def __reduce__(self):
+        return Store, (self.path,)
+
+    @property
+    def recipe(self) -> provenance.Recipe:
+        """All that determines the pairs (`core.provenance`)."""
+        return provenance.read(self.path) or {}
+
+    @functools.cached_property
+    def _pairs(self):
+        return zarr.open_array(self.path / "pairs", mode="r", zarr_format=3)
+
+    def column(self, name: str) -> Shaped[np.ndarray, "N *rest"]:
+        """A column, one of `COLUMNS`; UserError where it is damaged."""
+        array = zarr.open_array(self.path / name, mode="r", zarr_format=3)
+        with _damage(self.path / name):
+            return array[: self.count]
+
+    def every(self, split: str | None = None) -> Int64[np.ndarray, " n"]:
+        """Rows of the pairs of a split (`train`, `validation`, `test`), or of all."""
+        column = self.column("split")
+        return np.flatnonzero(
+            column != LEFT_OUT if split is None else column == SPLITS.index(split)
+        )
+
+    def rows(self, split: str | None = None) -> Int64[np.ndarray, " n"]:
+        """As `every`, without what the store's `leave_out.txt` lists: the pairs to be used.
+
+        Raises UserError where the list leaves none.
+        """
+        every = self.every(split)
+        kept = np.setdiff1d(every, self.unwanted())
+        if len(every) and not len(kept):
+            what = f" of split {split}" if split else ""
+            raise UserError(f"{self.path / 'leave_out.txt'}: it leaves no pair{what}: shorten it")
+        return kept
+
+    def unwanted(self) -> Int64[np.ndarray, " n"]:
+        """Rows that `leave_out.txt` lists, one a line, comments after a #; UserError for others."""
+        file = self.path / "leave_out.txt"
+        if not file.exists():
+            return np.zeros(0, np.int64)
+        lines = file.read_text("utf-8-sig", "replace").splitlines()
+        words = [line.partition("#")[0].strip() for line in lines]
+        for number, word in enumerate(words, 1):
+            if word and not (re.fullmatch("[0-9]{1,9}", word) and int(word) < self.count):
+                raise UserError(
+                    f"{file}: line {number} is {word[:40]!r}: write the index of one pair a line, "
+                    f"0 to {self.count - 1}, and comments after a #"
+                )
+        return np.unique(np.array([word for word in words if word], np.int64))
+
+    def names(self, skulls: Shaped[np.ndarray, " n"]) -> list[str]:
+        """The names of skulls by number (column `skull`), in plain text; "" where unknown."""
+        known = self.attrs["names"]
+        return [plain(known[skull]) if 0 <= skull < len(known) else "" for skull in skulls]
+
+    def load(self, rows: Rows) -> Packed:
+        """The packed pairs of some rows.
+
+        Raises UserError for a pair that is damaged or missing, with the file to delete: without it
+        a shard is made again.
+        """
+        counts = zarr.open_array(self.path / "voxels", mode="r", zarr_format=3)
+        of_shard = {}
+        out = np.empty((len(rows), 2 * self.size**3 // 8), np.uint8)
+        for place, row in enumerate(np.asarray(rows).tolist()):
+            shard, offset = divmod(row, self.shard)
+            file = self._files(shard)[-1]
+            with _damage(file, f"pair {row}"):
+                out[place] = pack(self._pairs[row])
+                if shard not in of_shard:
+                    of_shard[shard] = counts[row - offset : row - offset + self.shard]
+            if not np.array_equal(voxels(out[place]), of_shard[shard][offset]):
+                raise UserError(f"{file}: pair {row} is not what was written: {_REMAKE}")
+        return out
+
+    def shards(self, share: tuple[int, int] = (0, 1)) -> list[range]:
+        """The shards, as ranges of rows, in order: the k-th of n runs of them, share (k, n)."""
+        starts = range(0, self.count, self.shard)
+        every = [range(start, min(start + self.shard, self.count)) for start in starts]
+        k, n = share
+        return every[len(every) * k // n : len(every) * (k + 1) // n]
+
+    def missing(self, share: tuple[int, int] = (0, 1)) -> list[range]:
+        """The shards that are not written yet, in order, of all or of a share."""
+
+        def whole(shard):
+            return all(file.exists() for file in self._files(shard.start // self.shard))
+
+        return [shard for shard in self.shards(share) if not whole(shard)]
+
+    def require_whole(self, stage: str = "") -> None:
+        """UserError where pairs are still to be made, by `stage`."""
+        left, stage = sum(map(len, self.missing())), f"`{stage}`" if stage else "that makes it"
+        if left:
+            raise UserError(
+                f"{self.path}: {left} pairs are not made yet: run the stage {stage} first"
+            )
+
+    def _files(self, shard):
+        """The files of a shard, the one that is written last first."""
+        places = {name: shape for name, (_, shape) in reversed(COLUMNS.items())}
+        places["pairs"] = (1,) * 4
+        zeros = [(name, "c", str(shard), *"0" * len(shape)) for name, shape in places.items()]
+        return [self.path.joinpath(*parts) for parts in zeros]
+
+    def write(
+        self,
+        start: int,
+        bits: Packed,
+        columns: dict[str, Any],
+        natives: list[Native | None] | None = None,
+    ) -> None:
+        """Writes one shard, or the last one's part, whole.
+
+        start: its first row. columns: name -> [n, ...]; those left out are -1. natives: the
+        implants at their sources' grids, or None.
+        """
+        natives, stop = natives or [], start + len(bits)
+        group = zarr.open_group(self.path, mode="r+")
+        for file in self._files(start // self.shard):
+            file.unlink(missing_ok=True)  # Zarr would read a last shard that is not full
+        needed = bits.nbytes + sum(native.bits.nbytes for native in natives if native)
+        every = zarr.config.set({"array.write_empty_chunks": True})  # or a lost file is not seen
+        with every, files.room(self.path / "pairs", needed):
+            for row, native in enumerate(natives, start):
+                if native:
+                    _write_native(self.path / "native" / f"{row:06d}", native)
+            group["pairs"][start:stop] = unpack(bits, self.size)
+            columns = {**columns, "voxels": voxels(bits)}
+            for name, (dtype, shape) in COLUMNS.items():
+                unknown = np.full((len(bits), *shape), -1, dtype)
+                group[name][start:stop] = columns.get(name, unknown)
+
+    def has_native(self, row: int) -> bool:
+        """Whether a pair has an implant at its source's grid; UserError where it was lost."""
+        file = self.path / "native" / f"{row:06d}" / "zarr.json"
+        if self.attrs.get("native") and not file.exists():
+            raise UserError(f"{file}: missing: {self._remake(row)}")
+        return file.exists()
+
+    def native(self, row: int) -> tuple[Bool[np.ndarray, "X Y Z"], Float[np.ndarray, "4 4"]]:
+        """The implant of a pair on its source's grid, and the affine, voxel to RAS mm.
+
+        Raises UserError where the pair has none (generated pairs, for example), or a damaged one.
+        """
+        if not self.has_native(row):
+            raise UserError(f"{self.path}: pair {row} has no native truth")
+        place = self.path / "native" / f"{row:06d}"
+        about = _about_array(place)
+        _check_array(place, "uint8", about["shape"], about["shape"])
+        with _damage(place, "its attributes"):
+            sides = [tuple(map(int, about["attributes"][k])) for k in ("origin", "shape", "grid")]
+            affine = np.array(about["attributes"]["affine"], float).reshape(4, 4)
+        origin, shape, grid = sides
+        inside = all(0 <= o and 0 < s and o + s <= g for o, s, g in zip(*sides, strict=True))
+        size = int(np.prod(shape, dtype=object))
+        _require(inside and np.prod(grid, dtype=object) <= MAX_GRID, place, "grid")
+        _require(about["shape"] == [-(-size // 8)], place, "shape")
+        with _damage(place, self._remake(row)):
+            bits = zarr.open_array(place, mode="r", zarr_format=3)[:]
+        mask = np.zeros(grid, bool)
+        crop = np.unpackbits(bits, count=size).reshape(shape)
+        mask[tuple(slice(o, o + s) for o, s in zip(origin, shape, strict=True))] = crop
+        return mask, affine
+
+    def _remake(self, row):
+        return f"{self._files(row // self.shard)[-1]}: {_REMAKE}"
+
+    def leave_out(self, row: int, why: str) -> None:
+        """Notes in one line why the case whose first row is `row` has no pairs, before its shard."""
+        place = self.path / "left_out" / f"{row:06d}.txt"
+        place.parent.mkdir(exist_ok=True)
+        files.replace(place, f"{plain(why)}\n".encode())
+
+    def left_out(self) -> list[str]:
+        """Why cases have no pairs, a line each, in order."""
+        places = sorted((self.path / "left_out").glob("*.txt"))
+        return [plain(place.read_text(errors="replace").strip()) for place in places]
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is a store at `path`, whole or not."""
+    return (Path(path) / "zarr.json").exists()
+
+
+class Shape(NamedTuple):
+    """Pairs of a store, voxels a side, and pairs of a file."""
+
+    count: int
+    size: int
+    shard: int
+
+
+def create(
+    path: str | Path, shape: Shape, attributes: dict[str, Any], recipe: provenance.Recipe
+) -> Store:
+    """Makes an empty store, or takes up the one that has this recipe; more pairs make it grow.
+
+    attributes: JSON values that say what the pairs are. Raises UserError for a store of another
+    recipe. A last shard that was not full is made again.
     """
     path = Path(path)
-    schema.bounds(path, count=count, size=size, shard=shard)
-    if (path / "zarr.json").exists():
-        group = zarr.open_group(path, mode="r+")
-        held = group["pairs"].shape[0]
-        if count > held:
-            if held % shard:
-                _mark(path, held // shard).unlink(missing_ok=True)
-            for name in (*COLUMNS, "pairs"):  # pairs last: their length is the count
-                group[name].resize((count, *group[name].shape[1:]))
-        return
+    bounds(path, count=shape.count, size=shape.size, shard=shape.shard)
+    if exists(path):
+        provenance.require_same(path, provenance.read(path), recipe)
+        _grow(Store(path), shape.count)
+        return Store(path)
     # Built aside and moved: a store whose zarr.json exists has all its arrays.
-    partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex}")
+    partial = files.partial_of(path)
+    partial.parent.mkdir(parents=True, exist_ok=True)
     group = zarr.open_group(
-        partial, mode="w", zarr_format=3, attributes=schema.summed({"format": FORMAT, **attributes})
+        partial, mode="w", zarr_format=3, attributes={"format": FORMAT, **attributes}
     )
-    # One block a pair of up to 128^3: smaller than level 5 in zarr's own blocks, and made faster.
-    packing = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", blocksize=2**22)
+    provenance.write(partial, recipe)
+    count, size, shard = shape
     group.create_array(
         "pairs",
         shape=(count, size, size, size, 2),
         dtype="bool",
         chunks=(1, size, size, size, 2),
         shards=(shard, size, size, size, 2),
-        compressors=[packing, Crc32cCodec()],
+        # One block a pair of up to 128^3: smaller than level 5 in zarr's own blocks, and faster.
+        compressors=[
+            BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", blocksize=2**22),
+            Crc32cCodec(),
+        ],
     )
-    for name, (dtype, shape) in COLUMNS.items():
-        # A chunk that holds nothing but the fill value is not written: no count is -1.
+    for name, (dtype, rest) in COLUMNS.items():
         group.create_array(
             name,
-            shape=(count, *shape),
+            shape=(count, *rest),
             dtype=dtype,
-            chunks=(shard, *shape),
-            compressors=[ZstdCodec(checksum=True)],
+            chunks=(shard, *rest),
+            compressors=[ZstdCodec(), Crc32cCodec()],
             fill_value=-1,
         )
-    try:
-        partial.rename(path)
-    except OSError:
-        if (path / "zarr.json").exists():  # a process that makes another share was first
-            shutil.rmtree(partial)
-        else:  # what is left of a store
-            print(plain(f"{path} was no whole store: it is now {jobs.set_aside(path)}"))
-            partial.rename(path)
+    if path.exists():
+        raise UserError(f"{path}: no store of pairs, and in the way of one: move it away")
+    partial.rename(path)
+    return Store(path)
 
 
-def discard(path):
-    """Removes a store: at once, whatever becomes of us meanwhile."""
-    partial = Path(path).with_name(f"{Path(path).name}.partial-{uuid.uuid4().hex}")
-    Path(path).rename(partial)
-    shutil.rmtree(partial)
+def _grow(store, count):
+    if count <= store.count:
+        return
+    group = zarr.open_group(store.path, mode="r+")
+    if store.count % store.shard:
+        store._files(store.count // store.shard)[0].unlink(missing_ok=True)
+    for name in (*COLUMNS, "pairs"):  # pairs last: their length is the count
+        group[name].resize((count, *group[name].shape[1:]))
 
 
-def recipe(path):
-    """The attribute `recipe` of the store at `path`, or None where there is no store."""
-    if not (Path(path) / "zarr.json").exists():
-        return None
-    return open_store(path).attrs["recipe"]
-
-
-def open_store(path):
-    """The store to read, a `schema.Guarded`: `attrs` a dict, `opened[name]` a Zarr array.
-
-    Raises UserError where there is none, or anything said of its arrays is not as in `create`.
-    """
-    if not (Path(path) / "zarr.json").exists():
-        raise UserError(
-            f"{Path(path).absolute()}: no store of pairs here; run the stage that makes it first"
-        )
-    return schema.Guarded(path)
-
-
-def _mark(path, shard):
-    """The file whose presence says that a shard is whole."""
-    return _files(path, shard)[0]
-
-
-def _files(path, shard):
-    """The files of a shard, the one that is written last first."""
-    places = {name: shape for name, (_, shape) in reversed(COLUMNS.items())}
-    places["pairs"] = (1,) * 4
-    return [Path(path, name, "c", str(shard), *"0" * len(x)) for name, x in places.items()]
-
-
-def shards(path, share=(0, 1)):
-    """The shards of a store, as ranges of pairs, in order: the k-th of n runs of them.
-
-    share: (k, n). Processes that make a store together each take one.
-    """
-    pairs = open_store(path)["pairs"]
-    count, shard = pairs.shape[0], pairs.shards[0]
-    every = [range(start, min(start + shard, count)) for start in range(0, count, shard)]
-    k, n = share
-    return every[len(every) * k // n : len(every) * (k + 1) // n]
-
-
-def missing(path, share=(0, 1)):
-    """The shards not yet written, in order, of all or of a share."""
-    size = open_store(path)["pairs"].shards[0]
-    every = shards(path, share)
-    return [s for s in every if not all(f.exists() for f in _files(path, s.start // size))]
-
-
-def require_whole(path, stage=""):
-    """UserError where pairs of the store are still to be made, by `stage`."""
-    left, made = sum(map(len, missing(path))), f"`{stage}`" if stage else "that makes it"
-    if left:
-        raise UserError(f"{path}: {left} pairs are not made yet: run the stage {made} first")
-
-
-def write(path, start, bits, columns, native=()):
-    """Writes one shard, or the last one's part, whole.
-
-    start: its first pair. bits: uint8 [n, D^3 * 2 / 8]. columns: name -> [n, ...]; those left
-    out are -1. native: for each pair `None` or a dict of the implant at
-    the source's own grid: `bits` uint8 [.], `origin` [3], `shape` [3] (of the crop, in voxels),
-    `grid` [3] (of the whole source) and `affine` [4, 4] (source voxel to RAS mm).
-    """
-    group = zarr.open_group(path, mode="r+")
-    stop, size = start + len(bits), group["pairs"].shape[1]
-    for file in _files(path, start // group["pairs"].shards[0]):
-        file.unlink(missing_ok=True)  # Zarr would read a last shard that is not full
-    truths = sum(truth["bits"].nbytes for truth in native if truth is not None)
-    every = zarr.config.set({"array.write_empty_chunks": True})  # or a lost file is not seen
-    with every, jobs.room(Path(path) / "pairs", bits.nbytes + truths):
-        for row, truth in enumerate(native):
-            if truth is not None:
-                _write_native(path, start + row, truth)
-        group["pairs"][start:stop] = unpack(bits, size)
-        columns = {**columns, "voxels": voxels(bits)}
-        for name, (dtype, shape) in COLUMNS.items():
-            group[name][start:stop] = columns.get(name, np.full((len(bits), *shape), -1, dtype))
-
-
-def _write_native(path, index, truth):
+def _write_native(place, native):
     array = zarr.create_array(
-        Path(path) / "native" / f"{index:06d}",
-        data=truth["bits"],
-        chunks=truth["bits"].shape,
+        place,
+        data=native.bits,
+        chunks=native.bits.shape,
         compressors=[BloscCodec(cname="zstd", clevel=5, shuffle="noshuffle"), Crc32cCodec()],
         overwrite=True,
     )
-    about = {k: np.asarray(v).tolist() for k, v in truth.items() if k != "bits"}
-    array.attrs.update(schema.summed(about))
+    about = native._asdict()
+    del about["bits"]
+    array.attrs.update({name: np.asarray(value).tolist() for name, value in about.items()})
 
 
-def has_native(path, index):
-    """Whether pair `index` has a truth at its source's grid; UserError where it was lost."""
-    opened, place = open_store(path), Path(path) / "native" / f"{index:06d}" / "zarr.json"
-    if opened.attrs.get("native") and not place.exists():
-        raise UserError(f"{place}: missing: {_again(path, index)}")
-    return place.exists()
+# --- What a store must look like before its arrays are read: a stranger may have made it --------
+
+_REMAKE = "delete it and run the stage that made it, which makes only what is missing"
+_AGAIN = "not as skullgen writes it: get it again, or move it away and make it again"
 
 
-def _again(path, index):
-    """How a pair's shard is made again, in words."""
-    file = _files(path, index // open_store(path)["pairs"].shards[0])[-1]
-    return schema.REMAKE.replace("it", str(file), 1)
+def bounds(path: Path, *, count: int, size: int, shard: int) -> None:
+    """UserError unless a store may have `count` pairs of `size` voxels a side, `shard` a file."""
+    limits = {"pairs": (count, MAX_PAIRS), "voxels a side": (size, MAX_SIDE)}
+    limits["pairs a file"] = shard, MAX_SHARD
+    for what, (value, most) in limits.items():
+        if not (type(value) is int and 0 < value <= most):
+            raise UserError(f"{path}: {value!r} {what}: it must be 1 to {most}")
+    if -(-count // shard) > MAX_FILES:
+        raise UserError(f"{path}: {count} pairs, {shard} a file: more than {MAX_FILES} files")
 
 
-def read_native(path, index):
-    """The implant of pair `index` at its source's grid: bool [X, Y, Z], affine [4, 4] in mm.
+def _attributes(path):
+    about = files.read_json(path / "zarr.json")
+    attrs = about.get("attributes")
+    if not isinstance(attrs, dict) or attrs.get("format") != FORMAT:
+        raise UserError(f"{path}: not a store of pairs in the format {FORMAT}; make it again")
+    _require(about.get("zarr_format") == 3 and about.get("node_type") == "group", path, "node_type")
+    kinds = {"kinds": list, "names": list, "notes": list, "licence": str, "trained_on": dict}
+    for name, kind in {**kinds, "versions": dict, "voxel_mm": (int, float)}.items():
+        _require(isinstance(attrs.get(name, kind() if callable(kind) else 1), kind), path, name)
+    for name in ("kinds", "names"):
+        _require(all(isinstance(item, str) for item in attrs.get(name, [])), path, name)
+    _require(1e-3 < attrs.get("voxel_mm", 1) < 1e3, path, "voxel_mm")
+    return attrs
 
-    Raises UserError where the pair has none (generated pairs, for example), or a damaged one.
-    """
-    place = Path(path) / "native" / f"{index:06d}"
-    if not has_native(path, index):
-        raise UserError(f"{path}: pair {index} has no native truth")
+
+def _about_array(place):
+    """The `zarr.json` of an array, with what `_check_array` reads of it."""
+    about = files.read_json(place / "zarr.json")
+    if about is None:
+        raise UserError(f"{place / 'zarr.json'}: missing: {_AGAIN}")
     try:
-        about = schema.native(place, path)
-    except UserError as error:
-        raise UserError(f"{error}, or {_again(path, index)}") from None
-    try:
-        bits = zarr.open_array(place, mode="r", zarr_format=3)[:]
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"{place}: damaged ({error}): {_again(path, index)}") from None
-    shape, origin = about["shape"], about["origin"]
-    crop = np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)
-    mask = np.zeros(about["grid"], bool)
-    mask[tuple(slice(o, o + s) for o, s in zip(origin, shape, strict=True))] = crop
-    return mask, np.array(about["affine"])
+        chunk = about["chunk_grid"]["configuration"]["chunk_shape"]
+        sound = all(type(side) is int and side > 0 for side in [*about["shape"], *chunk])
+    except (LookupError, TypeError):
+        sound = False
+    _require(sound and isinstance(about.get("attributes", {}), dict), place, "shape")
+    return about
 
 
-def names(path, skulls):
-    """The names of skulls by number (column `skull`), in plain text: a list, "" where unknown."""
-    known = open_store(path).attrs["names"]
-    return [plain(known[skull]) if 0 <= skull < len(known) else "" for skull in skulls]
+def _check_array(place, dtype, shape, chunks):
+    """UserError unless an array has this dtype, shape and chunks, and codecs of `CODECS` alone.
 
-
-def every(path, split=None):
-    """Indices int [n] of the pairs of a split (`train`, `validation`, `test`), or of all."""
-    column = open_store(path)["split"][:]
-    return np.flatnonzero(column != LEFT_OUT if split is None else column == SPLITS.index(split))
-
-
-def rows(path, split=None):
-    """As `every`, without what the store's `leave_out.txt` lists: the pairs that are to be used.
-
-    Raises UserError where the list leaves none.
+    A column may be longer, where a kill stopped its growth.
     """
-    found = every(path, split)
-    kept = np.setdiff1d(found, schema.leave_out(path, open_store(path).count))
-    if len(found) and not len(kept):
-        what = f" of split {split}" if split else ""
-        raise UserError(f"{Path(path) / 'leave_out.txt'}: it leaves no pair{what}: shorten it")
-    return kept
+    about = _about_array(place)
+    _require(about.get("data_type") == dtype, place, "data_type")
+    longer = about["shape"][0] >= shape[0] and about["shape"][1:] == list(shape[1:])
+    _require(longer, place, "shape")
+    chunk = about["chunk_grid"]["configuration"]["chunk_shape"]
+    _require(chunk == list(chunks), place, "chunk_grid")
+    _require(not about.get("storage_transformers"), place, "storage_transformers")
+    _require(_allowed(about.get("codecs")), place, "codecs")
 
 
-def leave_out(path, row, why):
-    """Notes in one line why the case whose first row is `row` has no pairs, before its shard."""
-    place = Path(path) / "left_out" / f"{row:06d}.txt"
-    place.parent.mkdir(exist_ok=True)
-    with jobs.room(place):
-        place.write_text(plain(why) + "\n")
+def _allowed(codecs):
+    if not isinstance(codecs, list):
+        return False
+    for codec in codecs:
+        if not isinstance(codec, dict) or codec.get("name") not in CODECS:
+            return False
+        inner = codec.get("configuration") or {}
+        nested = [inner[name] for name in ("codecs", "index_codecs") if name in inner]
+        if not all(map(_allowed, nested)):
+            return False
+    return True
 
 
-def left_out(path):
-    """Why cases have no pairs: a list of lines, in order."""
-    places, root = sorted((Path(path) / "left_out").glob("*.txt")), os.path.realpath(path)
-    files = [schema.plain_file(place, root, 2**16) for place in places]
-    return [plain(file.read_text(errors="replace").strip()) for file in files]
+def _require(sound, place, what):
+    if not sound:
+        file = place if place.name == "zarr.json" else place / "zarr.json"
+        raise UserError(f"{file}: its {what} is {_AGAIN}")
 
 
-def load(path, index):
-    """Packed pairs uint8 [n, D^3 * 2 / 8] of these rows.
+class _damage:
+    """UserError that names `file` where what Zarr reads within cannot be decoded."""
 
-    Raises UserError for a pair that is damaged, or not the one that was written, with the file to
-    delete: without it a shard is made again.
-    """
-    opened, counted = open_store(path), {}
-    pairs, column = opened["pairs"], opened.array("voxels")
-    out = np.empty((len(index), int(np.prod(pairs.shape[1:])) // 8), np.uint8)
-    for row, number in enumerate(np.asarray(index).tolist()):
-        shard, place = divmod(number, pairs.shards[0])
-        try:
-            pair = pairs[number]
-            if shard not in counted:
-                counted[shard] = column[number - place : number - place + pairs.shards[0]]
-        except (UserError, ValueError, RuntimeError, ExceptionGroup) as error:
-            error = getattr(error, "exceptions", [error])[0]  # zarr 3.4 reads in groups of tasks
-            if isinstance(error, UserError):
-                raise error from None
-            what = f"pair {number} is damaged ({error}): {_again(path, number)}"
-            raise UserError(f"{path}: {what}") from None
-        out[row] = pack(pair)
-        if not np.array_equal(voxels(out[row]), counted[shard][place]):
-            what = f"pair {number} is not what was written: {_again(path, number)}"
-            raise UserError(f"{path}: {what}")
-    return out
+    def __init__(self, file, what="it"):
+        self.file, self.what = file, what
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        error = getattr(error, "exceptions", [error])[0]  # zarr 3.4 reads in groups of tasks
+        if isinstance(error, ValueError | RuntimeError | LookupError | TypeError):
+            raise UserError(f"{self.file}: {self.what} is damaged ({error}): {_REMAKE}") from None
+        return False
+
+
+# --- Mixtures of stores, and the batches that are drawn from them --------------------------------
 
 
 class Part(NamedTuple):
-    """Some pairs of a store: its path and their rows int [n]."""
+    """Some pairs of a store, by their rows."""
 
-    path: Path
-    rows: np.ndarray
+    store: Store
+    rows: Int[np.ndarray, " n"]
 
 
-def mixture(text, folder, seed):
-    """The stores that `path:split:pairs`, comma-separated, names: a list of Part.
+def mixture(text: str, folder: Path, seed: int) -> list[Part]:
+    """The stores that `path:split:pairs`, comma-separated, names.
 
     A path is looked for in `folder` first, then from where the program runs. split: `train`,
     `validation`, `test` or `all`. pairs: a number, the first of a permutation seeded by `seed`
@@ -324,34 +482,35 @@ def mixture(text, folder, seed):
     """
     parts = []
     for name, split, wanted in named(text):
-        path = found(name, folder)
-        require_whole(path)
-        size = open_store(path)["pairs"].shape[1]
-        if parts and size != open_store(parts[0].path)["pairs"].shape[1]:
-            raise UserError(f"{path}: its pairs are not of the size of those of {parts[0].path}")
-        chosen = rows(path, None if split == "all" else split)
+        store = Store(find(name, folder))
+        store.require_whole()
+        if parts and store.size != parts[0].store.size:
+            other = parts[0].store.path
+            raise UserError(f"{store.path}: its pairs are not of the size of those of {other}")
+        rows = store.rows(None if split == "all" else split)
         if wanted != "all":
-            if int(wanted) > len(chosen):
+            if int(wanted) > len(rows):
                 raise UserError(
-                    f"{path}: {len(chosen)} pairs of split {split}, not {wanted} (generated pairs "
-                    "are of no split: write PATH:all:PAIRS)"
+                    f"{store.path}: {len(rows)} pairs of split {split}, not {wanted} (generated "
+                    "pairs are of no split: write PATH:all:PAIRS)"
                 )
-            order = np.random.default_rng([seed, len(chosen)]).permutation(len(chosen))
-            chosen = chosen[np.sort(order[: int(wanted)])]
-        if not len(chosen):
-            raise UserError(f"{path}: it has no pair of split {split}")
-        parts.append(Part(path, chosen))
+            order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
+            rows = rows[np.sort(order[: int(wanted)])]
+        if not len(rows):
+            raise UserError(f"{store.path}: it has no pair of split {split}")
+        parts.append(Part(store, rows))
     return parts
 
 
-def named(text):
-    """The parts `path:split:pairs` of a mixture, as lists of three; UserError for what is none."""
+def named(text: str) -> list[list[str]]:
+    """The parts `path:split:pairs` of a mixture, each in three; UserError for what is none."""
     parts = []
     for item in filter(None, map(str.strip, text.split(","))):
         fields = item.rsplit(":", 2)
         if len(fields) == 3:
             one_of(f"the split of {item!r}", fields[1], (*SPLITS, "all"))
-        if len(fields) < 3 or not _number(fields[2]):
+        number = fields[-1] == "all" or (fields[-1].isdecimal() and int(fields[-1]) > 0)
+        if len(fields) < 3 or not number:
             raise UserError(
                 f"segment.stores: {item!r} names no pairs: write PATH:SPLIT:PAIRS, for example "
                 "real.zarr:train:all (splits: train, validation, test, all)"
@@ -360,40 +519,51 @@ def named(text):
     return parts
 
 
-def require_there(names, folder):
+def require_there(names: list[str], folder: Path) -> None:
     """UserError where a named store is not there, nor in `folder`, where a run may make it yet."""
     for name in filter(None, map(str.strip, names)):
-        path = found(name, folder)
-        if name not in MADE and Path(os.path.abspath(path.parent)) != Path(os.path.abspath(folder)):
-            open_store(path)
+        path = find(name, folder)
+        if name not in MADE and path.parent.absolute() != Path(folder).absolute():
+            Store(path)
 
 
-def found(name, folder):
+def find(name: str, folder: Path) -> Path:
     """The path that a field means: in `folder` where it is there, else from where we run."""
     return folder / name if (folder / name).exists() else Path(name)
 
 
-def _number(text):
-    return text == "all" or (text.isdecimal() and int(text) > 0)
+class Place(NamedTuple):
+    """Where in a run a batch is drawn: the phase's number, and the update within it."""
+
+    seed: int
+    phase: int
+    update: int
 
 
-def batch_rows(counts, size, *, seed, phase, update, batches):
-    """Rows of the training pairs that one update takes: int32 [batches, size].
+def batch_rows(
+    counts: list[int], size: int, place: Place, batches: int = 1
+) -> Int32[np.ndarray, "batches size"]:
+    """Rows of the training pairs that one update takes.
 
-    counts: pairs of each part of a mixture, or their number where there is one part. The parts
-    take turns, so that each has an equal share of the draws; rows count through all parts.
-    A pure function of its arguments: for each part an endless row of seeded permutations, cut
-    into full batches, each phase beginning a row of its own.
+    counts: pairs of each part of a mixture. The parts take turns, so that each has an equal share
+    of the draws; rows count through all parts. A pure function of its arguments: for each part an
+    endless row of seeded permutations, cut into full batches, each phase beginning its own.
     """
-    counts = np.atleast_1d(counts).tolist()
-    first = update * batches * size
-    place, part = np.divmod(np.arange(first, first + batches * size), len(counts))
-    flat = np.empty(len(place), np.int32)
+    first = place.update * batches * size
+    round_robin, part = np.divmod(np.arange(first, first + batches * size), len(counts))
+    flat = np.empty(len(part), np.int32)
     for number, count in enumerate(counts):
         mine = np.flatnonzero(part == number)
-        rounds, offsets = np.divmod(place[mine], count)
+        rounds, offsets = np.divmod(round_robin[mine], count)
         for turn in np.unique(rounds).tolist():
-            key = [seed, phase, turn, *([number] if number else [])]
+            key = [place.seed, place.phase, turn, *([number] if number else [])]
             order = np.random.default_rng(key).permutation(count)
             flat[mine[rounds == turn]] = order[offsets[rounds == turn]] + sum(counts[:number])
     return flat.reshape(batches, size)
+
+
+def discard(path: Path) -> None:
+    """Removes a store: at once, whatever becomes of us meanwhile."""
+    partial = files.partial_of(Path(path))
+    Path(path).rename(partial)
+    shutil.rmtree(partial)

@@ -9,9 +9,7 @@ import contextlib
 import functools
 import gzip
 import math
-import os
 import re
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
 
+from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data.grids import block_counts, box, to_ras, turned
 
@@ -196,17 +195,12 @@ def write(path: Path, mask: Mask | UInt8[np.ndarray, "X Y Z"], affine: Affine) -
     content = _nrrd_bytes if suffix == ".nrrd" else _nifti_bytes
     content = content(mask.astype(np.uint8, copy=False), affine)
     content = gzip.compress(content, 3, mtime=0) if suffix == ".nii.gz" else content
-    partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        files.replace(path, content)
     except OSError as error:
         what = f"cannot be written ({error.strerror}): choose another place"
         raise _refusal(path, what) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def _nrrd_bytes(voxels, affine):
@@ -329,8 +323,8 @@ def _itk(path):
     require(min(reader.GetSpacing()) > 0, path, "spacings: not positive: write them in mm")
     affine = _affine(reader, 1 if nrrd and "space" not in fields else -1)
     name = fields.get("datafile", fields.get("elementdatafile", "LOCAL"))
-    files = (path,) if name == "LOCAL" else (path, path.parent / name)
-    return Source(shape, affine, files, functools.partial(_itk_values, reader))
+    parts = (path,) if name == "LOCAL" else (path, path.parent / name)
+    return Source(shape, affine, parts, functools.partial(_itk_values, reader))
 
 
 def _fields(path, nrrd):

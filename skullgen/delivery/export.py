@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from isal import igzip
 
-from skullgen.core import jobs, plugins
+from skullgen.core import files, jobs, plugins
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import grids, headers, kinds, schema, sources, store
+from skullgen.data import grids, kinds, schema, sources, store, volumes
 from skullgen.delivery import mesh
 
 BATCH = 16  # pairs read at once
@@ -39,7 +38,7 @@ def stage(config, workdir):
     """Exports `config.export.store` in each of `config.export.format`: the stage `export`."""
     settings = config.export
     names = formats(settings)
-    path = store.found(settings.store, workdir)
+    path = store.find(settings.store, workdir)
     for name in names:
         folder = Path(settings.folder or workdir / "export").resolve()
         folder = folder / name if len(names) > 1 or not settings.folder else folder
@@ -48,7 +47,7 @@ def stage(config, workdir):
 
 def check(config, names, workdir):
     """UserError for what `stage` would refuse after the stages `names` before it."""
-    settings, data, path = config.export, config.data, store.found(config.export.store, workdir)
+    settings, data, path = config.export, config.data, store.find(config.export.store, workdir)
     formatted, *_ = formats(settings)
     _range(settings.rows)
     made = "generate" if path.name == "generated.zarr" else "ingest"
@@ -90,20 +89,20 @@ def run(path, folder, name, settings, workers=0):
         if not all(file.name.startswith(ours) for file in folder.iterdir()):
             raise UserError(f"{folder}: holds files of others: name an empty export.folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with jobs.alone(folder / ".lock", "export.folder"):
+    with files.alone(folder / ".lock", "export.folder"):
         _write(path, folder, name, settings, entries, workers)
 
 
 def _write(path, folder, name, settings, entries, workers):
     """Writes the entries that the folder, which is ours alone, does not hold."""
-    attrs, size = store.open_store(path).attrs, store.open_store(path).size
+    attrs, size = store.Store(path).attrs, store.Store(path).size
     held = _begin(path, folder, name, settings, attrs, {entry.row for entry in entries})
     table, lines = folder / "pairs.csv", {}
     for entry in entries:
         if entry.row in held and all((folder / file).is_file() for file in entry.files.values()):
             lines[entry.row] = held[entry.row]
     todo = [entry for entry in entries if entry.row not in lines]
-    with open(table, "a", newline="") as file, jobs.room(table):
+    with open(table, "a", newline="") as file, files.room(table):
         with jobs.progress(len(entries), len(lines), f"export {name}", "pair") as bar:
             tasks = _tasks(path, folder, todo, size, settings.voxel_mm)
             done = jobs.ordered(write_pair, tasks, min(jobs.workers(workers), max(1, len(todo))))
@@ -112,11 +111,11 @@ def _write(path, folder, name, settings, entries, workers):
                 file.write(_text([lines[entry.row]], header=not file.tell()))
                 file.flush()
                 bar.update(1)
-    jobs.replace(table, _text([lines[row] for row in sorted(lines)], header=True).encode())
+    files.replace(table, _text([lines[row] for row in sorted(lines)], header=True).encode())
     if name == "nnunet":
         learnt = [entry for entry in entries if entry.files["image"].startswith("imagesTr/")]
-        jobs.replace(folder / "dataset.json", _json(_nnunet_about(len(learnt), attrs, settings)))
-        _fold(folder, learnt, store.open_store(path)["skull"][:].tolist())
+        files.replace(folder / "dataset.json", _json(_nnunet_about(len(learnt), attrs, settings)))
+        _fold(folder, learnt, store.Store(path).column("skull").tolist())
     shown = f"{folder}: {len(entries)} pairs"
     if not any(entry.about["split"] != "test" for entry in entries) and name == "nnunet":
         shown += ", none of them to train on"
@@ -133,22 +132,22 @@ def plan(path, name, settings):
     store's leave-out list. Raises UserError for a store that is not whole, for a selection that is
     none or empty, and for voxels too small or too large.
     """
-    store.require_whole(path)
-    opened, split, wanted = store.open_store(path), settings.split, plugins.listed(settings.kinds)
+    store.Store(path).require_whole()
+    opened, split, wanted = store.Store(path), settings.split, plugins.listed(settings.kinds)
     _check_grid(path, opened.size, opened.attrs["voxel_mm"], settings.voxel_mm)
-    splits, numbers = opened["split"][:], opened["kind"][:].tolist()
-    known, skulls = opened.attrs.get("kinds", []), opened["skull"][:].tolist()
+    splits, numbers = opened.column("split"), opened.column("kind").tolist()
+    known, skulls = opened.attrs.get("kinds", []), opened.column("skull").tolist()
     _require_known(path, settings, known, (splits == -1).all())
     for kind in known:  # some disks know no capitals
         alike = [other for other in known if other.casefold() == kind.casefold()]
         if len(alike) > 1 or not re.fullmatch(r"\w[\w .-]{,99}", kind):
             raise UserError(f"{path}: kind {kind!r} is no name of a folder of its own: rename it")
     titles = [known[number] if number >= 0 else "" for number in numbers]
-    rows = store.rows(path, split or None).tolist()
+    rows = store.Store(path).rows(split or None).tolist()
     first, stop = _range(settings.rows, opened.count)
     chosen = [r for r in rows if first <= r < stop and (not wanted or titles[r] in wanted)]
-    filled = (opened["voxels"][:] > 0).all(axis=1)
-    entries, cases, names = [], _cases(splits, numbers, skulls), store.names(path, skulls)
+    filled = (opened.column("voxels") > 0).all(axis=1)
+    entries, cases, names = [], _cases(splits, numbers, skulls), store.Store(path).names(skulls)
     for row in [row for row in chosen if filled[row]]:
         files = FORMATS[name](row, splits[row] == 2, titles[row], cases[row])
         about = {
@@ -204,24 +203,17 @@ def write_pair(bits, size, affine, voxel_mm, files):
         if path.suffix == ".stl":
             mesh.write_stl(path, mesh.solid(parts[role], affine))
         else:
-            jobs.replace(path, _content(path, parts[role].astype(np.uint8, copy=False), affine))
+            _write_volume(path, parts[role], affine)
     return np.count_nonzero(skull), np.count_nonzero(implant), affine
 
 
-def _content(path, data, affine):
-    """The bytes of a NRRD or NIfTI file of uint8 [X, Y, Z]."""
-    headers.check_affine(path, "affine", affine)
-    head = headers.nifti_header(data.shape, affine)
+def _write_volume(path, data, affine):
+    """Writes [X, Y, Z] as NRRD or NIfTI."""
     if path.suffix == ".nrrd":  # SkullBreak's voxels are in LAS order, and many read no header
         turn = np.diag([-1.0, 1, 1, 1])
         turn[0, 3] = len(data) - 1
-        data, head = data[::-1], headers.nrrd_header(data.shape, affine @ turn)
-    out = np.empty(data.shape[::-1], np.uint8)
-    for y in range(data.shape[1]):  # at once, strides of 2^n would miss the cache
-        out[:, y] = np.ascontiguousarray(data[:, y]).T
-    if path.suffix == ".nrrd":
-        return head + igzip.compress(out.tobytes(), 2, mtime=0)
-    return igzip.compress(head + out.tobytes(), 2, mtime=0)
+        data, affine = data[::-1], affine @ turn
+    volumes.write(path, data, affine)
 
 
 def finer(skull, implant, affine, voxel_mm):
@@ -292,13 +284,13 @@ def _range(text, count=math.inf):
 def _check_grid(path, size, own, wanted):
     """UserError where files cannot have voxels of `wanted` mm (0: the store's own)."""
     mm = wanted or own
-    if mm > headers.MAX_VOXEL_MM:
-        most = f"voxels of {mm:g} mm are larger than files may have ({headers.MAX_VOXEL_MM:g})"
+    if mm > volumes.MAX_VOXEL_MM:
+        most = f"voxels of {mm:g} mm are larger than files may have ({volumes.MAX_VOXEL_MM:g})"
         raise UserError(f"{path}: {most}: set export.voxel_mm to {own / 2:g}, for example")
     if mm > own * 1.001:
         raise UserError(f"export.voxel_mm is {mm:g}: larger than the store's own, {own:g}")
-    if (size * own / mm) ** 3 > headers.MAX_VOXELS:
-        least = size * own / headers.MAX_VOXELS ** (1 / 3)
+    if (size * own / mm) ** 3 > volumes.MAX_VOXELS:
+        least = size * own / volumes.MAX_VOXELS ** (1 / 3)
         raise UserError(f"export.voxel_mm is {mm:g}: at least {least:.2g}, or memory runs out")
 
 
@@ -318,21 +310,21 @@ def _begin(path, folder, name, settings, attrs, rows):
         surplus = sorted(held.keys() - rows)
         if other or surplus:
             what = f"an export of another {other[0]}".replace("recipe", "store") if other else ""
-            left = surplus and surplus[0] in schema.leave_out(path, store.open_store(path).count)
+            left = surplus and surplus[0] in schema.leave_out(path, store.Store(path).count)
             why = f"{path / 'leave_out.txt'} lists" if left else "is not among those to export"
             what = what or f"it holds pair {surplus[0]}, which {why}"
             raise UserError(f"{folder}: {what}: name another export.folder, or move it away")
-    jobs.clear(folder)
+    files.clear(folder)
     licence = attrs.get("licence", "not stated")
     told = {name: value for name, value in settings.items() if name not in ("folder", "store")}
-    jobs.replace(about, _json({**recipe, "licence": licence, "settings": told}))
-    jobs.replace(folder / "LICENCE.txt", f"{plain(licence)}\n".encode())
+    files.replace(about, _json({**recipe, "licence": licence, "settings": told}))
+    files.replace(folder / "LICENCE.txt", f"{plain(licence)}\n".encode())
     card = Path(path) / "README.md"
     if card.exists():
         content = schema.plain_file(card, os.path.realpath(path), 2**20).read_bytes()
-        part = f"This folder holds {len(rows)} of the {store.open_store(path).count} pairs."
-        jobs.replace(folder / "README.md", content.rstrip() + f"\n\n{part}\n".encode())
-    jobs.replace(table, _text(list(held.values()), header=True).encode() if held else b"")
+        part = f"This folder holds {len(rows)} of the {store.Store(path).count} pairs."
+        files.replace(folder / "README.md", content.rstrip() + f"\n\n{part}\n".encode())
+    files.replace(table, _text(list(held.values()), header=True).encode() if held else b"")
     return held
 
 
@@ -347,15 +339,15 @@ def _fold(folder, entries, skulls):
         return
     folds = [[name for name in keys if order[keys[name]] % count == k] for k in range(count)]
     splits = [{"train": sorted(keys.keys() - fold), "val": fold} for fold in folds]
-    jobs.replace(folder / file, _json(splits))
+    files.replace(folder / file, _json(splits))
     print(f"{file}: {count} folds by skull: copy it to nnUNet_preprocessed/{folder.name}/")
 
 
 def _tasks(path, folder, entries, size, voxel_mm):
-    affines = store.open_store(path)["affine"][:]
+    affines = store.Store(path).column("affine")
     for start in range(0, len(entries), BATCH):
         part = entries[start : start + BATCH]
-        for entry, bits in zip(part, store.load(path, [e.row for e in part]), strict=True):
+        for entry, bits in zip(part, store.Store(path).load([e.row for e in part]), strict=True):
             files = [(role, folder / entry.files[role]) for role in entry.writes]
             yield bits, size, affines[entry.row], voxel_mm, files
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.measure import marching_cubes
 
-from skullgen.core import jobs
+from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import grids
 from skullgen.report import render
@@ -100,4 +100,4 @@ def write_stl(path, solid):
     rows["normal"] = solid.face_normals * [-1, -1, 1]
     rows["corners"] = solid.triangles * [-1, -1, 1]
     head = b"skullgen, mm, SPACE=LPS".ljust(80) + np.uint32(len(rows)).tobytes()
-    jobs.replace(path, head + rows.tobytes())
+    files.replace(path, head + rows.tobytes())

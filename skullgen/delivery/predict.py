@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skullgen.core import jobs
+from skullgen.core import files, jobs
 from skullgen.core.errors import UserError, one_of, plain
 from skullgen.data import grids, sources, store, vault, volumes
 from skullgen.data.grids import FIELD_MM
@@ -111,9 +111,9 @@ def designer(config, workdir):
     size, real = config.model.resolution, workdir / "real.zarr"
     model, state = judges.newest(config.segment, size, workdir, name)
     data, updates = config.data, int(state.step)
-    if store.recipe(real) is not None:  # which another run may have made
-        data = store.recipe(real).get("config", data)
-        field = store.open_store(real).attrs["voxel_mm"] * size
+    if store.exists(real):  # which another run may have made
+        data = store.Store(real).recipe.get("config", data)
+        field = store.Store(real).attrs["voxel_mm"] * size
         if not _near(field):
             what = f"{name} was trained on cubes of {field:.1f} mm, and scans are brought to"
             raise UserError(f"{real}: {what} {FIELD_MM} mm: train on such pairs")
@@ -194,7 +194,7 @@ def save(implant, folder, name, suffixes):
     title = f"Research only, not a medical device: {name}"
     figures.implant_sheet(png, *shares, title=title, note=describe(implant))
     text = json.dumps({"notice": NOTICE, **implant.numbers}, indent=2)
-    jobs.replace(told, f"{text}\n".encode())
+    files.replace(told, f"{text}\n".encode())
     return [*masks, stl, png, told]
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from skullgen.core import jobs
+from skullgen.core import files, jobs
 from skullgen.core.errors import UserError
 from skullgen.data import schema, store
 from skullgen.evaluation import judges
 from skullgen.report import card
-from skullgen.training import checkpoint, logs, loop, trained
+from skullgen.training import checkpoint, loop, trained
 
 PACKAGED = Path(__file__).parent / "weights"
 SEAL = "SHA256SUMS"
@@ -110,11 +110,11 @@ def about(folder, name=""):
     """
     file = folder / "release.json"
     if not file.exists():
-        attrs = store.open_store(folder / "real.zarr").attrs
+        attrs = store.Store(folder / "real.zarr").attrs
         told = {name: attrs[name] for name in ("voxel_mm", "kinds", "licence")}
         rows = loop.learnt(folder, name)
         return {**told, "trained_on": card.source(folder / "real.zarr", rows)}
-    told = schema.Attributes(logs.read_json(file))
+    told = schema.Attributes(files.read_json(file))
     told.file = file
     schema.require_attributes(told, file)
     return {name: told[name] for name in ("voxel_mm", "kinds", "licence", "trained_on")}
@@ -195,12 +195,12 @@ def run(config, workdir):
                 shutil.copyfile(workdir / "checkpoints" / name / note, folder / note)
     updates = {name: int(state.step) for name, (_, state) in nets.items()}
     weights = {name: checkpoint.fingerprint(state) for name, (_, state) in nets.items()}
-    versions = logs.read_json(workdir / "versions.json") or {}
+    versions = files.read_json(workdir / "versions.json") or {}
     versions.pop("config", None)
-    logs.write_json(partial / "versions.json", versions)
+    files.write_json(partial / "versions.json", versions)
     made_of = {**told, "updates": updates, "weights": weights}
-    logs.write_json(partial / "release.json", made_of)
-    logs.write_json(partial / "config.json", _public(config, workdir))
+    files.write_json(partial / "release.json", made_of)
+    files.write_json(partial / "config.json", _public(config, workdir))
     learnt, draws = told["trained_on"], config.model_name in nets
     listed = ", ".join(f"{name}, update {step}" for name, step in updates.items())
     words = {
@@ -212,12 +212,12 @@ def run(config, workdir):
     words["nets"] = ", ".join(f"`{name}`, which {does[name]}" for name in nets)
     words["uses"] = DRAW.format(**words) * draws + DESIGN * (len(nets) > draws)
     more = FILES * (len(nets) > draws) + STORE * draws
-    jobs.replace(partial / "README.md", (README.format(**words) + more).encode())
+    files.replace(partial / "README.md", (README.format(**words) + more).encode())
     pairs = workdir / "generated.zarr"
-    made_by = (store.recipe(pairs) or {}).get("weights")
+    made_by = (store.Store(pairs).recipe or {}).get("weights")
     if made_by == weights.get(config.model_name, "") and (pairs / "README.md").exists():
         shutil.copyfile(pairs / "README.md", partial / "DATA_CARD.md")
-    jobs.replace(partial / SEAL, "".join(_sealed(partial)).encode())
+    files.replace(partial / SEAL, "".join(_sealed(partial)).encode())
     if made.exists():
         print(f"{made} is of an earlier call: it is now {jobs.set_aside(made)}")
     partial.rename(made)
@@ -228,7 +228,7 @@ def run(config, workdir):
 def _public(config, workdir):
     """The config, with how its pairs were truly made, and without paths and names of skulls."""
     fields = json.loads(config.to_json_best_effort())
-    fields["data"].update(store.recipe(workdir / "real.zarr").get("config", {}))
+    fields["data"].update(store.Store(workdir / "real.zarr").recipe.get("config", {}))
     for field in PRIVATE:
         section, name = field.split(".")
         if section in fields:

@@ -27,22 +27,22 @@ def pick(path, splits, count, seed):
     Returns packed pairs, in the order of the draw, and n strings: "phantom_0003, bilateral (pair
     12)", or "pair 12" where both are unknown. Raises UserError where the store is not whole.
     """
-    store.require_whole(path)
-    group = store.open_store(path)
-    skull, kind = group["skull"][:], group["kind"][:]
-    rows = [store.rows(path, split) for split in splits] or [store.rows(path)]
+    store.Store(path).require_whole()
+    group = store.Store(path)
+    skull, kind = group.column("skull"), group.column("kind")
+    rows = [store.Store(path).rows(split) for split in splits] or [store.Store(path).rows()]
     rows = np.random.default_rng(seed).permutation(np.sort(np.concatenate(rows)))
     # The place of each row among those of its skull; generated pairs, of no skull, stay as drawn.
     order = np.argsort(skull[rows], kind="stable")
     turn = np.empty(len(rows), int)
     turn[order] = np.arange(len(rows)) - np.searchsorted(skull[rows][order], skull[rows][order])
     rows = rows[np.argsort(turn, kind="stable")][:count]
-    cases, names = [], store.names(path, skull)
+    cases, names = [], store.Store(path).names(skull)
     for row in rows.tolist():
         known = [names[row]] if skull[row] >= 0 else []
         known += [group.attrs["kinds"][kind[row]]] if kind[row] >= 0 else []
         cases.append(f"{', '.join(known)} (pair {row})" if known else f"pair {row}")
-    return store.load(path, rows), cases
+    return store.Store(path).load(rows), cases
 
 
 def volumes(bits, size, side=32):

@@ -121,26 +121,26 @@ def quality(real, generated, *, pairs=200, learnt=None):
     Dice of two different pairs, generated and training; mean occupancy of both. And `copies`.
     Raises UserError where a store is not whole, or their sizes differ.
     """
-    store.require_whole(real, "ingest")
-    store.require_whole(generated, "generate")
-    group = store.open_store(generated)
-    size = group["pairs"].shape[1]
-    if store.open_store(real)["pairs"].shape[1] != size:
+    store.Store(real).require_whole("ingest")
+    store.Store(generated).require_whole("generate")
+    group = store.Store(generated)
+    size = group.size
+    if store.Store(real).size != size:
         raise UserError(f"{generated}: its pairs are not of the size of those of {real}")
-    held = store.load(
-        real, np.sort(np.concatenate([store.rows(real, s) for s in ("test", "validation")]))
+    held = store.Store(real).load(
+        np.sort(np.concatenate([store.Store(real).rows(s) for s in ("test", "validation")]))
     )
-    learnt = store.rows(real, "train") if learnt is None else learnt
-    rows = store.rows(generated)[:pairs], learnt
-    made, train = store.load(generated, rows[0]), store.load(real, rows[1])
+    learnt = store.Store(real).rows("train") if learnt is None else learnt
+    rows = store.Store(generated).rows()[:pairs], learnt
+    made, train = store.Store(generated).load(rows[0]), store.Store(real).load(rows[1])
     spread = [x[np.linspace(0, len(x) - 1, min(pairs, len(x))).astype(int)] for x in (made, train)]
     nearest = {
         "generated": dice_matrix(made, train, size).max(axis=2),
         "held_out": dice_matrix(held, train, size).max(axis=2) if len(held) else None,
         "mean_training_pair": dice_matrix(mean_pair(train, size), train, size).max(axis=2),
     }
-    skulls = store.open_store(real)["skull"][:][rows[1]]
-    names = store.names(real, skulls)
+    skulls = store.Store(real).column("skull")[rows[1]]
+    names = store.Store(real).names(skulls)
     result = {
         "compared": len(made),
         "removed": generate.removed(generated),

@@ -10,11 +10,11 @@ import json
 
 import numpy as np
 
-from skullgen.core import hosts, jobs
+from skullgen.core import files, hosts, jobs
 from skullgen.core.errors import UserError
 from skullgen.core.types import Phase
 from skullgen.data import store
-from skullgen.training import checkpoint, contract, logs, loop
+from skullgen.training import checkpoint, contract, loop
 
 REAL = "real.zarr:train:all"
 NETS = ("vnet", "vnet_real")
@@ -33,8 +33,8 @@ def mixtures(settings, workdir):
     if settings.stores:
         nets = {"vnet": store.mixture(settings.stores, workdir, settings.seed)}
     else:
-        store.require_whole(made, "generate")
-        nets = {"vnet": [store.Part(made, store.rows(made))]}
+        store.Store(made).require_whole("generate")
+        nets = {"vnet": [store.Part(made, store.Store(made).rows())]}
     if settings.reference and settings.stores != REAL:
         nets["vnet_real"] = store.mixture(REAL, workdir, settings.seed)
     return nets
@@ -73,7 +73,7 @@ def _identity(settings, parts):
 
 
 def _part(part):
-    recipe = json.dumps(store.recipe(part.path), sort_keys=True)
+    recipe = json.dumps(store.Store(part.path).recipe, sort_keys=True)
     return {
         "path": part.path.name,
         "pairs": len(part.rows),
@@ -120,7 +120,7 @@ def _begin(folder, log, identity, updates):
         log.unlink(missing_ok=True)
         print(f"{folder} is of other pairs or settings: it is now {aside}")
     folder.mkdir(parents=True, exist_ok=True)
-    logs.write_json(folder / "net.json", identity)
+    files.write_json(folder / "net.json", identity)
 
 
 def trained(settings, size, workdir):
@@ -194,4 +194,4 @@ def _places(workdir, name):
 
 
 def _held(folder):
-    return logs.read_json(folder / "net.json")
+    return files.read_json(folder / "net.json")

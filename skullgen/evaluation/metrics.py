@@ -157,14 +157,14 @@ def case(path, row, probability, rule, threshold, own=()):
     grid, where voxels are cubes. None: what needs a native truth that the pair has not, and `bdsc`
     on coarse grids.
     """
-    group = store.open_store(path)
-    pair = store.unpack(store.load(path, [row])[0], len(probability))
+    group = store.Store(path)
+    pair = store.unpack(store.Store(path).load([row])[0], len(probability))
     skull, truth = np.moveaxis(pair, -1, 0)
     prediction, voxel = probability >= threshold, group.attrs["voxel_mm"]
     native = dict.fromkeys(("dice_native", "ceiling_native", "hd95_native_mm"))
-    if store.has_native(path, row):
-        affine = group["affine"][row]
-        true = store.read_native(path, row)
+    if store.Store(path).has_native(row):
+        affine = group.column("affine")[row]
+        true = store.Store(path).native(row)
         try:
             native = native_scores(probability, truth, affine, *true, rule, threshold)
         except (ValueError, np.linalg.LinAlgError) as error:

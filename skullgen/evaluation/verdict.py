@@ -85,7 +85,9 @@ def score(nets, columns, *, settings, workers):
     tasks = (
         (path, row, probability, settings.upsampling, settings.threshold, own)
         for net, _, path, rows in work
-        for row, probability in zip(rows.tolist(), nets[net](store.load(path, rows)), strict=True)
+        for row, probability in zip(
+            rows.tolist(), nets[net](store.Store(path).load(rows)), strict=True
+        )
     )
     total = sum(len(rows) for *_, rows in work)
     cases = []
@@ -98,9 +100,9 @@ def score(nets, columns, *, settings, workers):
 
 
 def _labels(net, column, path, rows):
-    group = store.open_store(path)
-    names = store.names(path, group["skull"][:][rows])
-    kinds = [group.attrs["kinds"][kind] if kind >= 0 else "" for kind in group["kind"][:][rows]]
+    group = store.Store(path)
+    names = store.Store(path).names(group.column("skull")[rows])
+    kinds = [group.attrs["kinds"][kind] if kind >= 0 else "" for kind in group.column("kind")[rows]]
     for row, name, kind in zip(rows.tolist(), names, kinds, strict=True):
         place = {"net": net, "column": column, "store": path.name, "pair": row}
         yield {**place, "skull": name, "kind": kind}
@@ -112,11 +114,12 @@ def verdict(real, trained, *, size, settings, workers):
     real: path of the store. trained: name -> (model, state, parts), as `segment.trained` returns
     it; the first is the one that the others are compared with. settings: `config.evaluate`.
     """
-    train = store.Part(real, store.rows(real, "train"))
+    train = store.Part(real, store.Store(real).rows("train"))
     sources = {"validation": "train", "test": "test", "selection": "validation"}
     seen = {  # of test and selection every pair, as of every skull
         column: _spread(
-            [store.Part(real, store.rows(real, split))], settings.cases if split == "train" else 0
+            [store.Part(real, store.Store(real).rows(split))],
+            settings.cases if split == "train" else 0,
         )
         for column, split in sources.items()
     }
@@ -134,7 +137,7 @@ def verdict(real, trained, *, size, settings, workers):
     return {
         "rule": settings.upsampling,
         "threshold": settings.threshold,
-        "voxel_mm": store.open_store(real).attrs["voxel_mm"],
+        "voxel_mm": store.Store(real).attrs["voxel_mm"],
         "leaks": {name: _shared(parts, real) for name, (_, _, parts) in trained.items()},
         "cases": cases,
         "summary": summary(cases),
@@ -144,9 +147,11 @@ def verdict(real, trained, *, size, settings, workers):
 
 def _shared(parts, real):
     """Names of test skulls that are among a net's training skulls: there should be none."""
-    group = store.open_store(real)
-    test = set(store.names(real, group["skull"][:][store.rows(real, "test")])) - {""}
-    seen = [store.names(p.path, store.open_store(p.path)["skull"][:][p.rows]) for p in parts]
+    group = store.Store(real)
+    test = set(store.Store(real).names(group.column("skull")[store.Store(real).rows("test")])) - {
+        ""
+    }
+    seen = [store.Store(p.path).names(store.Store(p.path).column("skull")[p.rows]) for p in parts]
     return sorted(test.intersection(*[set().union(*seen)]))
 
 

@@ -131,9 +131,9 @@ def run(
     if hosts.lead():
         store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
     hosts.first(0)
-    shards = store.missing(path, share)
+    shards = store.Store(path).missing(share)
     if not shards:
-        print(f"{path}: all {sum(map(len, store.shards(path, share)))} pairs are there")
+        print(f"{path}: all {sum(map(len, store.Store(path).shards(share)))} pairs are there")
         return
     options = dict(seed=settings.seed, batch=settings.batch_size, threshold=settings.threshold)
     make = sampler(model, state, channels=channels, **options)
@@ -152,7 +152,7 @@ def run(
         for shard, bits, overlap in batches(make, shards, settings.first, batch)
     )
     workers = min(jobs.workers(workers), len(shards))
-    whole, left = (sum(map(len, part)) for part in (store.shards(path, share), shards))
+    whole, left = (sum(map(len, part)) for part in (store.Store(path).shards(share), shards))
     with jobs.progress(whole, whole - left, "generate", "pair") as bar:
         for done in jobs.ordered(postprocess.finish, tasks, workers):
             bar.update(done)
@@ -169,10 +169,13 @@ def removed(path):
     empty_defects: share of pairs whose defect is empty. overlap: share of defect voxels that lay
     in the skull (equation 6). dust_skull, dust_defect: mean voxels a pair.
     """
-    store.require_whole(path, "generate")
-    group = store.open_store(path)
-    rows = store.rows(path)
-    removed, defects = group["removed"][rows].astype(np.int64), group["voxels"][rows, 1]
+    store.Store(path).require_whole("generate")
+    group = store.Store(path)
+    rows = store.Store(path).rows()
+    removed, defects = (
+        group.column("removed")[rows].astype(np.int64),
+        group.column("voxels")[rows, 1],
+    )
     overlap, dust_skull, dust_defect = removed.sum(axis=0).tolist()
     drawn = overlap + dust_defect + int(defects.sum())
     return {

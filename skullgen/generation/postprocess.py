@@ -65,5 +65,5 @@ def finish(path, start, bits, overlap, size, voxel_mm, dust, connectivity):
     affine = np.diag([voxel_mm] * 3 + [1.0])
     affine[:3, 3] = voxel_mm * (1 - size) / 2  # the cube's centre is the origin
     columns = {"removed": removed, "affine": np.broadcast_to(affine, (len(bits), 4, 4))}
-    store.write(path, start, kept, columns)
+    store.Store(path).write(start, kept, columns)
     return len(bits)

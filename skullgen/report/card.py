@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from skullgen.core import jobs
+from skullgen.core import files
 from skullgen.core.errors import UserError, plain
 from skullgen.data import store
 from skullgen.generation import generate
-from skullgen.training import logs
 
 LICENCES = {"Apache-2.0": "apache-2.0", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")  # a hub's words
@@ -62,15 +61,15 @@ def text(value):
 
 def source(path, rows):
     """What rows int [n] of the real store at `path` are: source, number of pairs and skulls."""
-    opened = store.open_store(path)
-    skulls = len(np.unique(opened["skull"][:][rows]))
-    named = opened.attrs["recipe"].get("config", {}).get("source", "unknown")
+    opened = store.Store(path)
+    skulls = len(np.unique(opened.column("skull")[rows]))
+    named = opened.recipe.get("config", {}).get("source", "unknown")
     return {"source": named, "pairs": len(rows), "skulls": skulls}
 
 
 def identity(path):
     """What the pairs of the generated store at `path` are: its recipe, and their number."""
-    return {"recipe": store.recipe(path), "pairs": store.open_store(path).count}
+    return {"recipe": store.Store(path).recipe, "pairs": store.Store(path).count}
 
 
 def write(path, metrics=None):
@@ -82,19 +81,19 @@ def write(path, metrics=None):
     path = Path(path)
     if metrics is None:
         with contextlib.suppress(UserError):
-            metrics = logs.read_json(path.parent / "metrics.json")
+            metrics = files.read_json(path.parent / "metrics.json")
     if (metrics or {}).get("generated") != identity(path):
         metrics = {}
-    licence = store.open_store(path).attrs["licence"]
+    licence = store.Store(path).attrs["licence"]
     licence = licence.removeprefix("as of the pairs that it was trained on: ")
     lines = _front(path, licence) + _about(path, licence) + _quality(metrics) + _verdict(metrics)
-    jobs.replace(path / "README.md", ("\n".join(lines) + WORDS).encode())
+    files.replace(path / "README.md", ("\n".join(lines) + WORDS).encode())
     return path / "README.md"
 
 
 def _front(path, licence):
     """YAML, as the hubs of data sets read it; a string of JSON is one of YAML."""
-    size = SIZES[min(len(str(len(store.rows(path)) // 1000).lstrip("0")), len(SIZES) - 1)]
+    size = SIZES[min(len(str(len(store.Store(path).rows()) // 1000).lstrip("0")), len(SIZES) - 1)]
     other = [] if licence in LICENCES else [f"license_name: {json.dumps(plain(licence))}"]
     return [
         "---",
@@ -114,10 +113,10 @@ def _front(path, licence):
 
 
 def _about(path, licence):
-    group, removed = store.open_store(path), generate.removed(path)
-    attrs, recipe, mm = group.attrs, group.attrs["recipe"], group.attrs["voxel_mm"]
+    group, removed = store.Store(path), generate.removed(path)
+    attrs, recipe, mm = group.attrs, group.recipe, group.attrs["voxel_mm"]
     left = group.count - removed["pairs"]
-    ml = group["voxels"][store.rows(path), 1] * mm**3 / 1000
+    ml = group.column("voxels")[store.Store(path).rows(), 1] * mm**3 / 1000
     sizes = np.percentile(ml[ml > 0], (0, 25, 50, 75, 100)) if ml.any() else []
     settings = {name: recipe.get(name) for name in ("model", "generate")}
     drawn = settings["generate"] or {}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skullgen.core import jobs
+from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.evaluation.metrics import dice
 from skullgen.report.render import direction, largest_part, layers, look, shade
@@ -241,7 +241,7 @@ def _save(path, figure):
     path.parent.mkdir(parents=True, exist_ok=True)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=figure.dpi, metadata={"Software": None})
-    jobs.replace(path, png.getvalue())
+    files.replace(path, png.getvalue())
 
 
 def _sheet(path, rows, *, title, note=""):

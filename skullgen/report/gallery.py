@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from skullgen.core import jobs
+from skullgen.core import files, jobs
 from skullgen.core.errors import UserError, plain
 from skullgen.data import store
 from skullgen.evaluation import fidelity
 from skullgen.report.markup import text
-from skullgen.training import logs, loop
+from skullgen.training import loop
 
 CHUNK, COLUMNS = 100, 10  # pairs of a file, and of a row of its thumbnails
 TILE = 64  # pixels of a thumbnail a side, at most
@@ -35,12 +35,12 @@ def run(config, workdir):
     """
     settings = config.gallery
     names = [name.strip() for name in settings.stores.split(",") if name.strip()]
-    paths = [store.found(name, workdir) for name in names or store.MADE]
-    paths = [path for path in paths if names or store.recipe(path) is not None]
+    paths = [store.find(name, workdir) for name in names or store.MADE]
+    paths = [path for path in paths if names or store.exists(path)]
     if not paths:
         raise UserError(f"{workdir}: no store of pairs here: run `ingest` or `generate` first")
     real, pages = workdir / "real.zarr", {}
-    real = real if store.recipe(real) is not None else None
+    real = real if store.exists(real) else None
     learnt = loop.learnt(workdir, config.get("model_name", "")) if real else None
     for path in paths:
         whose = path.resolve().parent.name
@@ -60,13 +60,13 @@ def write(path, folder, real, most, learnt):
     (`fidelity.training_dice`), or None. Real pairs are compared with those of other skulls. most:
     pairs shown, the first.
     """
-    store.require_whole(path)
-    opened, every = store.open_store(path), store.every(path)
+    store.Store(path).require_whole()
+    opened, every = store.Store(path), store.Store(path).every()
     rows, size, attributes = every[:most], opened.size, opened.attrs
     columns = {name: opened[name][rows] for name in ("split", "kind", "skull", "voxels")}
     compare = _compare(path, real, size, learnt)
     trained = [] if compare is None else learnt.tolist()
-    recipes = [store.recipe(one) for one in (path, real) if one is not None]
+    recipes = [store.Store(one).recipe for one in (path, real) if one is not None]
     made = hashlib.sha256(json.dumps([recipes, size, trained], sort_keys=True).encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     near = []
@@ -74,14 +74,14 @@ def write(path, folder, real, most, learnt):
         for number, start in enumerate(range(0, len(rows), CHUNK)):
             jobs.check()
             part, note = rows[start : start + CHUNK], folder / f"near-{number:03d}.json"
-            held, about = logs.read_json(note), {"of": made, "rows": part.tolist()}
+            held, about = files.read_json(note), {"of": made, "rows": part.tolist()}
             if held is None or not about.items() <= held.items():
                 note.unlink(missing_ok=True)
-                bits = store.load(path, part)
+                bits = store.Store(path).load(part)
                 _files(folder, number, bits, size)
                 skulls = columns["skull"][start : start + CHUNK]
                 held = {**about, "near": compare(bits, skulls) if compare else [None] * len(part)}
-                logs.write_json(note, held)
+                files.write_json(note, held)
             near += held["near"]
             bar.update(len(part))
     volumes = columns["voxels"] * attributes["voxel_mm"] ** 3 / 1000
@@ -89,9 +89,9 @@ def write(path, folder, real, most, learnt):
     table |= {"row": rows.tolist(), "near": near}
     table |= dict(zip(("skull_cm3", "defect"), volumes.round(3).T.tolist(), strict=True))
     pairs = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    skulls = store.names(real, store.open_store(real)["skull"][trained]) if trained else []
+    skulls = store.Store(real).names(store.Store(real).column("skull")[trained]) if trained else []
     left, beside = (
-        np.setdiff1d(every, store.rows(path)).tolist(),
+        np.setdiff1d(every, store.Store(path).rows()).tolist(),
         folder.parent / "real" / "index.html",
     )
     same = bool(trained) and path.samefile(real)
@@ -116,17 +116,17 @@ def write(path, folder, real, most, learnt):
     }
     page = resources.files("skullgen").joinpath("gallery.html").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], page)
-    jobs.replace(folder / "index.html", page.encode())
+    files.replace(folder / "index.html", page.encode())
     return folder / "index.html"
 
 
 def _compare(path, real, size, rows):
     """`(bits, skulls) -> [{"skull": [Dice, row], "pair": ...}]` of the nearest training pairs."""
-    if real is None or store.missing(real) or store.open_store(real).size != size:
+    if real is None or store.Store(real).missing() or store.Store(real).size != size:
         return None
     if not len(rows):
         return None
-    train, theirs = store.load(real, rows), store.open_store(real)["skull"][rows]
+    train, theirs = store.Store(real).load(rows), store.Store(real).column("skull")[rows]
     own = path.samefile(real)
 
     def compare(bits, skulls):
@@ -147,7 +147,7 @@ def _compare(path, real, size, rows):
 def _files(folder, number, bits, size):
     """The bits of some pairs as a script, and their thumbnails as one picture."""
     packed = [base64.b64encode(zlib.compress(row.tobytes(), 6)).decode() for row in bits]
-    jobs.replace(
+    files.replace(
         folder / f"pairs-{number:03d}.js", f'bits("{number:03d}",{json.dumps(packed)})'.encode()
     )
     tiles = [thumbnail(*np.moveaxis(store.unpack(row, size), -1, 0)) for row in bits]
@@ -159,7 +159,7 @@ def _files(folder, number, bits, size):
         io.BytesIO(),
     )
     Image.fromarray(sheet).save(file, "jpeg", quality=85)
-    jobs.replace(folder / f"thumbs-{number:03d}.jpg", file.getvalue())
+    files.replace(folder / f"thumbs-{number:03d}.jpg", file.getvalue())
 
 
 def thumbnail(skull, defect):

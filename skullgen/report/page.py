@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from skullgen.core import jobs
+from skullgen.core import files
 from skullgen.data import store
 from skullgen.delivery import mesh
 from skullgen.report.markup import anchor, listing, plot, section, table, text
@@ -83,7 +83,7 @@ def write(workdir):
     path = workdir / "report.html"
     # In one pass, so that what is filled in is not filled in turn.
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], page)
-    jobs.replace(path, page.encode())
+    files.replace(path, page.encode())
     return path
 
 
@@ -288,15 +288,15 @@ def _run(workdir, config):
         facts["time"] = f"{sum(seconds.values()) / 60:.0f} minutes over {len(seconds)} runs"
     details = {"Config": config, "Versions": versions}
     for name in ("real", "generated"):
-        if store.recipe(workdir / f"{name}.zarr") is None:
+        if not store.exists(workdir / f"{name}.zarr"):
             continue
-        group = store.open_store(workdir / f"{name}.zarr")
+        group = store.Store(workdir / f"{name}.zarr")
         about, (count, side) = dict(group.attrs), group["pairs"].shape[:2]
-        left = len(np.setdiff1d(store.every(group.root), store.rows(group.root)))
+        left = len(np.setdiff1d(store.Store(group.root).every(), store.Store(group.root).rows()))
         facts[f"{name} pairs left out"] = left and f"{left}, listed in leave_out.txt"
         facts[f"{name} pairs"] = f"{count} of {side}³ voxels, {about['voxel_mm']:.3g} mm a side"
         if name == "real":
-            split = group["split"][store.rows(workdir / "real.zarr")].tolist()
+            split = group.column("split")[store.Store(workdir / "real.zarr").rows()].tolist()
             facts["split"] = ", ".join(f"{n} {split.count(k)}" for k, n in enumerate(store.SPLITS))
             facts |= {"skulls": len(about["names"]), "kinds": ", ".join(about["kinds"])}
             facts["licence of the data"] = about["licence"]
@@ -316,14 +316,14 @@ def _scenes(workdir):
     body = ""
     for name in ("real", "generated"):
         path = workdir / f"{name}.zarr"
-        if store.recipe(path) is None or store.missing(path):
+        if not store.exists(path) or store.Store(path).missing():
             continue
-        group, pairs = store.open_store(path), []
+        group, pairs = store.Store(path), []
         # Spread over the store: different skulls and, since kinds take turns, different kinds.
-        rows = store.rows(path)
+        rows = store.Store(path).rows()
         rows = rows[np.linspace(0, len(rows) - 1, min(4 * PAIRS, len(rows))).astype(int)]
-        size, columns = group["pairs"].shape[1], {k: group[k][:] for k in ("skull", "kind")}
-        for row, bits in zip(rows.tolist(), store.load(path, rows), strict=True):
+        size, columns = group.size, {k: group[k][:] for k in ("skull", "kind")}
+        for row, bits in zip(rows.tolist(), store.Store(path).load(rows), strict=True):
             lists = {"skull": group.attrs["names"], "kind": group.attrs["kinds"]}
             known = [lists[k][c[row]] for k, c in columns.items() if c[row] >= 0]
             skull, defect = np.moveaxis(store.unpack(bits, size), -1, 0)
@@ -353,7 +353,7 @@ def _last_of_all(path):
 
 
 def _json(path):
-    return logs.read_json(path) or {}
+    return files.read_json(path) or {}
 
 
 def _flat(value, name=""):

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from skullgen.core import files
 from skullgen.data import store
 from skullgen.evaluation import explore, verdict
 from skullgen.generation import generate
 from skullgen.report import figures
-from skullgen.training import logs
 
 VIEWS = 8  # pairs in a picture
 NAMES = (
@@ -37,7 +37,7 @@ def pictures(workdir):
     if len(real):
         draw("real_pairs.png", figures.pair_sheet, real, title="Real pairs")
     made = _pairs(workdir / "generated.zarr", spread=False)
-    if not len(made) and store.recipe(workdir / "generated.zarr") is not None:
+    if not len(made) and store.exists(workdir / "generated.zarr"):
         print("no generated pair has both a skull and a defect: none is drawn")
     if len(made):
         draw("generated_pairs.png", figures.pair_sheet, made, title="Generated pairs")
@@ -58,14 +58,17 @@ def pictures(workdir):
 def _closest(workdir):
     """What draws the generated skulls that lie nearest to a training one, each beside it."""
     metrics, real = workdir / "metrics.json", workdir / "real.zarr"
-    quality = (logs.read_json(metrics) or {}).get("quality")
+    quality = (files.read_json(metrics) or {}).get("quality")
     if not quality:
         return ()
-    size = store.open_store(real).size
+    size = store.Store(real).size
     bits, captions = [], []
     for found in quality["copies"]["skull"]["closest"]:
         number, row = found["generated"], found["training"]
-        bits += [store.load(workdir / "generated.zarr", [number]), store.load(real, [row])]
+        bits += [
+            store.Store(workdir / "generated.zarr").load([number]),
+            store.Store(real).load([row]),
+        ]
         captions += [
             f"generated {number}: Dice {found['dice']:.3f}",
             f"{found['name']}, pair {row}",
@@ -102,7 +105,7 @@ def maps(workdir, stores, nets, settings, size, real=None):
         perplexity=settings.perplexity,
         umap=settings.umap,
     )
-    logs.write_json(workdir / "maps.json", found)
+    files.write_json(workdir / "maps.json", found)
     figures.map_sheet(workdir / "figures" / "maps.png", found)
     print(workdir / "figures" / "maps.png")
 
@@ -112,15 +115,17 @@ def segmentations(workdir, real, nets, threshold, size):
 
     nets: name -> (model, state, parts). Nothing is drawn without nets or a test pair.
     """
-    rows = store.rows(real, "test")
+    rows = store.Store(real).rows("test")
     if not nets or not len(rows):
         return
-    voxels = store.open_store(real)["voxels"][:][rows, 1]
+    voxels = store.Store(real).column("voxels")[rows, 1]
     row = rows[np.argsort(voxels, kind="stable")[len(rows) // 2]]
-    bits = store.load(real, [row])
+    bits = store.Store(real).load([row])
     skull, truth = np.moveaxis(store.unpack(bits, size)[0], -1, 0)
     predict = {name: verdict.network(*net[:2], size, 1) for name, net in nets.items()}
-    predict["mean skull"] = verdict.mean_skull(store.load(real, store.rows(real, "train")), size)
+    predict["mean skull"] = verdict.mean_skull(
+        store.Store(real).load(store.Store(real).rows("train")), size
+    )
     predict["mirror image"] = verdict.mirror(size)
     found = {name: one(bits)[0] >= threshold for name, one in predict.items()}
     path = workdir / "figures" / "segmentation.png"
@@ -145,7 +150,7 @@ def interpolation(workdir, model, state, settings, options, channels, size):
         count=settings.steps,
         channels=channels,
         threshold=options.threshold,
-        dust=generate.dust(options, store.open_store(real).attrs["voxel_mm"]),
+        dust=generate.dust(options, store.Store(real).attrs["voxel_mm"]),
         connectivity=options.connectivity,
     )
     between = " and ".join(names) if model.encode is not None else "two draws"
@@ -161,11 +166,11 @@ def interpolation(workdir, model, state, settings, options, channels, size):
 
 def _pairs(path, spread):
     """Up to `VIEWS` pairs bool [n, D, D, D, 2], spread over the store, or its first."""
-    if store.recipe(path) is None or store.missing(path):
+    if not store.exists(path) or store.Store(path).missing():
         return np.zeros((0, 1, 1, 1, 2), bool)
-    size = store.open_store(path)["pairs"].shape[1]
-    rows = store.rows(path)
+    size = store.Store(path).size
+    rows = store.Store(path).rows()
     if spread:  # different skulls and, since the kinds take turns, different kinds
         rows = rows[np.linspace(0, len(rows) - 1, min(VIEWS, len(rows))).astype(int)]
-    pairs = store.unpack(store.load(path, rows[: 4 * VIEWS]), size)
+    pairs = store.unpack(store.Store(path).load(rows[: 4 * VIEWS]), size)
     return pairs[pairs.any(axis=(1, 2, 3)).all(axis=-1)][:VIEWS]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from skullgen.core import jobs
+from skullgen.core import files
 from skullgen.data import store
 from skullgen.evaluation import fidelity
 from skullgen.generation import generate
@@ -34,9 +34,9 @@ def watcher(model, real, folder, *, minutes, channels, threshold, clock=time.mon
     """
     if not minutes or model.decode is None or model.latents is None:
         return None
-    size, rows = store.open_store(real).size, store.rows(real, "train")
+    size, rows = store.Store(real).size, store.Store(real).rows("train")
     rows = rows[np.linspace(0, len(rows) - 1, min(PAIRS, len(rows))).astype(int)]
-    truth, draws, due = alike(store.load(real, rows), size), {}, clock() + 60 * minutes
+    truth, draws, due = alike(store.Store(real).load(rows), size), {}, clock() + 60 * minutes
 
     def watch(state, phase):
         nonlocal due
@@ -88,7 +88,7 @@ def _sheet(folder, bits, size, phase, step, truth):
         pairs = pairs.reshape(-1, *(side, factor) * 3, 2).mean((2, 4, 6), dtype=np.float32)
     path = folder / f"{phase}-{step:06d}.png"
     figures.pair_sheet(path, pairs, title=says)
-    jobs.replace(folder / "latest.png", path.read_bytes())
+    files.replace(folder / "latest.png", path.read_bytes())
     kept = sorted(folder.glob("*-*.png"), key=lambda path: int(path.stem.rpartition("-")[2]))
     for old in kept[1:-1:2] if len(kept) > SHEETS else ():
         old.unlink()

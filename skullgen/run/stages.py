@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from skullgen.core import hosts, jobs, plugins
+from skullgen.core import files, hosts, jobs, plugins
 from skullgen.core.errors import UserError, plain
 from skullgen.data import ingest, kinds, sources, store
 from skullgen.delivery import export, predict, release
@@ -90,7 +90,7 @@ def _ingest(config, workdir):
         _whole(path)
     if config.get("segment") and config.segment.fresh:
         fresh = workdir / "fresh.zarr"
-        if store.missing(path):
+        if store.Store(path).missing():
             print(f"{fresh}: begun when {path} is whole; start this share again then")
             return
         _fresh(config, fresh, path, share)
@@ -105,17 +105,17 @@ def _whole(path):
     if stop:
         raise jobs.Stopped(stop, agreed=True)
     for _ in range(200):  # a shared disk may show what others wrote a minute later
-        if not store.missing(path):
+        if not store.Store(path).missing():
             return
         time.sleep(0.5)
-    store.require_whole(path)
+    store.Store(path).require_whole()
 
 
 def _fresh(config, path, real, share):
     """Cuts the training skulls anew into the store `path`."""
-    skulls = len(np.unique(store.open_store(real)["skull"][:][store.rows(real, "train")]))
+    skulls = len(np.unique(store.Store(real).column("skull")[store.Store(real).rows("train")]))
     cuts = math.ceil(config.segment.fresh / (skulls * len(kinds.named_by(config.data))))
-    held = store.recipe(path)
+    held = store.Store(path).recipe
     before = held["config"]["cuts"] if held else cuts
     _set_aside(path, before != cuts, share, "", f"{before} cuts")
     options = dict(cuts=cuts, versions=versions(), workers=config.workers, share=share)
@@ -138,11 +138,11 @@ def link(source, path, size):
 
     Raises UserError for a store that is not whole, of another size, or not of real pairs.
     """
-    store.require_whole(source)
-    if store.open_store(source)["pairs"].shape[1] != size:
+    store.Store(source).require_whole()
+    if store.Store(source).size != size:
         raise UserError(f"{source}: its pairs are not of config.model.resolution {size}")
-    [store.open_store(source).attrs[name] for name in ("kinds", "names", "licence", "voxel_mm")]
-    if not len(store.rows(source, "train")):
+    [store.Store(source).attrs[name] for name in ("kinds", "names", "licence", "voxel_mm")]
+    if not len(store.Store(source).rows("train")):
         raise UserError(f"{source}: it has no pair of split train: name a store of real pairs")
     if path.exists() and not path.samefile(source):
         raise UserError(f"{path} is not {source}: choose another --workdir")
@@ -156,9 +156,11 @@ def _left_out(config, workdir):
     """The note beside the checkpoints, and the training pairs to leave out; UserError if others."""
     real, folder = workdir / "real.zarr", workdir / "checkpoints" / config.model_name
     left, note = [], folder / "left_out.json"
-    if store.recipe(real) is not None:
-        left = np.setdiff1d(store.every(real, "train"), store.rows(real, "train")).tolist()
-    began = (logs.read_json(note) or {}).get("pairs", [])
+    if store.exists(real):
+        left = np.setdiff1d(
+            store.Store(real).every("train"), store.Store(real).rows("train")
+        ).tolist()
+    began = (files.read_json(note) or {}).get("pairs", [])
     if began != left and checkpoint.newest(folder):
         held = f"without {len(began)}: list those of {note}" if began else "with all: list none"
         raise UserError(
@@ -171,17 +173,17 @@ def _left_out(config, workdir):
 
 def _train(config, workdir):
     model, real = trained.model(config), workdir / "real.zarr"
-    store.require_whole(real, "ingest")
+    store.Store(real).require_whole("ingest")
     note, left = _left_out(config, workdir)
     if hosts.lead() and (left or note.exists()):
         note.parent.mkdir(parents=True, exist_ok=True)
-        logs.write_json(note, {"pairs": left})
+        files.write_json(note, {"pairs": left})
         print(f"{real}: {len(left)} training pairs are left out")
     loop.tell_code(config.model_name, note.parent, going_on=True)
     loop.train(
         model,
         loop.phases(config.phases, model),
-        [store.Part(real, store.rows(real, "train"))],
+        [store.Part(real, store.Store(real).rows("train"))],
         workdir / "train.jsonl",
         workdir / "checkpoints" / config.model_name,
         seed=config.seed,
@@ -221,12 +223,12 @@ def _generate(config, workdir):
         "device": jax.local_devices()[0].device_kind,
         **({"code": code} if code else {}),
     }
-    held = store.recipe(path)
+    held = store.Store(path).recipe
     tag = f"-step{held['step']}" if held else ""
     what = "another checkpoint, model file or settings"
     _set_aside(path, held not in (None, recipe), share, tag, what)
-    if share != (0, 1) and not hosts.several() and store.recipe(path) is not None:
-        held = store.open_store(path).count
+    if share != (0, 1) and not hosts.several() and store.exists(path):
+        held = store.Store(path).count
         if held < settings.count:
             raise UserError(
                 f"{path} holds {held} pairs, and shares cannot make it larger: set generate.count "
@@ -253,11 +255,11 @@ def _generate(config, workdir):
         share=share,
     )
     _whole(path)
-    left = sum(map(len, store.missing(path)))
+    left = sum(map(len, store.Store(path).missing()))
     if left:
         print(f"{path}: {left} pairs are left to other shares")
         return
-    count = len(store.every(path))
+    count = len(store.Store(path).every())
     more = f" (generate.count is {settings.count}; none is thrown away)"
     print(f"{path}: {count} pairs{more if count > settings.count else ''}")
     if hosts.lead():
@@ -277,7 +279,7 @@ def _segment(config, workdir):
 def _evaluate(config, workdir):
     real, made = workdir / "real.zarr", workdir / "generated.zarr"
     result, lines, unfinished = {}, [], []
-    if store.recipe(made) is not None:
+    if store.exists(made):
         result["generated"] = card.identity(made)
         learnt = loop.learnt(workdir, config.model_name)
         result["quality"] = fidelity.quality(real, made, pairs=config.evaluate.pairs, learnt=learnt)
@@ -299,13 +301,13 @@ def _evaluate(config, workdir):
     result["commit"] = commit()
     result["config"] = json.loads(config.to_json_best_effort())
     notes = _notes(config, workdir)
-    if left := len(np.setdiff1d(store.every(real, "test"), store.rows(real, "test"))):
+    if left := len(np.setdiff1d(store.Store(real).every("test"), store.Store(real).rows("test"))):
         notes.append(f"{left} test pairs that {real.name}/leave_out.txt lists are not judged")
     result["warnings"] = [*unfinished, *notes, *verdict.warnings(result)]
     path = workdir / "metrics.json"
-    if unfinished and "verdict" in (logs.read_json(path) or {}):
+    if unfinished and "verdict" in (files.read_json(path) or {}):
         print(f"{path} holds a verdict: it is now {jobs.set_aside(path)}")
-    logs.write_json(path, result)
+    files.write_json(path, result)
     if "quality" in result:
         card.write(made, result)
     lines += [f"warning: {line}" for line in result["warnings"]]
@@ -325,8 +327,8 @@ def _explore(config, workdir):
     nets = judges.trained(config.segment, size, workdir) if judges.begun(workdir) else {}
     unfitted = [net for net in nets.values() if all(p.path.samefile(real) for p in net[2])]
     made = workdir / "generated.zarr"
-    stores = [store.found(name, workdir) for name in plugins.listed(settings.stores)]
-    stores = stores or [made] * (store.recipe(made) is not None)
+    stores = [store.find(name, workdir) for name in plugins.listed(settings.stores)]
+    stores = stores or [made] * (store.exists(made))
     names = [p.resolve().parent.name if p.name == made.name else p.stem for p in stores]
     if len(set(names)) < len(names):  # runs of one name in two places
         names = list(map(str, stores))

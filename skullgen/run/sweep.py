@@ -13,11 +13,10 @@ import traceback
 
 import jax
 
-from skullgen.core import jobs
+from skullgen.core import files, jobs
 from skullgen.core.errors import UserError, plain
 from skullgen.report import page
 from skullgen.run import stages, table1, variants, workdir
-from skullgen.training import logs
 
 FREE = (
     *("workers", "share", "explore", "tensorboard", "compilation_cache"),
@@ -81,7 +80,7 @@ def sweep(config, folder, which, declare=None, fixed=()):
             made, path = job.make(), folder / job.name / "finished.json"
             path.unlink(missing_ok=True)
             workdir.run(made, folder / job.name)
-            logs.write_json(path, _content(made, job, marks))
+            files.write_json(path, _content(made, job, marks))
             marks[job.name] = _mark(job, folder, marks)
         except (jobs.Stopped, OSError):
             raise
@@ -121,7 +120,7 @@ def _mark(job, folder, marks):
     path = folder / job.name / "finished.json"
     if not path.exists() or not all(marks[name] for name in job.needs):
         return None
-    same = logs.read_json(path) == _content(job.make(), job, marks)
+    same = files.read_json(path) == _content(job.make(), job, marks)
     return hashlib.sha256(path.read_bytes()).hexdigest() if same else None
 
 
@@ -145,11 +144,11 @@ def _table1(config, folder, plan, rows, marks, count):
 
 def _describe(config, folder, plan):
     """The sweep's `config.json`, and `versions.json` with the seconds of its runs."""
-    logs.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
+    files.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
     seconds = {}
     for job in plan:
         path = folder / job.name / "versions.json"
         if path.exists():
-            spent = logs.read_json(path).get("seconds", {}).values()
+            spent = files.read_json(path).get("seconds", {}).values()
             seconds[job.name] = round(sum(spent), 1)
-    logs.write_json(folder / "versions.json", {**stages.versions(), "seconds": seconds})
+    files.write_json(folder / "versions.json", {**stages.versions(), "seconds": seconds})

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from skullgen.core import files
 from skullgen.core.errors import UserError, one_of
 from skullgen.evaluation import metrics, verdict
 from skullgen.run.variants import Job
-from skullgen.training import logs
 
 CONTROLS = {  # row -> store, augmentation
     "real": ("real", False),
@@ -197,7 +197,7 @@ def _values(folder, column, metric="dice", net="vnet"):
     path = folder / "metrics.json"
     if not path.exists():
         return {}
-    cases = logs.read_json(path)["verdict"]["cases"]
+    cases = files.read_json(path)["verdict"]["cases"]
     chosen = [case for case in cases if case["column"] == column and case["net"] == net]
     return verdict.by_skull(chosen, metric)
 
@@ -243,7 +243,7 @@ def gather(config, folder, rows, done):
         "notes": _remarks(config, entries, best, done),
         "entries": entries,
     }
-    logs.write_json(folder / "table1.json", table)
+    files.write_json(folder / "table1.json", table)
     return table
 
 

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections.config_flags import config_path
 
-from skullgen.core import jobs
+from skullgen.core import files
 from skullgen.core.errors import UserError
-from skullgen.training import logs
 
 SHOWN = {  # title of a column that is printed -> the number in it
     "test Dice": "vnet.test.dice",
@@ -138,7 +137,7 @@ def gather(config, folder, runs, done):
     for name, own in runs.items():
         place = tuple(_shown(own.get(f, config_path.get_value(f, config))) for f in fields)
         rows.setdefault(place, []).append(name)
-        found[name] = numbers(logs.read_json(folder / name / "metrics.json") or {})
+        found[name] = numbers(files.read_json(folder / name / "metrics.json") or {})
     entries = [
         {
             "fields": dict(zip(fields, place, strict=True)),
@@ -174,9 +173,9 @@ def gather(config, folder, runs, done):
         notes.append(": ".join([name, *[", ".join(values)] * bool(values)]))
     made = [{"name": n, "fields": runs[n], "numbers": found[n]} for n in runs]
     table = {"title": "Sweep", "columns": columns, "rows": lines, "notes": notes}
-    logs.write_json(folder / "sweep.json", {**table, "entries": entries, "runs": made})
-    jobs.replace(folder / "sweep.csv", _csv(fields, known, entries).encode())
-    jobs.replace(folder / "sweep.md", ("\n".join(describe(table)) + "\n").encode())
+    files.write_json(folder / "sweep.json", {**table, "entries": entries, "runs": made})
+    files.replace(folder / "sweep.csv", _csv(fields, known, entries).encode())
+    files.replace(folder / "sweep.md", ("\n".join(describe(table)) + "\n").encode())
     return table
 
 

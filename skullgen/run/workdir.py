@@ -11,11 +11,11 @@ import time
 
 import jax
 
-from skullgen.core import hosts, jobs, plugins
+from skullgen.core import files, hosts, jobs, plugins
 from skullgen.core.errors import UserError, plain
 from skullgen.data import ingest, store
 from skullgen.run import fields, stages
-from skullgen.training import checkpoint, logs, loop
+from skullgen.training import checkpoint, loop
 
 MEMORY = {  # what to lower where it runs out
     "ingest": "workers",
@@ -125,7 +125,7 @@ def _taking_back(workdir, share):
     before = {path: path.read_bytes() for path in ours if path.exists()}
     with alone(workdir, share):
         if share == (0, 1):
-            jobs.clear(workdir)
+            files.clear(workdir)
         work = _work(workdir, ours)
         try:
             yield
@@ -154,9 +154,9 @@ def alone(workdir, share=(0, 1)):
     """
     with contextlib.ExitStack() as stack:
         if share != (0, 1):
-            stack.enter_context(jobs.alone(workdir / ".lock", "--workdir", shared=True))
+            stack.enter_context(files.alone(workdir / ".lock", "--workdir", shared=True))
         name = ".lock" if share == (0, 1) else f".lock-share-{share[0]}"
-        stack.enter_context(jobs.alone(workdir / name, "--workdir"))
+        stack.enter_context(files.alone(workdir / name, "--workdir"))
         yield
 
 
@@ -188,18 +188,18 @@ def prepare(config, workdir):
         for name in {*OWN, *OUT}.intersection(old).difference(again):
             new[name] = old[name]
         new["stages"] = ",".join([name for name in kept if name not in OUT] or kept)
-    logs.write_json(path, new)
+    files.write_json(path, new)
 
 
 def _held(workdir):
     """The config of the work that is here, from its copy where it is damaged; None without work."""
     path, copy = workdir / "config.json", workdir / "versions.json"
     try:
-        held, what = logs.read_json(path), "missing"
+        held, what = files.read_json(path), "missing"
     except UserError:
         held, what = None, "damaged"
     if held is None and copy.exists():
-        held = logs.read_json(copy).get("config")
+        held = files.read_json(copy).get("config")
         print(f"warning: {path} is {what}: its copy in {copy.name} is used", file=sys.stderr)
     if held is None and (workdir / "checkpoints").exists():  # stores hold settings of their own
         raise UserError(
@@ -214,24 +214,24 @@ def record(workdir, seconds):
     path = workdir / "versions.json"
     held = {}
     with contextlib.suppress(UserError):  # damaged: its times are lost
-        held = (logs.read_json(path) or {}).get("seconds")
+        held = (files.read_json(path) or {}).get("seconds")
     held = held if isinstance(held, dict) else {}
     held = {name: held[name] for name in stages.STAGES if isinstance(held.get(name), float | int)}
     total = {name: round(held.get(name, 0) + spent, 1) for name, spent in seconds.items()}
     made = {**stages.versions(), "seconds": {**held, **total}}
-    logs.write_json(path, {**made, "config": logs.read_json(workdir / "config.json")})
+    files.write_json(path, {**made, "config": files.read_json(workdir / "config.json")})
 
 
 def tell_versions(folder):
     """A warning for each version, of those that `folder` was made with, that is another now."""
-    held, now = logs.read_json(folder / "versions.json") or {}, stages.versions()
-    config = logs.read_json(folder / "config.json") or {}  # damaged, or changed: not that run
+    held, now = files.read_json(folder / "versions.json") or {}, stages.versions()
+    config = files.read_json(folder / "config.json") or {}  # damaged, or changed: not that run
     for name in now:
         if held.get(name) != now[name]:
             what = f"{folder} was made with {name} {held.get(name)}, this is {now[name]}"
             print(plain(f"warning: {what}: bits may differ"), file=sys.stderr)
     for path in (folder / name for name in store.MADE):
-        if store.recipe(path) is not None and len(store.rows(path)) < len(store.every(path)):
+        if store.exists(path) and len(store.Store(path).rows()) < len(store.Store(path).every()):
             what = f"{path / 'leave_out.txt'} lists pairs, which are used here: to do without, make"
             what += f" {path.name} first (--config.stages) and put a copy of the list into it"
             print(plain(f"warning: {what}"), file=sys.stderr)
@@ -247,7 +247,7 @@ def _locked(old, new, workdir):
     """The fields that changed although work that they determine is done, in order."""
     done = []
     real = workdir / "real.zarr"
-    begun = store.recipe(real) is not None and store.missing(real) != store.shards(real)
+    begun = store.exists(real) and store.Store(real).missing() != store.Store(real).shards()
     step = checkpoint.newest(workdir / "checkpoints" / old["model_name"])
     if begun or step:
         names = {**old["data"], **new["data"]}
@@ -264,7 +264,7 @@ def _locked(old, new, workdir):
 
 def _locked_phases(old, new, workdir, step):
     """Phases that were finished are locked whole, the one in progress but for a longer end."""
-    if store.recipe(workdir / "real.zarr") is None:  # taken away: no telling how long epochs were
+    if not store.exists(workdir / "real.zarr"):  # taken away: no telling how long epochs were
         return [f"phases[{number}]" for number in range(len(old["phases"]))]
     pairs = len(loop.learnt(workdir, old["model_name"]))
     fields, begin = [], 0

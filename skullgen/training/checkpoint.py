@@ -21,7 +21,7 @@ import tensorstore
 from absl import logging
 from isal import isal_zlib
 
-from skullgen.core import hosts, jobs
+from skullgen.core import files, hosts, jobs
 from skullgen.core.errors import UserError, plain
 from skullgen.core.types import Net, State
 from skullgen.data import schema
@@ -135,8 +135,8 @@ def save(manager, state):
     place = Path(manager.directory) / str(step)
     needed = sum(x.nbytes for x in jax.tree.leaves(copy)) + 2**20  # and orbax's own files
     finish(manager)
-    if jobs.free_bytes(place) < needed:  # orbax would find out in a thread of its own
-        raise jobs.no_room(place, needed)
+    if files.free_bytes(place) < needed:  # orbax would find out in a thread of its own
+        raise files.no_room(place, needed)
     manager.save(step, args=ocp.args.StandardSave(copy), custom_metadata=_sums(copy))
 
 
@@ -148,7 +148,7 @@ def keep(folder, state, reads):
     """
     kept = np.flatnonzero(reads).tolist()
     copy = jax.tree.map(np.asarray, _kept(state, kept))
-    with contextlib.closing(manager(folder)) as place, jobs.room(folder):
+    with contextlib.closing(manager(folder)) as place, files.room(folder):
         about = {**_sums(copy), "kept": kept}
         place.save(int(state.step), args=ocp.args.StandardSave(copy), custom_metadata=about)
         finish(place)

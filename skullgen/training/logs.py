@@ -9,7 +9,7 @@ import json
 import sys
 import zlib
 
-from skullgen.core import jobs
+from skullgen.core import files, jobs
 from skullgen.core.errors import UserError, plain
 
 
@@ -55,7 +55,7 @@ def rewind(path, step):
     if bad:
         jobs.set_aside(path, "-damaged")
     if bad or path.exists():
-        jobs.replace(path, "".join(map(_line, kept)).encode())
+        files.replace(path, "".join(map(_line, kept)).encode())
     last = kept[-1]["step"] if kept else 0
     if last < step and not bad:
         what = f"updates {last + 1} to {step} are not in it, though their checkpoint is here"
@@ -69,7 +69,7 @@ def append(path, records):
     path: a log that was rewound when this run began, which drops a line that a kill cut short.
     """
     lines = "".join(map(_line, records)).encode()
-    with jobs.room(path, len(lines)), open(path, "ab") as file:
+    with files.room(path, len(lines)), open(path, "ab") as file:
         file.write(lines)
 
 
@@ -98,7 +98,7 @@ def as_written(folder):
 
 def write_json(path, value):
     """Replaces a JSON file of a dict whole, also where several processes do so at once."""
-    jobs.replace(path, (json.dumps(_sealed(value), indent=2) + "\n").encode())
+    files.replace(path, (json.dumps(_sealed(value), indent=2) + "\n").encode())
 
 
 def _line(record):

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from skullgen.core import hosts, jobs, plugins
+from skullgen.core import files, hosts, jobs, plugins
 from skullgen.core.errors import Diverged, UserError, plain
 from skullgen.core.types import Model, Phase
 from skullgen.data import store
@@ -61,9 +61,9 @@ def learnt(workdir, name):
     """
     real = workdir / "real.zarr"
     if not name:
-        return store.rows(real, "train")
-    left = logs.read_json(workdir / "checkpoints" / name / "left_out.json") or {}
-    return np.setdiff1d(store.every(real, "train"), left.get("pairs", []))
+        return store.Store(real).rows("train")
+    left = files.read_json(workdir / "checkpoints" / name / "left_out.json") or {}
+    return np.setdiff1d(store.Store(real).every("train"), left.get("pairs", []))
 
 
 def tell_code(name, folder, going_on=False):
@@ -77,7 +77,7 @@ def tell_code(name, folder, going_on=False):
         return
     [(file, now)] = sums.items()
     with logs.as_written(folder):
-        held = (logs.read_json(folder / CODE) or {}).get(file, {})
+        held = (files.read_json(folder / CODE) or {}).get(file, {})
         held = {update: sha256 for update, sha256 in held.items() if int(update) < step}
         last = held[max(held, key=int)] if held else None
         if last not in (None, now):
@@ -87,7 +87,7 @@ def tell_code(name, folder, going_on=False):
     if going_on:
         folder.mkdir(parents=True, exist_ok=True)
         held |= {str(step): now} if last != now else {}
-        logs.write_json(folder / CODE, {file: held})
+        files.write_json(folder / CODE, {file: held})
 
 
 def phases(specs, model):
@@ -163,7 +163,7 @@ def train(
     divides("batch_size", batch)
     lead = hosts.lead()
     counts = [len(part.rows) for part in parts]
-    size = store.open_store(parts[0].path)["pairs"].shape[1]
+    size = store.Store(parts[0].path).size
     ends = schedule(plan, sum(counts), batch)
     epoch = math.ceil(sum(counts) / batch)
     board = logs.tensorboard(tensorboard if lead else None)
@@ -313,7 +313,7 @@ def _diverged(record, folder, batches, log):
     )
     path, last = log.with_name(f"{log.stem}-diverged.json"), checkpoint.newest(folder)
     if hosts.lead():
-        logs.write_json(path, {"record": record, "checkpoint": last, "batches": batches})
+        files.write_json(path, {"record": record, "checkpoint": last, "batches": batches})
     rows = ", ".join(str(row) for _, row in batches[0][:8]) + ", ..." * (len(batches[0]) > 8)
     kept = f"update {last}, the last good checkpoint" if last else "the beginning"
     raise Diverged(
@@ -329,7 +329,7 @@ def _batches(parts, draws, budget):
 
     Of several processes, each reads from the stores only its own columns of a draw.
     """
-    size = int(np.prod(store.open_store(parts[0].path)["pairs"].shape[1:])) // 8
+    size = int(np.prod(store.Store(parts[0].path)["pairs"].shape[1:])) // 8
     counts = [len(part.rows) for part in parts]
     if sum(counts) * size <= budget and jax.process_count() == 1:
         data = steps.resident(np.concatenate([store.load(*part) for part in parts]))
@@ -345,7 +345,7 @@ def _batches(parts, draws, budget):
         owner = np.searchsorted(starts, flat, side="right") - 1
         for number, part in enumerate(parts):
             its = owner == number
-            bits[its] = store.load(part.path, part.rows[flat[its] - starts[number]])
+            bits[its] = store.Store(part.path).load(part.rows[flat[its] - starts[number]])
         local = np.zeros_like(index)
         local[:, mine] = np.arange(len(flat)).reshape(len(index), -1)
         return bits, local

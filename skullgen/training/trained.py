@@ -4,7 +4,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from skullgen.core import hosts
+from skullgen.core import files, hosts
 from skullgen.core.errors import UserError
 from skullgen.run import fields
 from skullgen.training import checkpoint, logs, loop
@@ -15,7 +15,7 @@ def config(folder):
 
     Raises UserError where it is damaged, or a field is out of the bounds of those that may run.
     """
-    held = logs.read_json(folder / "config.json")
+    held = files.read_json(folder / "config.json")
     with logs.as_written(folder):
         for section in (held["model"], (held.get("segment") or {}).get("model", {})):
             for name, value in section.items():

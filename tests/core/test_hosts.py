@@ -115,7 +115,7 @@ def test_their_store_and_checkpoint_are_those_of_one_process(two, tmp_path):
     longer = [*HYBRID, "--workdir", alone, "--config.workers=1", "--config.phases[2].updates=3"]
     code, words = _ends([_start([*longer, "--config.stages=generate"])])
     assert code == 0, words
-    assert store.missing(work / "generated.zarr") == []
+    assert store.Store(work / "generated.zarr").missing() == []
     assert _bytes(alone / "generated.zarr") == _bytes(work / "generated.zarr")
     code, words = _ends([_start([*longer, "--config.stages=train"])])
     assert code == 0 and "goes on from the checkpoint of update 8" in words[0][0]
@@ -173,9 +173,9 @@ def test_fresh_pairs_and_counts_in_shares(tmp_path):
     for share in ("0/2", "1/2", "0/2"):
         workdir.run(_toy("ingest", share=share, **fields), tmp_path / "a")
         begun = (tmp_path / "a" / "fresh.zarr").exists()
-        assert begun == (not store.missing(tmp_path / "a" / "real.zarr"))
-    assert store.missing(tmp_path / "a" / "fresh.zarr") == []
-    assert store.recipe(tmp_path / "a" / "fresh.zarr")["config"]["cuts"] == 2
+        assert begun == (not store.Store(tmp_path / "a" / "real.zarr").missing())
+    assert store.Store(tmp_path / "a" / "fresh.zarr").missing() == []
+    assert store.Store(tmp_path / "a" / "fresh.zarr").recipe["config"]["cuts"] == 2
     workdir.run(_toy("ingest,train"), tmp_path / "b")
     workdir.run(_toy("generate", share="1/2", **{"generate.count": 70}), tmp_path / "b")
     with pytest.raises(UserError, match="holds 70 pairs, and shares cannot make it larger"):
@@ -192,7 +192,7 @@ def test_shares_made_apart_are_the_store_made_at_once(tmp_path, capsys):
     for share in ("2/3", "0/3"):
         workdir.run(_toy("ingest", share=share, **skulls), parts)
     assert "20 pairs are left to other shares" in capsys.readouterr().out
-    assert [len(shard) for shard in store.missing(parts / "real.zarr")] == [20]
+    assert [len(shard) for shard in store.Store(parts / "real.zarr").missing()] == [20]
     workdir.run(_toy("ingest,train", **skulls), parts)  # makes what is missing
     assert _bytes(parts / "real.zarr") == _bytes(whole / "real.zarr")
     workdir.run(_toy("generate", **skulls), whole)

@@ -54,29 +54,31 @@ def test_skullbreaks_pairs_are_their_files_block_means(skullbreak, tmp_path):
     path = tmp_path / "real.zarr"
     config = _config(source="skullbreak", root=str(skullbreak), threshold=0.5)
     ingest.run(path, 16, config, workers=1)
-    group = store.open_store(path)
-    assert group["split"][:].tolist() == [0] * 10 + [2] * 5
-    assert group["kind"][:].tolist() == list(range(5)) * 3
-    assert group["skull"][:].tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    group = store.Store(path)
+    assert group.column("split").tolist() == [0] * 10 + [2] * 5
+    assert group.column("kind").tolist() == list(range(5)) * 3
+    assert group.column("skull").tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert group.attrs["names"] == ["train_000", "train_001", "test_000"]
-    assert len(group.attrs["recipe"]["sources"]) == 30
-    pair = store.unpack(store.load(path, [7]), 16)[0]
+    assert len(group.recipe["sources"]) == 30
+    pair = store.unpack(store.Store(path).load([7]), 16)[0]
     for channel, folder in enumerate(("defective_skull", "implant")):
         mask = volumes.read(skullbreak / "train" / folder / defects.KINDS[2] / "001.nrrd").data
         expected = mask.reshape(16, 2, 16, 2, 16, 2).mean((1, 3, 5)) >= 0.5
         np.testing.assert_array_equal(pair[..., channel], expected)
     implant = volumes.read(skullbreak / "train" / "implant" / defects.KINDS[2] / "001.nrrd")
-    truth, affine = store.read_native(path, 7)
+    truth, affine = store.Store(path).native(7)
     np.testing.assert_array_equal(truth, implant.data)
     np.testing.assert_allclose(affine, implant.affine)
     # The model's voxel centres lie between their two native ones.
-    np.testing.assert_allclose(group["affine"][7] @ [0, 0, 0, 1], affine @ [0.5, 0.5, 0.5, 1])
+    np.testing.assert_allclose(
+        group.column("affine")[7] @ [0, 0, 0, 1], affine @ [0.5, 0.5, 0.5, 1]
+    )
 
 
 def test_a_low_threshold_gives_each_bone_voxel_to_the_larger_share(skullbreak, tmp_path):
     config = _config(source="skullbreak", root=str(skullbreak), threshold=0.2)
     ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
-    pair = store.unpack(store.load(tmp_path / "real.zarr", [0]), 16)[0]
+    pair = store.unpack(store.Store(tmp_path / "real.zarr").load([0]), 16)[0]
     assert not pair.all(axis=-1).any()
     complete = volumes.read(skullbreak / "train" / "complete_skull" / "000.nrrd").data
     share = complete.reshape(16, 2, 16, 2, 16, 2).mean((1, 3, 5))
@@ -100,7 +102,7 @@ def test_missing_and_surplus_files_are_named(skullbreak, tmp_path, capsys):
         "test/complete_skull/000.nrrd is missing",
     ):
         assert f"note: {line}" in printed
-    assert store.open_store(tmp_path / "real.zarr")["pairs"].shape[0] == 14
+    assert store.Store(tmp_path / "real.zarr").count == 14
 
 
 def test_pairs_that_do_not_match_are_refused(skullbreak, tmp_path):
@@ -174,11 +176,13 @@ def test_names_and_links_of_any_kind_go_through_a_whole_ingest(tmp_path):
         (root / f"{name}.nii.gz").symlink_to(annex / f"{number}.nii.gz")
     config = _config(source="skulls", root=str(root), test="it's", strict=True)
     ingest.run(tmp_path / "real.zarr", 16, config, versions={}, workers=1)
-    group = store.open_store(tmp_path / "real.zarr")
+    group = store.Store(tmp_path / "real.zarr")
     assert sorted(group.attrs["names"]) == sorted(NAMES)
-    assert all(len(digest) == 64 for digest in group.attrs["recipe"]["sources"].values())
-    names = store.names(tmp_path / "real.zarr", group["skull"][:])
-    assert {name for name, split in zip(names, group["split"][:], strict=True) if split} == {"it's"}
+    assert all(len(digest) == 64 for digest in group.recipe["sources"].values())
+    names = store.Store(tmp_path / "real.zarr").names(group.column("skull"))
+    assert {name for name, split in zip(names, group.column("split"), strict=True) if split} == {
+        "it's"
+    }
 
 
 def test_files_that_cannot_be_read_do_not_end_the_planning(skullbreak, tmp_path):
@@ -220,9 +224,9 @@ def test_skulls_are_cut_into_five_kinds_and_split_by_skull(skulls, tmp_path):
     path = tmp_path / "real.zarr"
     config = _config(source="skulls", root=str(skulls), test="b", validation="d")
     ingest.run(path, 16, config, workers=1)
-    group = store.open_store(path)
-    assert group["split"][:].tolist() == [0] * 5 + [2] * 5 + [0] * 5 + [1] * 5
-    pairs = store.unpack(store.load(path, range(20)), 16)
+    group = store.Store(path)
+    assert group.column("split").tolist() == [0] * 5 + [2] * 5 + [0] * 5 + [1] * 5
+    pairs = store.unpack(store.Store(path).load(range(20)), 16)
     assert not pairs.all(axis=-1).any()
     assert pairs.any(axis=(1, 2, 3)).all()
     for skull in range(4):
@@ -230,10 +234,10 @@ def test_skulls_are_cut_into_five_kinds_and_split_by_skull(skulls, tmp_path):
         assert (complete == complete[0]).all()
     mask = volumes.read(skulls / "c.nii.gz")
     model = grids.frame(mask.data, mask.affine, 16)
-    np.testing.assert_allclose(group["affine"][12], model)
+    np.testing.assert_allclose(group.column("affine")[12], model)
     share = grids.reduce(mask.data, mask.affine, model, 16)
     np.testing.assert_array_equal(pairs[12].any(axis=-1), share >= 0.2)
-    truth, affine = store.read_native(path, 12)
+    truth, affine = store.Store(path).native(12)
     assert truth.shape == mask.data.shape
     assert np.all(mask.data[truth])
     part = grids.reduce(truth, affine, model, 16)
@@ -260,9 +264,9 @@ def test_one_label_of_segmentations_is_what_a_mask_of_it_is(skulls, tmp_path):
     config.root, config.label = str(masks), 0
     ingest.run(tmp_path / "b.zarr", 16, config, workers=1)
     a, b = tmp_path / "a.zarr", tmp_path / "b.zarr"
-    np.testing.assert_array_equal(store.load(a, range(10)), store.load(b, range(10)))
-    assert store.recipe(a)["config"]["label"] == 2
-    assert "label" not in store.recipe(b)["config"]  # as in stores older than the field
+    np.testing.assert_array_equal(store.Store(a).load(range(10)), store.Store(b).load(range(10)))
+    assert store.Store(a).recipe["config"]["label"] == 2
+    assert "label" not in store.Store(b).recipe["config"]  # as in stores older than the field
     config.root, config.label = str(maps), 1
     with pytest.raises(UserError, match="its fields changed"):
         ingest.run(a, 16, config, workers=1)
@@ -296,7 +300,7 @@ def test_ingest_goes_on_and_ends_equal_with_any_number_of_workers(tmp_path, monk
     ingest.run(tmp_path / "b.zarr", 16, config, workers=1)
     for shard in (0, 1):
         (tmp_path / "b.zarr" / "voxels" / "c" / str(shard) / "0").unlink()
-    assert len(store.missing(tmp_path / "b.zarr")) == 2
+    assert len(store.Store(tmp_path / "b.zarr").missing()) == 2
     ingest.run(tmp_path / "b.zarr", 16, config, workers=2)
     assert _bytes(tmp_path / "a.zarr") == _bytes(tmp_path / "b.zarr")
 
@@ -375,7 +379,7 @@ def test_skullbreaks_cubes_of_any_size_keep_their_millimetres(skullbreak, tmp_pa
         volumes.write(root / path.relative_to(skullbreak), mask.data, np.diag([1.0, 1, 1, 1]))
     config = _config(source="skullbreak", root=str(root), threshold=0.5)
     ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
-    assert store.open_store(tmp_path / "real.zarr").attrs["voxel_mm"] == pytest.approx(2)
+    assert store.Store(tmp_path / "real.zarr").attrs["voxel_mm"] == pytest.approx(2)
     for path in root.rglob("*.nrrd"):
         volumes.write(path, volumes.read(path).data, np.diag([1.0, 1, 2, 1]))
     with pytest.raises(UserError, match="is no cube"):
@@ -400,7 +404,7 @@ def test_detached_voxels_are_part_of_their_header(tmp_path, capsys):
     (root / "folder.nrrd").mkdir()
     config = _config(source="skulls", root=str(root))
     ingest.run(tmp_path / "real.zarr", 16, config, workers=1)
-    sources = store.open_store(tmp_path / "real.zarr").attrs["recipe"]["sources"]
+    sources = store.Store(tmp_path / "real.zarr").recipe["sources"]
     assert sorted(sources) == sorted(p.name for p in root.iterdir() if p.is_file())
     assert len(sources) == 6
     assert "note: folder.nrrd is no" in capsys.readouterr().out
@@ -432,12 +436,12 @@ def test_fresh_defects_are_others_on_the_same_training_skulls(tmp_path):
     pairs, complete, names = {}, {}, {}
     for name in ("real", "fresh"):
         path = tmp_path / f"{name}.zarr"
-        group = store.open_store(path)
-        rows = store.rows(path, "train")
-        names[name] = store.names(path, group["skull"][:][rows])
-        pairs[name] = store.unpack(store.load(path, rows), 16)
+        group = store.Store(path)
+        rows = store.Store(path).rows("train")
+        names[name] = store.Store(path).names(group.column("skull")[rows])
+        pairs[name] = store.unpack(store.Store(path).load(rows), 16)
         complete[name] = dict(zip(names[name], pairs[name].any(axis=-1), strict=True))
-    assert len(store.rows(tmp_path / "fresh.zarr")) == len(pairs["fresh"]) == 3 * 5 * 2
+    assert len(store.Store(tmp_path / "fresh.zarr").rows()) == len(pairs["fresh"]) == 3 * 5 * 2
     assert set(names["fresh"]) == set(names["real"])
     for name, skull in complete["real"].items():
         np.testing.assert_array_equal(complete["fresh"][name], skull)
@@ -478,12 +482,14 @@ def test_a_bad_case_among_good_ones_is_left_out_and_listed(skullbreak, workers, 
         out = capsys.readouterr().out
         assert "left out, 1 of 15 cases (data.strict makes it an error):" in out
         assert f"  train/implant/{defects.KINDS[2]}/001.nrrd: its bytes cannot be read" in out
-    assert store.missing(path) == [] and len(store.left_out(path)) == 1
-    rows = store.rows(path)
+    assert store.Store(path).missing() == [] and len(store.Store(path).left_out()) == 1
+    rows = store.Store(path).rows()
     assert rows.tolist() == [row for row in range(15) if row != 7]
-    np.testing.assert_array_equal(store.load(path, rows), store.load(tmp_path / "good.zarr", rows))
-    assert not store.load(path, [7]).any()
-    assert 7 not in np.concatenate([store.rows(path, split) for split in store.SPLITS])
+    np.testing.assert_array_equal(
+        store.Store(path).load(rows), store.Store(tmp_path / "good.zarr").load(rows)
+    )
+    assert not store.Store(path).load([7]).any()
+    assert 7 not in np.concatenate([store.Store(path).rows(split) for split in store.SPLITS])
     parts = store.mixture(f"{path}:all:all", tmp_path, 0)
     assert parts[0].rows.tolist() == rows.tolist()
     config.strict = True

@@ -7,12 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
+from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import store
 from skullgen.evaluation import fidelity, judges
 from skullgen.generation import generate
 from skullgen.run import workdir
-from skullgen.training import checkpoint, logs, loop
+from skullgen.training import checkpoint, loop
 from tests import toy_config
 
 SIZE = 8
@@ -34,7 +35,7 @@ def _store(path, count=8, split=(0, 0, 0, 0, 1, 2, 2, -2)):
     for start in range(0, count, 4):
         draw = np.random.default_rng(start).random((4, SIZE, SIZE, SIZE, 2)) < 0.3
         columns = {"split": np.array(split[start : start + 4]), "removed": np.zeros((4, 3))}
-        store.write(path, start, store.pack(draw), columns)
+        store.Store(path).write(start, store.pack(draw), columns)
     return path
 
 
@@ -45,16 +46,16 @@ def _list(path, text):
 def test_listed_rows_are_not_used(tmp_path):
     path = _store(tmp_path / "a.zarr")
     _list(path, "# copies of one patient\n3\n\n 0 # a hole in its base\r\n3\n5\n7\n")
-    assert store.rows(path).tolist() == [1, 2, 4, 6]
-    assert store.rows(path, "train").tolist() == [1, 2]
-    assert store.rows(path, "test").tolist() == [6]
-    assert store.every(path).tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert store.Store(path).rows().tolist() == [1, 2, 4, 6]
+    assert store.Store(path).rows("train").tolist() == [1, 2]
+    assert store.Store(path).rows("test").tolist() == [6]
+    assert store.Store(path).every().tolist() == [0, 1, 2, 3, 4, 5, 6]
     (whole,) = store.mixture("a.zarr:train:all", tmp_path, 0)
     assert whole.rows.tolist() == [1, 2]
     with pytest.raises(UserError, match="2 pairs of split train, not 3"):
         store.mixture("a.zarr:train:3", tmp_path, 0)
     _list(path, "\ufeff1\n")  # as an editor on Windows may begin it
-    assert store.rows(path, "train").tolist() == [0, 2, 3]
+    assert store.Store(path).rows("train").tolist() == [0, 2, 3]
 
 
 @pytest.mark.parametrize("word", ["8", "-1", "1.0", "1 2", "1,2", "\u0661", "9" * 5000, "pair 3"])
@@ -64,7 +65,7 @@ def test_a_line_that_is_no_index_is_named(word, tmp_path):
     with pytest.raises(
         UserError, match=r"leave_out.txt: line 2 is .*index of one pair a line, 0 to 7"
     ):
-        store.rows(path)
+        store.Store(path).rows()
 
 
 def test_a_list_that_is_no_plain_file_or_leaves_nothing_is_refused(tmp_path):
@@ -72,16 +73,16 @@ def test_a_list_that_is_no_plain_file_or_leaves_nothing_is_refused(tmp_path):
     (tmp_path / "elsewhere").write_text("1\n")
     (path / "leave_out.txt").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="leads out of its folder"):
-        store.rows(path)
+        store.Store(path).rows()
     (path / "leave_out.txt").unlink()
     os.mkfifo(path / "leave_out.txt")
     with pytest.raises(UserError, match="not a plain file"):
-        store.rows(path)
+        store.Store(path).rows()
     (path / "leave_out.txt").unlink()
     _list(path, "5\n6\n")
     with pytest.raises(UserError, match=r"leave_out.txt: it leaves no pair of split test"):
-        store.rows(path, "test")
-    assert len(store.rows(path)) == 5
+        store.Store(path).rows("test")
+    assert len(store.Store(path).rows()) == 5
 
 
 def test_numbers_are_of_the_pairs_that_are_used(tmp_path):
@@ -101,7 +102,7 @@ def test_numbers_are_of_the_pairs_that_are_used(tmp_path):
 def test_training_goes_on_only_with_the_list_that_it_began_with(tmp_path):
     work = tmp_path / "run"
     workdir.run(_toy("ingest"), work)
-    train = store.rows(work / "real.zarr", "train").tolist()
+    train = store.Store(work / "real.zarr").rows("train").tolist()
     _list(work / "real.zarr", f"{train[0]}\n")
     workdir.run(_toy("train"), work)
     longer = _toy("train", **{"phases": [dict(step="toy", updates=8)]})
@@ -112,7 +113,7 @@ def test_training_goes_on_only_with_the_list_that_it_began_with(tmp_path):
             UserError, match=r"leave_out.txt lists . training pairs, but .*without 1"
         ):
             workdir.run(longer, work)
-    held_out = store.every(work / "real.zarr", "test")[0]  # no batch holds it
+    held_out = store.Store(work / "real.zarr").every("test")[0]  # no batch holds it
     _list(work / "real.zarr", f"{train[0]}\n{held_out}\n")
     after = {p: p.read_bytes() for p in work.rglob("*") if p.is_file()}
     assert {p for p in after if before.get(p) != after[p]} == {work / "real.zarr" / "leave_out.txt"}
@@ -123,13 +124,13 @@ def test_training_goes_on_only_with_the_list_that_it_began_with(tmp_path):
 def test_a_list_that_comes_after_training_is_refused_too(tmp_path):
     workdir.run(_toy("ingest,train"), tmp_path)
     real = tmp_path / "real.zarr"
-    _list(real, f"{store.rows(real, 'train')[0]}\n")
+    _list(real, f"{store.Store(real).rows('train')[0]}\n")
     with pytest.raises(UserError, match=r"lists 1 training pairs.* with all: list none") as told:
         workdir.run(_toy("train"), tmp_path)
     workdir.run(_toy("generate"), tmp_path)  # of what was learnt
     said = dict(re.findall(r"--config\.(data\.\w+)=(\S+)", str(told.value)))
     workdir.run(_toy("ingest,train", **said), tmp_path / "anew")  # as it says
-    every = store.every(real, "train")
+    every = store.Store(real).every("train")
     assert loop.learnt(tmp_path / "anew", "tests.toy").tolist() == every[1:].tolist()
 
 
@@ -138,13 +139,13 @@ def test_pairs_are_compared_with_all_that_was_learnt(tmp_path):
         workdir.run(_toy("evaluate,gallery"), tmp_path)
         page = (tmp_path / "gallery" / "generated" / "index.html").read_text()
         near = re.findall(r'"near":\{.*?\}', page)
-        return logs.read_json(tmp_path / "metrics.json")["quality"], near
+        return files.read_json(tmp_path / "metrics.json")["quality"], near
 
     workdir.run(_toy("ingest,train,generate"), tmp_path)
     before = judged()
     assert before[1]
     real = tmp_path / "real.zarr"
-    _list(real, "\n".join(map(str, store.rows(real, "train")[:12])))
+    _list(real, "\n".join(map(str, store.Store(real).rows("train")[:12])))
     assert judged() == before
     assert fidelity.quality(real, tmp_path / "generated.zarr") != before[0]
 
@@ -164,7 +165,7 @@ def test_a_phase_is_as_long_as_the_pairs_that_it_began_with_make_it(tmp_path):
     phases = [dict(step="toy", epochs=2), dict(step="more", updates=4)]
     workdir.run(_toy("ingest,train", phases=phases, **fields), tmp_path)
     real, folder = tmp_path / "real.zarr", tmp_path / "checkpoints" / "tests.toy"
-    train = store.rows(real, "train")
+    train = store.Store(real).rows("train")
     halfway = -(-len(train) // 2)  # updates of an epoch
     for step in filter(lambda step: step.name.isdigit(), list(folder.iterdir())):
         if int(step.name) > halfway:
@@ -182,7 +183,7 @@ def test_a_store_that_grows_keeps_its_list_and_a_net_of_other_pairs_is_set_aside
     _list(made, "1\n4\n")
     capsys.readouterr()
     workdir.run(_toy("generate,segment", **{"generate.count": 9, **fields}), tmp_path)
-    assert store.rows(made).tolist() == [0, 2, 3, 5, 6, 7, 8]
+    assert store.Store(made).rows().tolist() == [0, 2, 3, 5, 6, 7, 8]
     said = capsys.readouterr().out
     assert "9 pairs" in said and "2 updates on 7 pairs" in said
     assert "is of other pairs or settings: it is now" in said

@@ -28,7 +28,7 @@ def path(tmp_path):
     split, kind = np.array([0, 0, 0, 1, 1, 2, -2]), np.array([0, 1, 0, 1, 0, 1, 0])
     for rows in (slice(0, 4), slice(4, 7)):
         columns = {"split": split[rows], "kind": kind[rows]}
-        store.write(tmp_path / "a.zarr", rows.start, store.pack(PAIRS[rows]), columns)
+        store.Store(tmp_path / "a.zarr").write(rows.start, store.pack(PAIRS[rows]), columns)
     return tmp_path / "a.zarr"
 
 
@@ -85,7 +85,7 @@ def test_generated_pairs_have_no_split_and_no_kind(path):
     opened = {"recipe": {}, "names": [], "kinds": ["left"], "voxel_mm": 25.6}
     made = path.with_name("generated.zarr")
     store.create(made, count=7, size=SIZE, shard=7, attributes=opened)
-    store.write(made, 0, store.pack(PAIRS), {})
+    store.Store(made).write(0, store.pack(PAIRS), {})
     assert len(Pairs(made)) == 7
     for options in (dict(split="train"), dict(kind="left")):
         with pytest.raises(UserError, match="generated pairs have no split and no kind"):
@@ -106,7 +106,7 @@ def test_other_pairs_have_another_name(path):
     other = path.with_name("b.zarr")
     attributes = {"recipe": {"step": 2}, "names": [], "kinds": [], "voxel_mm": 25.6}
     store.create(other, count=6, size=SIZE, shard=6, attributes=attributes)
-    store.write(other, 0, store.pack(PAIRS[:6]), {"split": np.zeros(6, int)})
+    store.Store(other).write(0, store.pack(PAIRS[:6]), {"split": np.zeros(6, int)})
     other.rename(path.with_name("c.zarr"))
     path.rename(other)
     path.with_name("c.zarr").rename(path)

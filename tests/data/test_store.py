@@ -27,7 +27,7 @@ def _bytes(path):
 def test_round_trip_with_columns_and_native_truth(tmp_path):
     path = tmp_path / "a.zarr"
     _make(path, 6)
-    assert store.missing(path) == [range(0, 4), range(4, 6)]
+    assert store.Store(path).missing() == [range(0, 4), range(4, 6)]
     pairs = _pairs(6)
     implant = np.zeros((5, 6, 7), bool)
     implant[1:3, 2:5, 3:4] = np.random.default_rng(1).random((2, 3, 1)) < 0.5
@@ -39,22 +39,22 @@ def test_round_trip_with_columns_and_native_truth(tmp_path):
         "affine": np.diag([2.0, 1, 1, 1]),
     }
     columns = {"split": np.array([2, 0]), "affine": np.full((2, 4, 4), 0.5)}
-    store.write(path, 4, store.pack(pairs[4:]), columns, [None, truth])
-    assert store.missing(path) == [range(0, 4)]
-    store.write(path, 0, store.pack(pairs[:4]), {"split": np.array([0, 0, 1, 2])})
-    assert store.missing(path) == []
-    np.testing.assert_array_equal(store.unpack(store.load(path, [5, 0]), SIZE), pairs[[5, 0]])
-    assert store.rows(path, "train").tolist() == [0, 1, 5]
-    assert store.rows(path, "test").tolist() == [3, 4]
-    assert store.rows(path).tolist() == list(range(6))
-    group = store.open_store(path)
-    assert group["kind"][:].tolist() == [-1] * 6
-    assert group["affine"][5, 0, 0] == 0.5
-    mask, affine = store.read_native(path, 5)
+    store.Store(path).write(4, store.pack(pairs[4:]), columns, [None, truth])
+    assert store.Store(path).missing() == [range(0, 4)]
+    store.Store(path).write(0, store.pack(pairs[:4]), {"split": np.array([0, 0, 1, 2])})
+    assert store.Store(path).missing() == []
+    np.testing.assert_array_equal(store.unpack(store.Store(path).load([5, 0]), SIZE), pairs[[5, 0]])
+    assert store.Store(path).rows("train").tolist() == [0, 1, 5]
+    assert store.Store(path).rows("test").tolist() == [3, 4]
+    assert store.Store(path).rows().tolist() == list(range(6))
+    group = store.Store(path)
+    assert group.column("kind").tolist() == [-1] * 6
+    assert group.column("affine")[5, 0, 0] == 0.5
+    mask, affine = store.Store(path).native(5)
     np.testing.assert_array_equal(mask, implant)
     np.testing.assert_array_equal(affine, truth["affine"])
     with pytest.raises(UserError, match="pair 4 has no native truth"):
-        store.read_native(path, 4)
+        store.Store(path).native(4)
 
 
 @pytest.mark.parametrize("size", [2, 4, 6])
@@ -68,60 +68,60 @@ def test_order_of_writing_does_not_change_the_bytes(tmp_path):
     for name, order in (("a", (0, 4, 8)), ("b", (8, 0, 4))):
         _make(tmp_path / name, 10)
         for start in order:
-            store.write(tmp_path / name, start, bits[start : start + 4], {})
+            store.Store(tmp_path / name).write(start, bits[start : start + 4], {})
     assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
 
 
 def test_an_empty_pair_is_written_and_not_missing(tmp_path):
     path = tmp_path / "a.zarr"
     _make(path, 4)
-    store.write(path, 0, np.zeros((4, SIZE**3 // 4), np.uint8), {})
-    assert store.missing(path) == []
+    store.Store(path).write(0, np.zeros((4, SIZE**3 // 4), np.uint8), {})
+    assert store.Store(path).missing() == []
 
 
 def test_growing_makes_a_part_filled_shard_again(tmp_path):
     path = tmp_path / "a.zarr"
     bits = store.pack(_pairs(11))
     _make(path, 6)
-    for shard in store.missing(path):
-        store.write(path, shard.start, bits[shard.start : shard.stop], {})
+    for shard in store.Store(path).missing():
+        store.Store(path).write(shard.start, bits[shard.start : shard.stop], {})
     _make(path, 6)
-    assert store.missing(path) == []
+    assert store.Store(path).missing() == []
     _make(path, 11)
-    assert store.missing(path) == [range(4, 8), range(8, 11)]
-    for shard in store.missing(path):
-        store.write(path, shard.start, bits[shard.start : shard.stop], {})
+    assert store.Store(path).missing() == [range(4, 8), range(8, 11)]
+    for shard in store.Store(path).missing():
+        store.Store(path).write(shard.start, bits[shard.start : shard.stop], {})
     _make(tmp_path / "b.zarr", 11)
-    for shard in store.missing(tmp_path / "b.zarr"):
-        store.write(tmp_path / "b.zarr", shard.start, bits[shard.start : shard.stop], {})
+    for shard in store.Store(tmp_path / "b.zarr").missing():
+        store.Store(tmp_path / "b.zarr").write(shard.start, bits[shard.start : shard.stop], {})
     assert _bytes(path) == _bytes(tmp_path / "b.zarr")
-    assert store.recipe(path) == {"seed": 1}
-    assert store.recipe(tmp_path / "c.zarr") is None
+    assert store.Store(path).recipe == {"seed": 1}
+    assert not store.exists(tmp_path / "c.zarr")
 
 
 def test_a_flipped_bit_is_detected(tmp_path):
     path = tmp_path / "a.zarr"
     _make(path, 4)
-    store.write(path, 0, store.pack(_pairs(4)), {})
+    store.Store(path).write(0, store.pack(_pairs(4)), {})
     file = path / "pairs" / "c" / "0" / "0" / "0" / "0" / "0"
     content = bytearray(file.read_bytes())
     content[5] ^= 1
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"pairs/c/0/0/0/0/0: damaged: delete it and run the stage"):
-        store.load(path, range(4))
+        store.Store(path).load(range(4))
     file.unlink()
     with pytest.raises(UserError, match="pair 0 is not what was written"):
-        store.load(path, [0])
+        store.Store(path).load([0])
 
 
 def test_no_store_and_another_format_are_refused(tmp_path):
     with pytest.raises(UserError, match="no store of pairs here"):
-        store.load(tmp_path / "none.zarr", [0])
+        store.Store(tmp_path / "none.zarr").load([0])
     import zarr
 
     zarr.open_group(tmp_path / "other.zarr", mode="w")
     with pytest.raises(UserError, match="not a store of pairs"):
-        store.open_store(tmp_path / "other.zarr")
+        store.Store(tmp_path / "other.zarr")
 
 
 @hypothesis.given(
@@ -168,10 +168,10 @@ def test_parts_of_a_mixture_take_turns(counts, size):
 def _split_store(path, splits, size=8):
     store.create(path, count=len(splits), size=size, shard=8, attributes={"recipe": {}})
     rng = np.random.default_rng(0)
-    for shard in store.missing(path):
+    for shard in store.Store(path).missing():
         pairs = rng.random((len(shard), size, size, size, 2)) < 0.3
         split = np.array(splits)[shard.start : shard.stop]
-        store.write(path, shard.start, store.pack(pairs), {"split": split})
+        store.Store(path).write(shard.start, store.pack(pairs), {"split": split})
 
 
 def test_mixtures_name_paths_splits_and_pairs(tmp_path):
@@ -210,4 +210,4 @@ def test_mixtures_that_are_none_are_refused(text, words, tmp_path):
 def test_names_of_skulls(tmp_path):
     attributes = {"recipe": {}, "names": ["a", "b"]}
     store.create(tmp_path / "s.zarr", count=1, size=4, shard=1, attributes=attributes)
-    assert store.names(tmp_path / "s.zarr", [1, -1, 0, 7]) == ["b", "", "a", ""]
+    assert store.Store(tmp_path / "s.zarr").names([1, -1, 0, 7]) == ["b", "", "a", ""]

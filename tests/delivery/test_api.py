@@ -16,13 +16,14 @@ from ml_collections import ConfigDict
 
 import skullgen
 from experiments import common, vae_wgan
+from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import store
 from skullgen.evaluation import explore
 from skullgen.generation import postprocess
 from skullgen.networks import modules
 from skullgen.run import workdir
-from skullgen.training import checkpoint, logs, trained
+from skullgen.training import checkpoint, trained
 from tests import toy_config
 
 SIZE = 8
@@ -47,7 +48,7 @@ def real_store(folder):
     pairs = np.random.default_rng(0).random((8, SIZE, SIZE, SIZE, 2)) < 0.3
     columns = {"split": [0, 0, 0, 0, 1, 1, 2, 2], "skull": np.arange(8) // 2, "kind": [0, 1] * 4}
     columns = {name: np.array(column) for name, column in columns.items()}
-    store.write(folder / "real.zarr", 0, store.pack(pairs), columns)
+    store.Store(folder / "real.zarr").write(0, store.pack(pairs), columns)
 
 
 def hybrid(folder, stages="generate"):
@@ -65,7 +66,7 @@ def hybrid(folder, stages="generate"):
     with contextlib.closing(checkpoint.manager(folder / "checkpoints" / "vae_wgan")) as manager:
         checkpoint.save(manager, state)
         checkpoint.finish(manager)
-    logs.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
+    files.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
     workdir.run(config, folder)
     return config, model, state
 
@@ -85,7 +86,7 @@ def hybrid_run(toy_run):
 
 
 def _written(path):
-    return store.unpack(store.load(path / "generated.zarr", range(12)), SIZE)
+    return store.unpack(store.Store(path / "generated.zarr").load(range(12)), SIZE)
 
 
 @pytest.mark.parametrize("name", ["toy", "hybrid"])
@@ -97,7 +98,7 @@ def test_sample_is_bit_equal_to_what_the_stage_writes(toy_run, hybrid_run, name)
     np.testing.assert_array_equal(loaded.sample(seed=0, count=5, first=6), written[6:11])
     assert loaded.sample(count=0).shape == (0, SIZE, SIZE, SIZE, 2)
     assert (loaded.sample(seed=1, count=12) != written).any()
-    removed = store.open_store(path / "generated.zarr")["removed"]
+    removed = store.Store(path / "generated.zarr").column("removed")
     assert name == "toy" or removed[:, 1:].any()  # dust had a say in it
 
 
@@ -184,10 +185,10 @@ def test_a_used_run_can_be_pickled(toy_run):
 
 def test_what_was_left_out_after_training_was_learnt_from(toy_run, tmp_path):
     work = shutil.copytree(toy_run, tmp_path / "run")
-    model, whole = logs.read_json(work / "config.json")["model_name"], {"pairs": 4, "skulls": 2}
+    model, whole = files.read_json(work / "config.json")["model_name"], {"pairs": 4, "skulls": 2}
     (work / "real.zarr" / "leave_out.txt").write_text("0\n1\n")
     assert skullgen.load(work).about["trained_on"] == {"source": "phantom", **whole}
-    logs.write_json(work / "checkpoints" / model / "left_out.json", {"pairs": [2, 3]})
+    files.write_json(work / "checkpoints" / model / "left_out.json", {"pairs": [2, 3]})
     (work / "real.zarr" / "leave_out.txt").unlink()
     some = {"source": "phantom", "pairs": 2, "skulls": 1}
     assert skullgen.load(work).about["trained_on"] == some
@@ -195,7 +196,7 @@ def test_what_was_left_out_after_training_was_learnt_from(toy_run, tmp_path):
     config = toy_config_of("generate")
     config.generate.count = 2
     workdir._stage(config, work, "generate", False)
-    assert store.open_store(work / "generated.zarr").attrs["trained_on"] == some
+    assert store.Store(work / "generated.zarr").attrs["trained_on"] == some
 
 
 def test_a_failure_ahead_is_raised_where_the_pairs_are_taken(toy_run, monkeypatch):
@@ -250,10 +251,10 @@ def test_mistakes_are_one_line(toy_run, hybrid_run, tmp_path):
     refused("no run and no weights in it", skullgen.load, tmp_path)
     shutil.copy(toy_run / "config.json", tmp_path)
     refused("no checkpoint; run the stage `train`", skullgen.load, tmp_path)
-    config = logs.read_json(tmp_path / "config.json")
-    logs.write_json(tmp_path / "config.json", {**config, "model_name": "my.model"})
+    config = files.read_json(tmp_path / "config.json")
+    files.write_json(tmp_path / "config.json", {**config, "model_name": "my.model"})
     refused("no module my.model that can be imported", skullgen.load, tmp_path)
-    logs.write_json(tmp_path / "config.json", {**config, "model": 3})
+    files.write_json(tmp_path / "config.json", {**config, "model": 3})
     refused("holds what skullgen does not write", skullgen.load, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     refused("config.json: damaged", skullgen.load, tmp_path)

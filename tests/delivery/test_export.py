@@ -12,7 +12,7 @@ import pytest
 import trimesh
 
 from experiments import common
-from skullgen.core import jobs
+from skullgen.core import files, jobs
 from skullgen.core.errors import UserError
 from skullgen.data import defects, headers, ingest, schema, store, volumes
 from skullgen.delivery import export
@@ -51,7 +51,7 @@ def _store(path, count, turn=0.0, pairs=None, **columns):
     pairs, columns["affine"] = _pairs(count) if pairs is None else pairs, [_affine(turn)] * count
     for start in range(0, count, 8):
         part = {name: np.array(column[start : start + 8]) for name, column in columns.items()}
-        store.write(path, start, store.pack(pairs[start : start + 8]), part)
+        store.Store(path).write(start, store.pack(pairs[start : start + 8]), part)
     return pairs
 
 
@@ -109,13 +109,13 @@ def test_skullbreaks_layout_is_read_back_as_the_same_pairs(real, tmp_path):
     ingest.run(tmp_path / "back.zarr", SIZE, config, workers=1)
 
     def content(path):
-        opened = store.open_store(path)
-        bits, split = store.load(path, range(7)), np.where(opened["split"][:] == 2, 2, 0)
-        rows = zip(split.tolist(), opened["kind"][:].tolist(), bits, strict=True)
+        opened = store.Store(path)
+        bits, split = store.Store(path).load(range(7)), np.where(opened.column("split") == 2, 2, 0)
+        rows = zip(split.tolist(), opened.column("kind").tolist(), bits, strict=True)
         return sorted((*row[:2], row[2].tobytes()) for row in rows)
 
     assert content(tmp_path / "back.zarr") == content(real)
-    np.testing.assert_allclose(store.open_store(tmp_path / "back.zarr")["affine"][3], _affine())
+    np.testing.assert_allclose(store.Store(tmp_path / "back.zarr").column("affine")[3], _affine())
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*.nrrd")}
     assert "train/defective_skull/bilateral/001.nrrd" in names  # the second cut of skull a
     assert "test/implant/random_2/000.nrrd" in names
@@ -400,7 +400,7 @@ def test_an_exports_licence_comes_back_with_it(made, tmp_path):
 
     def licence(name):
         ingest.run(tmp_path / name, SIZE, config, workers=1)
-        return store.open_store(tmp_path / name).attrs["licence"]
+        return store.Store(tmp_path / name).attrs["licence"]
 
     assert licence("a.zarr") == "Apache-2.0"
     (folder / "LICENCE.txt").write_text("All of a law. " * 100)
@@ -413,7 +413,7 @@ def test_files_that_an_export_of_one_kind_lacks_are_a_line_a_folder(made, tmp_pa
     config = common.defaults("smoke").data
     config.update(source="skullbreak", root=str(_run(made, "skullbreak")), threshold=0.5)
     ingest.run(tmp_path / "back.zarr", SIZE, config, workers=1)
-    notes = store.open_store(tmp_path / "back.zarr").attrs["notes"]
+    notes = store.Store(tmp_path / "back.zarr").attrs["notes"]
     assert len(notes) == 8
     assert "train/implant/bilateral/000.nrrd is missing, and 4 more of its folder" in notes
 
@@ -423,7 +423,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_is_whole(made, monkeypatch
 
     def full(path, content):
         if path.name == "000003.nii.gz":
-            raise jobs.no_room(path, len(content))
+            raise files.no_room(path, len(content))
         replace(path, content)
 
     monkeypatch.setattr(jobs, "replace", full)

@@ -400,7 +400,7 @@ def test_the_net_of_a_run(tmp_path):
     attributes = {"recipe": recipe, "voxel_mm": 25.6}
     store.create(tmp_path / "real.zarr", count=4, size=8, shard=64, attributes=attributes)
     columns = {"split": np.zeros(4, int), "removed": np.zeros((4, 3))}
-    store.write(tmp_path / "real.zarr", 0, store.pack(pairs), columns)
+    store.Store(tmp_path / "real.zarr").write(0, store.pack(pairs), columns)
     base = dict(model_name="tests.toy_net", stores="real.zarr:train:all", reference=False, seed=0)
     base |= dict(updates=5, batch_size=4, save_every=5, model=dict(learning_rate=0.1))
     base["model"]["augment"] = False

@@ -10,11 +10,12 @@ import pytest
 
 import skullgen
 from experiments import vae_wgan
+from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import store
 from skullgen.delivery import predict, release
 from skullgen.run import workdir
-from skullgen.training import checkpoint, logs, loop, trained
+from skullgen.training import checkpoint, loop, trained
 from tests.test_api import SIZE, hybrid
 
 
@@ -97,11 +98,11 @@ def test_paths_and_names_of_skulls_stay_at_home(made, tmp_path):
 
 
 def test_generate_by_weights_in_an_empty_folder_makes_the_runs_pairs(made, copy, tmp_path, capsys):
-    whole = store.load(made[0] / "generated.zarr", range(12))
+    whole = store.Store(made[0] / "generated.zarr").load(range(12))
     fields = {"generate.weights": str(copy)}
     work = _without(tmp_path / "new", "generate,report", **fields)
-    np.testing.assert_array_equal(store.load(work / "generated.zarr", range(12)), whole)
-    attrs = store.open_store(work / "generated.zarr").attrs
+    np.testing.assert_array_equal(store.Store(work / "generated.zarr").load(range(12)), whole)
+    attrs = store.Store(work / "generated.zarr").attrs
     assert attrs["licence"] == "as of the pairs that it was trained on: Apache-2.0"
     assert attrs["voxel_mm"] == 25.6 and attrs["recipe"]["step"] == 7
     assert (work / "report.html").exists()
@@ -113,7 +114,7 @@ def test_generate_by_weights_in_an_empty_folder_makes_the_runs_pairs(made, copy,
     _without(work, **{"generate.weights": str(moved)})
     assert "all 12 pairs are there" in capsys.readouterr().out
     _without(work, **{"generate.weights": str(made[0]), "generate.count": 3})  # a run's, too
-    assert (store.load(work / "generated.zarr", range(3)) == whole[:3]).all()
+    assert (store.Store(work / "generated.zarr").load(range(3)) == whole[:3]).all()
 
 
 @pytest.mark.parametrize(
@@ -170,19 +171,19 @@ def _seal(folder):
 
 
 def test_what_a_stranger_sealed_is_checked_too(copy):
-    told = logs.read_json(copy / "release.json")
+    told = files.read_json(copy / "release.json")
     for name, value in (("voxel_mm", -1), ("kinds", 3), ("licence", None), ("trained_on", [])):
-        logs.write_json(copy / "release.json", {**told, name: value})
+        files.write_json(copy / "release.json", {**told, name: value})
         _seal(copy)
         with pytest.raises(UserError, match=f"release.json.*{name}"):
             _ = skullgen.load(copy).about
-    logs.write_json(copy / "release.json", {"licence": "mine"})
+    files.write_json(copy / "release.json", {"licence": "mine"})
     _seal(copy)
     with pytest.raises(UserError, match="no attribute 'voxel_mm'"):
         _ = skullgen.load(copy).about
-    config = logs.read_json(copy / "config.json")
+    config = files.read_json(copy / "config.json")
     config["model"]["latent"] = 9
-    logs.write_json(copy / "config.json", config)
+    files.write_json(copy / "config.json", config)
     _seal(copy)
     with pytest.raises(UserError, match="a checkpoint of another model or of other sizes"):
         skullgen.load(copy).sample(count=1)
@@ -200,10 +201,10 @@ def test_what_a_stranger_sealed_is_checked_too(copy):
     ],
 )
 def test_weights_are_held_to_the_bounds_of_a_run(copy, section, field, value):
-    config = logs.read_json(copy / "config.json")
+    config = files.read_json(copy / "config.json")
     config[section][field] = value
     del config["gallery"], config["generate"]["weights"]  # of an earlier version
-    logs.write_json(copy / "config.json", config)
+    files.write_json(copy / "config.json", config)
     _seal(copy)
     with pytest.raises(UserError, match=f"config.{section}.{field} is .*: it must be"):
         skullgen.load(copy)
@@ -214,7 +215,7 @@ def test_a_release_of_v_nets_alone_promises_no_samples(made, tmp_path):
     shutil.rmtree(work / "checkpoints" / "vae_wgan")
     config = made[1].copy_and_resolve_references()
     config.model_name = ""
-    logs.write_json(work / "config.json", json.loads(config.to_json_best_effort()))
+    files.write_json(work / "config.json", json.loads(config.to_json_best_effort()))
     release.run(config, work)
     words, both = ((path / "release" / "README.md").read_text() for path in (work, made[0]))
     assert "run.predict(" in words and "run.sample(" not in words and "generate" not in words

@@ -30,7 +30,9 @@ def _store(path, **columns):
     count = len(next(iter(columns.values())))
     attributes = {"recipe": {}, "names": ["anna", "bert", "carl"], "kinds": ["left", "right"]}
     store.create(path, count=count, size=SIZE, shard=count, attributes=attributes)
-    store.write(path, 0, store.pack(_pairs(count)), {k: np.array(v) for k, v in columns.items()})
+    store.Store(path).write(
+        0, store.pack(_pairs(count)), {k: np.array(v) for k, v in columns.items()}
+    )
 
 
 def test_pick_takes_one_of_each_skull_first_and_names_them(tmp_path):

@@ -42,7 +42,7 @@ def _store(path, pairs, split):
         attributes={"recipe": {}, "names": []},
     )
     columns = {"split": np.array(split), "removed": np.zeros((len(pairs), 3))}
-    store.write(path, 0, store.pack(pairs), columns)
+    store.Store(path).write(0, store.pack(pairs), columns)
 
 
 def test_quality_by_hand(tmp_path):

@@ -30,7 +30,7 @@ def _store(path, corner, split, recipe=None):
     attributes = {"recipe": recipe or {}}
     store.create(path, count=len(split), size=SIZE, shard=64, attributes=attributes)
     columns = {"split": np.array(split), "removed": np.zeros((len(split), 3))}
-    store.write(path, 0, store.pack(pairs), columns)
+    store.Store(path).write(0, store.pack(pairs), columns)
 
 
 @pytest.fixture

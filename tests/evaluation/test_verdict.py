@@ -50,16 +50,16 @@ def real(tmp_path):
         "grid": truth.shape,
         "affine": affine,
     }
-    store.write(path, 0, store.pack(pairs), columns, [None] * 4 + [native, None])
+    store.Store(path).write(0, store.pack(pairs), columns, [None] * 4 + [native, None])
     return path
 
 
 def test_mean_skull_and_mirror_by_hand(real):
-    train = store.load(real, [0, 1, 2, 3])
-    found = verdict.mean_skull(train, SIZE)(store.load(real, [4]))
+    train = store.Store(real).load([0, 1, 2, 3])
+    found = verdict.mean_skull(train, SIZE)(store.Store(real).load([4]))
     # All four slabs are the same, complete: what is left of it is the hole.
     np.testing.assert_array_equal(found[0], _slab(2)[..., 1])
-    found = verdict.mirror(SIZE)(store.load(real, [5]))
+    found = verdict.mirror(SIZE)(store.Store(real).load([5]))
     hole = _slab(3)[..., 1]
     np.testing.assert_array_equal(found[0], hole & ~hole[::-1])  # holes at x 2, 3 and 4, 5
     assert verdict.mirror(SIZE)(np.zeros((1, SIZE**3 // 4), np.uint8)).sum() == 0

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from skullgen.core import files
 from skullgen.data import store
-from skullgen.training import checkpoint, logs
+from skullgen.training import checkpoint
 from tests import toy
 from tests.faults.cases import Case
 
@@ -58,7 +59,7 @@ def _store(path, size=16, split=0, **attributes):
     held = {"recipe": {}, "voxel_mm": 12.8, "kinds": ["a"], "names": ["b"], "licence": "none"}
     store.create(path, count=4, size=size, shard=4, attributes={**held, **attributes})
     bits = np.full((4, size**3 // 4), 0x55, np.uint8)
-    store.write(path, 0, bits, {"split": np.full(4, split), "skull": np.zeros(4, int)})
+    store.Store(path).write(0, bits, {"split": np.full(4, split), "skull": np.zeros(4, int)})
 
 
 def _linked(**about):
@@ -101,7 +102,7 @@ def _checkpoint(state, name, folder, config):
     config.stages = "generate"
     held = json.loads(config.to_json_best_effort())
     del held["share"]
-    logs.write_json(folder / "run" / "config.json", held)
+    files.write_json(folder / "run" / "config.json", held)
 
 
 def _toy_state():

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import zarr
 
+from skullgen.core import files
 from skullgen.core.errors import Diverged, UserError
 from skullgen.data import store
 from skullgen.run import workdir
-from skullgen.training import checkpoint, logs
+from skullgen.training import checkpoint
 from tests import toy_config
 from tests.faults import faults
 
@@ -114,13 +115,13 @@ def test_a_damaged_shard_is_named_and_made_again(name, column, damage, work, who
     again = {"real.zarr": "ingest", "generated.zarr": "generate"}[name]
     if damage is _remove:
         with pytest.raises(UserError, match=rf"{name}: \d+ pairs are not made yet: run the stage"):
-            store.require_whole(path, again)
+            store.Store(path).require_whole(again)
     else:
         with pytest.raises(
             UserError, match=f"{name}.*damaged|{name}.*not what was written"
         ) as told:
-            store.load(path, store.rows(path))
-            [store.open_store(path)[name][:] for name in store.COLUMNS]
+            store.Store(path).load(store.Store(path).rows())
+            [store.Store(path)[name][:] for name in store.COLUMNS]
         named = re.search(r"^(\S+): damaged: delete it|delete (\S+) and run", str(told.value))
         pathlib.Path(named[1] or named[2]).unlink()
     workdir.run(_config(again), work)
@@ -165,16 +166,16 @@ def test_the_batch_of_a_loss_that_is_not_finite_can_be_replayed(tmp_path):
         ) as told:
             workdir.run(_config("ingest,train", **fields), tmp_path / "run")
         assert "replays it from update 10, the last good checkpoint" in str(told.value)
-        found = logs.read_json(tmp_path / "run" / "train-diverged.json")
+        found = files.read_json(tmp_path / "run" / "train-diverged.json")
         assert found["record"]["step"] == 14 and found["checkpoint"] == 10
         ((path, rows),) = {
             (path, tuple(r for _, r in found["batches"][0])) for path, _ in found["batches"][0]
         }
         real = tmp_path / "run" / "real.zarr"
-        pairs = len(store.rows(real, "train"))
+        pairs = len(store.Store(real).rows("train"))
         expected = store.batch_rows([pairs], 4, seed=0, phase=0, update=13, batches=1)
         assert path == str(real)
-        np.testing.assert_array_equal(rows, store.rows(real, "train")[expected[0]])
+        np.testing.assert_array_equal(rows, store.Store(real).rows("train")[expected[0]])
         assert checkpoint.newest(tmp_path / "run" / "checkpoints" / "tests.toy") == 10
 
 
@@ -191,12 +192,12 @@ def test_a_net_that_lost_its_last_checkpoint_is_not_judged(work, whole):
     assert (work / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
     shutil.rmtree(work / "checkpoints" / "vnet" / "60")
     workdir.run(_config("evaluate"), work)
-    assert "verdict" in logs.read_json(work / "metrics-0.json")
-    assert "no verdict: " in logs.read_json(work / "metrics.json")["warnings"][0]
+    assert "verdict" in files.read_json(work / "metrics-0.json")
+    assert "no verdict: " in files.read_json(work / "metrics.json")["warnings"][0]
 
 
 def test_damaged_and_lost_native_truths_are_named_and_made_again(work, whole):
-    row = int(store.rows(work / "real.zarr", "test")[0])
+    row = int(store.Store(work / "real.zarr").rows("test")[0])
     place = work / "real.zarr" / "native" / f"{row:06d}"
     about = json.loads((place / "zarr.json").read_text())
     about["attributes"]["origin"][0] += 1
@@ -217,10 +218,10 @@ def test_a_store_whose_growth_was_killed_grows_again(done, work):
     group = zarr.open_group(path, mode="r+")
     for name in (*store.COLUMNS, "pairs")[:done]:
         group[name].resize((400, *group[name].shape[1:]))
-    assert len(store.rows(path)) == 300 and len(store.load(path, [299])) == 1
-    assert store.open_store(path)["split"].shape == (300,)
+    assert len(store.Store(path).rows()) == 300 and len(store.Store(path).load([299])) == 1
+    assert store.Store(path).column("split").shape == (300,)
     workdir.run(_config("generate", **{"generate.count": 400}), work)
-    assert store.missing(path) == [] and len(store.rows(path)) == 400
+    assert store.Store(path).missing() == [] and len(store.Store(path).rows()) == 400
     workdir.run(_config("ingest,train,generate", **{"generate.count": 400}), work / "other")
     assert faults.left(work / "other" / "generated.zarr") == faults.left(path)
 
@@ -287,7 +288,7 @@ HOSTILE = {
     ("name", "value"), [(name, value) for name, values in HOSTILE.items() for value in values]
 )
 def test_files_of_strangers_with_valid_sums_are_read_or_refused_in_one_line(name, value, work):
-    logs.write_json(work / name, value)
+    files.write_json(work / name, value)
     for stages in ("train", "report"):
         with contextlib.suppress(UserError):  # any other exception fails
             workdir.run(_config(stages), work)

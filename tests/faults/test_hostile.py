@@ -34,24 +34,26 @@ def make(path, count=6):
     implant = np.random.default_rng(1).random((2, 3, 1)) < 0.7
     truth = {"bits": np.packbits(implant), "origin": (1, 2, 3), "shape": (2, 3, 1)}
     truth |= {"grid": (5, 6, 7), "affine": np.eye(4)}
-    for shard in store.missing(path):
+    for shard in store.Store(path).missing():
         pairs = np.random.default_rng(shard.start).random((len(shard), SIZE, SIZE, SIZE, 2)) < 0.4
         splits = {"split": np.arange(len(shard)) % 3, "affine": np.full((len(shard), 4, 4), 1.0)}
-        store.write(path, shard.start, store.pack(pairs), splits, [truth] * (shard.start == 0))
+        store.Store(path).write(
+            shard.start, store.pack(pairs), splits, [truth] * (shard.start == 0)
+        )
 
 
 def read(path):
     """All that readers read of a store."""
-    store.recipe(path)
-    opened = store.open_store(path)
+    store.Store(path).recipe
+    opened = store.Store(path)
     for name in store.COLUMNS:
         opened[name][:]
-    store.left_out(path)
-    store.require_whole(path, "ingest")
-    store.load(path, store.rows(path))
+    store.Store(path).left_out()
+    store.Store(path).require_whole("ingest")
+    store.Store(path).load(store.Store(path).rows())
     store.mixture(f"{path}:train:all", path, 0)
-    if store.has_native(path, 0):
-        store.read_native(path, 0)
+    if store.Store(path).has_native(0):
+        store.Store(path).native(0)
 
 
 def _json(name, *change):
@@ -303,7 +305,7 @@ def test_affines_that_fit_no_grid_are_named(tmp_path):
 def test_a_missing_attribute_is_named(tmp_path):
     make(tmp_path / "a.zarr")
     with pytest.raises(UserError, match="it has no attribute 'licence'"):
-        store.open_store(tmp_path / "a.zarr").attrs["licence"]
+        store.Store(tmp_path / "a.zarr").attrs["licence"]
 
 
 def test_a_link_to_a_store_and_links_within_one_are_read(tmp_path):
@@ -459,4 +461,4 @@ def test_a_changed_letter_in_what_a_store_says_of_itself_is_found(change, tmp_pa
     file = tmp_path / "a.zarr" / "zarr.json"
     file.write_text(file.read_text().replace(*change))
     with pytest.raises(UserError, match="crc32 is"):
-        store.open_store(tmp_path / "a.zarr")
+        store.Store(tmp_path / "a.zarr")

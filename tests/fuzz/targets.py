@@ -20,6 +20,7 @@ import nrrd
 import numpy as np
 from numcodecs import Zstd
 
+from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import volumes
 from skullgen.report import page
@@ -152,13 +153,13 @@ def _log(folder, patch):
         path.write_bytes(sealed(content) if how == b"\3" else content)
         with contextlib.redirect_stderr(io.StringIO()):
             if path.suffix == ".json":
-                logs.read_json(path)
+                files.read_json(path)
             else:
                 page.curves(logs.read(path))
 
     records = [dict(phase="vae", epoch=1, step=s, loss=1 / s, kl=0.5) for s in (1, 2, 3)]
     logs.append(folder / "seed.jsonl", records)
-    logs.write_json(folder / "seed.json", {"a": {"b": [1, 2.5, None, "c"]}})
+    files.write_json(folder / "seed.json", {"a": {"b": [1, 2.5, None, "c"]}})
     log, value = (folder / "seed.jsonl").read_bytes(), (folder / "seed.json").read_bytes()
     plain = "\n".join(map(json.dumps, records)).encode()
     return read, [b"\0" + log, b"\1" + plain, b"\2" + value, b'\3{"a": [1, {"b": 2}]}']

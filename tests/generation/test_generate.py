@@ -40,7 +40,7 @@ def _run(model, state, path, count=10, workers=1, **fields):
         workers=workers,
         attributes=ATTRIBUTES,
     )
-    return store.load(path, store.rows(path))
+    return store.Store(path).load(store.Store(path).rows())
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_pairs_are_what_binarising_equation_6_and_dust_make_of_the_decoder(model
             row[channel] = pair[..., channel].sum() - clean.sum()
             pair[..., channel] = clean
     np.testing.assert_array_equal(got, expected)
-    removed = store.open_store(tmp_path / "a.zarr")["removed"][:]
+    removed = store.Store(tmp_path / "a.zarr").column("removed")
     np.testing.assert_array_equal(removed, np.column_stack([overlap, dust]))
     counted = generate.removed(tmp_path / "a.zarr")
     assert counted["pairs"] == 4

@@ -79,11 +79,11 @@ def test_a_shard_is_cleaned_channel_by_channel_and_what_went_is_counted(tmp_path
     )
     expected = np.moveaxis(expected, 1, -1)
     assert expected[0].any((0, 1, 2)).all() and expected[3].all(-1).sum() == 0
-    np.testing.assert_array_equal(store.unpack(store.load(path, range(4)), size), expected)
-    group, gone = store.open_store(path), (pairs & ~expected).sum((1, 2, 3))
-    np.testing.assert_array_equal(group["voxels"][:], expected.sum((1, 2, 3)))
-    np.testing.assert_array_equal(group["removed"][:], np.column_stack([overlap, gone]))
+    np.testing.assert_array_equal(store.unpack(store.Store(path).load(range(4)), size), expected)
+    group, gone = store.Store(path), (pairs & ~expected).sum((1, 2, 3))
+    np.testing.assert_array_equal(group.column("voxels"), expected.sum((1, 2, 3)))
+    np.testing.assert_array_equal(group.column("removed"), np.column_stack([overlap, gone]))
     assert gone[0].all() and not gone[2:].any()
     np.testing.assert_array_equal(
-        group["affine"][0], [[2, 0, 0, -7], [0, 2, 0, -7], [0, 0, 2, -7], [0, 0, 0, 1]]
+        group.column("affine")[0], [[2, 0, 0, -7], [0, 2, 0, -7], [0, 0, 2, -7], [0, 0, 0, 1]]
     )

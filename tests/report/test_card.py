@@ -7,9 +7,9 @@ import pytest
 import yaml
 import zarr
 
+from skullgen.core import files
 from skullgen.data import store
 from skullgen.report import card
-from skullgen.training import logs
 
 MODEL = {"model_name": "vae", "model": {"latent": 8}, "step": 70, "weights": "ab" * 32}
 RECIPE = {**MODEL, "generate": {"seed": 3, "first": 40}, "device": "cpu"}
@@ -30,7 +30,7 @@ def _store(path, licence="Apache-2.0", names=(), trained_on=None):
     pairs[:, 5, ..., 0] = True
     for number in range(5):
         pairs[number, 0, 0, :number, 1] = True
-    store.write(path, 0, store.pack(pairs), {"removed": np.tile([[2, 1, 0]], (5, 1))})
+    store.Store(path).write(0, store.pack(pairs), {"removed": np.tile([[2, 1, 0]], (5, 1))})
     return path
 
 
@@ -93,11 +93,11 @@ def test_pairs_that_are_left_out_are_counted_apart(tmp_path):
 
 def test_nothing_that_reads_a_store_minds_its_card(tmp_path):
     path = _store(tmp_path / "generated.zarr")
-    before = store.load(path, store.rows(path))
+    before = store.Store(path).load(store.Store(path).rows())
     first = card.write(path).read_bytes()
     assert card.write(path).read_bytes() == first
-    np.testing.assert_array_equal(store.load(path, store.rows(path)), before)
-    assert not store.missing(path)
+    np.testing.assert_array_equal(store.Store(path).load(store.Store(path).rows()), before)
+    assert not store.Store(path).missing()
     assert zarr.open_group(path, mode="r")["pairs"].shape == (5, 8, 8, 8, 2)
     snippet = re.search(r"```python\n(.*?)```", first.decode(), re.S)[1]
     names = {}
@@ -137,5 +137,5 @@ def test_a_verdict_is_shown_only_on_the_pairs_that_it_is_about(tmp_path):
     other = {"recipe": {**RECIPE, "step": 60}, "pairs": 5}
     assert "Not evaluated." in card.write(path, _metrics(path, generated=other)).read_text()
     assert "Not evaluated." in card.write(path).read_text()
-    logs.write_json(tmp_path / "metrics.json", _metrics(path))
+    files.write_json(tmp_path / "metrics.json", _metrics(path))
     assert card.write(path).read_text() == text

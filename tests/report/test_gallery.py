@@ -31,7 +31,7 @@ def _store(path, ways, size=SIZE, **columns):
     store.create(path, count=len(ways), size=size, shard=4, attributes=attributes)
     for at in range(0, len(ways), 4):
         part = {name: np.array(values[at : at + 4]) for name, values in columns.items()}
-        store.write(path, at, store.pack(pairs[at : at + 4]), part)
+        store.Store(path).write(at, store.pack(pairs[at : at + 4]), part)
     return pairs
 
 
@@ -135,7 +135,7 @@ def test_a_browser_leafs_filters_sorts_and_marks_offline(tmp_path):
         assert {one.partition("#")[0].rpartition("/")[0] for one in requests} == {
             index.parent.as_uri()
         }
-    assert store.rows(tmp_path / "run" / "real.zarr").tolist() == [0, 2, 3]
+    assert store.Store(tmp_path / "run" / "real.zarr").rows().tolist() == [0, 2, 3]
     assert [p["row"] for p in _data(_run(tmp_path / "run") / "real" / "index.html")["pairs"]] == [
         *range(6)
     ]

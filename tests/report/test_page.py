@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from skullgen.core import files
 from skullgen.data import store
 from skullgen.delivery import mesh
 from skullgen.report import page
@@ -105,7 +106,7 @@ def filled(folder, size=16):
         store.create(path, count=4, size=size, shard=4, attributes={**attributes, "names": names})
         columns = {"split": [0, 0, 1, 2], "kind": [0, 1, 0, 1], "skull": [0, 0, 1, 1]}
         known = {key: np.array(value) for key, value in columns.items()} if names else {}
-        store.write(path, 0, store.pack(pairs), known)
+        store.Store(path).write(0, store.pack(pairs), known)
     records = [
         {"phase": f"p{k // 500}", "epoch": 0, "step": k, "loss": 1e3 / k, HOSTILE: float(k % 7)}
         for k in range(1, 1001)
@@ -127,7 +128,7 @@ def filled(folder, size=16):
         "table1": {"title": HOSTILE, "columns": ["row", HOSTILE], "rows": cells, "notes": ["note"]},
     }
     for name, value in files.items():
-        logs.write_json(folder / f"{name}.json", value)
+        files.write_json(folder / f"{name}.json", value)
     (folder / "figures").mkdir(exist_ok=True)
     Image.new("RGB", (400, 200), "#d8e4f0").save(folder / "figures" / "interpolation.png")
     Image.new("RGB", (40, 20), "#d8e4f0").save(folder / "figures" / "a<b>.png")
@@ -195,9 +196,9 @@ def test_an_empty_work_directory_has_a_page_without_sections(tmp_path):
 def test_absent_and_null_parts_are_left_out(tmp_path):
     verdict = {"nets": None, "cases": None, "summary": None, "differences": None}
     given = {"quality": {"copies": None}, "verdict": verdict, "warnings": None}
-    logs.write_json(tmp_path / "metrics.json", given)
+    files.write_json(tmp_path / "metrics.json", given)
     assert "<section" not in page.write(tmp_path).read_text()
-    logs.write_json(tmp_path / "metrics.json", dict.fromkeys(given))
+    files.write_json(tmp_path / "metrics.json", dict.fromkeys(given))
     assert "<section" not in page.write(tmp_path).read_text()
 
 

@@ -31,7 +31,7 @@ def _toy(stages, **fields):
 def _store(path, ways):
     pairs = np.stack([np.stack(holed_shell(way, SIZE), axis=-1) for way in ways])
     store.create(path, count=len(ways), size=SIZE, shard=4, attributes={"recipe": {}})
-    store.write(path, 0, store.pack(pairs), {"split": np.zeros(len(ways))})
+    store.Store(path).write(0, store.pack(pairs), {"split": np.zeros(len(ways))})
     return pairs
 
 

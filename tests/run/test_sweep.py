@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import vae_wgan
+from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import sources
 from skullgen.run import sweep, variants, workdir
-from skullgen.training import logs
 from tests import toy_config
 
 
@@ -57,12 +57,12 @@ def test_a_sweep_is_listed_run_reused_and_gathered(tmp_path, capsys, pairs):
     sweep.sweep(config, folder, "all", _two)
     out = capsys.readouterr().out
     assert "== job 1 of" not in out and "4 of 4 runs are done" in out
-    held = logs.read_json(folder / "sweep.json")
+    held = files.read_json(folder / "sweep.json")
     assert [row[:2] for row in held["rows"]] == [["0.1", "2"], ["0.2", "2"]]
     assert held["columns"][:3] == ["model.learning_rate", "runs", "nearest skull"]
-    made = logs.read_json(folder / names[2] / "config.json")
+    made = files.read_json(folder / names[2] / "config.json")
     assert (made["model"]["learning_rate"], made["seed"]) == (0.2, 0)
-    told = logs.read_json(folder / names[2] / "metrics.json")["quality"]["skull"]
+    told = files.read_json(folder / names[2] / "metrics.json")["quality"]["skull"]
     key = "quality.skull.nearest_training_dice.generated"
     found = {run["name"]: run["numbers"][key] for run in held["runs"]}
     assert found[names[2]] == told["nearest_training_dice"]["generated"]
@@ -187,7 +187,7 @@ def test_a_seeds_row_by_hand(tmp_path):
             "verdict": {"summary": rows},
             "quality": {"removed": {"empty_defects": 0, "x": []}},
         }
-        logs.write_json(tmp_path / name / "metrics.json", result)
+        files.write_json(tmp_path / name / "metrics.json", result)
     runs = {
         "a-seed=0": {"generate.count": 8, "seed": 0},
         "a-seed=1": {"seed": 1},  # the config's own count: the same row

@@ -8,11 +8,11 @@ import pytest
 
 from experiments import common
 from experiments import table1 as experiment
+from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import sources
 from skullgen.evaluation import metrics
 from skullgen.run import sweep, table1
-from skullgen.training import logs
 from tests import toy_config
 
 
@@ -113,7 +113,7 @@ def _metrics(folder, dice, selection=0.5, net="vnet"):
         for shift in (-0.05, 0.05)
     ]
     folder.mkdir(parents=True)
-    logs.write_json(folder / "metrics.json", {"verdict": {"cases": cases}})
+    files.write_json(folder / "metrics.json", {"verdict": {"cases": cases}})
 
 
 def test_rows_by_hand(tmp_path):
@@ -154,7 +154,7 @@ def test_the_best_control_is_chosen_on_validation(tmp_path):
             _metrics(tmp_path / name, {"x": 1 - value}, selection=value)
     assert table1.best_control(tmp_path, controls) == "fresh defects"
     (tmp_path / "none").mkdir()
-    logs.write_json(tmp_path / "none" / "metrics.json", {"verdict": {"cases": []}})
+    files.write_json(tmp_path / "none" / "metrics.json", {"verdict": {"cases": []}})
     without = {title: ["none"] for title in table1.CONTROLS}  # SkullBreak has no such split
     assert table1.best_control(tmp_path, without) == "fresh defects + augmentation"
 
@@ -165,10 +165,10 @@ def test_seeds_with_training_pairs_of_their_own_are_averaged(tmp_path):
     for seed, dice in ((0, 0.5), (1, 0.7)):
         _metrics(tmp_path / f"toy-4-s{seed}", {"x": dice})
         path = tmp_path / f"toy-4-s{seed}" / "metrics.json"
-        found = logs.read_json(path)
+        found = files.read_json(path)
         own = {"net": "vnet", "column": "train", "store": "g", "skull": "", "pair": seed}
         found["verdict"]["cases"].append({**own, "dice": dice + 0.2, "dice_512": dice + 0.2})
-        logs.write_json(path, found)
+        files.write_json(path, found)
     (entry,) = table1.gather(config, tmp_path, rows, "2 of 18")["entries"]
     assert entry["train"] == pytest.approx(0.8) and entry["mean"] == pytest.approx(0.6)
     assert entry["seed_sd"] == pytest.approx(np.std([0.5, 0.7], ddof=1))

@@ -73,21 +73,21 @@ def test_what_determines_no_work_done_is_free(work):
 
 
 def test_pairs_of_other_settings_are_set_aside_not_lost(work, capsys):
-    before = store.load(work / "generated.zarr", range(4))
+    before = store.Store(work / "generated.zarr").load(range(4))
     workdir.run(_toy("generate", **{"generate.seed": 9, "generate.count": 6}), work)
     aside = work / "generated-step70-0.zarr"
-    assert (store.load(aside, range(4)) == before).all()
-    assert len(store.rows(work / "generated.zarr")) == 6
+    assert (store.Store(aside).load(range(4)) == before).all()
+    assert len(store.Store(work / "generated.zarr").rows()) == 6
     assert "is now" in capsys.readouterr().out
 
 
 def test_more_pairs_are_added_to_those_there(work):
     fields = {"generate.seed": 9, "generate.count": 70}
     workdir.run(_toy("generate", **{**fields, "generate.count": 6}), work)
-    before = store.load(work / "generated.zarr", range(6))
+    before = store.Store(work / "generated.zarr").load(range(6))
     workdir.run(_toy("generate", **fields), work)
-    assert (store.load(work / "generated.zarr", range(6)) == before).all()
-    assert len(store.rows(work / "generated.zarr")) == 70
+    assert (store.Store(work / "generated.zarr").load(range(6)) == before).all()
+    assert len(store.Store(work / "generated.zarr").rows()) == 70
 
 
 @pytest.mark.parametrize(
@@ -196,12 +196,12 @@ def test_pairs_of_other_weights_are_set_aside_though_the_step_is_equal(copy):
 
 
 def test_a_store_taken_away_is_made_again_from_the_same_data_only(copy):
-    before = store.load(copy / "real.zarr", range(4))
+    before = store.Store(copy / "real.zarr").load(range(4))
     shutil.rmtree(copy / "real.zarr")
     with pytest.raises(UserError, match=r"config\.data\.seed was 0 and is now 1"):
         workdir.run(_toy("ingest", **{"data.seed": 1}), copy)
     workdir.run(_toy("ingest,train"), copy)
-    assert (store.load(copy / "real.zarr", range(4)) == before).all()
+    assert (store.Store(copy / "real.zarr").load(range(4)) == before).all()
 
 
 def test_data_fields_are_free_until_a_pair_is_made(tmp_path):
@@ -214,7 +214,7 @@ def test_data_fields_are_free_until_a_pair_is_made(tmp_path):
     with pytest.raises(UserError, match="bone_hu"):
         workdir.run(_toy("ingest", **fields), tmp_path / "run")
     workdir.run(_toy("ingest", **fields, **{"data.bone_hu": 300.0}), tmp_path / "run")
-    assert store.open_store(tmp_path / "run" / "real.zarr").attrs["names"][0] == "a ü"
+    assert store.Store(tmp_path / "run" / "real.zarr").attrs["names"][0] == "a ü"
 
 
 def test_two_runs_in_one_work_directory_are_refused(copy):
@@ -323,11 +323,11 @@ def test_another_runs_store_can_be_the_data(work, tmp_path):
 def test_fresh_pairs_are_made_and_remade_for_another_count(work, tmp_path, capsys):
     shutil.copytree(work / "real.zarr", tmp_path / "real.zarr")
     workdir.run(_toy("ingest", **{"segment.fresh": 10}), tmp_path)
-    assert len(store.rows(tmp_path / "fresh.zarr")) == 15  # 3 skulls, 5 kinds
+    assert len(store.Store(tmp_path / "fresh.zarr").rows()) == 15  # 3 skulls, 5 kinds
     assert not (tmp_path / "fresh.zarr" / "native").exists()
     workdir.run(_toy("ingest", **{"segment.fresh": 16}), tmp_path)
     assert "held pairs of 1 cuts: it is now" in capsys.readouterr().out
-    assert len(store.rows(tmp_path / "fresh.zarr")) == 30
+    assert len(store.Store(tmp_path / "fresh.zarr").rows()) == 30
     fields = {"data.source": "store", "data.root": str(work / "real.zarr"), "segment.fresh": 5}
     with pytest.raises(UserError, match=r"which data\.source=store has not"):
         workdir.run(_toy("ingest", **fields), tmp_path / "linked")
@@ -347,6 +347,6 @@ def test_pairs_that_grew_are_described_though_no_net_judged_them(copy, capsys):
 def test_maps_of_stores_of_other_sizes_are_refused(copy, tmp_path):
     attributes = {"recipe": {}, "names": [], "kinds": [], "voxel_mm": 1.0, "licence": ""}
     store.create(tmp_path / "b.zarr", count=4, size=4, shard=4, attributes=attributes)
-    store.write(tmp_path / "b.zarr", 0, np.zeros((4, 16), np.uint8), {})
+    store.Store(tmp_path / "b.zarr").write(0, np.zeros((4, 16), np.uint8), {})
     with pytest.raises(UserError, match="the pairs of b are not of 8"):
         workdir.run(_toy("explore", **{"explore.stores": str(tmp_path / "b.zarr")}), copy)

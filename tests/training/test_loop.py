@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from skullgen.core import jobs
+from skullgen.core import files, jobs
 from skullgen.core.errors import Diverged, UserError
 from skullgen.core.types import Phase
 from skullgen.data import store
@@ -25,9 +25,9 @@ def _store(path, count=10, train_pairs=8):
     rng = np.random.default_rng(0)
     store.create(path, count=count, size=SIZE, shard=4, attributes={"recipe": {}})
     split = np.where(np.arange(count) < train_pairs, 0, 2)
-    for shard in store.missing(path):
+    for shard in store.Store(path).missing():
         pairs = rng.random((len(shard), SIZE, SIZE, SIZE, 2)) < (0.3, 0.05)
-        store.write(path, shard.start, store.pack(pairs), {"split": split[shard]})
+        store.Store(path).write(shard.start, store.pack(pairs), {"split": split[shard]})
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ PLAN = [Phase("toy", epochs=2), Phase("more", updates=5, batches=3)]
 def _train(work, plan=PLAN, config=None, **fields):
     model = loop.load_model("tests.toy", config or _config())
     options = dict(seed=3, batch=4, log_every=3, save_every=4, keep=2, budget_mb=1)
-    parts = [store.Part(work / "real.zarr", store.rows(work / "real.zarr", "train"))]
+    parts = [store.Part(work / "real.zarr", store.Store(work / "real.zarr").rows("train"))]
     places = (work / "train.jsonl", work / "ck")
     return loop.train(model, plan, parts, *places, **{**options, **fields})
 
@@ -176,12 +176,12 @@ def test_damaged_and_missing_lines_of_a_log_are_told(change, words, tmp_path, ca
 )
 def test_damaged_json_files_are_refused(text, tmp_path):
     path = tmp_path / "metrics.json"
-    logs.write_json(path, {"dice": [0.1, float("inf")], "name": "ä"})
-    assert logs.read_json(path) == {"dice": [0.1, float("inf")], "name": "ä"}
-    assert logs.read_json(tmp_path / "none.json") is None
+    files.write_json(path, {"dice": [0.1, float("inf")], "name": "ä"})
+    assert files.read_json(path) == {"dice": [0.1, float("inf")], "name": "ä"}
+    assert files.read_json(tmp_path / "none.json") is None
     path.write_text(text)
     with pytest.raises(UserError, match=r"metrics\.json: damaged, or changed by hand: put a copy"):
-        logs.read_json(path)
+        files.read_json(path)
 
 
 def test_tensorboard_gets_every_metric(work):
@@ -236,7 +236,8 @@ def test_a_mixture_is_streamed_as_it_is_resident(work):
     states = []
     for budget in (0, 1):
         parts = [
-            store.Part(work / n, store.rows(work / n, "train")) for n in ("real.zarr", "more.zarr")
+            store.Part(work / n, store.Store(work / n).rows("train"))
+            for n in ("real.zarr", "more.zarr")
         ]
         options = dict(seed=3, batch=4, log_every=3, save_every=4, keep=2, budget_mb=budget)
         places = (work / f"log{budget}.jsonl", work / f"ck{budget}")
@@ -253,7 +254,7 @@ def test_notes_are_told_at_the_end_of_epochs_and_phases(work, capsys):
 
     def run(**fields):
         model = loop.load_model("tests.toy", _config())._replace(notes=notes)
-        parts = [store.Part(work / "real.zarr", store.rows(work / "real.zarr", "train"))]
+        parts = [store.Part(work / "real.zarr", store.Store(work / "real.zarr").rows("train"))]
         options = dict(seed=3, batch=4, log_every=3, save_every=4, keep=2, budget_mb=1)
         loop.train(model, PLAN, parts, work / "t.jsonl", work / "n", **{**options, **fields})
         lines = capsys.readouterr().out.splitlines()

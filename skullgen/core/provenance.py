@@ -1,0 +1,92 @@
+"""What an artifact is made of, kept beside it: one recipe, one comparison, one refusal.
+
+Whatever a stage makes (a store, checkpoints, an export) is a folder with a `recipe.json`: a dict of
+all that determines it. Absent is made, the same goes on, another is refused. Lengths and counts
+that only grow are no part of a recipe.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from skullgen.core import files
+from skullgen.core.errors import UserError
+
+FILE = "recipe.json"
+Recipe = dict[str, Any]
+
+
+def read(folder: Path) -> Recipe | None:
+    """The recipe of the artifact in `folder`, or None where there is none."""
+    return files.read_json(Path(folder) / FILE)
+
+
+def write(folder: Path, recipe: Recipe) -> None:
+    """Writes the recipe of an artifact."""
+    files.write_json(Path(folder) / FILE, recipe)
+
+
+def claim(folder: Path, recipe: Recipe) -> bool:
+    """Whether `folder` holds an artifact of this recipe; makes one that holds only the recipe.
+
+    Raises UserError where it holds another.
+    """
+    before = read(folder)
+    require_same(folder, before, recipe)
+    if before is None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write(folder, recipe)
+    return before is not None
+
+
+def require_same(folder: Path, before: Recipe | None, now: Recipe) -> None:
+    """UserError, with the fields that differ, unless `before` is None or equals `now`."""
+    changed = {} if before is None else differences(before, now)
+    if changed:
+        fields = [f"{name} {_short(a)}, now {_short(b)}" for name, (a, b) in changed.items()]
+        more = f" and {len(fields) - 4} more" if len(fields) > 4 else ""
+        raise UserError(
+            f"{folder}: made with {'; '.join(fields[:4])}{more}: set it back, or choose another "
+            "--workdir (or delete it, and it is made anew)"
+        )
+
+
+def differences(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> both values, of the fields in which two recipes differ, in order.
+
+    A field that is missing differs from one that is None, 0 or empty.
+    """
+    old, new = (_leaves(json.loads(json.dumps(recipe))) for recipe in (before, now))
+    missing = Missing()
+    pairs = {name: (old.get(name, missing), new.get(name, missing)) for name in {**old, **new}}
+    return {name: pair for name, pair in pairs.items() if _other(*pair)}
+
+
+class Missing:
+    """The value of a field that a recipe does not have."""
+
+    def __repr__(self) -> str:
+        return "missing"
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, for recipes that hold another one's."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _other(a, b):
+    return type(a) is not type(b) or a != b
+
+
+def _leaves(value, name=""):
+    """Every value of nested dicts by its dotted name; an empty dict is a value."""
+    if not (isinstance(value, dict) and value):
+        return {name: value}
+    dot = f"{name}." if name else ""
+    return {k: v for key, item in value.items() for k, v in _leaves(item, f"{dot}{key}").items()}
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
