@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from isal import igzip
 
 from skullgen.core import files, jobs, plugins
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import grids, headers, kinds, schema, sources, store
+from skullgen.data import grids, kinds, schema, sources, store, volumes
 from skullgen.delivery import mesh
 
 BATCH = 16  # pairs read at once
@@ -204,24 +203,17 @@ def write_pair(bits, size, affine, voxel_mm, files):
         if path.suffix == ".stl":
             mesh.write_stl(path, mesh.solid(parts[role], affine))
         else:
-            files.replace(path, _content(path, parts[role].astype(np.uint8, copy=False), affine))
+            _write_volume(path, parts[role], affine)
     return np.count_nonzero(skull), np.count_nonzero(implant), affine
 
 
-def _content(path, data, affine):
-    """The bytes of a NRRD or NIfTI file of uint8 [X, Y, Z]."""
-    headers.check_affine(path, "affine", affine)
-    head = headers.nifti_header(data.shape, affine)
+def _write_volume(path, data, affine):
+    """Writes [X, Y, Z] as NRRD or NIfTI."""
     if path.suffix == ".nrrd":  # SkullBreak's voxels are in LAS order, and many read no header
         turn = np.diag([-1.0, 1, 1, 1])
         turn[0, 3] = len(data) - 1
-        data, head = data[::-1], headers.nrrd_header(data.shape, affine @ turn)
-    out = np.empty(data.shape[::-1], np.uint8)
-    for y in range(data.shape[1]):  # at once, strides of 2^n would miss the cache
-        out[:, y] = np.ascontiguousarray(data[:, y]).T
-    if path.suffix == ".nrrd":
-        return head + igzip.compress(out.tobytes(), 2, mtime=0)
-    return igzip.compress(head + out.tobytes(), 2, mtime=0)
+        data, affine = data[::-1], affine @ turn
+    volumes.write(path, data, affine)
 
 
 def finer(skull, implant, affine, voxel_mm):
@@ -292,13 +284,13 @@ def _range(text, count=math.inf):
 def _check_grid(path, size, own, wanted):
     """UserError where files cannot have voxels of `wanted` mm (0: the store's own)."""
     mm = wanted or own
-    if mm > headers.MAX_VOXEL_MM:
-        most = f"voxels of {mm:g} mm are larger than files may have ({headers.MAX_VOXEL_MM:g})"
+    if mm > volumes.MAX_VOXEL_MM:
+        most = f"voxels of {mm:g} mm are larger than files may have ({volumes.MAX_VOXEL_MM:g})"
         raise UserError(f"{path}: {most}: set export.voxel_mm to {own / 2:g}, for example")
     if mm > own * 1.001:
         raise UserError(f"export.voxel_mm is {mm:g}: larger than the store's own, {own:g}")
-    if (size * own / mm) ** 3 > headers.MAX_VOXELS:
-        least = size * own / headers.MAX_VOXELS ** (1 / 3)
+    if (size * own / mm) ** 3 > volumes.MAX_VOXELS:
+        least = size * own / volumes.MAX_VOXELS ** (1 / 3)
         raise UserError(f"export.voxel_mm is {mm:g}: at least {least:.2g}, or memory runs out")
 
 
