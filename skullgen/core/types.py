@@ -84,7 +84,7 @@ class Model(NamedTuple):
 
     init: Callable[[Key[Array, ""]], State]
     steps: Mapping[str, Step]
-    latents: Callable[[State, Key[Array, "B"]], Float[Array, "B Z"]] | None = None
+    latents: Callable[[State, Key[Array, " B"]], Float[Array, "B Z"]] | None = None
     decode: Decode | None = None
     encode: Callable[[State, Pairs], Float[Array, "B Z"]] | None = None
     predict: Callable[[State, Shaped[Array, "B D D D"]], Float[Array, "B D D D"]] | None = None
