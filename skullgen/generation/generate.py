@@ -15,6 +15,7 @@ from skullgen.data import store
 from skullgen.generation import postprocess
 from skullgen.models import steps
 from skullgen.networks import modules
+from skullgen.training import parallel
 
 SHARD = 64  # pairs in a file
 
@@ -50,7 +51,7 @@ def sampler(model, state, *, seed, batch, channels, threshold):
 
     bits: uint8 [n, D^3 * 2 / 8]. overlap: int32 [n].
     """
-    devices, state = jax.local_device_count(), steps.resident(state)
+    devices, state = jax.local_device_count(), parallel.resident(state)
     mapped = drawer(model, seed=seed, channels=channels, threshold=threshold)
 
     def run(first, seed=seed):

@@ -19,8 +19,7 @@ from skullgen.core import files, hosts, jobs, plugins
 from skullgen.core.errors import Diverged, UserError, plain
 from skullgen.core.types import Model, Phase
 from skullgen.data import store
-from skullgen.models import steps
-from skullgen.training import checkpoint, logs
+from skullgen.training import checkpoint, logs, parallel
 
 CODE = "code.json"  # beside checkpoints
 
@@ -174,7 +173,7 @@ def train(
                 contextlib.closing(checkpoint.manager(folder, keep, ends, mend=True))
             )
         # Placed as the steps return it, or the first one is compiled twice.
-        state = steps.resident(checkpoint.begin(manager, model, seed))
+        state = parallel.resident(checkpoint.begin(manager, model, seed))
         if 0 < int(state.step) < ends[-1]:
             print(f"training: goes on from the checkpoint of update {int(state.step)}")
         recent, said = logs.rewind(log, int(state.step)) if lead else [], set()
@@ -236,7 +235,7 @@ def train(
                     board([record])
                     bar.write(record["says"])
 
-            run = steps.data_parallel(model.steps[phase.step], size)
+            run = parallel.data_parallel(model.steps[phase.step], size)
             with jobs.progress(end - begin, first - begin, f"train {phase.step}", "update") as bar:
                 state = _loop(run, state, batches, bar, flush, save, look, due, log_every)
         if lead:
@@ -332,7 +331,7 @@ def _batches(parts, draws, budget):
     size = int(np.prod(store.Store(parts[0].path)["pairs"].shape[1:])) // 8
     counts = [len(part.rows) for part in parts]
     if sum(counts) * size <= budget and jax.process_count() == 1:
-        data = steps.resident(np.concatenate([store.load(*part) for part in parts]))
+        data = parallel.resident(np.concatenate([store.load(*part) for part in parts]))
         for index in draws:
             yield data, index
         return
