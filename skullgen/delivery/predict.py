@@ -22,6 +22,7 @@ from skullgen.delivery import implants, mesh, release
 from skullgen.evaluation import judges, verdict
 from skullgen.report import figures
 from skullgen.training import checkpoint, trained
+from skullgen.training.methods import Trained
 
 NOTICE = "Research only. Not a medical device: not for diagnosis, planning or treatment."
 SUFFIXES = (".nrrd", ".nii.gz", ".nii")
@@ -123,7 +124,7 @@ def designer(config, workdir):
     about = {"name": name, "updates": updates, "weights": weights, "voxel_mm": FIELD_MM / size}
     about["pairs_of"] = SOURCES.get(data["source"], data["source"])
     own_cube = data["source"] == "skullbreak" or not data["reframe"]
-    net = verdict.network(model, state, size, 1)
+    net = verdict.network(Trained(model, state), size, 1)
     return Designer(net, size, data["threshold"], not own_cube, about)
 
 

@@ -7,6 +7,7 @@ from skullgen.data import store
 from skullgen.evaluation import explore, verdict
 from skullgen.generation import generate
 from skullgen.report import figures
+from skullgen.training.methods import Trained
 
 VIEWS = 8  # pairs in a picture
 NAMES = (
@@ -89,13 +90,15 @@ def maps(workdir, stores, nets, settings, size, real=None):
     mapped, where it has some. settings: `config.explore`. real: `real.zarr` where None.
     """
     real, count = real or workdir / "real.zarr", (settings.pairs, settings.seed)
-    groups = [("real, train", *explore.pick(real, ("train",), *count))]
-    groups += [("real, held out", *explore.pick(real, ("validation", "test"), *count))]
-    groups += [(name, *explore.pick(path, (), *count)) for name, path in stores.items()]
+    drawn = [("real, train", real, ("train",)), ("real, held out", real, ("validation", "test"))]
+    drawn += [(name, path, ()) for name, path in stores.items()]
+    groups = [
+        explore.Group(name, *explore.pick(store.Store(path), splits, *count))
+        for name, path, splits in drawn
+    ]
 
     def features(bits):
-        model, state, _ = nets[0]
-        return explore.network_features(model, state, bits, size, 8)
+        return explore.network_features(Trained(*nets[0]), bits, size, 8)
 
     found = explore.maps(
         [group for group in groups if len(group[1])],
@@ -122,7 +125,7 @@ def segmentations(workdir, real, nets, threshold, size):
     row = rows[np.argsort(voxels, kind="stable")[len(rows) // 2]]
     bits = store.Store(real).load([row])
     skull, truth = np.moveaxis(store.unpack(bits, size)[0], -1, 0)
-    predict = {name: verdict.network(*net[:2], size, 1) for name, net in nets.items()}
+    predict = {name: verdict.network(Trained(*net), size, 1) for name, net in nets.items()}
     predict["mean skull"] = verdict.mean_skull(
         store.Store(real).load(store.Store(real).rows("train")), size
     )
@@ -139,20 +142,15 @@ def interpolation(workdir, model, state, settings, options, channels, size):
     settings, options: `config.explore` and `config.generate`. channels: as `generate.run`'s.
     """
     real = workdir / "real.zarr"
+    real = store.Store(real)
     bits, names = explore.pick(real, ("test", "validation"), 2, settings.seed)
     if len(bits) < 2:
         bits, names = explore.pick(real, ("train",), 2, settings.seed)
     pairs = store.unpack(bits, size)
-    ways = explore.interpolation(
-        model,
-        state,
-        explore.ends(model, state, pairs, settings.seed),
-        count=settings.steps,
-        channels=channels,
-        threshold=options.threshold,
-        dust=generate.dust(options, store.Store(real).attrs["voxel_mm"]),
-        connectivity=options.connectivity,
-    )
+    generator = Trained(model, state)
+    z = explore.ends(generator, pairs, settings.seed)
+    rules = generate.rules(options, channels, real.attrs["voxel_mm"])
+    ways = explore.interpolation(generator, z, settings.steps, rules)
     between = " and ".join(names) if model.encode is not None else "two draws"
     path = workdir / "figures" / "interpolation.png"
     figures.strip(

@@ -13,7 +13,7 @@ from PIL import Image
 from skullgen.core import files
 from skullgen.data import store
 from skullgen.evaluation import fidelity
-from skullgen.generation import generate
+from skullgen.generation import generate, postprocess
 from skullgen.report import figures
 
 PAIRS = 8  # of a sheet: the first that `generate` draws with seed 0
@@ -45,8 +45,8 @@ def watcher(model, real, folder, *, minutes, channels, threshold, clock=time.mon
             return []
         decode = (model.drafts or {}).get(phase, model.decode)
         if decode not in draws:
-            options = dict(seed=0, channels=channels, threshold=threshold)
-            draws[decode] = generate.drawer(model._replace(decode=decode), **options)
+            rules = postprocess.Rules(channels, threshold)
+            draws[decode] = generate.drawer(model._replace(decode=decode), rules)
         index = np.arange(-(-PAIRS // jax.local_device_count()) * jax.local_device_count())
         # Few at a time: memory is the training's.
         parts = index.reshape(-1, jax.local_device_count(), 1)
