@@ -24,6 +24,7 @@ from skullgen.generation import postprocess
 from skullgen.generation.postprocess import Rules
 from skullgen.models import steps
 from skullgen.networks import modules
+from skullgen.training import parallel
 from skullgen.training.methods import Trained
 
 SHARD = 64  # pairs in a file
@@ -77,7 +78,7 @@ def sampler(generator: Trained, rules: Rules, batch: int) -> Callable:
 
     One batch of `batch` samples runs on each local device: n = batch * devices.
     """
-    devices, state = jax.local_device_count(), steps.resident(generator.state)
+    devices, state = jax.local_device_count(), parallel.resident(generator.state)
     draw = drawer(generator.model, rules)
 
     def run(first, seed):

@@ -21,8 +21,7 @@ from skullgen.core import files, hosts, jobs, provenance
 from skullgen.core.errors import Diverged, UserError
 from skullgen.core.types import Model, Phase, State
 from skullgen.data import store
-from skullgen.models import steps
-from skullgen.training import checkpoint, logs
+from skullgen.training import checkpoint, logs, parallel
 
 Watch = Callable[[State, str], Iterable[logs.Record]]
 
@@ -118,7 +117,7 @@ def train(
     board = logs.tensorboard(options.tensorboard if lead else None)
     with contextlib.ExitStack() as stack:
         # Placed as the steps return it, or the first one is compiled twice.
-        state = steps.resident(checkpoint.begin(place.folder, model, options.seed))
+        state = parallel.resident(checkpoint.begin(place.folder, model, options.seed))
         manager, first = None, int(state.step)
         if lead:
             manager = checkpoint.manager(place.folder, options.keep, ends)
@@ -203,7 +202,7 @@ def _until(recipe, step):
 def _phase(run, span, state):
     """Metrics are looked at before the state is saved."""
     first, options = int(state.step), run.options
-    update = steps.data_parallel(run.model.steps[span.phase.step], run.parts[0].store.size)
+    update = parallel.data_parallel(run.model.steps[span.phase.step], run.parts[0].store.size)
     name, length = f"train {span.phase.step}", span.end - span.begin
     with jobs.progress(length, first - span.begin, name, "update") as bar:
         pending = []
@@ -363,7 +362,7 @@ def _batches(run, span, first) -> Iterator[Batch]:
     small = sum(counts) * size**3 * 2 // 8 <= run.options.budget_mb * 2**20
     if small and jax.process_count() == 1:
         bits = np.concatenate([part.store.load(part.rows) for part in run.parts])
-        data = steps.resident(bits)
+        data = parallel.resident(bits)
         for index in draws:
             yield Batch(data, index)
         return
