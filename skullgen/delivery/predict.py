@@ -7,7 +7,7 @@ voxels of the scan's file. Research only: not a medical device.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,13 +81,13 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
         raise UserError(f"{error}{more if weights else ''}") from None
 
 
-def skull_files(text: str) -> list[Path]:
-    """The files that `predict.file` names: files and folders of them, comma-separated.
+def skull_files(names: str | Sequence[str]) -> list[Path]:
+    """The files that `predict.file` names: files and folders of them.
 
     Raises UserError where it names none, or a place that is not there.
     """
     found = []
-    for place in map(Path, plugins.listed(text)):
+    for place in map(Path, plugins.listed(names)):
         if not place.exists():
             raise UserError(f"{place}: no such file or folder (predict.file): check the path")
         inside = sorted(place.iterdir()) if place.is_dir() else [place]
