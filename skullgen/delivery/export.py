@@ -19,7 +19,7 @@ import numpy as np
 
 from skullgen.core import files, jobs, plugins
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import grids, kinds, schema, sources, store, volumes
+from skullgen.data import defects, grids, schema, sources, store, volumes
 from skullgen.delivery import mesh
 
 BATCH = 16  # pairs read at once
@@ -56,7 +56,7 @@ def check(config, names, workdir):
     if not (own and made in names):
         plan(path, formatted, settings)
         return
-    known = kinds.named_by(data) if data.source in sources.PLANS else None
+    known = defects.kinds_of(data) if data.source in sources.PLANS else None
     _require_known(path, settings, known, made == "generate")
     weights = made == "generate" and config.generate.get("weights")
     if data.source in ("phantom", "skulls") and not weights:  # of others, the files tell

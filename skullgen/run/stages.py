@@ -15,7 +15,7 @@ import numpy as np
 
 from skullgen.core import files, hosts, jobs, plugins
 from skullgen.core.errors import UserError, plain
-from skullgen.data import ingest, kinds, sources, store
+from skullgen.data import defects, ingest, sources, store
 from skullgen.delivery import export, predict, release
 from skullgen.evaluation import fidelity, judges, metrics, verdict
 from skullgen.generation import generate
@@ -50,7 +50,7 @@ def check(config, names, workdir):
         source = config.data.source
         if source != "store":
             ingest.planner(source)
-            kinds.named_by(config.data)
+            defects.kinds_of(config.data)
         if source not in sources.PLANS and config.get("segment") and config.segment.fresh:
             raise UserError(
                 f"segment.fresh needs complete skulls to cut, which data.source={source} has not: "
@@ -114,7 +114,7 @@ def _whole(path):
 def _fresh(config, path, real, share):
     """Cuts the training skulls anew into the store `path`."""
     skulls = len(np.unique(store.Store(real).column("skull")[store.Store(real).rows("train")]))
-    cuts = math.ceil(config.segment.fresh / (skulls * len(kinds.named_by(config.data))))
+    cuts = math.ceil(config.segment.fresh / (skulls * len(defects.kinds_of(config.data))))
     held = store.Store(path).recipe
     before = held["config"]["cuts"] if held else cuts
     _set_aside(path, before != cuts, share, "", f"{before} cuts")
