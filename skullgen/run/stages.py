@@ -274,7 +274,7 @@ STAGES = {
     "report": _report,
     "release": release.run,
     "predict": _predict,
-    "export": export.stage,
+    "export": export.run,
 }
 TOGETHER = {"ingest", "train", "generate", "segment"}  # what several processes share
 OUT = {"release", "predict", "export"}  # what only hands out
