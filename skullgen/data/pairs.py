@@ -43,7 +43,7 @@ class Pairs:
         self._store.require_whole()
         if split is not None:
             one_of("split", split, store.SPLITS)
-        if not (split is kind is None) and (self._store.column("split") == -1).all():
+        if (split is not None or kind is not None) and (self._store.column("split") == -1).all():
             raise UserError(f"{path}: generated pairs have no split and no kind: leave them out")
         self.rows = self._store.rows(split)
         if kind is not None:
