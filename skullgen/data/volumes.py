@@ -176,10 +176,27 @@ def pack(mask: Mask) -> Crop:
     return Crop(np.packbits(part), tuple(side.start for side in sides), part.shape)
 
 
-def unpack(crop: Crop) -> Mask:
-    """The box of a `Crop`; it lies at `crop.origin` of the whole mask."""
-    bits = np.unpackbits(crop.bits, count=math.prod(crop.shape))
-    return bits.view(bool).reshape(crop.shape)
+def scans(place: Path) -> list[Path]:
+    """The skulls of a place, by name: files and DICOM folders in it, or the one that it is."""
+    several = place.is_dir() and not _holds_slices(place)
+    inside = sorted(place.iterdir()) if several else [place]
+    # A link to nothing is a skull that cannot be read: it must not be left out in silence.
+    named = [path for path in inside if path.name.lower().endswith(SUFFIXES) or path.is_dir()]
+    return [path for path in named if not path.is_dir() or _holds_slices(path)]
+
+
+def name_of(scan: Path) -> str:
+    """A skull's name: its file's without the suffix, or its folder's."""
+    return scan.name if scan.is_dir() else re.sub(r"\.[^.]+(\.gz)?$", "", scan.name, flags=re.I)
+
+
+def _holds_slices(folder):
+    with contextlib.suppress(OSError):
+        for file in filter(Path.is_file, folder.iterdir()):
+            with open(file, "rb") as content:
+                if content.read(132)[128:] == b"DICM":
+                    return True
+    return False
 
 
 def write(path: Path, mask: Mask | UInt8[np.ndarray, "X Y Z"], affine: Affine) -> None:
@@ -271,6 +288,8 @@ def _check_affine(path, affine):
 
 def _nifti(path):
     import nibabel
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
 
     with _decoding(path), _unzipped(path) as file:
         block = file.read(540)
@@ -281,7 +300,7 @@ def _nifti(path):
         dtype, shape = header.get_data_dtype(), [int(side) for side in header.get_data_shape()]
         slope, inter = header.get_slope_inter()
         affine, offset = np.array(header.get_best_affine(), float), float(header["vox_offset"])
-    except (nibabel.spatialimages.HeaderDataError, ValueError, LookupError) as error:
+    except (HeaderDataError, WrapStructError, ValueError, LookupError) as error:
         raise _refusal(path, f"no NIfTI header can be read ({error}): export it again") from error
     sound = header["sizeof_hdr"] == kind.sizeof_hdr and header["magic"].item()[:2] == b"n+"
     what = "sizeof_hdr, magic or vox_offset: not those of a single NIfTI file"

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import grids, kinds, sources, store, volumes
+from skullgen.data import defects, grids, sources, store, volumes
 from skullgen.delivery import mesh
 
 PAPERS = (provenance.FILE, ".lock", "pairs.csv", "LICENCE.txt", "README.md")
@@ -61,7 +61,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     if not (own and ("generate" if generated else "ingest") in names):
         plan(store.Store(path), formatted, settings)
         return
-    known = kinds.named_by(config.data) if config.data.source in sources.PLANS else None
+    known = defects.kinds_of(config.data) if config.data.source in sources.PLANS else None
     _require_known(path, settings, known, generated)
     weights = generated and config.generate.get("weights")
     if config.data.source in ("phantom", "skulls") and not weights:  # of others, the files tell

@@ -6,7 +6,6 @@ voxels of the scan's file. Research only: not a medical device.
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skullgen.core import files, jobs
+from skullgen.core import jobs
 from skullgen.core.errors import UserError, one_of, plain
+from skullgen.core.files import replace
 from skullgen.data import grids, sources, store, vault, volumes
 from skullgen.data.grids import FIELD_MM
 from skullgen.delivery import implants, mesh, release
@@ -89,8 +89,7 @@ def files(named):
     for place in map(Path, _listed(named)):
         if not place.exists():
             raise UserError(f"{place}: no such file or folder (predict.file): check the path")
-        inside = sorted(place.iterdir()) if place.is_dir() else [place]
-        inside = [p for p in inside if p.name.lower().endswith(volumes.SUFFIXES) and not p.is_dir()]
+        inside = volumes.scans(place)
         if not inside:
             raise UserError(f"{place}: holds no skull ({', '.join(volumes.SUFFIXES)})")
         found += inside
@@ -195,7 +194,7 @@ def save(implant, folder, name, suffixes):
     title = f"Research only, not a medical device: {name}"
     figures.implant_sheet(png, *shares, title=title, note=describe(implant))
     text = json.dumps({"notice": NOTICE, **implant.numbers}, indent=2)
-    files.replace(told, f"{text}\n".encode())
+    replace(told, f"{text}\n".encode())
     return [*masks, stl, png, told]
 
 
@@ -230,7 +229,7 @@ def run(config, workdir):
     """
     settings, todo = config.predict, files(config.predict.file)
     folder = Path(settings.folder) if settings.folder else workdir / "predictions"
-    names = [re.sub(r"\.[^.]+(\.gz)?$", "", path.name, flags=re.I) for path in todo]
+    names = [volumes.name_of(path) for path in todo]
     doubled = [name for name, times in Counter(names).items() if times > 1]
     if doubled:
         raise UserError(f"predict.file: two files are called {doubled[0]}: rename one")

@@ -86,7 +86,7 @@ def _ingest(config, workdir):
     if config.get("segment") and config.segment.fresh:
         fresh, real = workdir / "fresh.zarr", store.Store(path)
         skulls = len(np.unique(real.column("skull")[real.rows("train")]))
-        cuts = math.ceil(config.segment.fresh / (skulls * len(defects.kinds(config.data))))
+        cuts = math.ceil(config.segment.fresh / (skulls * len(defects.kinds_of(config.data))))
         ingest.fresh(fresh, size, config.data, cuts, options)
         _wait(fresh)
 
