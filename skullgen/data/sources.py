@@ -144,14 +144,7 @@ def _skullbreak_pair(defective_path, implant_path, size, threshold, max_voxels):
             f"{implant_path}: vanishes at {size}^3 and data.threshold={threshold}: lower it"
         )
     ties = int(np.sum(pair[..., 0] & pair[..., 1]))
-    crop = implant.crop
-    native = {
-        "bits": crop.bits,
-        "origin": crop.origin,
-        "shape": crop.shape,
-        "grid": implant.shape,
-        "affine": implant.native_affine,
-    }
+    native = store.Native(*implant.crop, implant.shape, implant.native_affine)
     return [Pair(store.pack(pair), implant.affine, native, ties, 0)]
 
 
@@ -311,14 +304,7 @@ def cut_skull(
                 raise UserError(
                     f"{kind} defects vanish at {size}^3: lower data.threshold ({threshold})"
                 )
-            crop = volumes.pack(implant)
-            native = {
-                "bits": crop.bits,
-                "origin": crop.origin,
-                "shape": crop.shape,
-                "grid": complete.shape,
-                "affine": affine,
-            }
+            native = store.Native(*volumes.pack(implant), complete.shape, affine)
             pairs.append(Pair(store.pack(pair), model, native, 0, attempt))
     return pairs
 

@@ -23,8 +23,8 @@ from skullgen.delivery import predict, release
 from skullgen.evaluation import explore, judges
 from skullgen.generation import generate, postprocess
 from skullgen.models import steps
-from skullgen.networks import modules
 from skullgen.training import checkpoint, trained
+from skullgen.training.methods import Trained
 
 BATCH = 8  # pairs that are encoded or decoded at once
 _USER = {}  # `id`: of the process that used jax first
@@ -62,14 +62,13 @@ class Run:
 
     @functools.cached_property
     def _sampler(self):
-        return functools.lru_cache(1)(functools.partial(generate.sampler, *self._read, seed=0))
+        return functools.lru_cache(1)(functools.partial(generate.sampler, Trained(*self._read)))
 
     def _drawing(self):
-        """The settings as they are now, a sampler of them, and how many pairs its calls make."""
+        """The rules as they are now, a sampler of them, and how many pairs its calls make."""
         _require_threads()
-        options, channels = ConfigDict(self.config.generate), trained.channels(self.config)
-        picked = dict(batch=options.batch_size, threshold=options.threshold, channels=channels)
-        return options, self._sampler(**picked), options.batch_size * jax.local_device_count()
+        rules, batch = self._rules(), self.config.generate.batch_size
+        return rules, self._sampler(rules, batch), batch * jax.local_device_count()
 
     @functools.cached_property
     def _designers(self):
@@ -79,10 +78,9 @@ class Run:
     def _size(self):
         return self.config.model.resolution
 
-    def _clean(self, bits, options):
-        """Packed pairs without dust."""
-        dust = generate.dust(options, self.about["voxel_mm"])
-        return postprocess.clean(bits, self._size, dust, options.connectivity)
+    def _rules(self):
+        channels = trained.channels(self.config)
+        return generate.rules(self.config.generate, channels, self.about["voxel_mm"])
 
     def sample(self, seed=0, count=8, first=0):
         """Pairs bool [count, D, D, D, 2]: samples `first` to `first + count` of a seed.
@@ -95,10 +93,10 @@ class Run:
         seed, count, first = _whole(seed=seed, count=count, first=first)
         if not count:
             return np.zeros((0, *[self._size] * 3, 2), bool)
-        options, make, block = self._drawing()
+        rules, make, block = self._drawing()
         make = functools.partial(make, seed=seed)
         (_, bits, _), *_ = generate.batches(make, [range(count)], first, block)
-        return store.unpack(self._clean(bits, options), self._size)
+        return store.unpack(postprocess.clean(bits, self._size, rules), self._size)
 
     def stream(self, seed=0, batch=8, first=0):
         """Endless batches of pairs, bool [batch, D, D, D, 2], made while a network trains.
@@ -117,11 +115,11 @@ class Run:
             raise UserError("batch is 0: a batch of a stream has one pair, or more")
         return self._stream(*self._drawing(), seed, batch, first)
 
-    def _stream(self, options, make, block, seed, batch, first):
+    def _stream(self, rules, make, block, seed, batch, first):
         skip, held = first % block, []
 
         def made(start):
-            return self._clean(np.asarray(make(start, seed)[0]), options)
+            return postprocess.clean(np.asarray(make(start, seed)[0]), self._size, rules)
 
         starts = itertools.count(first - skip, block)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -167,13 +165,11 @@ class Run:
         Raises UserError for what are no such latents.
         """
         model, state = self._generator
-        decode, channels = jax.jit(model.decode), trained.channels(self.config)
+        decode = jax.jit(model.decode)
         found = generate.whole_batches(lambda part: decode(state, part), self._latents(z), BATCH)
         if probabilities:
             return found
-        pairs = np.array(modules.binarise(found, channels, self.config.generate.threshold))
-        pairs[..., 1] = postprocess.separate(pairs[..., 0], pairs[..., 1])
-        return store.unpack(self._clean(store.pack(pairs), self.config.generate), self._size)
+        return generate.pairs(found, self._rules())
 
     def _latents(self, z):
         """`z` as float32 [n, Z]; UserError for latents of another shape or that are not finite."""

@@ -16,12 +16,13 @@ import numpy as np
 
 from skullgen.core import files, jobs
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import grids, headers, sources, store, vault, volumes
+from skullgen.data import grids, sources, store, vault, volumes
 from skullgen.data.grids import FIELD_MM
 from skullgen.delivery import implants, mesh, release
 from skullgen.evaluation import judges, verdict
 from skullgen.report import figures
 from skullgen.training import checkpoint, trained
+from skullgen.training.methods import Trained
 
 NOTICE = "Research only. Not a medical device: not for diagnosis, planning or treatment."
 SUFFIXES = (".nrrd", ".nii.gz", ".nii")
@@ -123,11 +124,11 @@ def designer(config, workdir):
     about = {"name": name, "updates": updates, "weights": weights, "voxel_mm": FIELD_MM / size}
     about["pairs_of"] = SOURCES.get(data["source"], data["source"])
     own_cube = data["source"] == "skullbreak" or not data["reframe"]
-    net = verdict.network(model, state, size, 1)
+    net = verdict.network(Trained(model, state), size, 1)
     return Designer(net, size, data["threshold"], not own_cube, about)
 
 
-def predict(designer, path, settings, max_voxels=headers.MAX_VOXELS):
+def predict(designer, path, settings, max_voxels=volumes.MAX_VOXELS):
     """Designs the implant of the skull in a file: `Implant`.
 
     The file is a mask, or of `settings` (`config.predict`) where `bone_hu` is not 0 a CT, and where
@@ -136,10 +137,8 @@ def predict(designer, path, settings, max_voxels=headers.MAX_VOXELS):
     """
     path = Path(path)
     skull = sources.read(path, settings.bone_hu, settings.label, max_voxels)
-    source = headers.read_source(path, max_voxels)
-    back = np.linalg.inv(grids.to_ras(source.affine, source.shape))
     try:
-        return design(designer, grids.turned(skull.data, back), source.affine, settings)
+        return design(designer, skull.data, skull.affine, settings)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -181,8 +180,8 @@ def save(implant, folder, name, suffixes):
     the paths. Raises UserError for a place that cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    *volumes, stl, png, told = _paths(folder, name, suffixes)
-    for path in volumes:
+    *masks, stl, png, told = _paths(folder, name, suffixes)
+    for path in masks:
         volumes.write(path, implant.mask, implant.affine)
     mesh.write_stl(stl, mesh.solid(implant.mask, implant.affine))
     turn, scale = grids.to_ras(implant.affine, implant.mask.shape), np.eye(4)
@@ -197,7 +196,7 @@ def save(implant, folder, name, suffixes):
     figures.implant_sheet(png, *shares, title=title, note=describe(implant))
     text = json.dumps({"notice": NOTICE, **implant.numbers}, indent=2)
     files.replace(told, f"{text}\n".encode())
-    return [*volumes, stl, png, told]
+    return [*masks, stl, png, told]
 
 
 def _paths(folder, name, suffixes):
@@ -248,8 +247,7 @@ def run(config, workdir):
         for path, name in zip(todo, names, strict=True):
             jobs.check()
             try:
-                suffixes = _listed(settings.suffixes) or [headers.suffix_of(path)]
-                suffixes = [suffix.replace(".nhdr", ".nrrd") for suffix in suffixes]
+                suffixes = _listed(settings.suffixes) or [_suffix_of(path)]
                 wanted = {"net": made.about, "made_of": _made_of(path, settings, most)}
                 if _is_made(folder, name, suffixes, wanted):
                     bar.write(plain(f"{name}: is made already"))
@@ -269,10 +267,16 @@ def run(config, workdir):
         print("\n".join([f"left out, {len(left)} of {len(todo)} files:", *left]))
 
 
+def _suffix_of(path):
+    """The suffix of an implant's volume: the scan's own, where such files are written."""
+    suffix = ".nrrd" if path.is_dir() else volumes.suffix_of(path)
+    return suffix if suffix in volumes.WRITTEN else ".nrrd"
+
+
 def _made_of(path, settings, max_voxels):
     """What determines an implant beside the net: the file and the settings."""
-    with open(headers.read_source(path, max_voxels).data, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    content = b"".join(file.read_bytes() for file in volumes.describe(path, max_voxels).files)
+    sha256 = hashlib.sha256(content).hexdigest()
     names = ("bone_hu", "label", "threshold", "dust_mm3", "pieces")
     used = {name: settings[name] for name in names}
     return {"file": path.name, "sha256": sha256, "settings": used}

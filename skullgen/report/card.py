@@ -113,7 +113,7 @@ def _front(path, licence):
 
 
 def _about(path, licence):
-    group, removed = store.Store(path), generate.removed(path)
+    group, removed = store.Store(path), generate.removed(store.Store(path))
     attrs, recipe, mm = group.attrs, group.recipe, group.attrs["voxel_mm"]
     left = group.count - removed["pairs"]
     ml = group.column("voxels")[store.Store(path).rows(), 1] * mm**3 / 1000

@@ -7,18 +7,20 @@ samples, which is that of two real pairs where all is well, and 1 where all samp
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from skullgen.core import files
 from skullgen.core.types import Model, State
 from skullgen.data import store
 from skullgen.evaluation import fidelity
-from skullgen.generation import generate
+from skullgen.generation import generate, postprocess
 from skullgen.report import figures, tables
+from skullgen.training import methods
 
 PAIRS = 8  # of a sheet: the first that `generate` draws with seed 0
 SHEETS = 64  # kept at most; then every second one goes
@@ -27,34 +29,29 @@ SHARE = 0.02  # of the time that sheets may take
 Watch = Callable[[State, str], list[dict[str, Any]]]
 
 
-class Options(NamedTuple):
-    """minutes: between two sheets, 0: none; channels, threshold: as of `generate.sampler`."""
-
-    minutes: float
-    channels: str
-    threshold: float
-
-
 def watcher(
     model: Model,
     real: store.Store,
     folder: Path,
-    options: Options,
+    config: ConfigDict,
     clock: Callable[[], float] = time.monotonic,
 ) -> Watch | None:
     """`watch(state, phase) -> records`, for `loop.train`; None where there is nothing to see.
 
-    real: what is trained on. folder: of the sheets, `<phase>-<update>.png` and `latest.png`. They
-    are farther apart where they would take more than 2 % of the time. clock: in seconds.
+    real: what is trained on. folder: of the sheets, `<phase>-<update>.png` and `latest.png`, one
+    each `config.preview_minutes` (0: none) or, where they would take more than 2 % of the time,
+    fewer. clock: in seconds.
 
     A record has the sheet (uint8 [H, W, 3]), the mean Dice of two samples' skulls and defects
     (those that have one), and `says`, a line of text. No record where none is due.
     """
-    if not options.minutes or model.decode is None or model.latents is None:
+    pause = 60 * config.preview_minutes
+    if not pause or model.decode is None or model.latents is None:
         return None
+    rules = postprocess.Rules(methods.channels(config), config.generate.threshold)
     rows = real.rows("train")
     rows = rows[np.linspace(0, len(rows) - 1, min(PAIRS, len(rows))).astype(int)]
-    truth, draws, due = alike(real.load(rows), real.size), {}, clock() + 60 * options.minutes
+    truth, draws, due = alike(real.load(rows), real.size), {}, clock() + pause
 
     def watch(state, phase):
         nonlocal due
@@ -63,15 +60,14 @@ def watcher(
             return []
         decode = (model.drafts or {}).get(phase, model.decode)
         if decode not in draws:
-            how = dict(seed=0, channels=options.channels, threshold=options.threshold)
-            draws[decode] = generate.drawer(model._replace(decode=decode), **how)
+            draws[decode] = generate.drawer(model._replace(decode=decode), rules)
         bits = _draw(draws[decode], state)
         path = folder / f"{phase}-{int(state.step):06d}.png"
         alikeness = alike(bits, real.size)
         says = f"{phase}, update {int(state.step)}: {_words(bits, alikeness, truth)}"
         picture = _sheet(path, bits, real.size, says)
         end = clock()
-        due = end + max(60 * options.minutes, (end - start) / SHARE)
+        due = end + max(pause, (end - start) / SHARE)
         values = {f"samples_dice_{k}": dice for k, dice in alikeness.items() if dice is not None}
         record = {"phase": phase, "step": int(state.step), "sheet": picture, "says": says}
         return [{**record, **values}]
