@@ -288,6 +288,8 @@ def _check_affine(path, affine):
 
 def _nifti(path):
     import nibabel
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
 
     with _decoding(path), _unzipped(path) as file:
         block = file.read(540)
@@ -298,7 +300,7 @@ def _nifti(path):
         dtype, shape = header.get_data_dtype(), [int(side) for side in header.get_data_shape()]
         slope, inter = header.get_slope_inter()
         affine, offset = np.array(header.get_best_affine(), float), float(header["vox_offset"])
-    except (nibabel.spatialimages.HeaderDataError, ValueError, LookupError) as error:
+    except (HeaderDataError, WrapStructError, ValueError, LookupError) as error:
         raise _refusal(path, f"no NIfTI header can be read ({error}): export it again") from error
     sound = header["sizeof_hdr"] == kind.sizeof_hdr and header["magic"].item()[:2] == b"n+"
     what = "sizeof_hdr, magic or vox_offset: not those of a single NIfTI file"

@@ -3,6 +3,7 @@
 Shapes: `n` pairs, `D` voxels a side (the `size`), `Z` latents, `F` features, `T` steps of a way.
 """
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
+from ml_collections import ConfigDict
 
 from skullgen.core import jobs
-from skullgen.core.errors import UserError
+from skullgen.core.errors import UserError, in_range
 from skullgen.data import store
 from skullgen.generation import generate
 from skullgen.generation.postprocess import Rules
@@ -22,6 +24,15 @@ from skullgen.training.methods import Trained
 COMPONENTS = 50  # of the features, at most, are what t-SNE and UMAP begin from
 Latent = Float[np.ndarray, " Z"]
 Steps = Float[np.ndarray, " T"]
+
+
+def check(settings: ConfigDict) -> None:
+    """UserError for what the stage `explore` would find wrong with `config.explore`."""
+    for field in ("pairs", "steps"):
+        in_range(f"explore.{field}", settings[field], 2)
+    in_range("explore.perplexity", settings.perplexity, 1)
+    if settings.umap and importlib.util.find_spec("umap") is None:
+        raise UserError("explore.umap is True: pip install 'skullgen[umap]' first")
 
 
 class Group(NamedTuple):

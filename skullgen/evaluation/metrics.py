@@ -12,7 +12,7 @@ from scipy import special
 from scipy.spatial import KDTree
 
 from skullgen.core import plugins
-from skullgen.core.errors import UserError, one_of
+from skullgen.core.errors import UserError, in_range, one_of
 from skullgen.data import grids, store
 
 RULES = ("probability", "mask", "nearest")  # how a prediction is upsampled: `upsampled_dice`
@@ -138,6 +138,16 @@ def native_scores(
     )
     distance = hd95(prediction, mask, np.linalg.norm(affine[:3, :3], axis=0))
     return dict(zip(NATIVE, (dice(prediction, mask), dice(best, mask), distance), strict=True))
+
+
+def check(settings: ConfigDict) -> None:
+    """UserError for what the stage `evaluate` would find wrong with `config.evaluate`."""
+    one_of("evaluate.upsampling", settings.upsampling, RULES)
+    for field in ("pairs", "batch_size"):
+        in_range(f"evaluate.{field}", settings[field], 1)
+    in_range("evaluate.cases", settings.cases, 0)
+    in_range("evaluate.threshold", settings.threshold, 0.001, 1)
+    own(settings)
 
 
 def own(settings: ConfigDict) -> tuple[str, ...]:

@@ -166,7 +166,9 @@ def _nets(verdict):
         cells = [about.get(name, "") for name in ("updates", "augment", "seed")]
         count = f"{sum(empty)} of {len(empty)}" if empty else ""
         lines.append([net, "; ".join(stores) or "nothing", *map(str, cells), count])
-    return Table("", ["net", "trained on", "updates", "augment", "seed", "empty predictions"], lines)
+    return Table(
+        "", ["net", "trained on", "updates", "augment", "seed", "empty predictions"], lines
+    )
 
 
 def _note(verdict, summary):

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped, UInt8
 
 from skullgen.core import files, hosts, jobs, provenance
-from skullgen.core.errors import Diverged, UserError
+from skullgen.core.errors import Diverged, UserError, in_range
 from skullgen.core.types import Model, Phase, State
 from skullgen.data import store
 from skullgen.training import checkpoint, logs, parallel
@@ -78,11 +78,20 @@ class _Run(NamedTuple):
     watch: Watch | None
 
 
-def divides(field: str, batch: int) -> None:
-    """UserError where a batch (the value of `field`) cannot be shared by all devices alike."""
-    if batch % jax.device_count():
-        count = jax.device_count()
-        raise UserError(f"{field} is {batch}: not a multiple of the {count} devices")
+def check(options: Options, section: str = "") -> None:
+    """UserError for an option that is out of bounds, or a batch that devices cannot share alike.
+
+    section: of the config's fields, "segment." for a V-Net's.
+    """
+    for field in ("log_every", "keep"):
+        in_range(field, getattr(options, field), 1)
+    in_range(f"{section}save_every", options.save_every, 1)
+    in_range(f"{section}batch_size", options.batch, 1)
+    count = jax.device_count()
+    if options.batch % count:
+        raise UserError(
+            f"{section}batch_size is {options.batch}: not a multiple of the {count} devices"
+        )
 
 
 def spans(plan: list[Phase], pairs: int, batch: int) -> list[Span]:
@@ -108,7 +117,7 @@ def train(
     Raises UserError where `place` holds a network of another recipe, Diverged for a metric that is
     not finite, jobs.Stopped after a checkpoint where a signal came.
     """
-    divides("batch_size", options.batch)
+    check(options)
     lead, pairs = hosts.lead(), sum(len(part.rows) for part in parts)
     whole = spans(plan, pairs, options.batch)
     ends = [span.end for span in whole]
