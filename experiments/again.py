@@ -18,23 +18,22 @@ from experiments import common
 def get_config(path):
     """The config of a run, from its `config.json`."""
     try:
-        held = json.loads(Path(path).read_text())
-        good = {"data", "model", "model_name", "phases"} <= held.keys()
+        fields = json.loads(Path(path).read_text())
+        good = {"data", "model", "model_name", "phases"} <= fields.keys()
     except (OSError, ValueError, AttributeError):
         good = False
     if not good:
         raise ValueError(f"{path}: no such file, or not the config.json of a run")
-    held.pop("crc32", None)
     config = common.defaults("demo").to_dict()
-    for name, value in held.items():
+    for name, value in fields.items():
         whole = name == "model" or not isinstance(value, dict)
         config[name] = value if whole else {**config.get(name, {}), **value}
     return ConfigDict(_tuples(config))
 
 
 def _tuples(value):
-    """Nested dicts with tuples, which the command line can set, for lists of numbers."""
+    """Nested dicts with tuples, as the experiments have them, for lists of numbers and words."""
     if isinstance(value, dict):
         return {name: _tuples(item) for name, item in value.items()}
     plain = isinstance(value, list) and not any(isinstance(item, dict) for item in value)
-    return tuple(value) if plain and value else value
+    return tuple(value) if plain else value

@@ -15,11 +15,12 @@ def defaults(size):
     if size not in SIZES:
         raise ValueError(f"no size {size!r}: choose {', '.join(SIZES)}")
     config = ConfigDict()
-    config.stages = "ingest,train,generate,segment,evaluate,explore,gallery,report"
-    config.seed = 0
+    config.stages = (
+        *("ingest", "train", "generate", "segment", "evaluate", "explore", "gallery", "report"),
+    )
+    config.seed = 0  # generate.seed, segment.seed and explore.seed are this one unless they are set
     config.batch_size = 16  # over all devices
     config.workers = 0  # processes for ingest and generate; 0: one a core
-    config.share = "0/1"  # K/N: ingest and generate make only share K of N; the others, elsewhere
     config.log_every = 20  # updates between fetches of the metrics
     config.save_every = 100  # updates between checkpoints
     config.keep = 2  # newest checkpoints kept, beside those at the ends of phases
@@ -34,7 +35,7 @@ def defaults(size):
     # package.module: a source of your own
     config.data.root = ""  # folder of the source, or the store; phantoms have none
     config.data.skulls = 72  # phantoms
-    config.data.kinds = ""  # of defect, comma-separated, package.module.function too; "": all five
+    config.data.kinds = ()  # of defect, package.module.function too; none: all five
     config.data.cuts = 1  # defects of each kind for each skull (phantom, skulls)
     config.data.first_cut = 0  # number of the first: other numbers are other defects
     config.data.seed = 0  # of phantoms, defects and the split
@@ -48,7 +49,7 @@ def defaults(size):
     config.data.validation_fraction = 0.1
     config.data.folds = 0  # cross-validation over skulls: the test skulls are those of
     config.data.fold = 0  # this fold
-    config.data.splits = ""  # skulls of only these splits, comma-separated; "": all
+    config.data.splits = ()  # skulls of only these splits; none: all
     config.data.reframe = True  # False: the files' own cube is the frame, as SkullBreak's
     config.data.strict = False  # True: a case that cannot be used ends the run, not left out
     config.data.licence = ""  # recorded in the store; "": that of the source, where it is known
@@ -67,7 +68,7 @@ def defaults(size):
     config.generate.count = 256
     config.generate.weights = ""  # "": this run's; packaged ones, as demo; a run or release folder
     config.generate.first = 0  # number of the first sample
-    config.generate.seed = 0
+    config.generate.seed = config.get_oneway_ref("seed")
     config.generate.batch_size = 32  # samples a device decodes at once
     config.generate.channels = ""  # independent or exclusive; "": as model.head
     config.generate.threshold = 0.5
@@ -79,7 +80,7 @@ def defaults(size):
     config.segment.stores = ""  # PATH:SPLIT:PAIRS, comma-separated; "": this run's generated pairs
     config.segment.reference = True  # one on this run's real training pairs too: the yardstick
     config.segment.fresh = 0  # pairs that ingest cuts anew from training skulls, in fresh.zarr
-    config.segment.seed = 0
+    config.segment.seed = config.get_oneway_ref("seed")
     config.segment.updates = 300
     config.segment.batch_size = 8  # over all devices
     config.segment.save_every = 100
@@ -104,7 +105,7 @@ def defaults(size):
     config.evaluate.batch_size = 8  # pairs that a V-Net takes at once
     config.evaluate.rules = True  # score the mean skull and the mirror image too
     config.evaluate.threshold = 0.5
-    config.evaluate.metrics = ""  # more of them, comma-separated: package.module.function
+    config.evaluate.metrics = ()  # more of them: package.module.function
     config.evaluate.upsampling = "probability"  # or mask, nearest: how a prediction gets there
 
     config.predict = ConfigDict()  # an implant for a skull's file; research only
@@ -125,7 +126,7 @@ def defaults(size):
     config.explore.perplexity = 30.0  # t-SNE's
     config.explore.umap = False  # needs the extra `umap`
     config.explore.steps = 6  # pairs of an interpolation
-    config.explore.seed = 0
+    config.explore.seed = config.get_oneway_ref("seed")
 
     config.gallery = ConfigDict()
     config.gallery.pairs = 2000  # of each store to leaf through, the first ones at most
@@ -133,11 +134,11 @@ def defaults(size):
 
     config.export = ConfigDict()  # the stage `export`: pairs as files for other programs
     config.export.store = "generated.zarr"  # or real.zarr, or a path
-    config.export.format = "nifti"  # or skullbreak, nnunet, stl; several, comma-separated
+    config.export.format = ("nifti",)  # or skullbreak, nnunet, stl; several
     config.export.folder = ""  # of several formats, a folder each in it; "": export/ of the run
     config.export.rows = ""  # FIRST:STOP; "": all
     config.export.split = ""  # train, validation or test; "": all, as of generated pairs
-    config.export.kinds = ""  # of defects, comma-separated; "": all, as of generated pairs
+    config.export.kinds = ()  # of defects; none: all, as of generated pairs
     config.export.voxel_mm = 0.0  # a finer grid, interpolated; 0: the store's own
     config.export.dataset = "Dataset501_Skullgen"  # nnU-Net's folder of it
 

@@ -23,8 +23,12 @@ def get_config(size="demo"):
     """The table at a size: `smoke`, `demo`, `paper`."""
     config = vnet.get_config(size)
     config.table = ConfigDict()
-    config.table.models = "vae,vae_wgan" if size != "paper" else ",".join(GENERATORS)
-    config.table.counts = {"smoke": "4,8", "demo": "100,1000", "paper": "500,1000,3000,40000"}[size]
+    config.table.models = ("vae", "vae_wgan") if size != "paper" else tuple(GENERATORS)
+    config.table.counts = {
+        "smoke": (4, 8),
+        "demo": (100, 1000),
+        "paper": (500, 1000, 3000, 40_000),
+    }[size]
     config.table.seeds = {"smoke": 1, "demo": 2, "paper": 3}[size]
     config.table.refit = False  # a generator of its own for each seed
     config.table.fresh = {"smoke": 40, "demo": 1000, "paper": 40_000}[size]

@@ -46,4 +46,4 @@ def get_config(size="demo"):
 def sweep(add):
     """Three seeds of the networks, on the same phantoms."""
     for seed in range(3):
-        add({"segment.seed": seed}, seed=seed)
+        add(seed=seed)

@@ -14,7 +14,7 @@ from experiments import common
 def get_config(size="demo"):
     """The V-Net on the run's own real pairs at a size: `smoke`, `demo`, `paper`."""
     config = common.defaults(size)
-    config.stages = "ingest,segment,evaluate,explore,gallery,report"
+    config.stages = ("ingest", "segment", "evaluate", "explore", "gallery", "report")
     config.model_name = ""  # nothing generates
     config.phases = []
     config.segment.stores = "real.zarr:train:all"

@@ -6,12 +6,15 @@ A model, a kind of defect, a source of data, a metric: whatever `python -c "impo
 import hashlib
 import importlib
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from skullgen.core.errors import UserError
 
 
-def module(field, name, path):
+def module(field: str, name: str, path: str) -> ModuleType:
     """The module `path` that the value `name` of a field stands for; UserError where none is.
 
     What that module itself imports and does not find is its own error, and raised as it is.
@@ -30,7 +33,7 @@ def module(field, name, path):
         ) from None
 
 
-def attribute(field, name, path, needed, form):
+def attribute(field: str, name: str, path: str, needed: str, form: str) -> Callable[..., Any]:
     """The function `needed` of the module `path`; UserError, which tells its form, without it."""
     found = getattr(module(field, name, path), needed, None)
     if not callable(found):
@@ -38,18 +41,19 @@ def attribute(field, name, path, needed, form):
     return found
 
 
-def function(field, name, form):
+def function(field: str, name: str, form: str) -> Callable[..., Any]:
     """The function `package.module.function`; UserError, which tells its form, where none is."""
     path, _, needed = name.rpartition(".")
     return attribute(field, name, path, needed, form)
 
 
-def listed(text):
-    """The comma-separated names of a field, in order."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+def listed(names: str | Iterable) -> list[str]:
+    """The names in a field, a tuple or comma-separated text (as a command line sets it)."""
+    parts = [names] if isinstance(names, str) else map(str, names)
+    return [name.strip() for part in parts for name in part.split(",") if name.strip()]
 
 
-def sums(names):
+def sums(names: Iterable[str]) -> dict[str, str]:
     """Module file -> SHA-256, of those of the given functions or modules that were imported."""
     found = {}
     for name in names:

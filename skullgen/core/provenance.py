@@ -6,7 +6,10 @@ that only grow are no part of a recipe.
 """
 
 import hashlib
+import importlib.metadata
 import json
+import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from skullgen.core import files
 from skullgen.core.errors import UserError
 
 FILE = "recipe.json"
+PACKAGES = "skullgen jax jaxlib flax optax orbax-checkpoint numpy scipy zarr".split()
 Recipe = dict[str, Any]
 
 
@@ -73,6 +77,22 @@ class Missing:
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, for recipes that hold another one's."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on, and the commit of skullgen."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found, "commit": commit()}
+
+
+def commit() -> str:
+    """The commit of the source tree that this package runs from, `+` where it is changed."""
+    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        answer = subprocess.run([*ask, "--abbrev=12"], capture_output=True, text=True, check=True)
+        return answer.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _other(a, b):

@@ -5,23 +5,52 @@ order. What is there already is not made again.
 """
 
 import contextlib
-import os
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from skullgen.core import jobs, plugins
-from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import schema, sources, store
+from skullgen.core.errors import UserError, in_range, one_of, plain
+from skullgen.data import defects, sources, store
 
 SHARD = 20  # pairs in a file: what a kill loses at most
 FORM = "(size, config) -> sources.Plan"
 FREE = ("root", "strict", "max_voxels")  # fields of `config.data` that determine no pair
 
 
-def planner(name):
-    """`plan(size, config.data) -> sources.Plan` of a source: ours, or a user's `package.module`.
+class Options(NamedTuple):
+    """How a source is ingested, beside what determines its pairs.
+
+    versions: recorded in the store. native: keep the implants at the sources' own grids, which
+    only pairs to score need. share: (k, n), the k-th of n runs of the shards.
+    """
+
+    workers: int = 0
+    versions: dict[str, Any] = {}
+    native: bool = True
+    share: tuple[int, int] = (0, 1)
+
+
+def check(config: ConfigDict) -> None:
+    """UserError for what `run` would find wrong with `config.data` hours later, maybe."""
+    in_range("data.threshold", config.threshold, 0.001, 1)
+    for field in ("skulls", "cuts"):
+        in_range(f"data.{field}", config[field], 1)
+    for field in ("test_fraction", "validation_fraction"):
+        in_range(f"data.{field}", config[field], 0, 1)
+    if config.bone_hu and config.label:
+        raise UserError("data.bone_hu is for a CT, data.label for a segmentation: set one")
+    if config.source != "store":
+        planner(config.source)
+        defects.kinds_of(config)
+
+
+def planner(name: str) -> Callable[[int, ConfigDict], sources.Plan]:
+    """`plan(size, config.data)` of a source: ours, or a user's `package.module`.
 
     Raises UserError where there is none.
     """
@@ -33,43 +62,39 @@ def planner(name):
     return sources.PLANS[name]
 
 
-def run(path, size, config, versions=None, workers=0, native=True, share=(0, 1)):
+def run(path: Path, size: int, config: ConfigDict, options: Options) -> None:
     """Ingests `config.source` (`config` is an experiment's `config.data`) into the store `path`.
 
-    size: voxels a side. versions: recorded in the store. native: keep the implants at the
-    sources' own grids, too, which only pairs to score need. share: (k, n), of the shards.
-
-    A volume that cannot be read, or a pair that is none, is left out and listed at the end.
-    Raises UserError for it where `config.strict`; for a folder without a pair to train on; for
-    a store begun with other data.
+    size: voxels a side. A volume that cannot be read, or a pair that is none, is left out and
+    listed at the end. Raises UserError for it where `config.strict`; for a folder without a pair to
+    train on; for a store begun with other data.
     """
     plan = planner(config.source)(size, config)
     if not isinstance(plan, sources.Plan):
         raise UserError(f"{config.source}.plan returned {type(plan).__name__}: not a sources.Plan")
     own = plugins.sums([config.source, *plan.kinds])
-    plan = _kept(plan._replace(sources={**plan.sources, **own}), config.splits)
+    plan = _of_splits(plan._replace(sources={**plan.sources, **own}), config.splits)
     for line in plan.problems:
         print(plain(f"note: {line}"))
     if 0 not in plan.split.values():
         raise UserError(f"{config.root}: no pair to train on (data.source={config.source})")
-    count = sum(len(case.kinds) for case in plan.cases)
-    if not count:
+    if not plan.cases:
         raise UserError(f"data.splits is {config.splits!r}: no skull is in it")
-    _begin(path, count, size, config, plan, versions, native, share)
+    pairs = _create(path, size, config, plan, options)
     try:
-        _work(path, plan, config, workers, native, share)
+        _work(pairs, plan, config, options)
     except UserError:
-        if share == (0, 1) and store.Store(path).missing() == store.Store(path).shards():
+        if options.share == (0, 1) and pairs.missing() == pairs.shards():
             store.discard(path)  # nothing was made
         raise
-    left = sum(map(len, store.Store(path).missing()))
+    left = sum(map(len, pairs.missing()))
     if left:
-        print(f"{path}: {left} pairs are left to other shares")
+        print(f"{path}: {left} pairs are left to other processes")
     else:
-        _summary(path, plan, config)
+        _summary(pairs, plan, config)
 
 
-def fresh(path, size, config, *, cuts, versions=None, workers=0, share=(0, 1)):
+def fresh(path: Path, size: int, config: ConfigDict, cuts: int, options: Options) -> None:
     """Cuts the training skulls anew, `cuts` times into each kind: a control for generated pairs.
 
     config: the `config.data` of the real pairs; the same skulls are in the same places of the
@@ -78,107 +103,100 @@ def fresh(path, size, config, *, cuts, versions=None, workers=0, share=(0, 1)):
     config = config.copy_and_resolve_references()
     with config.unlocked():
         # Numbers of cuts that no real pair has.
-        config.update(cuts=cuts, first_cut=config.first_cut + config.cuts, splits="train")
+        config.update(cuts=cuts, first_cut=config.first_cut + config.cuts, splits=("train",))
         if config.source == "skullbreak":
             root = str(Path(config.root) / "train" / "complete_skull")
             config.update(source="skulls", root=root, reframe=False)
             config.update(test_fraction=0.0, validation_fraction=0.0, folds=0, fold=0)
-    run(path, size, config, versions, workers, native=False, share=share)
+    run(path, size, config, options._replace(native=False))
 
 
-def _kept(plan, splits):
+def _of_splits(plan, splits):
     """The plan of only the skulls whose split is named; of all where none is."""
-    names = [name.strip() for name in splits.split(",") if name.strip()]
+    names = plugins.listed(splits)
     wanted = [store.SPLITS.index(one_of("data.splits", name, store.SPLITS)) for name in names]
     cases = [case for case in plan.cases if plan.split[plan.names[case.skull]] in wanted]
     return plan._replace(cases=cases) if names else plan
 
 
-def _begin(path, count, size, config, plan, versions, native, share):
-    recipe = {"config": config.to_dict(), "size": size, "sources": plan.sources}
-    for free in FREE:
-        recipe["config"].pop(free)
-    for name in ("kinds", "label"):  # as in stores that were made before it was a field
-        if not recipe["config"].get(name):
-            recipe["config"].pop(name, None)
-    held = store.Store(path).recipe
-    begun = held is not None and store.Store(path).missing() != store.Store(path).shards()
-    if held not in (None, recipe) and not begun and share == (0, 1):
-        store.discard(path)  # begun, and nothing made: a file was mended, say
-    elif held not in (None, recipe):
-        old, new = held["sources"], recipe["sources"]
-        changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-        what = f"these files changed: {', '.join(changed[:5])}" if changed else "its fields changed"
-        raise UserError(f"{path}: begun with other data ({what}): choose another --workdir")
+def _create(path, size, config, plan, options):
+    fields = {name: value for name, value in config.to_dict().items() if name not in FREE}
+    recipe = {"config": fields, "size": size, "sources": plan.sources}
     attributes = {
-        "recipe": recipe,
         "voxel_mm": plan.field_mm / size,
         "kinds": list(plan.kinds),
         "names": plan.names,
         "licence": config.licence or _licence(config),
         "notes": plan.problems,
-        "native": native,
-        "versions": versions or {},
+        "native": options.native,
+        "versions": options.versions,
     }
-    store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
+    count = sum(len(case.kinds) for case in plan.cases)
+    return store.create(path, store.Shape(count, size, SHARD), attributes, recipe)
 
 
 def _licence(config):
     """The licence of a source, or that of an export in SkullBreak's layout, which says it."""
     known = {"skullbreak": "CC BY-NC-SA 4.0", "phantom": "Apache-2.0"}
     if config.source == "skullbreak":
-        told = Path(config.root) / "LICENCE.txt"
-        with contextlib.suppress(UserError, OSError):  # none, or a text of law
-            content = schema.plain_file(told, os.path.realpath(config.root), 1000).read_bytes()
-            return plain(content.decode(errors="replace").strip()) or known["skullbreak"]
+        with contextlib.suppress(OSError), open(Path(config.root) / "LICENCE.txt", "rb") as file:
+            words = plain(file.read(1000).decode(errors="replace").strip())
+            return words or known["skullbreak"]
     return known.get(config.source, "not stated")
 
 
-def _work(path, plan, config, workers, native, share):
+class Row(NamedTuple):
+    """A row of the store to be: its pair, None where the case was left out, its kind and skull."""
+
+    pair: sources.Pair | None
+    kind: int
+    skull: int
+
+
+def _work(pairs, plan, config, options):
     """Makes what is missing: cases in worker processes, whole shards written in order."""
-    ends = np.cumsum([len(case.kinds) for case in plan.cases])
-    starts = ends - [len(case.kinds) for case in plan.cases]
-    shards = store.Store(path).missing(share)
-    total = sum(map(len, store.Store(path).shards(share)))
+    shards, ready, counts = pairs.missing(options.share), {}, Counter()
+    starts = np.cumsum([0, *(len(case.kinds) for case in plan.cases)]).tolist()
     todo = [
-        number
-        for number in range(len(plan.cases))
-        if any(shard.start < ends[number] and starts[number] < shard.stop for shard in shards)
+        (start, case)
+        for start, case in zip(starts, plan.cases, strict=False)
+        if any(s.start < start + len(case.kinds) and start < s.stop for s in shards)
     ]
-    ready = {}
-    tasks = ((plan.cases[n].make, plan.cases[n].arguments, config.strict) for n in todo)
-    done = total - sum(map(len, shards))
-    counts = Counter()
-    with jobs.progress(total, done, "ingest", "pair") as bar:
-        for number, pairs in zip(
-            todo, jobs.ordered(_call, tasks, jobs.workers(workers)), strict=True
-        ):
-            case = plan.cases[number]
-            if isinstance(pairs, str):
-                store.Store(path).leave_out(starts[number], pairs.replace(f"{config.root}/", ""))
-                bar.write(plain(f"left out: {pairs}"))
-                pairs = [None] * len(case.kinds)
-            if len(pairs) != len(case.kinds):
-                made, kinds = f"{case.make.__qualname__} made {len(pairs)} pairs", len(case.kinds)
-                raise UserError(f"{config.source}: {made} of a case with {kinds} kinds")
-            for offset, (pair, kind) in enumerate(zip(pairs, case.kinds, strict=True)):
-                ready[starts[number] + offset] = (pair, kind, case.skull)
-                if pair:
-                    counts.update(ties=pair.ties, redraws=pair.redraws)
+    total = sum(map(len, pairs.shards(options.share)))
+    with jobs.progress(total, total - sum(map(len, shards)), "ingest", "pair") as bar:
+        for start, case, made in _cases(todo, config, options.workers):
+            if isinstance(made, str):
+                pairs.leave_out(start, made.replace(f"{config.root}/", ""))
+                bar.write(plain(f"left out: {made}"))
+                made = [None] * len(case.kinds)
+            counts.update(ties=sum(pair.ties for pair in made if pair))
+            counts.update(redraws=sum(pair.redraws for pair in made if pair))
+            rows = map(Row, made, case.kinds, [case.skull] * len(made))
+            ready |= dict(enumerate(rows, start))
             while shards and all(row in ready for row in shards[0]):
                 shard = shards.pop(0)
-                _write(path, shard, [ready.pop(row) for row in shard], plan, native)
+                _write(pairs, shard, [ready[row] for row in shard], plan, options.native)
                 bar.update(len(shard))
-            for row in [row for row in ready if not any(row in shard for shard in shards)]:
-                del ready[row]  # its shard was there already
+            waiting = set().union(*shards)
+            ready = {row: made for row, made in ready.items() if row in waiting}
     if counts["ties"]:
         print(f"{counts['ties']} voxels are in both channels: ties at the threshold")
     if counts["redraws"]:
         print(f"{counts['redraws']} defects vanished at this grid and were drawn again, larger")
 
 
+def _cases(todo, config, workers) -> Iterator[tuple[int, sources.Case, list | str]]:
+    """Each case with its first row and its pairs, or in one line why it has none, in order."""
+    tasks = ((case.make, case.arguments, config.strict) for _, case in todo)
+    answers = jobs.ordered(_call, tasks, jobs.workers(workers))
+    for (start, case), made in zip(todo, answers, strict=True):
+        if not isinstance(made, str) and len(made) != len(case.kinds):
+            what = f"{case.make.__qualname__} made {len(made)} pairs"
+            raise UserError(f"{config.source}: {what} of a case with {len(case.kinds)} kinds")
+        yield start, case, made
+
+
 def _call(make, arguments, strict):
-    """The pairs of a case, or in one line why it has none."""
     try:
         return make(*arguments)
     except UserError as error:
@@ -187,35 +205,33 @@ def _call(make, arguments, strict):
         return str(error)
 
 
-def _write(path, shard, rows, plan, native):
-    size = store.Store(path).size
-    nothing = sources.Pair(np.zeros(size**3 * 2 // 8, np.uint8), np.eye(4), None, 0, 0)
-    pairs = [pair or nothing for pair, _, _ in rows]
-    splits = [plan.split[plan.names[skull]] if pair else store.LEFT_OUT for pair, _, skull in rows]
+def _write(pairs, shard, rows, plan, native):
+    nothing = sources.Pair(np.zeros(pairs.size**3 * 2 // 8, np.uint8), np.eye(4), None, 0, 0)
+    made = [row.pair or nothing for row in rows]
+    splits = [plan.split[plan.names[row.skull]] if row.pair else store.LEFT_OUT for row in rows]
     columns = {
         "split": np.array(splits),
-        "kind": np.array([kind for _, kind, _ in rows]),
-        "skull": np.array([skull for _, _, skull in rows]),
-        "affine": np.stack([pair.affine for pair in pairs]),
-        "removed": np.zeros((len(pairs), 3)),
+        "kind": np.array([row.kind for row in rows]),
+        "skull": np.array([row.skull for row in rows]),
+        "affine": np.stack([pair.affine for pair in made]),
+        "removed": np.zeros((len(made), 3)),
     }
-    bits = np.stack([pair.bits for pair in pairs])
-    store.Store(path).write(shard.start, bits, columns, [pair.native for pair in pairs] * native)
+    bits = np.stack([pair.bits for pair in made])
+    pairs.write(shard.start, bits, columns, [pair.native for pair in made] * native)
 
 
-def _summary(path, plan, config):
-    group, lines = store.Store(path), store.Store(path).left_out()
-    split = group.column("split")
+def _summary(pairs, plan, config):
+    lines, split, skull = pairs.left_out(), pairs.column("split"), pairs.column("skull")
     if lines and (config.strict or 0 not in split):
         if 0 not in split:
-            store.discard(path)
+            store.discard(pairs.path)
         number = f"{len(lines)} of {len(plan.cases)} cases"
-        raise UserError(f"{path}: {number} cannot be used, the first: {lines[0]}")
-    parts = []
-    for number, name in enumerate(store.SPLITS):
-        skulls = len(np.unique(group.column("skull")[split == number]))
-        parts.append(f"{name} {np.sum(split == number)} pairs of {skulls} skulls")
-    print(f"{path}: {', '.join(parts)}")
+        raise UserError(f"{pairs.path}: {number} cannot be used, the first: {lines[0]}")
+    parts = [
+        f"{name} {np.sum(split == number)} pairs of {len(set(skull[split == number]))} skulls"
+        for number, name in enumerate(store.SPLITS)
+    ]
+    print(f"{pairs.path}: {', '.join(parts)}")
     empty = [name for number, name in enumerate(store.SPLITS) if number not in split]
     if empty and not config.splits:
         hint = "" if config.source == "skullbreak" else "; data.test, data.validation name skulls"

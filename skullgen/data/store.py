@@ -111,7 +111,7 @@ class Store:
     def _pairs(self):
         return zarr.open_array(self.path / "pairs", mode="r", zarr_format=3)
 
-    def column(self, name: str) -> Shaped[np.ndarray, "N *rest"]:
+    def column(self, name: str) -> Shaped[np.ndarray, "N ..."]:
         """A column, one of `COLUMNS`; UserError where it is damaged."""
         array = zarr.open_array(self.path / name, mode="r", zarr_format=3)
         with _damage(self.path / name):
@@ -270,7 +270,7 @@ class Store:
         return f"{self._files(row // self.shard)[-1]}: {_REMAKE}"
 
     def leave_out(self, row: int, why: str) -> None:
-        """Notes in one line why the case whose first row is `row` has no pairs, before its shard."""
+        """Notes in one line why the case that begins at `row` has no pairs, before its shard."""
         place = self.path / "left_out" / f"{row:06d}.txt"
         place.parent.mkdir(exist_ok=True)
         files.replace(place, f"{plain(why)}\n".encode())
@@ -337,9 +337,11 @@ def create(
             compressors=[ZstdCodec(), Crc32cCodec()],
             fill_value=-1,
         )
-    if path.exists():
-        raise UserError(f"{path}: no store of pairs, and in the way of one: move it away")
-    partial.rename(path)
+    try:
+        partial.rename(path)
+    except OSError:  # another process of this run was first
+        shutil.rmtree(partial)
+        provenance.require_same(path, Store(path).recipe, recipe)
     return Store(path)
 
 

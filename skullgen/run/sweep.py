@@ -1,87 +1,126 @@
 """A sweep: ordinary runs in folders of one folder, reused where they are done, then one table.
 
-Either table 1, or what a config file's `sweep(add)` declares (`variants`).
+Either table 1, or what a config file's `sweep(add)` declares:
 
-A finished run has a mark: what determines it, and the marks of the runs that it needs, so that a
-run whose data or generator was made again is not taken for done.
+def sweep(add):
+    for penalty in (1.0, 10.0):
+        for seed in range(3):
+            add({"model.penalty": penalty}, seed=seed)
+
+A finished run has a recipe: what determines it, and the recipes of the runs that it needs, so that
+a run whose data or generator was made again is not taken for done.
 """
 
-import hashlib
-import json
+import copy
+import re
 import time
 import traceback
+from collections.abc import Callable, Container
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
 
-from skullgen.core import files, jobs
+from skullgen.core import files, jobs, provenance
 from skullgen.core.errors import UserError, plain
-from skullgen.report import page
-from skullgen.run import stages, table1, variants, workdir
+from skullgen.report import page, tables
+from skullgen.run import config as command
+from skullgen.run import stages, table1, workdir
 
 FREE = (
-    *("workers", "share", "explore", "tensorboard", "compilation_cache"),
+    *("workers", "explore", "tensorboard", "compilation_cache"),
     *("log_every", "keep", "budget_mb"),
 )
+SHOWN = {  # title of a column that is printed -> the number in it
+    "test Dice": "vnet.test.dice",
+    "at 512³": "vnet.test.dice_512",
+    "bDSC": "vnet.test.bdsc",
+    "HD95, mm": "vnet.test.hd95_mm",
+    "real pairs: test Dice": "vnet_real.test.dice",
+    "nearest skull": "quality.skull.nearest_training_dice.generated",
+    "nearest defect": "quality.defect.nearest_training_dice.generated",
+    "copies": "quality.copies.skull.share_above",
+    "empty defects": "quality.removed.empty_defects",
+}
+NEAR = "mean Dice of a generated {} with the training one most like it; of an unseen real one"
+MEANS = {  # title -> what it says, and the number that it is held against
+    "test Dice": ("of the V-Net trained on generated pairs, on unseen skulls", None),
+    "real pairs: test Dice": ("of the V-Net trained on the real pairs", None),
+    "nearest skull": (NEAR.format("skull"), "quality.skull.nearest_training_dice.held_out"),
+    "nearest defect": (NEAR.format("defect"), "quality.defect.nearest_training_dice.held_out"),
+    "copies": ("share of skulls nearer to a training one than 95 % of unseen ones are", None),
+    "empty defects": ("share of generated pairs without a defect", None),
+}
+Job = table1.Job
 
 
-def sweep(config, folder, which, declare=None, fixed=()):
+def sweep(config: ConfigDict, folder: Path, which: str, named: command.Named) -> None:
     """Runs a sweep's jobs in `folder`: `list` shows them, a number runs one, or `all`.
 
-    config: with `config.table`, or `declare` is the config file's `sweep(add)` and `fixed` the
-    fields that the command line sets.
-
-    The list: number, wave (its runs need only runs of earlier waves), name, state.
-
-    Jobs that are finished are not run again. `all` goes on past a job that fails, and ends with
-    the table of what is there, and the report. Raises UserError where jobs failed.
+    config: with `config.table`, or the file that is `named` has a function `sweep(add)`. Jobs that
+    are finished are not run again. `all` goes on past a job that fails, and ends with the table of
+    what is there, and the report. Raises UserError where jobs failed.
     """
     if config.get("table"):
-        plan, rows = table1.plan(config, folder)
-    elif declare:
+        jobs_, rows = table1.plan(config, folder)
+    elif declare := named.sweep():
         if (folder / "real.zarr").exists() or (folder / "checkpoints").exists():
             raise UserError(f"{folder}: one run works here: choose another --workdir for a sweep")
-        plan, rows = variants.plan(config, declare, fixed)
+        jobs_, rows = plan(config, declare, named.overrides)
     else:
         raise UserError(
             "--sweep needs a config with `table`, as experiments/table1.py has, or with a function "
             "sweep(add), as experiments/vae_wgan.py has"
         )
-    names = [job.name for job in plan]
-    marks = {}
-    for job in plan:
-        marks[job.name] = _mark(job, folder, marks)
+    done = {}
+    for job in jobs_:
+        done[job.name] = _digest(job, folder, done)
     if which == "list":
-        waves = {}
-        print(f"  no  wave  {'run':50s} state")
-        for number, job in enumerate(plan):
-            needs = ", ".join(str(names.index(name)) for name in job.needs)
-            state = "done" if marks[job.name] else f"needs {needs}" if needs else ""
-            waves[job.name] = 1 + max([waves[name] for name in job.needs], default=-1)
-            print(f"{number:4d}  {waves[job.name]:4d}  {job.name:50s} {state}")
+        _list(jobs_, done)
         return
-    if which != "all" and not (which.isdecimal() and int(which) < len(plan)):
-        raise UserError(f"--sweep is {which!r}: list, all, or a number below {len(plan)}")
-    chosen = plan if which == "all" else [plan[int(which)]]
-    todo, failed = [job for job in chosen if not marks[job.name]], []
-    for job in todo:
+    if which != "all" and not (which.isdecimal() and int(which) < len(jobs_)):
+        raise UserError(f"--sweep is {which!r}: list, all, or a number below {len(jobs_)}")
+    failed = _run(jobs_, which, folder, done)
+    count = f"{sum(map(bool, done.values()))} of {len(jobs_)} runs are done"
+    print(count)
+    if which == "all":  # of one job nothing more: others of a cluster may be writing, too
+        _write(config, folder, (jobs_, rows), done, count)
+    if failed:
+        raise UserError(f"these jobs failed, see above: {', '.join(failed)}")
+
+
+def _list(plan, done):
+    """Number, wave (its runs need only runs of earlier waves), name, state."""
+    names, waves = [job.name for job in plan], {}
+    print(f"  no  wave  {'run':50s} state")
+    for number, job in enumerate(plan):
+        needs = ", ".join(str(names.index(name)) for name in job.needs)
+        state = "done" if done[job.name] else f"needs {needs}" if needs else ""
+        waves[job.name] = 1 + max([waves[name] for name in job.needs], default=-1)
+        print(f"{number:4d}  {waves[job.name]:4d}  {job.name:50s} {state}")
+
+
+def _run(plan, which, folder, done):
+    """Runs what is chosen and not done, and notes it in `done`; returns which jobs failed."""
+    chosen = list(enumerate(plan)) if which == "all" else [(int(which), plan[int(which)])]
+    todo, failed = [(number, job) for number, job in chosen if not done[job.name]], []
+    for _, job in todo:
         if not job.needs:  # wrong fields of a run cost no hours of those before it
             workdir.check(job.make(), folder / job.name)
     start = time.monotonic()
-    for turn, job in enumerate(todo):
-        number = names.index(job.name)
+    for turn, (number, job) in enumerate(todo):
         spent = time.monotonic() - start
         left = f", about {spent / turn * (len(todo) - turn) / 60:.0f} min left" if turn else ""
         print(f"== job {number} of {len(plan)}: {job.name}{left}", flush=True)
         try:
-            lacking = [name for name in job.needs if not marks[name]]
-            if lacking:
-                needed = names.index(lacking[0])
-                raise UserError(f"job {number} needs {needed} ({lacking[0]}) first")
-            made, path = job.make(), folder / job.name / "finished.json"
-            path.unlink(missing_ok=True)
-            workdir.run(made, folder / job.name)
-            files.write_json(path, _content(made, job, marks))
-            marks[job.name] = _mark(job, folder, marks)
+            for name in job.needs:
+                if not done[name]:
+                    needed = [other.name for other in plan].index(name)
+                    raise UserError(f"job {number} needs {needed} ({name}) first")
+            _finish(job, folder, done)
         except (jobs.Stopped, OSError):
             raise
         except Exception as error:  # of a user's own code, any
@@ -93,47 +132,60 @@ def sweep(config, folder, which, declare=None, fixed=()):
             failed.append(f"{number} ({job.name})")
         finally:
             jax.clear_caches()  # each program maps memory, and a process has only so many maps
-    count = f"{sum(map(bool, marks.values()))} of {len(plan)} runs are done"
-    print(count if todo else f"{count}: nothing to do")
-    if which == "all":  # of one job nothing more: others of a cluster may be writing, too
-        folder.mkdir(parents=True, exist_ok=True)  # where all failed
-        if config.get("table"):
-            _table1(config, folder, plan, rows, marks, count)
-        else:
-            runs = {job.name: its for job, its in zip(plan, rows, strict=True) if marks[job.name]}
-            table = variants.gather(config, folder, runs, count)
-            print("\n".join(map(plain, variants.describe(table))))
-        _describe(config, folder, plan)
-        print(page.write(folder))
-    if failed:
-        raise UserError(f"these jobs failed, see above: {', '.join(failed)}")
+    return failed
 
 
-def _content(config, job, marks):
-    fields = json.loads(config.to_json_best_effort())
-    fields = {name: value for name, value in fields.items() if name not in FREE}
-    return {"config": fields, "needs": {name: marks[name] for name in job.needs}}
+def _finish(job, folder, done):
+    made, place = job.make(), folder / job.name
+    (place / provenance.FILE).unlink(missing_ok=True)
+    workdir.run(made, place)
+    provenance.write(place, _recipe(made, job, done))
+    done[job.name] = _digest(job, folder, done)
 
 
-def _mark(job, folder, marks):
-    """The hash of a finished job's mark; None where it, or what it needs, is not as planned."""
-    path = folder / job.name / "finished.json"
-    if not path.exists() or not all(marks[name] for name in job.needs):
+def _recipe(config, job, done):
+    fields = {name: v for name, v in command.as_json(config).items() if name not in FREE}
+    return {"config": fields, "needs": {name: done[name] for name in job.needs}}
+
+
+def _digest(job, folder, done):
+    """The sum of a finished job's recipe; None where it, or what it needs, is not as planned."""
+    recipe = provenance.read(folder / job.name)
+    if recipe is None or not all(done[name] for name in job.needs):
         return None
-    same = files.read_json(path) == _content(job.make(), job, marks)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if same else None
+    same = not provenance.differences(recipe, _recipe(job.make(), job, done))
+    return provenance.digest(recipe) if same else None
 
 
-def _table1(config, folder, plan, rows, marks, count):
-    """Table 1, and figures 3 and 5, of the runs that are done."""
-    done = [row.done(marks) for row in rows]
-    table = table1.gather(config, folder, [row for row in done if any(row.folders)], count)
-    print("\n".join(map(plain, table1.describe(table))))
-    made = {job.name: job for job in plan}
+def _write(config, folder, plan, done, count):
+    """The table and the report of a sweep, and its `config.json` and `versions.json`."""
+    folder.mkdir(parents=True, exist_ok=True)  # where all failed
+    jobs_, rows = plan
+    if config.get("table"):
+        kept = [row for row in (row.done(done) for row in rows) if any(row.folders)]
+        table = table1.gather(config, folder, kept, count)
+        _compare(config, folder, {job.name: job for job in jobs_}, kept)
+    else:
+        pairs = zip(jobs_, rows, strict=True)
+        table = gather(config, folder, {job.name: its for job, its in pairs if done[job.name]})
+        table = table._replace(notes=[f"{count}. {table.notes[0]}", *table.notes[1:]])
+        files.replace(folder / "sweep.md", tables.markdown(table).encode())
+    print("\n".join(map(plain, tables.text(table))))
+    files.write_json(folder / "config.json", command.as_json(config))
+    seconds = {}
+    for job in jobs_:
+        spent = files.read_json(folder / job.name / "versions.json") or {}
+        seconds[job.name] = round(sum(spent.get("seconds", {}).values()), 1)
+    files.write_json(folder / "versions.json", {**stages.versions(), "seconds": seconds})
+    print(page.write(folder))
+
+
+def _compare(config, folder, made, rows):
+    """Figures 3 and 5 of the runs of table 1 that are done."""
     firsts = {
         row.title: next(name for fold in row.folders for name in fold)
-        for row in done
-        if any(row.folders) and not row.title.startswith("best")
+        for row in rows
+        if not row.title.startswith("best")
     }
     if "real" in firsts:
         real = folder / firsts["real"] / "real.zarr"
@@ -142,13 +194,159 @@ def _table1(config, folder, plan, rows, marks, count):
         stages.compare(folder, runs)
 
 
-def _describe(config, folder, plan):
-    """The sweep's `config.json`, and `versions.json` with the seconds of its runs."""
-    files.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
-    seconds = {}
-    for job in plan:
-        path = folder / job.name / "versions.json"
-        if path.exists():
-            spent = files.read_json(path).get("seconds", {}).values()
-            seconds[job.name] = round(sum(spent), 1)
-    files.write_json(folder / "versions.json", {**stages.versions(), "seconds": seconds})
+# --- What a config file's sweep(add) declares ----------------------------------------------------
+
+
+def plan(
+    config: ConfigDict, declare: Callable, fixed: Container[str] = ()
+) -> tuple[list[Job], list[dict[str, Any]]]:
+    """The runs that `declare` (a config file's `sweep`) adds to, and the fields of each.
+
+    config: what `get_config` returned, with the command line's overrides, which hold for all runs;
+    fixed: their fields.
+    `add({"model.penalty": 10.0}, seed=0)` adds a run with these fields, named as after
+    `--config.`. A run's folder is named by them alone: more runs rename none. Raises UserError for
+    a field that is not there, of another kind, or set twice.
+    """
+    runs = []
+    declare(lambda *given, **more: runs.append(dict(*given, **more)))
+    plan = [Job(_name(fields), (), lambda f=fields: _made(config, f)) for fields in runs]
+    for job, fields in zip(plan, runs, strict=True):
+        both = [field for field in fields if field in fixed]
+        if both:
+            raise UserError(f"--config.{both[0]} is set by sweep(add), too: leave one of them out")
+        if [other.name for other in plan].count(job.name) > 1:
+            raise UserError(f"sweep(add) adds the run {job.name} twice")
+        job.make()
+    if not plan:
+        raise UserError("sweep(add) adds no run")
+    return plan, runs
+
+
+def _name(fields):
+    parts = [f"{field}={_shown(value)}" for field, value in fields.items()]
+    return re.sub(r"[^\w.=+-]+", "_", command.folder_name(parts) or "base", flags=re.ASCII)
+
+
+def _shown(value):
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _made(config, fields):
+    made = copy.deepcopy(config)
+    with made.unlocked():
+        for field, value in fields.items():
+            try:
+                config_path.set_value(field, made, value)
+            except (AttributeError, LookupError):
+                raise UserError(f"sweep(add): the config has no field {field!r}") from None
+            except (TypeError, ValueError) as error:
+                raise UserError(f"sweep(add): config.{field} is {value!r}: {error}") from None
+    return made
+
+
+def numbers(result: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a run's `metrics.json` by dotted name.
+
+    Of the verdict `net.column.metric`, means over skulls; of the rest their place in the file.
+    """
+    found = {
+        f"{row['net']}.{row['column']}.{row['metric']}": row["mean"]
+        for row in (result.get("verdict") or {}).get("summary", ())
+        if row["by"] == "all"
+    }
+    return found | dict(_leaves(result.get("quality") or {}, "quality"))
+
+
+def _leaves(value, name):
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}")
+    elif isinstance(value, int | float):
+        yield name, float(value)
+
+
+class Entry(NamedTuple):
+    """A row of a sweep's table: its fields, its runs, and name -> mean, sd, runs."""
+
+    fields: dict[str, str]
+    runs: list[str]
+    numbers: dict[str, dict[str, Any]]
+
+
+def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) -> tables.Table:
+    """The table of a sweep's finished runs: means and deviations over seeds.
+
+    config: the sweep's. runs: name -> fields of the finished ones. Runs that differ in nothing but
+    seeds (`seed`, `segment.seed`, ...) share a row. Writes `sweep.json` (all numbers, of every run
+    too) and `sweep.csv` in `folder`.
+    """
+    fields = list(dict.fromkeys(f for own in runs.values() for f in own if not _is_seed(f)))
+    found = {name: numbers(files.read_json(folder / name / "metrics.json") or {}) for name in runs}
+    groups = {}
+    for name, own in runs.items():
+        place = tuple(_shown(own.get(f, config_path.get_value(f, config))) for f in fields)
+        groups.setdefault(place, []).append(name)
+    entries = [
+        Entry(dict(zip(fields, place, strict=True)), names, _means([found[n] for n in names]))
+        for place, names in groups.items()
+    ]
+    known = list(dict.fromkeys(key for entry in entries for key in entry.numbers))
+    table = _table(entries, fields, found, known)
+    made = [{"name": name, "fields": runs[name], "numbers": found[name]} for name in runs]
+    whole = {**table._asdict(), "entries": [entry._asdict() for entry in entries], "runs": made}
+    files.write_json(folder / "sweep.json", whole)
+    files.replace(folder / "sweep.csv", tables.csv_text(*_csv(entries, fields, known)).encode())
+    return table
+
+
+def _table(entries, fields, found, known):
+    own = {
+        key.removeprefix("vnet.test."): key for key in known if re.match(r"vnet\.test\..*\.", key)
+    }
+    shown = {title: key for title, key in {**SHOWN, **own}.items() if key in known}
+    rows = [
+        [*e.fields.values(), str(len(e.runs)), *(_cell(e.numbers.get(k)) for k in shown.values())]
+        for e in entries
+    ]
+    notes = ["Mean ± standard deviation over the runs of a row."]
+    if not known:
+        notes[0] += " No run has a metrics.json: name the stage `evaluate`."
+    over_all = _means(list(found.values()))
+    for title, (words, key) in MEANS.items():
+        if title in shown:
+            notes.append(f"{title}: {words}" + (f" {_cell(over_all.get(key))}." if key else "."))
+    for name, values in found.items():
+        heads = [f"{t} {values[k]:.3f}" for t, k in list(shown.items())[:4] if k in values]
+        notes.append(": ".join([name, *[", ".join(heads)] * bool(heads)]))
+    return tables.Table("Sweep", [*fields, "runs", *shown], rows, notes)
+
+
+def _csv(entries, fields, known):
+    columns = [*fields, "runs", *(f"{key}{end}" for key in known for end in ("", " sd"))]
+    rows = []
+    for entry in entries:
+        values = [entry.numbers.get(key, {}) for key in known]
+        cells = [value.get(what) for value in values for what in ("mean", "sd")]
+        rows.append([*entry.fields.values(), len(entry.runs), *cells])
+    return columns, rows
+
+
+def _is_seed(field):
+    return field.rpartition(".")[2] == "seed"
+
+
+def _means(found):
+    """Name -> mean, sd (None of one run) and number of the runs that have it."""
+    made = {}
+    for key in dict.fromkeys(key for one in found for key in one):
+        values = [one[key] for one in found if key in one]
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        made[key] = {"mean": float(np.mean(values)), "sd": sd, "runs": len(values)}
+    return made
+
+
+def _cell(found):
+    if found is None:
+        return "-"
+    return f"{found['mean']:.3f}" + ("" if found["sd"] is None else f" ± {found['sd']:.3f}")

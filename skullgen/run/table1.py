@@ -5,14 +5,19 @@ count and seed, all trained for the same number of updates. Runs on a cluster's 
 independent but for the stores that they need, by name.
 """
 
-from typing import NamedTuple
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from skullgen.core import files
-from skullgen.core.errors import UserError, one_of
+from skullgen.core import files, plugins
+from skullgen.core.errors import UserError, in_range, one_of
 from skullgen.evaluation import metrics, verdict
-from skullgen.run.variants import Job
+from skullgen.report import tables
 
 CONTROLS = {  # row -> store, augmentation
     "real": ("real", False),
@@ -21,6 +26,19 @@ CONTROLS = {  # row -> store, augmentation
     "fresh defects + augmentation": ("fresh", True),
 }
 RULES = {"mean training skull": "mean_skull", "mirror image": "mirror"}
+COLUMNS = (
+    *("trained on", "pairs", "train", "learnt from", "test [95 % interval]", "sd of seeds"),
+    *("test, model's grid", "test, native (ceiling)"),
+    *("test minus real only", "test minus best control"),
+)
+
+
+class Job(NamedTuple):
+    """One run: its folder, the folders that it needs, and `make() -> config`."""
+
+    name: str
+    needs: tuple[str, ...]
+    make: Callable[[], ConfigDict]
 
 
 class Row(NamedTuple):
@@ -30,116 +48,162 @@ class Row(NamedTuple):
     pairs: str
     folders: list[list[str]]
 
-    def done(self, marks):
+    def done(self, marks: dict[str, Any]) -> "Row":
         """The row with only the folders whose job has a mark."""
         return self._replace(folders=[[n for n in fold if marks[n]] for fold in self.folders])
 
 
-def plan(config, folder):
+class Net(NamedTuple):
+    """A V-Net to train: its row, its seed, the folders that it needs, and its stores.
+
+    stores: `segment.stores` and whether it is augmented, or a function that returns both.
+    """
+
+    title: str
+    pairs: str
+    seed: int
+    needs: tuple[str, ...]
+    stores: tuple[str, bool] | Callable[[], tuple[str, bool]]
+
+
+class Fold(NamedTuple):
+    """One fold of the cross-validation, or all where there are none."""
+
+    config: ConfigDict
+    folder: Path
+    number: int
+
+    @property
+    def place(self) -> str:
+        """How the folders of its runs begin."""
+        return f"fold{self.number}/" if self.config.table.folds else ""
+
+    @property
+    def data(self) -> str:
+        """The folder of its data."""
+        return f"{self.place}data"
+
+    @property
+    def real(self) -> Path:
+        """Its real pairs."""
+        return self.folder / self.data / "real.zarr"
+
+    def generator(self, model: str, seed: int) -> str:
+        """The folder of a generator; one for all seeds, unless `table.refit`."""
+        return f"{self.place}{model}-s{seed if self.config.table.refit else 0}"
+
+    def made(self, model: str, seed: int, count: int) -> str:
+        """The generated pairs of a model, as a part of `segment.stores`."""
+        return f"{self.folder / self.generator(model, seed) / 'generated.zarr'}:all:{count}"
+
+    def control(self, title: str) -> str:
+        """The pairs of a control, as a part of `segment.stores`."""
+        source, _ = CONTROLS[title]
+        count = "all" if source == "real" else self.config.table.fresh
+        return f"{self.folder / self.data / source}.zarr:train:{count}"
+
+    def net(self, net: Net) -> str:
+        """The folder of a V-Net."""
+        name = f"{self.place}{net.title}-{net.pairs}-s{net.seed}"
+        return name.replace(" + ", "+").replace(" ", "_")
+
+
+def plan(config: ConfigDict, folder: Path) -> tuple[list[Job], list[Row]]:
     """The jobs, in an order in which each comes after those that it needs, and the rows.
 
     config: an experiment with `table` and `generators` (`experiments/table1.py`). folder: of the
-    sweep. Raises UserError for a model that is not among `config.generators`.
+    sweep. Raises UserError for a wrong field of `config.table`.
     """
-    models = list(dict.fromkeys(filter(None, map(str.strip, config.table.models.split(",")))))
-    for name in models:
+    _check(config, folder)
+    folds = [Fold(config, folder, number) for number in range(max(config.table.folds, 1))]
+    plan, rows = [], {}
+    for fold in folds:
+        nets = [*_controls(fold), *_mixtures(fold)]
+        plan += [Job(fold.data, (), partial(_data, fold)), *_generators(fold)]
+        for net in nets:
+            plan.append(Job(fold.net(net), (fold.data, *net.needs), partial(_net, fold, net)))
+        for row in dict.fromkeys((net.title, net.pairs) for net in nets):
+            names = [fold.net(net) for net in nets if (net.title, net.pairs) == row]
+            rows.setdefault(row, []).append(names)
+    return plan, [Row(*row, names) for row, names in rows.items()]
+
+
+def _check(config, folder):
+    table = config.table
+    for name in plugins.listed(table.models):
         one_of("table.models", name, sorted(config.generators))
-    one_of("table.metric", config.table.metric, verdict.METRICS)
-    if (
-        not _counts(config)
-        or config.table.seeds < 1
-        or min(config.table.folds, config.table.fresh) < 0
-    ):
+    one_of("table.metric", table.metric, verdict.METRICS)
+    if not _counts(config):
+        raise UserError("table.counts is empty: numbers of pairs, comma-separated")
+    for count in _counts(config):
+        in_range("table.counts", count, 1)
+    in_range("table.seeds", table.seeds, 1)
+    in_range("table.folds", table.folds, 0)
+    in_range("table.fresh", table.fresh, 0)
+    if config.data.folds:
+        raise UserError("config.data.folds: set config.table.folds")
+    if "," in str(folder):
         raise UserError(
-            f"table.counts {config.table.counts!r}, seeds {config.table.seeds}, folds "
-            f"{config.table.folds}, fresh {config.table.fresh}: counts are numbers of 1 or more, "
-            "comma-separated, seeds 1 or more, the others 0 or more"
+            f"{folder}: a sweep's folder has no comma in its name: choose another --workdir"
         )
-    if config.data.folds or "," in str(folder):
-        raise UserError(
-            "config.data.folds: set config.table.folds"
-            if config.data.folds
-            else f"{folder}: a sweep's folder has no comma in its name: choose another --workdir"
-        )
-    parts = [_fold(config, folder, models, fold) for fold in range(max(config.table.folds, 1))]
-    rows = [Row(*key, [nets[key] for _, nets in parts]) for key in parts[0][1]]
-    return [job for jobs, _ in parts for job in jobs], rows
 
 
 def _counts(config):
-    """The numbers of pairs, rising; [] where the field is no list of numbers."""
-    parts = [part.strip() for part in config.table.counts.split(",")]
-    good = all(part.isdecimal() and int(part) for part in parts)
-    return sorted({int(part) for part in parts}) if good else []
+    """The numbers of pairs, rising."""
+    return sorted(
+        {int(part) if part.isdecimal() else 0 for part in plugins.listed(config.table.counts)}
+    )
 
 
-def _fold(config, folder, models, fold):
-    """A fold's jobs, and the folders of its V-Nets: (title, pairs) -> one a seed."""
-    table, place = config.table, f"fold{fold}/" if config.table.folds else ""
-    counts = _counts(config)
-    seeds, data, most = range(table.seeds), f"{place}data", str(counts[-1])
-    jobs, nets = [Job(data, (), lambda: _data(config, fold))], {}
+def _models(fold):
+    return list(dict.fromkeys(plugins.listed(fold.config.table.models)))
 
-    def generator(model, seed):
-        return f"{place}{model}-s{seed if table.refit else 0}"
 
-    def made(model, seed, count):
-        return f"{folder / generator(model, seed) / 'generated.zarr'}:all:{count}"
+def _generators(fold) -> Iterator[Job]:
+    for model in _models(fold):
+        for seed in range(fold.config.table.seeds) if fold.config.table.refit else (0,):
+            make = partial(_generator, fold, model, seed)
+            yield Job(fold.generator(model, seed), (fold.data,), make)
 
-    def kept(title):
-        source, _ = CONTROLS[title]
-        count = "all" if source == "real" else table.fresh
-        return f"{folder / data / source}.zarr:train:{count}"
 
-    def net(title, pairs, seed, needs, stores, augment=False):
-        name = f"{place}{title}-{pairs}-s{seed}".replace(" + ", "+").replace(" ", "_")
-        made = (config, folder / data, stores, augment, seed, (title, seed) == ("real", 0))
-        jobs.append(Job(name, (data, *needs), lambda: _net(*made)))
-        nets.setdefault((title, pairs), []).append(name)
+def _controls(fold) -> list[Net]:
+    """The V-Nets of real pairs and of fresh defects."""
+    table = fold.config.table
+    return [
+        Net(title, str(pairs), seed, (), (fold.control(title), augment))
+        for seed in range(table.seeds)
+        for title, (source, augment) in CONTROLS.items()
+        if (pairs := "all" if source == "real" else table.fresh)
+    ]
 
-    def best(model, seed):
-        def stores():
-            controls = {title: names for (title, _), names in nets.items() if title in CONTROLS}
-            title = best_control(folder, controls)
-            return f"{kept(title)},{made(model, seed, most)}", CONTROLS[title][1]
 
-        return stores
-
-    for model in models:
-        for seed in seeds if table.refit else (0,):
-            needs = (config, model, seed, counts[-1])
-            jobs.append(
-                Job(
-                    generator(model, seed),
-                    (data,),
-                    lambda needs=needs: _generator(folder / data, *needs),
-                )
-            )
-    for seed in seeds:
-        for title, (source, augment) in CONTROLS.items():
-            if source == "fresh" and not table.fresh:
-                continue
-            net(
-                title,
-                "all" if source == "real" else str(table.fresh),
-                seed,
-                (),
-                kept(title),
-                augment,
-            )
-    controls = [name for names in nets.values() for name in names]
-    for seed in seeds:
-        for model in models:
-            needs = (generator(model, seed),)
+def _mixtures(fold) -> Iterator[Net]:
+    """The V-Nets of generated pairs, alone and with others."""
+    counts = _counts(fold.config)
+    most = counts[-1]
+    controls = tuple(map(fold.net, _controls(fold)))
+    for seed in range(fold.config.table.seeds):
+        for model in _models(fold):
+            needs, made = (fold.generator(model, seed),), partial(fold.made, model, seed)
             for count in counts:
-                net(model, str(count), seed, needs, made(model, seed, count))
-            both = f"{kept('real')},{made(model, seed, most)}"
-            net(f"real + {model}", most, seed, needs, both)
-            net(f"best control + {model}", most, seed, (*needs, *controls), best(model, seed))
-    return jobs, nets
+                yield Net(model, str(count), seed, needs, (made(count), False))
+            both = f"{fold.control('real')},{made(most)}", False
+            yield Net(f"real + {model}", str(most), seed, needs, both)
+            best = partial(_with_best, fold, made(most))
+            title = f"best control + {model}"
+            yield Net(title, str(most), seed, (*needs, *controls), best)
 
 
-def best_control(folder, controls):
+def _with_best(fold, made):
+    """The stores of the best control with generated pairs: known when the controls are scored."""
+    folders = {}
+    for net in _controls(fold):
+        folders.setdefault(net.title, []).append(fold.net(net))
+    title = best_control(fold.folder, folders)
+    return f"{fold.control(title)},{made}", CONTROLS[title][1]
+
+
+def best_control(folder: Path, controls: dict[str, list[str]]) -> str:
     """The control with the highest mean Dice on the split `validation`, which judges nothing else.
 
     Without such a split it is the last, fresh defects with augmentation, chosen beforehand.
@@ -155,55 +219,53 @@ def best_control(folder, controls):
 
 
 def _base(config, stages):
-    base = config.copy_and_resolve_references()
+    base = copy.deepcopy(config)
     with base.unlocked():
         del base.table, base.generators
         base.stages = stages
     return base
 
 
-def _data(config, fold):
-    base = _base(config, "ingest")
-    base.data.folds, base.data.fold = config.table.folds, fold
-    base.segment.fresh = config.table.fresh
+def _data(fold):
+    base = _base(fold.config, ("ingest",))
+    base.data.folds, base.data.fold = fold.config.table.folds, fold.number
+    base.segment.fresh = fold.config.table.fresh
     return base
 
 
-def _generator(data, config, model, seed, count):
-    base = config.generators[model].copy_and_resolve_references()
+def _generator(fold, model, seed):
+    config = fold.config
+    base = copy.deepcopy(config.generators[model])
     base.model.resolution = config.model.resolution
-    base.stages = "ingest,train,generate"
+    base.stages = ("ingest", "train", "generate")
     base.seed = base.generate.seed = seed
-    base.generate.count = count
+    base.generate.count = _counts(config)[-1]
     base.workers = config.workers
     base.data.update(config.data)
-    base.data.update(source="store", root=str(data / "real.zarr"))
+    base.data.update(source="store", root=str(fold.real))
     return base
 
 
-def _net(config, data, stores, augment, seed, rules):
-    base = _base(config, "ingest,segment,evaluate")
-    base.data.update(source="store", root=str(data / "real.zarr"))
-    if callable(stores):  # known only when the controls are scored
-        stores, augment = stores()
+def _net(fold, net):
+    base = _base(fold.config, ("ingest", "segment", "evaluate"))
+    base.data.update(source="store", root=str(fold.real))
+    stores, augment = net.stores() if callable(net.stores) else net.stores
     base.segment.stores, base.segment.model.augment = stores, augment
-    base.segment.seed, base.segment.reference, base.segment.fresh = seed, False, 0
-    base.evaluate.rules = rules
+    base.segment.seed, base.segment.reference, base.segment.fresh = net.seed, False, 0
+    base.evaluate.rules = (net.title, net.seed) == ("real", 0)
     return base
 
 
 def _values(folder, column, metric="dice", net="vnet"):
     """Means by skull of a V-Net's column; {} where it is not evaluated yet."""
-    path = folder / "metrics.json"
-    if not path.exists():
-        return {}
-    cases = files.read_json(path)["verdict"]["cases"]
+    result = files.read_json(folder / "metrics.json")
+    cases = result["verdict"]["cases"] if result else []
     chosen = [case for case in cases if case["column"] == column and case["net"] == net]
     return verdict.by_skull(chosen, metric)
 
 
-def gather(config, folder, rows, done):
-    """Writes `table1.json` from the V-Nets that are evaluated; returns it.
+def gather(config: ConfigDict, folder: Path, rows: list[Row], done: str) -> tables.Table:
+    """The table of the V-Nets that are evaluated; writes `table1.json`, which has its numbers too.
 
     rows: as `plan` returns them. done: how many of the jobs are, in words.
     """
@@ -222,33 +284,15 @@ def gather(config, folder, rows, done):
         best = max(controls, key=lambda entry: entry["selection"], default=None)
     else:
         best = controls[-1] if controls else None
+    real = next((entry for entry in entries if entry["title"] == "real"), None)
     for entry in entries:
-        for name, other in (("minus_real", _find(entries, "real")), ("minus_best", best)):
+        for name, other in (("minus_real", real), ("minus_best", best)):
             entry[name] = None if other in (None, entry) else _minus(entry, other)
-    table = {
-        "title": f"Table 1: mean {metric} on real pairs; every V-Net has as many updates",
-        "columns": [
-            "trained on",
-            "pairs",
-            "train",
-            "learnt from",
-            "test [95 % interval]",
-            "sd of seeds",
-            "test, model's grid",
-            "test, native (ceiling)",
-            "test minus real only",
-            "test minus best control",
-        ],
-        "rows": [_line(entry) for entry in entries],
-        "notes": _remarks(config, entries, best, done),
-        "entries": entries,
-    }
-    files.write_json(folder / "table1.json", table)
+    title = f"Table 1: mean {metric} on real pairs; every V-Net has as many updates"
+    notes = _remarks(config, entries, best, done)
+    table = tables.Table(title, list(COLUMNS), list(map(_line, entries)), notes)
+    files.write_json(folder / "table1.json", {**table._asdict(), "entries": entries})
     return table
-
-
-def _find(entries, title):
-    return next((entry for entry in entries if entry["title"] == title), None)
 
 
 def _entry(folder, row, net, metric):
@@ -304,25 +348,12 @@ def _minus(entry, other):
 
 
 def _line(entry):
-    def number(value, sign=""):
-        return "-" if value is None else f"{value:{sign}.3f}"
-
-    def span(values, sign=""):
-        if values is None or values["low"] is None:
-            return number(values and values["mean"], sign)
-        return f"{values['mean']:{sign}.3f} [{values['low']:{sign}.3f}, {values['high']:{sign}.3f}]"
-
+    number, span = tables.number, tables.span
     return [
-        entry["title"],
-        entry["pairs"],
-        number(entry["train"]),
-        number(entry["validation"]),
-        span(entry),
-        number(entry["seed_sd"]),
-        number(entry["grid"]),
+        *(entry["title"], entry["pairs"], number(entry["train"]), number(entry["validation"])),
+        *(span(entry), number(entry["seed_sd"]), number(entry["grid"])),
         f"{number(entry['native'])} ({number(entry['ceiling'])})",
-        span(entry["minus_real"], "+"),
-        span(entry["minus_best"], "+"),
+        *(span(entry["minus_real"], "+"), span(entry["minus_best"], "+")),
     ]
 
 
@@ -342,17 +373,3 @@ def _remarks(config, entries, best, done):
         f"best control: {best['title'] if best else '-'}, chosen on the split `validation`, which "
         "judges nothing (beforehand, where there is none; in `best control + ...` fold by fold).",
     ]
-
-
-def describe(table):
-    """The table as lines of text."""
-    cells = [table["columns"], *table["rows"]]
-    wide = [max(len(row[i]) for row in cells) for i in range(len(table["columns"]))]
-    lines = [
-        "  ".join(
-            text.ljust(w) if i < 2 else text.rjust(w)
-            for i, (text, w) in enumerate(zip(row, wide, strict=True))
-        )
-        for row in cells
-    ]
-    return [table["title"], *lines, *table["notes"]]

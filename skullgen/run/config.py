@@ -1,0 +1,178 @@
+"""The config that a command line names, and mistakes in either, in one line."""
+
+import copy
+import hashlib
+import json
+import os
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from skullgen.core import files, plugins
+from skullgen.core.errors import UserError, plain
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
+AGAIN = Path(__file__).resolve().parents[2] / "experiments" / "again.py"
+PATHS = (
+    *("data.root", "generate.weights", "segment.stores", "explore.stores", "gallery.stores"),
+    *("predict.file", "predict.folder", "predict.weights", "export.store", "export.folder"),
+)
+# What a run is, these do not change.
+UNNAMED = ("stages=", "data.root=", "explore.", "export.", "predict.", "gallery.")
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Flags from the command line; a mistake in them or in the config file ends us with code 2."""
+    logging.set_verbosity(logging.ERROR)
+    file = config_file(argv)
+    if file.endswith(".json"):
+        reader = f"{AGAIN}:{file}"
+        words = {file: reader, f"--config={file}": f"--config={reader}"}
+        argv = [words.get(word, word) for word in argv]
+    try:
+        rest = flags.FLAGS(argv)
+        config = CONFIG.value
+        if not config_file(argv):
+            _fail("which experiment? For example --config experiments/vae_wgan.py")
+        _ = config.stages  # a config that could not be loaded raises only when it is used
+        if not isinstance(config, ConfigDict):
+            raise TypeError
+    except Exception as error:  # of the config file's own code, any
+        _fail(_mistake(error, argv))
+    if rest[1:]:
+        _fail(f"{rest[1]!r} is no flag: fields are set by --config.FIELD=VALUE")
+    return rest
+
+
+def config_file(argv: Sequence[str]) -> str:
+    """The config file that a command line names, or ""."""
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    named = [one.partition("=")[2] or two for one, two in pairs if re.match("--?config(=|$)", one)]
+    return named[-1].partition(":")[0] if named else ""
+
+
+class Named(NamedTuple):
+    """The config that a command line names: its file, what follows the colon, and what it sets."""
+
+    file: Path
+    word: str
+    overrides: dict[str, Any]
+
+    @property
+    def again(self) -> Path | None:
+        """The folder of the run whose `config.json` is the config, or None."""
+        return Path(self.word).parent if self.file == AGAIN else None
+
+    def folder(self, sweeping: bool) -> Path:
+        """`runs/<config>[-<size>][-<overrides>][-sweep]`, or the folder of a `config.json`."""
+        if self.again:
+            return self.again
+        fields = [f"{name}={value}" for name, value in self.overrides.items()]
+        parts = [part for part in (self.file.stem, self.word, *fields) if part]
+        parts = [part for part in parts if not part.startswith(UNNAMED)]
+        return Path("runs") / folder_name([*parts, *["sweep"] * sweeping])
+
+    def sweep(self) -> Callable | None:
+        """The function `sweep(add)` of the config file, or None."""
+        return runpy.run_path(str(self.file)).get("sweep")
+
+
+def named(flag: Any = None) -> Named:
+    """The config of the flag `config`."""
+    flag = flag or flags.FLAGS["config"]
+    file, _, word = flag.config_filename.partition(":")
+    return Named(Path(file), word, config_flags.get_override_values(flag))
+
+
+def folder_name(parts: Iterable[str]) -> str:
+    """The words of a folder's name, joined: without a slash or a comma, of 120 bytes at most."""
+    name = "-".join(parts).replace("/", "_").replace(",", "+")
+    if len(name.encode()) > 120:  # a file system's names have 255 bytes
+        name = f"{name[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return name
+
+
+def stages(config: ConfigDict, known: Sequence[str]) -> list[str]:
+    """The names in `config.stages`; UserError unless all of them are in `known`."""
+    names = plugins.listed(config.stages)
+    if not names or not set(names) <= set(known):
+        raise UserError(
+            f"stages is {', '.join(names)!r}: name some of {', '.join(known)}, comma-separated"
+        )
+    return names
+
+
+def at_home(config: ConfigDict) -> ConfigDict:
+    """A copy of the config with the home folder for each `~` that begins a path."""
+    config = copy.deepcopy(config)
+    for field in PATHS:
+        section, name = field.split(".")
+        if name in config.get(section, ()):
+            home = re.sub(
+                r"(^|,\s*)(~[^/,]*)",
+                lambda at: at[1] + os.path.expanduser(at[2]),
+                config[section][name],
+            )
+            config[section][name] = home
+    return config
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON has it: its references resolved, its tuples lists."""
+    return json.loads(config.to_json_best_effort())
+
+
+def _mistake(error, argv):
+    """What is wrong with the command line, or with the config file that it names, in one line."""
+    file = config_file(argv)
+    given = [part for part in argv[1:] if part.startswith("--config.")]
+    where = f" (no such field? {' '.join(given)})" if given else ""
+    where = "" if isinstance(error, flags.Error) else where
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    if file and not Path(file).is_file():
+        return f"{file}: no such config file"
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or file}, line {error.lineno or 1}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if os.path.realpath(file) == frame.filename]
+    if lines and not isinstance(error, ValueError):
+        return f"{file}, line {lines[-1]}: {type(error).__name__}: {error}"
+    if not (given or isinstance(error, flags.Error | ValueError)):
+        return f"{file}: it needs a function get_config() that returns a ConfigDict with `stages`"
+    words = str(error.args[0] if len(error.args) == 1 else error)
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    causes = [line for line in lines if re.match(r"\w+Error: ", line)]
+    return (causes[-1].split(": ", 1)[1] if causes else " ".join(lines)) + where
+
+
+def report(error: Exception) -> int | None:
+    """Prints what a person can use of an error; returns the exit code, or None to raise it."""
+    from skullgen.core import jobs
+
+    if isinstance(error, jobs.Stopped):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 128 + error.signum
+    place = getattr(error, "filename", None)
+    if isinstance(error, UserError):
+        words, code = str(error), error.code
+    elif files.is_full(error):
+        words, code = str(files.no_room(Path(place or "."), 0)), 2
+    elif isinstance(error, OSError) and place:
+        words, code = plain(f"{place}: {error.strerror}"), 2
+    else:
+        return None
+    print(f"error: {words}", file=sys.stderr)
+    return code
+
+
+def _fail(text):
+    print(f"error: {plain(text)}", file=sys.stderr)
+    sys.exit(2)
