@@ -162,7 +162,7 @@ class Run:
         encode = jax.jit(model.encode)
 
         def run(bits):
-            return encode(state, steps.unpack(bits, self._size).astype(jnp.float32))
+            return encode(state, steps.unpack(jnp.asarray(bits), self._size).astype(jnp.float32))
 
         return generate.whole_batches(run, store.pack(pairs.astype(bool)), BATCH)
 

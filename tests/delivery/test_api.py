@@ -218,7 +218,7 @@ def test_encode_is_the_models_and_interpolation_ends_at_its_ends(hybrid_run):
     np.testing.assert_allclose(z, jax.jit(model.encode)(state, pairs), atol=1e-5)
     way = loaded.interpolate(pairs[0], pairs[1], steps=5)
     np.testing.assert_array_equal(way[[0, -1]], loaded.decode(z[:2]))
-    middle = explore.spherical(z[0], z[1], [0.5])
+    middle = explore.spherical(z[0], z[1], np.array([0.5]))
     np.testing.assert_array_equal(way[2:3], loaded.decode(middle))
     straight = loaded.interpolate(z[0], z[1], steps=3, way="linear")
     np.testing.assert_array_equal(straight[1:2], loaded.decode(z[:2].mean(axis=0, keepdims=True)))
@@ -250,7 +250,7 @@ def test_mistakes_are_one_line(toy_run, hybrid_run, tmp_path):
     refused("no config that skullgen wrote", skullgen.load, tmp_path)
 
     toy, loaded = skullgen.load(toy_run), skullgen.load(hybrid_run[0])
-    judge = skullgen.Run(toy_run, ConfigDict({"model_name": ""}))
+    judge = skullgen.Run(toy_run, ConfigDict({"model_name": "", "model": {}}))
     refused("model_name is ''", judge.latents)
     refused("'tests.toy': it has no encode", toy.encode, np.zeros((1, SIZE, SIZE, SIZE, 2)))
     refused(r"pairs are of shape \[8, 8, 8, 2\]", loaded.encode, np.zeros((SIZE, SIZE, SIZE, 2)))
