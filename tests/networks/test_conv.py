@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from skullgen.networks import conv
+from skullgen.networks import conv, conv_cpu
 
 LAYOUT = ("NXYZC", "XYZIO", "NXYZC")
 IMPLS = ("matmul", "lax")
@@ -46,7 +46,7 @@ def close(a, b, rel=1e-4):
 
 
 def test_shapes_cover_both_matmul_forms():
-    forms = {conv._patches_win([s // 2 for s in sides]) for sides, _, _ in SHAPES}
+    forms = {conv_cpu.patches_win([s // 2 for s in sides]) for sides, _, _ in SHAPES}
     assert forms == {True, False}
 
 
@@ -80,8 +80,8 @@ def test_value_and_gradients_equal_plain_lax(sides, c, o, impl):
 @pytest.mark.parametrize(("sides", "c", "o"), SHAPES)
 def test_one_sample_at_a_time_gives_the_same(sides, c, o, monkeypatch):
     x, w, g = arrays(sides, c, o)
-    monkeypatch.setattr(conv, "_CHUNK", 1)
-    assert conv._samples(len(x), 1) == 1
+    monkeypatch.setattr(conv_cpu, "CHUNK", 1)
+    assert conv_cpu._samples(len(x), 1) == 1
     matmul = functools.partial(conv.conv, impl="matmul")
     close(jax.vjp(matmul, x, w)[1](g), jax.vjp(plain_conv, x, w)[1](g))
     close(matmul(x, w), plain_conv(x, w))
@@ -89,9 +89,9 @@ def test_one_sample_at_a_time_gives_the_same(sides, c, o, monkeypatch):
 
 def test_samples_at_a_time_divide_the_batch():
     # 6 samples of a quarter of the chunk: 4 fit, 3 divide.
-    assert conv._samples(6, conv._CHUNK // 4) == 3
-    assert conv._samples(6, 10 * conv._CHUNK) == 1
-    assert conv._samples(7, 1) == 7
+    assert conv_cpu._samples(6, conv_cpu.CHUNK // 4) == 3
+    assert conv_cpu._samples(6, 10 * conv_cpu.CHUNK) == 1
+    assert conv_cpu._samples(7, 1) == 7
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -136,7 +136,7 @@ def test_same_of_any_kernel_equals_plain_lax(kernel, impl):
 @pytest.mark.parametrize("inner", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [4, 5])
 def test_every_form_of_same_gives_the_same(inner, kernel, monkeypatch):
-    monkeypatch.setattr(conv, "_form", lambda sides, sizes, c, o: (inner, conv._CHUNK))
+    monkeypatch.setattr(conv_cpu, "form", lambda sides, sizes, c, o: (inner, conv_cpu.CHUNK))
     x, w, g = normal((2, 2, 6, 4, 3), (kernel,) * 3 + (3, 5), (2, 2, 6, 4, 5))
     ours = functools.partial(conv.conv_same, impl="matmul")
     close(ours(x, w), plain_same(x, w))
