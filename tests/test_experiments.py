@@ -83,7 +83,10 @@ def test_paper_size_has_section_4_3s_numbers(name):
     assert config.batch_size == 8
     assert (config.model.resolution, config.model.latent) == (128, 200)
     assert tuple(config.model.widths) == (64, 128, 256, 512)
-    assert config.model.head == ("linear" if name == "introvae" else "independent")
+    # The baseline VAE is IntroVAE's preliminary stage.
+    assert config.model.head == ("linear" if name in ("introvae", "vae") else "independent")
+    assert {config.model.precision, config.segment.model.precision} == {"float32"}
+    assert config.explore.umap
     assert config.model.latents == "prior"
     assert config.generate.count == 40_000
     if "wgan" in name:

@@ -19,9 +19,8 @@ from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import defects, ingest, store
 from skullgen.evaluation import judges, metrics
-from skullgen.models import steps
 from skullgen.run import workdir
-from skullgen.training import contract, loop
+from skullgen.training import logs, loop, methods, parallel
 from tests import toy_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -223,7 +222,7 @@ def test_noise_in_a_step_is_drawn_as_shown(tmp_path, monkeypatch):
     config.channel_weights = (1.0, 4.0)
     contract.require("noiselab.noisy", config, 16, [dict(step="reconstruct", updates=1)])
     made = loop.load_model("noiselab.noisy", config)
-    update = steps.data_parallel(made.steps["reconstruct"], 16, jax.local_devices()[:1])
+    update = parallel.data_parallel(made.steps["reconstruct"], 16, jax.local_devices()[:1])
     bits = np.zeros((4, 16**3 // 4), np.uint8)
     _, measured = update(made.init(jax.random.key(0)), bits, np.arange(4)[None])
     assert measured["spread"] > 0.01  # each sample has its own
