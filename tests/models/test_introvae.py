@@ -11,7 +11,7 @@ from skullgen.data import store
 from skullgen.models import introvae as introvae_model
 from skullgen.models import steps
 from skullgen.networks import losses
-from skullgen.training import loop
+from skullgen.training import methods
 
 SIZE = 8
 ENCODER, DECODER = 0, 1  # the losses' arguments
@@ -25,7 +25,7 @@ def _config(module=introvae, **fields):
 
 def _start(config):
     """The model and its state; threefry, since rbg under vmap is not per key."""
-    model = loop.load_model(config.model_name, config.model)
+    model = methods.load_model(config.model_name, config.model)
     state = jax.jit(model.init)(jax.random.key(0))
     return model, state.replace(key=jax.random.key(1, impl="threefry2x32"))
 
@@ -224,7 +224,7 @@ def test_decode_is_the_clipped_output_and_latents_may_be_the_aggregate_posterior
 
 def test_other_heads_are_refused():
     with pytest.raises(UserError, match=r"model\.head is 'exclusive': choose one of linear"):
-        loop.load_model("introvae", _config(head="exclusive").model)
+        methods.load_model("introvae", _config(head="exclusive").model)
 
 
 def _records(phase, reconstruction=(0.5,), prior=(0.5,)):

@@ -16,7 +16,7 @@ from skullgen.models import vae_wgan as vae_wgan_model
 from skullgen.models import wgan_gp as wgan_gp_model
 from skullgen.networks import losses, modules
 from skullgen.networks.modules import AXIS
-from skullgen.training import loop
+from skullgen.training import methods
 
 SIZE = 8
 KEY = jax.random.key(0)
@@ -30,7 +30,7 @@ def _config(module, **fields):
 
 def _start(config):
     """The model and its state; threefry, since rbg under vmap is not per key."""
-    model = loop.load_model(config.model_name, config.model)
+    model = methods.load_model(config.model_name, config.model)
     state = jax.jit(model.init)(jax.random.key(0))
     return model, state.replace(key=jax.random.key(1, impl="threefry2x32"))
 
@@ -89,7 +89,7 @@ def test_bfloat16_stays_within_a_fiftieth_of_float32_for_20_updates(
         settings = config.segment.model if module is vnet else config.model
         with settings.unlocked():
             settings.update(resolution=SIZE, precision=precision)
-        model = loop.load_model(config.model_name or "vnet", settings)
+        model = methods.load_model(config.model_name or "vnet", settings)
         state = jax.jit(model.init)(jax.random.key(0))
         state = state.replace(key=jax.random.key(1, impl="threefry2x32"))
         run = steps.data_parallel(model.steps[name], SIZE, jax.local_devices()[:1])
@@ -186,7 +186,7 @@ def test_warm_start_makes_the_decoder_the_generator(data):
     state, _ = _run(model, "vae", state, data, 1, 1)
     z = jax.random.normal(jax.random.key(2), (2, 4))
     made = model.decode(state, z)
-    alone = loop.load_model("vae", _config(vae).model).decode(state, z)
+    alone = methods.load_model("vae", _config(vae).model).decode(state, z)
     np.testing.assert_array_equal(made, alone)
     with pytest.raises(UserError, match=r"model\.generator_norm is 'batch'"):
         _start(_config(vae_wgan, generator_norm="batch"))

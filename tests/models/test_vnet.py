@@ -14,7 +14,7 @@ from skullgen.core.errors import UserError
 from skullgen.data import store
 from skullgen.models import steps, vnet
 from skullgen.networks import conv
-from skullgen.training import loop
+from skullgen.training import methods
 
 SIZE = 8
 LAYOUT = ("NXYZC", "XYZIO", "NXYZC")
@@ -45,7 +45,7 @@ def _config(**fields):
 
 def _start(**fields):
     """The model and its state; threefry, since rbg under vmap is not per key."""
-    model = loop.load_model("vnet", _config(**fields))
+    model = methods.load_model("vnet", _config(**fields))
     state = jax.jit(model.init)(jax.random.key(0))
     return model, state.replace(key=jax.random.key(1, impl="threefry2x32"))
 
