@@ -188,7 +188,7 @@ def test_decode_is_the_clipped_output_and_latents_may_be_the_aggregate_posterior
 
 def test_other_heads_are_refused():
     with pytest.raises(UserError, match=r"model\.head is 'exclusive': choose one of linear"):
-        loop.load_model("introvae", _config(head="exclusive").model)
+        methods.load_model("introvae", _config(head="exclusive").model)
 
 
 def _records(phase, reconstruction=(0.5,), prior=(0.5,)):
