@@ -23,7 +23,7 @@ RESAMPLES = 10_000
 
 Mask = Bool[np.ndarray, "X Y Z"]
 Share = Float[np.ndarray, "D D D"] | Bool[np.ndarray, "D D D"]  # of bone, 0 to 1
-Voxel = float | tuple[float, float, float] | Float[np.ndarray, " 3"]
+Voxel = float | int | tuple[float | int, ...] | Float[np.ndarray, " 3"]
 Native = tuple[Mask, Float[np.ndarray, "4 4"]]  # a mask and its affine, as of `Store.native`
 _FORM = "(prediction, truth, skull, voxel_mm) -> a number or None"
 

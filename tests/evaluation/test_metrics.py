@@ -263,7 +263,7 @@ def _native(seed=0):
 
 def test_native_scores_on_the_models_own_grid():
     probability, truth, _ = _native()
-    got = metrics.native_scores(probability, truth, MODEL, truth, MODEL)
+    got = metrics.native_scores(probability, truth, MODEL, (truth, MODEL))
     mask = probability > 0.5
     assert got["dice_native"] == metrics.dice(mask, truth) < 1 == got["ceiling_native"]
     assert got["hd95_native_mm"] == metrics.hd95(mask, truth, 2.0)
@@ -275,7 +275,7 @@ def test_native_scores_of_an_upsampled_truth(rule):
     affine = np.diag([0.5, 0.5, 0.5, 1])
     affine[:3, 3] = -0.75
     native = _enlarged(2 * truth, 32, rule, 1)
-    got = metrics.native_scores(probability, truth, MODEL, native, affine, rule, 0.6)
+    got = metrics.native_scores(probability, truth, MODEL, (native, affine), rule, 0.6)
     expected = metrics.upsampled_dice(probability, truth, 32, rule, 0.6)
     assert got["ceiling_native"] == 1 and got["dice_native"] == expected < 1
 
@@ -286,10 +286,10 @@ def test_native_scores_by_hand():
     affine = np.diag([1.0, 2, 2, 1])
     affine[0, 3] = -3.5
     native = _blocks((14, 4, 4), np.s_[0:8])
-    got = metrics.native_scores(truth & False, truth, MODEL, native, affine, "nearest")
+    got = metrics.native_scores(truth & False, truth, MODEL, (native, affine), "nearest")
     assert got["ceiling_native"] == 2 * 4 / (4 + 8) and got["dice_native"] == 0
     assert got["hd95_native_mm"] == pytest.approx(np.sqrt(14**2 + 8**2 + 8**2))
-    shifted = metrics.native_scores(truth, truth, MODEL, native[::-1], affine, "nearest")
+    shifted = metrics.native_scores(truth, truth, MODEL, (native[::-1], affine), "nearest")
     # Bone at x 3..6 against 6..13.
     assert shifted["dice_native"] == 2 * 1 / (4 + 8)
 
@@ -303,7 +303,7 @@ def test_native_scores_by_hand():
 )
 def test_native_scores_do_not_depend_on_the_order_of_the_axes(order, flips, angle, rule):
     probability, truth, native = _native()
-    expected = metrics.native_scores(probability, truth, MODEL, native, FINE, rule)
+    expected = metrics.native_scores(probability, truth, MODEL, (native, FINE), rule)
     assert 0.3 < expected["dice_native"] < 0.95 and expected["ceiling_native"] < 1
     turn = np.eye(4)[:, [*order, 3]]
     data, affine = native.transpose(order), FINE @ turn
@@ -315,14 +315,14 @@ def test_native_scores_do_not_depend_on_the_order_of_the_axes(order, flips, angl
     # Both grids lie askew in the scanner.
     tilt, angle = np.eye(4), np.deg2rad(angle)
     tilt[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    got = metrics.native_scores(probability, truth, tilt @ MODEL, data, tilt @ affine, rule)
+    got = metrics.native_scores(probability, truth, tilt @ MODEL, (data, tilt @ affine), rule)
     assert got == pytest.approx(expected, abs=1e-12)
 
 
 def test_native_scores_against_the_whole_enlarged_mask():
     probability, truth, native = _native(1)
     found, best = (grids.enlarge(part, MODEL, FINE, native.shape) for part in (probability, truth))
-    got = metrics.native_scores(probability, truth, MODEL, native, FINE)
+    got = metrics.native_scores(probability, truth, MODEL, (native, FINE))
     assert got["dice_native"] == metrics.dice(found, native)
     assert got["ceiling_native"] == metrics.dice(best, native)
     assert got["hd95_native_mm"] == metrics.hd95(found, native, (0.5, 1, 2))
@@ -347,7 +347,7 @@ def test_one_skull_has_no_interval():
 
 def test_a_t_interval_by_hand():
     # Mean 2, deviation 1, t of 2 degrees of freedom at 97.5% 4.3027.
-    _, low, high, _ = metrics.interval([1, 2, 3])
+    _, low, high, _ = metrics.interval([1.0, 2.0, 3.0])
     assert (high - 2) == pytest.approx(2 - low) == pytest.approx(4.30265 / np.sqrt(3), rel=1e-5)
 
 
