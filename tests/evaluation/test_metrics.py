@@ -1,13 +1,14 @@
 """The official definitions by hand, and every shortcut against the brute force that it replaces."""
 
-import subprocess
 import sys
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 from scipy import ndimage, stats
 from scipy.spatial.distance import cdist
 
@@ -28,11 +29,6 @@ def _blocks(shape, *sides):
 def _random(seed, shape, *shares):
     draw = np.random.default_rng(seed)
     return [draw.random(shape) < share for share in shares]
-
-
-def test_it_imports_no_jax():
-    code = "import sys, skullgen.evaluation.metrics; sys.exit('jax' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- Dice and boundary Dice --------------------------------------------------------------------
@@ -328,11 +324,39 @@ def test_native_scores_against_the_whole_enlarged_mask():
     assert got["hd95_native_mm"] == metrics.hd95(found, native, (0.5, 1, 2))
 
 
+# --- A user's own ------------------------------------------------------------------------------
+
+
+def test_a_users_own_metric_is_a_number_or_none_and_keeps_its_traceback(monkeypatch):
+    lab = SimpleNamespace(
+        size=lambda prediction, truth, skull, voxel_mm: prediction.sum() * voxel_mm,
+        none=lambda *masks: None,
+        nan=lambda *masks: float("nan"),
+        broken=lambda *masks: {}["a key"],
+    )
+    monkeypatch.setitem(sys.modules, "lab", lab)
+    masks = (np.ones((2, 2, 2), bool),) * 3
+
+    def value(name):
+        return metrics._own(f"lab.{name}", masks, 0.5, "s.zarr, pair 3")
+
+    assert value("size") == 4.0 and type(value("size")) is float and value("none") is None
+    with pytest.raises(
+        UserError, match=r"lab\.nan of s\.zarr, pair 3, is nan: it must be a finite"
+    ):
+        value("nan")
+    with pytest.raises(KeyError, match="a key"):
+        value("broken")
+    assert metrics.own(ConfigDict({"metrics": "lab.size, lab.nan,lab.size"})) == (
+        "lab.size",
+        "lab.nan",
+    )
+
+
 # --- Intervals ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [2, 5, 9])
-@pytest.mark.parametrize("level", [0.9, 0.95])
+@pytest.mark.parametrize(("count", "level"), [(2, 0.95), (5, 0.9), (9, 0.95)])
 def test_few_skulls_have_a_t_interval(count, level):
     values = np.random.default_rng(count).random(count)
     mean, low, high, kind = metrics.interval(values, level)
@@ -341,11 +365,10 @@ def test_few_skulls_have_a_t_interval(count, level):
     assert kind == "t over skulls"
 
 
-def test_one_skull_has_no_interval():
+def test_intervals_by_hand():
     assert metrics.interval([0.25]) == (0.25, None, None, "none")
-
-
-def test_a_t_interval_by_hand():
+    for count in (4, 12):
+        assert metrics.interval([0.5] * count)[:3] == (0.5, 0.5, 0.5)
     # Mean 2, deviation 1, t of 2 degrees of freedom at 97.5% 4.3027.
     _, low, high, _ = metrics.interval([1.0, 2.0, 3.0])
     assert (high - 2) == pytest.approx(2 - low) == pytest.approx(4.30265 / np.sqrt(3), rel=1e-5)
@@ -361,11 +384,6 @@ def test_many_skulls_are_bootstrapped(count):
     other = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=rng)
     noise = 0.06 * values.std() / np.sqrt(count)  # of two seeds' quantiles
     assert (low, high) == pytest.approx(tuple(other.confidence_interval), abs=3 * noise)
-
-
-def test_equal_values_have_an_interval_of_no_width():
-    assert metrics.interval([0.5] * 12)[:3] == (0.5, 0.5, 0.5)
-    assert metrics.interval([0.5] * 4)[:3] == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(("count", "least", "most"), [(6, 0.92, 0.98), (20, 0.89, 0.97)])
