@@ -89,8 +89,8 @@ def test_numbers_are_of_the_pairs_that_are_used(tmp_path):
     real, made = _store(tmp_path / "real.zarr"), _store(tmp_path / "made.zarr", 4, [-1] * 4)
     _list(made, "0\n")
     _list(real, "1\n")
-    assert generate.removed(made)["pairs"] == 3
-    found = fidelity.quality(real, made)
+    assert generate.removed(store.Store(made))["pairs"] == 3
+    found = fidelity.fidelity(store.Store(real), store.Store(made))
     assert found["compared"] == 3
     closest = found["copies"]["pair"]["closest"]
     assert sorted(row["generated"] for row in closest) == [1, 2, 3]  # rows, as the list has them
@@ -145,7 +145,8 @@ def test_pairs_are_compared_with_all_that_was_learnt(tmp_path):
     real = tmp_path / "real.zarr"
     _list(real, "\n".join(map(str, store.Store(real).rows("train")[:12])))
     assert judged() == before
-    assert fidelity.quality(real, tmp_path / "generated.zarr") != before[0]
+    generated = store.Store(tmp_path / "generated.zarr")
+    assert fidelity.fidelity(store.Store(real), generated) != before[0]
 
 
 def test_a_run_made_again_says_what_its_first_one_left_out(tmp_path, capsys):

@@ -295,7 +295,7 @@ def test_affines_that_fit_no_grid_are_named(tmp_path):
     make(path)
     zarr.open_array(path / "affine", mode="r+")[0] = 0
     with pytest.raises(UserError, match="pair 0: its affines fit no grid"):
-        metrics.case(path, 0, np.zeros((SIZE,) * 3), "probability", 0.5)
+        metrics.case(store.Store(path), 0, np.zeros((SIZE,) * 3), "probability", 0.5)
 
 
 def test_a_missing_attribute_is_named(tmp_path):
