@@ -259,7 +259,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypa
 
 def test_neither_jax_nor_pyplot_is_imported(tmp_path):
     code = (
-        "import json, sys, numpy as np; from skullgen import figures;"
+        "import json, sys, numpy as np; from skullgen.report import figures;"
         "before = 'matplotlib' in sys.modules;"
         "figures.pair_sheet(sys.argv[1], np.zeros((1, 16, 16, 16, 2), bool), title='t');"
         "print(json.dumps([before, 'jax' in sys.modules, 'matplotlib.pyplot' in sys.modules]))"
