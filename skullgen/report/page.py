@@ -166,7 +166,9 @@ def _nets(verdict):
         cells = [about.get(name, "") for name in ("updates", "augment", "seed")]
         count = f"{sum(empty)} of {len(empty)}" if empty else ""
         lines.append([net, "; ".join(stores) or "nothing", *map(str, cells), count])
-    return Table("", ["net", "trained on", "updates", "augment", "seed", "empty predictions"], lines)
+    return Table(
+        "", ["net", "trained on", "updates", "augment", "seed", "empty predictions"], lines
+    )
 
 
 def _note(verdict, summary):
@@ -197,7 +199,7 @@ def differences(rows: list[Row]) -> Table:
 
 
 def groups(summary: list[Row]) -> list[tuple[str, str, list[Plot]]]:
-    """Charts of the means by kind of defect and by skull: (title, which pairs, a chart a metric)."""
+    """Charts of the means by kind of defect and by skull: title, which pairs, a chart a metric."""
     made = []
     for by, title in (("kind", "By kind of defect"), ("skull", "By skull")):
         rows = [row for row in summary if row["by"] == by and row["mean"] is not None]
