@@ -48,7 +48,7 @@ def text(table: Table) -> list[str]:
 
 def _aligned(cells):
     wide = max(map(len, cells))
-    numbers = all(re.match(r"[-+]?\d|-?$", cell) for cell in cells[1:])
+    numbers = all(re.match(r"[-+]?\d|-|$", cell) for cell in cells[1:])
     return [cell.rjust(wide) if numbers else cell.ljust(wide) for cell in cells]
 
 

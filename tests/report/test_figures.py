@@ -248,7 +248,8 @@ def test_neither_jax_nor_pyplot_is_imported(tmp_path):
     code = (
         "import json, pathlib, sys, numpy as np; from skullgen.report import figures;"
         "before = 'matplotlib' in sys.modules;"
-        "figures.pair_sheet(pathlib.Path(sys.argv[1]), np.zeros((1, 16, 16, 16, 2), bool), title='t');"
+        "path = pathlib.Path(sys.argv[1]); pair = np.zeros((1, 16, 16, 16, 2), bool);"
+        "figures.pair_sheet(path, pair, title='t');"
         "print(json.dumps([before, 'jax' in sys.modules, 'matplotlib.pyplot' in sys.modules]))"
     )
     command = [sys.executable, "-c", code, tmp_path / "t.png"]
