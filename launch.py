@@ -53,14 +53,15 @@ def main(_):
             raise errors.UserError("--distributed is for one run: give each run of a sweep a job")
         hosts.join(_DISTRIBUTED.value)
         jobs.quiet(not hosts.lead())
-    folder = Path(_WORKDIR.value or command.folder(bool(_SWEEP.value))).expanduser()
+    named = command.named()
+    folder = Path(_WORKDIR.value or named.folder(bool(_SWEEP.value))).expanduser()
     workdir.keep_programs(config)
     print(errors.plain(f"work directory: {folder}"), flush=True)
-    if (again := command.made_again()) and again.resolve() != folder.resolve():
-        workdir.warn_of_versions(again)
+    if named.again and named.again.resolve() != folder.resolve():
+        workdir.warn_of_versions(named.again)
     with jobs.stoppable():
         if sweeping:
-            sweep.sweep(config, folder, _SWEEP.value or "all", command.declared())
+            sweep.sweep(config, folder, _SWEEP.value or "all", named)
         else:
             workdir.run(config, folder)
 

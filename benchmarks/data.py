@@ -193,6 +193,7 @@ def batches(args, masks, count, path):
 
     from skullgen.data import store
     from skullgen.models import steps
+    from skullgen.training import parallel
 
     pair, draw, everything = np.stack(list(masks), -1), np.random.default_rng(0), range(count)
     size = len(pair)
@@ -205,7 +206,7 @@ def batches(args, masks, count, path):
     packed = store.Store(path).load(everything)
     bytes_ = store.unpack(packed, size).view(np.uint8)
     floats = bytes_.astype(np.float32)
-    here, there = steps.resident(packed), steps.resident(bytes_)
+    here, there = parallel.resident(packed), parallel.resident(bytes_)
     unpacked = jax.jit(lambda data, k: steps.unpack(data[k], size).astype(jnp.float32))
     picked = jax.jit(lambda data, k: data[k].astype(jnp.float32))
     cast = jax.jit(lambda batch: batch.astype(jnp.float32))

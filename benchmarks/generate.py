@@ -74,29 +74,31 @@ def beside(folder, kind, few, size, rounds):
     """Rows of the part beside the network for one kind of pairs; on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # of this process alone
     path, bits, starts = folder / "s.zarr", np.resize(few, (SHARD, few.shape[1])), itertools.count()
-    store.create(path, count=1000 * SHARD, size=size, shard=SHARD, attributes={})
     probability, voxel_mm = store.unpack(few, size).astype(np.float32), phantom.SIDE / size
+    shape, attributes = store.Shape(1000 * SHARD, size, SHARD), {"voxel_mm": voxel_mm}
+    opened = store.create(path, shape, attributes, {})
     affine, least = np.diag([voxel_mm] * 3 + [1]), math.ceil(DUST_MM3 / voxel_mm**3)
 
+    rules = postprocess.Rules("independent", 0.5, least, CONNECTIVITY)
+
     def finish():
-        known = (np.zeros(SHARD), size, voxel_mm, least, CONNECTIVITY)
-        postprocess.finish(path, SHARD * next(starts), bits, *known)
+        postprocess.finish(opened, SHARD * next(starts), bits, np.zeros(SHARD, int), rules)
 
     def npz():
-        for number, pair in enumerate(postprocess.clean(few, size, least, CONNECTIVITY)):
+        for number, pair in enumerate(postprocess.clean(few, size, rules)):
             np.savez_compressed(folder / f"{number}.npz", pair)
 
     sides = {
         "ours": (SHARD, finish),
-        "components": (SHARD, lambda: postprocess.clean(bits, size, least, CONNECTIVITY)),
-        "store": (SHARD, lambda: store.Store(path).write(SHARD * next(starts), bits, {})),
+        "components": (SHARD, lambda: postprocess.clean(bits, size, rules)),
+        "store": (SHARD, lambda: opened.write(SHARD * next(starts), bits, {})),
         "SciPy, nibabel": (FEW, lambda: obvious(folder, probability, least, affine)),
         "npz": (FEW, npz),
     }
     times = common.interleaved({name: f for name, (_, f) in sides.items()}, rounds)
     files = [folder / f"{FEW - 1}-{name}.nii.gz" for name in ("skull", "defect")]
     theirs = np.stack([np.asarray(nibabel.load(file).dataobj) for file in files], -1)
-    kept = postprocess.clean(few[-1:], size, least, CONNECTIVITY)
+    kept = postprocess.clean(few[-1:], size, rules)
     np.testing.assert_array_equal(theirs.astype(bool), store.unpack(kept, size)[0])
     ms = {name: [t / sides[name][0] for t in side] for name, side in times.items()}
     put = (size, "bool", "cpu, one core")
@@ -119,9 +121,11 @@ def stages(model, state, settings, args, batch):
     import jax
 
     from skullgen.generation import generate
+    from skullgen.training.methods import Trained
 
-    fields = dict(seed=settings.seed, threshold=settings.threshold, channels="independent")
-    make = generate.sampler(model, state, batch=batch, **fields)
+    rules = postprocess.Rules("independent", settings.threshold)
+    draw = generate.sampler(Trained(model, state), rules, batch)
+    make = functools.partial(draw, seed=settings.seed)
     pairs, times = batch * jax.local_device_count(), {"network": [], "transfer": []}
     jax.block_until_ready(make(0))
     for turn in range(4 * args.rounds):
@@ -154,6 +158,7 @@ def whole(what, manager, model, settings, args, workers):
     """One run from checkpoint to closed store: a row."""
     from skullgen.generation import generate
     from skullgen.training import checkpoint
+    from skullgen.training.methods import Trained
 
     shards = workers * max(math.ceil(args.count / SHARD / workers), 8)
     settings.count = shards * SHARD
@@ -163,14 +168,15 @@ def whole(what, manager, model, settings, args, workers):
     def progress(*_):
         yield types.SimpleNamespace(update=lambda done: stamps.append(time.perf_counter()))
 
-    fields = dict(voxel_mm=phantom.SIDE / args.size, size=args.size, workers=workers)
-    fields |= dict(channels="independent", attributes={}, share=(0, 1))
+    attributes = {"voxel_mm": phantom.SIDE / args.size}
+    plan = generate.Plan(args.size, "independent", attributes, {})
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch("skullgen.core.jobs.progress", progress),
     ):
         path, start = pathlib.Path(folder) / "s.zarr", time.perf_counter()
-        generate.run(model, checkpoint.restore(manager, model), path, settings, **fields)
+        generator = Trained(model, checkpoint.restore(manager, model))
+        generate.run(generator, path, settings, plan, workers)
         wall = time.perf_counter() - start
         assert not store.Store(path).missing()
     # While the workers start, the device fills the queue: two shards a worker, left out here.
@@ -200,7 +206,7 @@ def with_network(args):
     bits, settings.batch_size = phantoms(args.size)["dusty"], args.batches[-1]
     model, pairs = posing(model, bits, args.size), args.batches[-1] * jax.local_device_count()
     block = np.resize(bits, (pairs, bits.shape[1]))
-    ready = mock.Mock(return_value=lambda first: (block.copy(), np.zeros(pairs, np.int32)))
+    ready = mock.Mock(return_value=lambda first, seed: (block.copy(), np.zeros(pairs, np.int32)))
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", f"{folder}/cache")  # launch.py has one too
         manager = checkpoint.manager(pathlib.Path(folder) / "checkpoints")

@@ -59,9 +59,8 @@ EVENTS = {  # of XLA; traces of functions within functions count twice
 PROBE = """
 import collections, json, os, runpy, sys, time
 import jax
-from skullgen.models import steps
 from skullgen.run import workdir
-from skullgen.training import checkpoint, logs
+from skullgen.training import checkpoint, logs, parallel
 sys.argv, marks, spent = sys.argv[1:], {}, collections.Counter()
 def note(module, name):
     f = getattr(module, name)
@@ -77,7 +76,7 @@ def add(event, seconds, **_):
 jax.monitoring.register_event_duration_secs_listener(add)
 note(workdir, "run")
 note(checkpoint, "begin")
-note(steps, "data_parallel")
+note(parallel, "data_parallel")
 note(logs, "append")
 runpy.run_path("launch.py", run_name="__main__")
 """
@@ -89,6 +88,7 @@ def training(method, size, base, precision, batch, jit=False):
 
     from experiments import common as experiments
     from skullgen.models import steps
+    from skullgen.training import parallel
 
     config = experiments.defaults("paper")
     if method == "vnet":
@@ -104,8 +104,8 @@ def training(method, size, base, precision, batch, jit=False):
     index = np.arange(batches * batch, dtype=np.int32).reshape(batches, batch)
     bits = np.random.default_rng(0).integers(0, 256, (index.size, size**3 // 4), np.uint8)
     # Placed as pmap returns it: else the second step compiles again.
-    state, data = steps.resident(state), steps.resident(bits)
-    run = steps.data_parallel(model.steps[name], size)
+    state, data = parallel.resident(state), parallel.resident(bits)
+    run = parallel.data_parallel(model.steps[name], size)
     if jit:
         step = model.steps[name]
         run = jax.jit(lambda s, x, i: step(s, steps.unpack(x[i], size)), donate_argnums=0)

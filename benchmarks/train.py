@@ -3,8 +3,8 @@
     python benchmarks/train.py --sizes 16 32 --methods wgan_gp vae --json train.json
 
 Ours are the project's own steps (`skullgen.models.*.make` on the fields of the size `paper`, run by
-`steps.data_parallel` on one device): unpacking, draws, losses, metrics, Adam. PyTorch's are those
-of `peers.py`, from the same weights and draws; the metrics of the first two steps must agree.
+`parallel.data_parallel` on one device): unpacking, draws, losses, metrics, Adam. PyTorch's are
+those of `peers.py`, from the same weights and draws; the metrics of the first two steps must agree.
 `wgan_gp` is one iteration: five critic updates and one of the generator. Widths are base x (1, 2,
 4, 8); V-Net has the paper's own, at 16^3 and 32^3 without the coarsest stages.
 
@@ -43,8 +43,9 @@ import peers
 import torch
 
 from experiments import common as experiments
-from skullgen.models import steps, vae, wgan_gp
+from skullgen.models import steps
 from skullgen.networks import modules
+from skullgen.training import parallel
 
 STEPS = {"wgan_gp": "wgan", "vae": "vae", "introvae": "intro", "vnet": "segment"}
 BATCHES = {"wgan_gp": 5}
@@ -81,11 +82,11 @@ def draws(method, config, state, count):
     if method == "vnet":
         return ()
     if method == "vae":
-        return (normal(vae.NOISE),)
+        return (normal(steps.NOISE),)
     if method == "introvae":
-        return normal(vae.NOISE), normal(wgan_gp.Z)
-    u = [steps.uniform(steps.keys(state, wgan_gp.U, count, update)) for update in range(5)]
-    return jax.numpy.stack([normal(wgan_gp.Z, i) for i in range(6)]), jax.numpy.stack(u)
+        return normal(steps.NOISE), normal(steps.Z)
+    u = [steps.uniform(steps.keys(state, steps.U, count, update)) for update in range(5)]
+    return jax.numpy.stack([normal(steps.Z, i) for i in range(6)]), jax.numpy.stack(u)
 
 
 class Ours:
@@ -97,10 +98,12 @@ class Ours:
         self.index = np.arange(BATCHES.get(method, 1) * count, dtype=np.int32).reshape(-1, count)
         shape = (self.index.size, *(config.resolution,) * 3, 2)
         self.pairs = np.random.default_rng(0).random(shape, np.float32) < 0.1
-        self.data = steps.resident(
+        self.data = parallel.resident(
             np.packbits(self.pairs.reshape(len(self.pairs), -1), 1, "little")
         )
-        self.run = steps.data_parallel(model.steps[STEPS[method]], config.resolution, self.device)
+        self.run = parallel.data_parallel(
+            model.steps[STEPS[method]], config.resolution, self.device
+        )
         self.draws = jax.pmap(
             lambda state, _: draws(method, config, state, count),
             modules.AXIS,

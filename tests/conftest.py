@@ -1,7 +1,8 @@
 """Test settings: two host devices, a shared compilation cache, a PRNG that compiles in no time.
 
 Set before jax is first imported. rbg under vmap is not per key, so tests that compare device
-splits or single samples ask for threefry keys themselves.
+splits or single samples ask for threefry keys themselves. Type hints are checked, arrays' shapes
+and dtypes too, unless SKULLGEN_TEST_HINTS=0.
 """
 
 import gc
@@ -10,6 +11,7 @@ import pathlib
 import tempfile
 
 import hypothesis
+import jaxtyping
 import pytest
 
 # Time is no property: a busy machine must fail no test.
@@ -26,6 +28,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_DEFAULT_PRNG_IMPL", "rbg")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # t-SNE's threads wait for each other on a few points
+
+if os.environ.get("SKULLGEN_TEST_HINTS") != "0":
+    jaxtyping.install_import_hook("skullgen", "beartype.beartype")
 
 SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

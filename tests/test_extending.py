@@ -17,7 +17,7 @@ import pytest
 
 from skullgen.core import files
 from skullgen.core.errors import UserError
-from skullgen.data import defects, ingest, kinds, store
+from skullgen.data import defects, ingest, store
 from skullgen.evaluation import judges, metrics
 from skullgen.models import steps
 from skullgen.run import workdir
@@ -300,8 +300,8 @@ def test_kinds_that_return_anything_else_are_refused(own, name, words):
     complete[2:6, 2:6, 2:6] = True
     options = dict(voxel_mm=np.ones(3), area_cm2=(10, 150))
     with pytest.raises(UserError, match=rf"ownlab\.code\.{name} {words}"):
-        kinds.cut(complete, f"ownlab.code.{name}", 0, **options)
-    defective, implant = kinds.cut(complete, "ownlab.code.half", 0, **options)
+        defects.cut(complete, f"ownlab.code.{name}", 0, **options)
+    defective, implant = defects.cut(complete, "ownlab.code.half", 0, **options)
     assert implant.sum() == 32 and np.array_equal(defective | implant, complete)
     assert not (defective & implant).any()
 
@@ -310,7 +310,7 @@ def test_wrong_names_are_one_line(own):
     def data(**fields):
         return ml_collections.ConfigDict(fields)
 
-    assert kinds.named_by(data(kinds="")) == kinds.named_by(data()) == defects.KINDS
+    assert defects.kinds_of(data(kinds="")) == defects.kinds_of(data()) == defects.KINDS
     for text, words in (
         ("bilateral,foo", "data.kinds names 'foo': choose of bilateral"),
         ("ownlab.code.foo", r"ownlab\.code has no function foo\(complete, seed"),
@@ -318,7 +318,7 @@ def test_wrong_names_are_one_line(own):
         ("bilateral,bilateral", "each of them once"),
     ):
         with pytest.raises(UserError, match=words):
-            kinds.named_by(data(kinds=text))
+            defects.kinds_of(data(kinds=text))
     with pytest.raises(UserError, match=r"ownlab\.none.*no module ownlab\.none"):
         ingest.planner("ownlab.none")
     with pytest.raises(UserError, match=r"ownlab\.code\.plan returned list"):

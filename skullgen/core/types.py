@@ -1,19 +1,22 @@
 """Net, State, Phase, Model: the values that every method is made of.
 
-Shapes: `B` samples of a batch, `D` voxels a side, `Z` latents. A pair is `[D, D, D, 2]`:
-channel 0 the defective skull, channel 1 its defect (the implant).
+Shapes: `B` samples of a batch, `D` voxels a side, `Z` latents, `F` features. A pair is
+`[D, D, D, 2]`: channel 0 the defective skull, channel 1 its defect (the implant).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 Metrics = Mapping[str, jax.Array]
-Step = Callable[["State", jax.Array], tuple["State", Metrics]]
+Pairs = Shaped[Array, "B D D D 2"]  # bool or float, 0 or 1; generated ones between
+Batch = Bool[Array, "batches B D D D 2"]
 
 
+@no_type_check  # jax fills trees with whatever it maps: shapes, shardings
 @struct.dataclass
 class Net:
     """One network in training.
@@ -28,17 +31,18 @@ class Net:
     opt: Any
 
 
+@no_type_check
 @struct.dataclass
 class State:
     """All that a run needs to go on: saved, restored, donated and returned as one value.
 
-    step: int32 [], optimiser updates taken over all phases.
-    key: the run's typed PRNG key; never split, only folded (`skullgen.models.steps.keys`).
+    step: optimiser updates taken over all phases.
+    key: the run's; never split, only folded (`skullgen.models.steps.keys`).
     nets: the networks by role, for example `{"generator": Net, "critic": Net}`.
     """
 
-    step: jax.Array
-    key: jax.Array
+    step: Int[Array, ""]
+    key: Key[Array, ""]
     nets: dict[str, Net]
 
 
@@ -57,30 +61,33 @@ class Phase(NamedTuple):
     batches: int = 1
 
 
+Step = Callable[[State, Batch], tuple[State, Metrics]]
+Decode = Callable[[State, Float[Array, "B Z"]], Float[Array, "B D D D 2"]]
+
+
 class Model(NamedTuple):
     """A method, as pure functions; those that it lacks are None.
 
-    init: `(key) -> State`.
-    steps: name -> `(State, batch bool [batches, B, D, D, D, 2]) -> (State, metrics)`. A step runs
-        under `skullgen.models.steps.data_parallel`: `B` is one device's share of the batch.
-    latents: `(State, keys [B]) -> z float32 [B, Z]`, one key a sample.
-    decode: `(State, z [B, Z]) -> float32 [B, D, D, D, 2]`, the probability of each channel.
-    encode: `(State, pairs [B, D, D, D, 2]) -> float32 [B, Z]`, the posterior's mean.
-    predict: `(State, defective skulls [B, D, D, D]) -> float32 [B, D, D, D]`, the implant's
-        probability.
-    features: `(State, pairs [B, D, D, D, 2]) -> float32 [B, F]`, what maps are drawn from.
+    init: the State at the start.
+    steps: by name; one runs under `skullgen.training.parallel.data_parallel`, on `B` samples: one
+        device's share of the batch.
+    latents: what samples are made from, one key a sample.
+    decode: the probability of each channel.
+    encode: the posterior's mean.
+    predict: from defective skulls, the implant's probability.
+    features: what maps are drawn from.
+    notes: of a whole epoch's records of the log, all of one phase, the lines that its user should
+        know: a number to set, a term that does nothing.
     drafts: step -> what is shown for `decode` while that step trains, where `decode` does not
         learn from it.
-    notes: `(records) -> list of lines`: what a whole epoch's records of the log, all of one phase,
-        say that its user should know: a number to set, a term that does nothing.
     """
 
-    init: Callable[[jax.Array], State]
+    init: Callable[[Key[Array, ""]], State]
     steps: Mapping[str, Step]
-    latents: Callable[[State, jax.Array], jax.Array] | None = None
-    decode: Callable[[State, jax.Array], jax.Array] | None = None
-    encode: Callable[[State, jax.Array], jax.Array] | None = None
-    predict: Callable[[State, jax.Array], jax.Array] | None = None
-    features: Callable[[State, jax.Array], jax.Array] | None = None
+    latents: Callable[[State, Key[Array, " B"]], Float[Array, "B Z"]] | None = None
+    decode: Decode | None = None
+    encode: Callable[[State, Pairs], Float[Array, "B Z"]] | None = None
+    predict: Callable[[State, Shaped[Array, "B D D D"]], Float[Array, "B D D D"]] | None = None
+    features: Callable[[State, Pairs], Float[Array, "B F"]] | None = None
     notes: Callable[[list[dict]], list[str]] | None = None
-    drafts: Mapping[str, Callable[[State, jax.Array], jax.Array]] | None = None
+    drafts: Mapping[str, Decode] | None = None

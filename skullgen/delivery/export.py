@@ -1,9 +1,9 @@
 """A store's pairs as files for other programs: SkullBreak's layout, nnU-Net v2, NIfTI, STL.
 
-An export's folder holds `export.json` (what it is of), `pairs.csv` (a line a pair that is there,
-by which a stopped export goes on), the store's licence and, where it has one, its data card. All
-files of a pair lie on one grid, in mm, whose place NRRD and NIfTI headers tell and STL has in LPS
-(`mesh.write_stl`): 3D Slicer and ITK show them in one place.
+An export's folder holds `recipe.json` (what it is of), `pairs.csv` (a line a pair), the store's
+licence and, where it has one, its data card. All files of a pair lie on one grid, in mm, whose
+place NRRD and NIfTI headers tell and STL has in LPS (`mesh.write_stl`): 3D Slicer and ITK show them
+in one place. Files are written whole, and a stopped export goes on with those that lack.
 """
 
 import csv
@@ -12,160 +12,163 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from isal import igzip
+from jaxtyping import Bool, Float, UInt8
+from ml_collections import ConfigDict
 
-from skullgen.core import files, jobs, plugins
+from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import grids, headers, kinds, schema, sources, store
+from skullgen.data import defects, grids, sources, store, volumes
 from skullgen.delivery import mesh
 
-BATCH = 16  # pairs read at once
+PAPERS = (provenance.FILE, ".lock", "pairs.csv", "LICENCE.txt", "README.md")
+PAPERS += ("dataset.json", "splits_final.json")
+Mask = Bool[np.ndarray, "X Y Z"]
+Affine = Float[np.ndarray, "4 4"]
 
 
 class Entry(NamedTuple):
-    """A pair to write: its row, its files (role -> path in the folder), and what says the table."""
+    """A pair to write."""
 
     row: int
-    files: dict[str, str]
-    writes: tuple[str, ...]  # roles of the files that it writes, not another of its skull
-    about: dict[str, str]
+    files: dict[str, str]  # role -> path in the folder
+    writes: tuple[str, ...]  # roles; the other files are those of another pair of its skull
+    about: dict[str, str]  # columns of the table
 
 
-def stage(config, workdir):
+def run(config: ConfigDict, workdir: Path) -> None:
     """Exports `config.export.store` in each of `config.export.format`: the stage `export`."""
     settings = config.export
-    names = formats(settings)
-    path = store.find(settings.store, workdir)
+    names, path = formats(settings), store.find(settings.store, workdir)
+    folder = Path(settings.folder or workdir / "export").resolve()
     for name in names:
-        folder = Path(settings.folder or workdir / "export").resolve()
-        folder = folder / name if len(names) > 1 or not settings.folder else folder
-        run(path, folder, name, settings, config.workers)
+        own = len(names) > 1 or not settings.folder
+        write(path, folder / name if own else folder, name, settings, config.workers)
 
 
-def check(config, names, workdir):
-    """UserError for what `stage` would refuse after the stages `names` before it."""
-    settings, data, path = config.export, config.data, store.find(config.export.store, workdir)
+def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
+    """UserError for what `run` would refuse after the stages `names` before it."""
+    settings, path = config.export, store.find(config.export.store, workdir)
     formatted, *_ = formats(settings)
     _range(settings.rows)
-    made = "generate" if path.name == "generated.zarr" else "ingest"
+    generated = path.name == "generated.zarr"
     beside = os.path.abspath(path.parent) == os.path.abspath(workdir)
     own = path.name in store.MADE and (beside or settings.store in store.MADE)
-    if not (own and made in names):
-        plan(path, formatted, settings)
+    if not (own and ("generate" if generated else "ingest") in names):
+        plan(store.Store(path), formatted, settings)
         return
-    known = kinds.named_by(data) if data.source in sources.PLANS else None
-    _require_known(path, settings, known, made == "generate")
-    weights = made == "generate" and config.generate.get("weights")
-    if data.source in ("phantom", "skulls") and not weights:  # of others, the files tell
+    known = defects.kinds_of(config.data) if config.data.source in sources.PLANS else None
+    _require_known(path, settings, known, generated)
+    weights = generated and config.generate.get("weights")
+    if config.data.source in ("phantom", "skulls") and not weights:  # of others, the files tell
         size = config.model.resolution
-        _check_grid(path, size, grids.FIELD_MM / size, settings.voxel_mm)
+        _require_grid(path, size, grids.FIELD_MM / size, settings.voxel_mm)
 
 
-def formats(settings):
-    """The names in `settings.format`, comma-separated; UserError for what cannot be written."""
-    names = list(dict.fromkeys(n.strip() for n in settings.format.split(",") if n.strip()))
+def formats(settings: ConfigDict) -> list[str]:
+    """The names in `settings.format`; UserError for what cannot be written."""
+    names = list(dict.fromkeys(plugins.listed(settings.format)))
     if "nnunet" in names and not re.fullmatch(r"Dataset\d{3}_\w+", settings.dataset):
         raise UserError(f"export.dataset is {settings.dataset!r}: write DatasetNNN_Name")
-    return [one_of("export.format", name, FORMATS) for name in names or [settings.format]]
+    return [one_of("export.format", name, FORMATS) for name in names or [""]]
 
 
-def run(path, folder, name, settings, workers=0):
-    """Exports pairs of the store `path` to a folder, or goes on.
+def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: int = 0) -> None:
+    """Exports pairs of the store `path` to a folder in the format `name`, or goes on.
 
-    name: of the format. settings: an experiment's `config.export`. workers: processes; 0: one a
-    core. What is there, whole, is not made again; more pairs of the same store may be added.
-    Raises UserError for a folder of another export, for a selection that holds no pair, and for
-    voxels too small or too large.
+    settings: an experiment's `config.export`. workers: processes; 0: one a core. More pairs of the
+    same store may be added. Raises UserError for a folder of another export or of other files, and
+    as `plan`.
     """
-    entries, empty = plan(path, name, settings)
+    opened = store.Store(path)
+    entries, empty = plan(opened, name, settings)
     if empty:
         print(f"{empty} pairs without an implant or a skull are not exported")
     folder = folder / settings.dataset if name == "nnunet" else folder
-    if not (folder / "export.json").exists() and folder.exists():
-        ours = (".lock", "export.json")  # the first that an export writes, if half
-        if not all(file.name.startswith(ours) for file in folder.iterdir()):
-            raise UserError(f"{folder}: holds files of others: name an empty export.folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    recipe = {
+        "format": name,
+        "voxel_mm": float(settings.voxel_mm),
+        "split": settings.split,
+        "kinds": plugins.listed(settings.kinds),
+        "first": _range(settings.rows)[0],
+        "store": provenance.digest(opened.recipe),
+    }
+    _claim(folder, recipe, entries)
     with files.alone(folder / ".lock", "export.folder"):
-        _write(path, folder, name, settings, entries, workers)
+        files.clear(folder)
+        answers = jobs.ordered(
+            write_pair,
+            _tasks(opened, folder, entries, settings.voxel_mm),
+            min(jobs.workers(workers), len(entries)),
+        )
+        lines = []
+        with jobs.progress(len(entries), 0, f"export {name}", "pair") as bar:
+            for entry, measures in zip(entries, answers, strict=True):
+                lines.append(_line(entry, *measures))
+                bar.update()
+        _write_papers(opened, folder, lines)
+        if name == "nnunet":
+            _write_nnunet(opened, folder, [e for e in entries if e.about["split"] != "test"])
+    splits = Counter(entry.about["split"] for entry in entries)
+    more = ", none of them to train on" * (name == "nnunet" and splits["test"] == len(entries))
+    if splits["validation"] and name in ("skullbreak", "nnunet"):
+        more += f", {splits['validation']} of split validation among those to train on"
+    print(plain(f"{folder}: {len(entries)} pairs{more}"))
 
 
-def _write(path, folder, name, settings, entries, workers):
-    """Writes the entries that the folder, which is ours alone, does not hold."""
-    attrs, size = store.Store(path).attrs, store.Store(path).size
-    held = _begin(path, folder, name, settings, attrs, {entry.row for entry in entries})
-    table, lines = folder / "pairs.csv", {}
-    for entry in entries:
-        if entry.row in held and all((folder / file).is_file() for file in entry.files.values()):
-            lines[entry.row] = held[entry.row]
-    todo = [entry for entry in entries if entry.row not in lines]
-    with open(table, "a", newline="") as file, files.room(table):
-        with jobs.progress(len(entries), len(lines), f"export {name}", "pair") as bar:
-            tasks = _tasks(path, folder, todo, size, settings.voxel_mm)
-            done = jobs.ordered(write_pair, tasks, min(jobs.workers(workers), max(1, len(todo))))
-            for entry, measured in zip(todo, done, strict=True):
-                lines[entry.row] = _line(entry, measured)
-                file.write(_text([lines[entry.row]], header=not file.tell()))
-                file.flush()
-                bar.update(1)
-    files.replace(table, _text([lines[row] for row in sorted(lines)], header=True).encode())
-    if name == "nnunet":
-        learnt = [entry for entry in entries if entry.files["image"].startswith("imagesTr/")]
-        files.replace(folder / "dataset.json", _json(_nnunet_about(len(learnt), attrs, settings)))
-        _fold(folder, learnt, store.Store(path).column("skull").tolist())
-    shown = f"{folder}: {len(entries)} pairs"
-    if not any(entry.about["split"] != "test" for entry in entries) and name == "nnunet":
-        shown += ", none of them to train on"
-    validation = sum(entry.about["split"] == "validation" for entry in entries)
-    if validation and name in ("skullbreak", "nnunet"):
-        shown += f", {validation} of split validation among those to train on"
-    print(plain(shown))
+def _claim(folder, recipe, entries):
+    """`provenance.claim` of a folder that holds nothing but files of such an export."""
+    ours = {file for entry in entries for file in entry.files.values()}.union(PAPERS)
+    ours = ours if (folder / provenance.FILE).exists() else ()
+    there = [file for file in folder.rglob("*") if file.is_file() and ".partial-" not in file.name]
+    others = sorted({file.relative_to(folder).as_posix() for file in there}.difference(ours))
+    provenance.require_same(folder, provenance.read(folder), recipe)
+    if others:
+        raise UserError(
+            f"{folder}: holds {others[0]}, which is not among what is to be exported "
+            "(export.rows, leave_out.txt): name another export.folder, or move it away"
+        )
+    provenance.claim(folder, recipe)
 
 
-def plan(path, name, settings):
-    """What is to be written of the store `path` in a format: a list of `Entry`, rows rising.
+def plan(opened: store.Store, name: str, settings: ConfigDict) -> tuple[list[Entry], int]:
+    """What is to be written of a store in a format, rows rising, and how many pairs are empty.
 
-    Pairs without a skull or an implant are not among them, but counted second, nor those of the
-    store's leave-out list. Raises UserError for a store that is not whole, for a selection that is
-    none or empty, and for voxels too small or too large.
+    Pairs without a skull or an implant are only counted; those of the store's leave-out list are
+    no part. Raises UserError for a store that is not whole, for a selection that is none or empty,
+    and for voxels too small or too large.
     """
-    store.Store(path).require_whole()
-    opened, split, wanted = store.Store(path), settings.split, plugins.listed(settings.kinds)
-    _check_grid(path, opened.size, opened.attrs["voxel_mm"], settings.voxel_mm)
-    splits, numbers = opened.column("split"), opened.column("kind").tolist()
-    known, skulls = opened.attrs.get("kinds", []), opened.column("skull").tolist()
-    _require_known(path, settings, known, (splits == -1).all())
-    for kind in known:  # some disks know no capitals
-        alike = [other for other in known if other.casefold() == kind.casefold()]
-        if len(alike) > 1 or not re.fullmatch(r"\w[\w .-]{,99}", kind):
-            raise UserError(f"{path}: kind {kind!r} is no name of a folder of its own: rename it")
-    titles = [known[number] if number >= 0 else "" for number in numbers]
-    rows = store.Store(path).rows(split or None).tolist()
+    opened.require_whole()
+    path, known = opened.path, opened.attrs.get("kinds", [])
+    _require_grid(path, opened.size, opened.attrs["voxel_mm"], settings.voxel_mm)
+    splits, skulls = opened.column("split"), opened.column("skull")
+    _require_known(path, settings, known, bool((splits == -1).all()))
+    _require_folders(path, known)
+    titles = [known[kind] if kind >= 0 else "" for kind in opened.column("kind").tolist()]
     first, stop = _range(settings.rows, opened.count)
-    chosen = [r for r in rows if first <= r < stop and (not wanted or titles[r] in wanted)]
+    wanted = plugins.listed(settings.kinds)
+    rows = opened.rows(settings.split or None).tolist()
+    rows = [r for r in rows if first <= r < stop and (not wanted or titles[r] in wanted)]
     filled = (opened.column("voxels") > 0).all(axis=1)
-    entries, cases, names = [], _cases(splits, numbers, skulls), store.Store(path).names(skulls)
-    for row in [row for row in chosen if filled[row]]:
-        files = FORMATS[name](row, splits[row] == 2, titles[row], cases[row])
-        about = {
-            "split": store.SPLITS[splits[row]] if splits[row] >= 0 else "",
-            "kind": titles[row],
-            "skull": names[row],
-        }
-        entries.append(Entry(row, files, (), about))
+    entries, owned = [], set()
+    cases = _cases((splits == 2).tolist(), skulls.tolist(), titles)
+    names = opened.names(skulls)
+    for row in (row for row in rows if filled[row]):
+        paths = FORMATS[name](row, splits[row] == 2, titles[row], cases[row])
+        writes = tuple(role for role, file in paths.items() if file not in owned)
+        owned.update(paths.values())
+        split = store.SPLITS[splits[row]] if splits[row] >= 0 else ""
+        about = {"split": split, "kind": titles[row], "skull": names[row]}
+        entries.append(Entry(row, paths, writes, about))
     if not entries:
         why = "check export.rows, export.split, export.kinds"
-        why = f"of {len(chosen)}, none has a skull and an implant" if chosen else why
+        why = f"of {len(rows)}, none has a skull and an implant" if rows else why
         raise UserError(f"{path}: no pair to export: {why}")
-    owners = {file: entry.row for entry in reversed(entries) for file in entry.files.values()}
-    return [
-        entry._replace(writes=tuple(r for r, f in entry.files.items() if owners[f] == entry.row))
-        for entry in entries
-    ], len(chosen) - len(entries)
+    return entries, len(rows) - len(entries)
 
 
 def _require_known(path, settings, known, generated):
@@ -180,78 +183,53 @@ def _require_known(path, settings, known, generated):
         one_of("export.kinds", kind, known)
 
 
-def write_pair(bits, size, affine, voxel_mm, files):
-    """Writes a pair's files: a worker's task.
-
-    bits: uint8 [D^3 * 2 / 8]. affine: [4, 4] voxel -> RAS mm. voxel_mm: of the files, 0 for the
-    pair's own. files: (role, path) of each. Returns the voxels of skull and implant, and the grid.
-    Raises UserError where a finer grid loses a speck, or the disk is full.
-    """
-    skull, implant = (np.ascontiguousarray(x) for x in np.moveaxis(store.unpack(bits, size), -1, 0))
-    if voxel_mm:
-        skull, implant, affine = finer(skull, implant, affine, voxel_mm)
-        if not (skull.any() and implant.any()):
-            raise UserError(f"{files[0][1]}: a speck is lost: set export.voxel_mm to half as much")
-    # nnU-Net cuts an image to the box of what is not 0: an implant may lie outside the skull's.
-    parts = {
-        "skull": skull,
-        "implant": implant,
-        "complete": skull | implant,
-        "image": skull + np.uint8(1),
-    }
-    for role, path in files:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".stl":
-            mesh.write_stl(path, mesh.solid(parts[role], affine))
-        else:
-            files.replace(path, _content(path, parts[role].astype(np.uint8, copy=False), affine))
-    return np.count_nonzero(skull), np.count_nonzero(implant), affine
+def _require_folders(path, kinds):
+    """UserError unless each kind is the name of a folder of its own."""
+    times = Counter(kind.casefold() for kind in kinds)  # some disks know no capitals
+    for kind in kinds:
+        if times[kind.casefold()] > 1 or not re.fullmatch(r"\w[\w .-]{,99}", kind):
+            raise UserError(f"{path}: kind {kind!r} is no name of a folder of its own: rename it")
 
 
-def _content(path, data, affine):
-    """The bytes of a NRRD or NIfTI file of uint8 [X, Y, Z]."""
-    headers.check_affine(path, "affine", affine)
-    head = headers.nifti_header(data.shape, affine)
-    if path.suffix == ".nrrd":  # SkullBreak's voxels are in LAS order, and many read no header
-        turn = np.diag([-1.0, 1, 1, 1])
-        turn[0, 3] = len(data) - 1
-        data, head = data[::-1], headers.nrrd_header(data.shape, affine @ turn)
-    out = np.empty(data.shape[::-1], np.uint8)
-    for y in range(data.shape[1]):  # at once, strides of 2^n would miss the cache
-        out[:, y] = np.ascontiguousarray(data[:, y]).T
-    if path.suffix == ".nrrd":
-        return head + igzip.compress(out.tobytes(), 2, mtime=0)
-    return igzip.compress(head + out.tobytes(), 2, mtime=0)
+def _require_grid(path, size, own, wanted):
+    """UserError where files cannot have voxels of `wanted` mm (0: the store's own)."""
+    mm, largest = wanted or own, volumes.MAX_VOXEL_MM
+    if mm > largest:
+        most = f"voxels of {mm:g} mm are larger than files may have ({largest:g})"
+        raise UserError(f"{path}: {most}: set export.voxel_mm to {own / 2:g}, for example")
+    if mm > own * 1.001:
+        raise UserError(f"export.voxel_mm is {mm:g}: larger than the store's own, {own:g}")
+    if (size * own / mm) ** 3 > volumes.MAX_VOXELS:
+        least = size * own / volumes.MAX_VOXELS ** (1 / 3)
+        raise UserError(f"export.voxel_mm is {mm:g}: at least {least:.2g}, or memory runs out")
 
 
-def finer(skull, implant, affine, voxel_mm):
-    """A pair on a finer grid over the same cube: two bool [n, n, n] and the affine [4, 4].
-
-    skull, implant: bool [D, D, D]. Bone is where their union is, interpolated; it goes to the one
-    with the larger share: they stay disjoint, and no crack opens between them.
-    """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    shape = tuple(np.ceil(skull.shape * spacing / voxel_mm - 1e-6).astype(int))
-    scale, grid = voxel_mm / spacing, affine.copy()
-    grid[:3, :3] = affine[:3, :3] * scale
-    grid[:3, 3] += affine[:3, :3] @ ((scale - 1) / 2)  # from one outer corner
-    bone = grids.enlarge(skull | implant, affine, grid, shape)
-    lead = (np.float32(1) + implant - skull) / 2
-    implant = grids.enlarge(lead, affine, grid, shape) & bone
-    return bone & ~implant, implant, grid
+def _range(text, count=math.inf):
+    """FIRST:STOP, pairs FIRST to STOP - 1 of `count`, as two numbers."""
+    if not text:
+        return 0, count
+    first, colon, stop = text.partition(":")
+    if not (colon and first.isdecimal() and stop.isdecimal() and int(first) < int(stop)):
+        raise UserError(f"export.rows is {text!r}: write FIRST:STOP, for example 0:100")
+    if int(stop) > count:
+        raise UserError(f"export.rows is {text!r}: the store has pairs 0 to {count - 1}")
+    return int(first), int(stop)
 
 
-def _cases(splits, kinds, skulls):
+# --- The layouts: the files of a pair -----------------------------------------------------------
+
+
+def _cases(tests, skulls, titles):
     """SkullBreak's number of each pair: pairs of one skull and one number differ in kind.
 
     A skull that was cut several times has several numbers; a generated pair, its row.
     """
-    turns, numbers, found = {}, {}, []
-    for row, key in enumerate(zip((splits == 2).tolist(), skulls, kinds, strict=True)):
-        turn = turns[key] = turns.get(key, -1) + 1
-        part = numbers.setdefault(key[0], {})
-        found.append(part.setdefault((key[1], turn), len(part)) if key[1] >= 0 else row)
-    return found
+    cuts, numbers, cases = Counter(), {True: {}, False: {}}, []
+    for row, (test, skull, kind) in enumerate(zip(tests, skulls, titles, strict=True)):
+        part, cut = numbers[test], (skull, cuts[test, skull, kind])
+        cuts[test, skull, kind] += 1
+        cases.append(row if skull < 0 else part.setdefault(cut, len(part)))
+    return cases
 
 
 def _skullbreak(row, test, kind, case):
@@ -273,130 +251,141 @@ def _sides(ending):
     return lambda row, *_: {role: f"{role}/{row:06d}{ending}" for role in ("skull", "implant")}
 
 
-FORMATS = {"skullbreak": _skullbreak, "nnunet": _nnunet}
-FORMATS |= {"nifti": _sides(".nii.gz"), "stl": _sides(".stl")}
+FORMATS = {
+    "skullbreak": _skullbreak,
+    "nnunet": _nnunet,
+    "nifti": _sides(".nii.gz"),
+    "stl": _sides(".stl"),
+}
 
 
-def _range(text, count=math.inf):
-    """FIRST:STOP, pairs FIRST to STOP - 1 of `count`, as two numbers."""
-    if not text:
-        return 0, count
-    first, colon, stop = text.partition(":")
-    if not (colon and first.isdecimal() and stop.isdecimal() and int(first) < int(stop)):
-        raise UserError(f"export.rows is {text!r}: write FIRST:STOP, for example 0:100")
-    if int(stop) > count:
-        raise UserError(f"export.rows is {text!r}: the store has pairs 0 to {count - 1}")
-    return int(first), int(stop)
+# --- Writing ------------------------------------------------------------------------------------
 
 
-def _check_grid(path, size, own, wanted):
-    """UserError where files cannot have voxels of `wanted` mm (0: the store's own)."""
-    mm = wanted or own
-    if mm > headers.MAX_VOXEL_MM:
-        most = f"voxels of {mm:g} mm are larger than files may have ({headers.MAX_VOXEL_MM:g})"
-        raise UserError(f"{path}: {most}: set export.voxel_mm to {own / 2:g}, for example")
-    if mm > own * 1.001:
-        raise UserError(f"export.voxel_mm is {mm:g}: larger than the store's own, {own:g}")
-    if (size * own / mm) ** 3 > headers.MAX_VOXELS:
-        least = size * own / headers.MAX_VOXELS ** (1 / 3)
-        raise UserError(f"export.voxel_mm is {mm:g}: at least {least:.2g}, or memory runs out")
+def write_pair(
+    bits: UInt8[np.ndarray, " bytes"],
+    size: int,
+    affine: Affine,
+    voxel_mm: float,
+    files: list[tuple[str, Path]],
+) -> tuple[int, int, Affine]:
+    """Writes a pair's files, (role, path) of each: voxels of skull and implant, and their grid.
+
+    affine: voxel -> RAS mm. voxel_mm: of the files, 0 for the pair's own. Raises UserError where a
+    finer grid loses a speck.
+    """
+    skull, implant = (np.ascontiguousarray(x) for x in np.moveaxis(store.unpack(bits, size), -1, 0))
+    if voxel_mm:
+        skull, implant, affine = finer(skull, implant, affine, voxel_mm)
+        if not (skull.any() and implant.any()):
+            raise UserError(
+                "a speck is lost on the finer grid: set export.voxel_mm to half as much"
+            )
+    # nnU-Net cuts an image to the box of what is not 0: an implant may lie outside the skull's.
+    parts = {
+        "skull": skull,
+        "implant": implant,
+        "complete": skull | implant,
+        "image": skull + np.uint8(1),
+    }
+    for role, path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".stl":
+            mesh.write_stl(path, mesh.solid(parts[role], affine))
+        elif (
+            path.suffix == ".nrrd"
+        ):  # SkullBreak's voxels are in LAS order, and many read no header
+            turn = np.diag([-1.0, 1, 1, 1])
+            turn[0, 3] = len(skull) - 1
+            volumes.write(path, parts[role][::-1], affine @ turn)
+        else:
+            volumes.write(path, parts[role], affine)
+    return int(skull.sum()), int(implant.sum()), affine
 
 
-def _begin(path, folder, name, settings, attrs, rows):
-    """Begins in a folder, or takes up one of the same export: the lines of its table by row."""
-    recipe = {"format": name, "voxel_mm": float(settings.voxel_mm), "recipe": attrs["recipe"]}
-    about, table, held = folder / "export.json", folder / "pairs.csv", {}
-    if about.exists():
-        try:
-            told = json.loads(about.read_bytes())
-            other = [key for key in recipe if told[key] != recipe[key]]
-            # The last line may have been cut short.
-            whole = table.read_text("utf-8-sig").rpartition("\n")[0] if table.exists() else ""
-            held = {int(line["index"]): line for line in csv.DictReader(io.StringIO(whole))}
-        except (ValueError, LookupError, TypeError):
-            raise UserError(f"{folder}: damaged: move it away, and start again") from None
-        surplus = sorted(held.keys() - rows)
-        if other or surplus:
-            what = f"an export of another {other[0]}".replace("recipe", "store") if other else ""
-            left = surplus and surplus[0] in schema.leave_out(path, store.Store(path).count)
-            why = f"{path / 'leave_out.txt'} lists" if left else "is not among those to export"
-            what = what or f"it holds pair {surplus[0]}, which {why}"
-            raise UserError(f"{folder}: {what}: name another export.folder, or move it away")
-    files.clear(folder)
-    licence = attrs.get("licence", "not stated")
-    told = {name: value for name, value in settings.items() if name not in ("folder", "store")}
-    files.replace(about, _json({**recipe, "licence": licence, "settings": told}))
-    files.replace(folder / "LICENCE.txt", f"{plain(licence)}\n".encode())
-    card = Path(path) / "README.md"
-    if card.exists():
-        content = schema.plain_file(card, os.path.realpath(path), 2**20).read_bytes()
-        part = f"This folder holds {len(rows)} of the {store.Store(path).count} pairs."
-        files.replace(folder / "README.md", content.rstrip() + f"\n\n{part}\n".encode())
-    files.replace(table, _text(list(held.values()), header=True).encode() if held else b"")
-    return held
+def finer(
+    skull: Mask, implant: Mask, affine: Affine, voxel_mm: float
+) -> tuple[Bool[np.ndarray, "U V W"], Bool[np.ndarray, "U V W"], Affine]:
+    """A pair on a finer grid over the same cube: skull, implant, affine.
+
+    Bone is where their union is, interpolated; it goes to the one with the larger share: they stay
+    disjoint, and no crack opens between them.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    shape = tuple(np.ceil(skull.shape * spacing / voxel_mm - 1e-6).astype(int))
+    scale, grid = voxel_mm / spacing, affine.copy()
+    grid[:3, :3] = affine[:3, :3] * scale
+    grid[:3, 3] += affine[:3, :3] @ ((scale - 1) / 2)  # from one outer corner
+    bone = grids.enlarge(skull | implant, affine, grid, shape)
+    lead = (np.float32(1) + implant - skull) / 2
+    implant = grids.enlarge(lead, affine, grid, shape) & bone
+    return bone & ~implant, implant, grid
 
 
-def _fold(folder, entries, skulls):
-    """Writes nnU-Net's `splits_final.json`: a skull's cases in one fold; generated pairs singly."""
-    rows = {Path(e.files["implant"]).name.removesuffix(".nii.gz"): e.row for e in entries}
-    keys = {name: skulls[r] if skulls[r] >= 0 else -1 - r for name, r in rows.items()}
-    order = {key: number for number, key in enumerate(dict.fromkeys(keys.values()))}
-    count, file = min(5, len(order)), "splits_final.json"
-    if count < 2:
-        print(f"no {file}: its folds are by skull, and there are {count} to train on")
-        return
-    folds = [[name for name in keys if order[keys[name]] % count == k] for k in range(count)]
-    splits = [{"train": sorted(keys.keys() - fold), "val": fold} for fold in folds]
-    files.replace(folder / file, _json(splits))
-    print(f"{file}: {count} folds by skull: copy it to nnUNet_preprocessed/{folder.name}/")
+def _tasks(opened, folder, entries, voxel_mm):
+    affines = opened.column("affine")
+    for row, paths, writes, _ in entries:
+        lacking = [(role, folder / paths[role]) for role in writes]
+        lacking = [(role, file) for role, file in lacking if not file.exists()]
+        yield opened.load([row])[0], opened.size, affines[row], voxel_mm, lacking
 
 
-def _tasks(path, folder, entries, size, voxel_mm):
-    affines = store.Store(path).column("affine")
-    for start in range(0, len(entries), BATCH):
-        part = entries[start : start + BATCH]
-        for entry, bits in zip(part, store.Store(path).load([e.row for e in part]), strict=True):
-            files = [(role, folder / entry.files[role]) for role in entry.writes]
-            yield bits, size, affines[entry.row], voxel_mm, files
-
-
-def _line(entry, measured):
-    """The table's line of a pair that was written."""
-    *voxels, affine = measured
+def _line(entry, skull, implant, affine):
+    """The table's line of a pair; skull, implant: voxels."""
     ml = abs(np.linalg.det(affine[:3, :3])) / 1000
     return {
         "index": entry.row,
         **{f"{role}_file": file for role, file in entry.files.items()},
         **entry.about,
-        **dict(zip(("skull_voxels", "implant_voxels"), voxels, strict=True)),
-        **{f"{n}_ml": f"{v * ml:.4f}" for n, v in zip(("skull", "implant"), voxels, strict=True)},
+        "skull_voxels": skull,
+        "implant_voxels": implant,
+        "skull_ml": f"{skull * ml:.4f}",
+        "implant_ml": f"{implant * ml:.4f}",
         "voxel_mm": " ".join(f"{mm:.6g}" for mm in np.linalg.norm(affine[:3, :3], axis=0)),
         "affine_ras": " ".join(f"{value:.9g}" for value in affine[:3].ravel()),
     }
 
 
-def _text(lines, header):
-    """Lines of the table as CSV."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, lines[0], lineterminator="\n")
-    if header:
-        writer.writeheader()
+def _write_papers(opened, folder, lines):
+    """Writes the table, the store's licence, and its card where it has one."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, lines[0], lineterminator="\n")
+    writer.writeheader()
     writer.writerows(lines)
-    return out.getvalue()
+    files.replace(folder / "pairs.csv", table.getvalue().encode())
+    licence = plain(opened.attrs.get("licence", "not stated"))
+    files.replace(folder / "LICENCE.txt", f"{licence}\n".encode())
+    card = opened.path / "README.md"
+    if card.exists():
+        part = f"\n\nThis folder holds {len(lines)} of the {opened.count} pairs.\n"
+        files.replace(folder / "README.md", card.read_bytes().rstrip() + part.encode())
 
 
-def _json(value):
-    return (json.dumps(value, indent=1) + "\n").encode()
+def _write_nnunet(opened, folder, entries):
+    """Writes nnU-Net's notes on the pairs to train on.
 
-
-def _nnunet_about(count, attrs, settings):
-    """nnU-Net's `dataset.json`."""
-    return {
-        "name": settings.dataset.partition("_")[2],
+    In `splits_final.json` a skull's cases are in one fold; generated pairs are folded singly.
+    """
+    about = {
+        "name": folder.name.partition("_")[2],
         "description": "defective skull (1 background, 2 bone) to implant",
-        "licence": attrs.get("licence", "not stated"),
+        "licence": opened.attrs.get("licence", "not stated"),
         "channel_names": {"0": "noNorm"},
         "labels": {"background": 0, "implant": 1},
-        "numTraining": count,
+        "numTraining": len(entries),
         "file_ending": ".nii.gz",
     }
+    files.write_json(folder / "dataset.json", about)
+    skulls, keys = opened.column("skull").tolist(), {}
+    for row, paths, *_ in entries:
+        name = Path(paths["implant"]).name.removesuffix(".nii.gz")
+        keys[name] = skulls[row] if skulls[row] >= 0 else -1 - row
+    order = list(dict.fromkeys(keys.values()))
+    count, file = min(5, len(order)), "splits_final.json"
+    if count < 2:
+        print(f"no {file}: its folds are by skull, and there are {count} to train on")
+        return
+    folds = [{name for name, key in keys.items() if key in order[k::count]} for k in range(count)]
+    splits = [{"train": sorted(keys.keys() - fold), "val": sorted(fold)} for fold in folds]
+    files.replace(folder / file, (json.dumps(splits, indent=1) + "\n").encode())
+    print(f"{file}: {count} folds by skull: copy it to nnUNet_preprocessed/{folder.name}/")

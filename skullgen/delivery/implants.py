@@ -3,22 +3,36 @@
 Arrays are [X, Y, Z] in RAS order; an affine [4, 4] maps voxel centres to RAS mm.
 """
 
+from typing import Any
+
 import numpy as np
+from jaxtyping import Bool, Float
+from ml_collections import ConfigDict
 from scipy import ndimage
+from scipy.spatial import ConvexHull
+from scipy.spatial.distance import pdist
+from skimage.measure import perimeter
 
 from skullgen.data import grids
 
 GAP = 0.75  # of a voxel of the net's grid: narrower gaps to the bone are filled
 PIXEL_MM = 2.0  # of the outline, by which contact is judged
 
+Mask = Bool[np.ndarray, "X Y Z"]
+Affine = Float[np.ndarray, "4 4"]
 
-def fit(probability, frame, skull, affine, settings):
+
+def fit(
+    probability: Float[np.ndarray, "D D D"],
+    frame: Affine,
+    skull: Mask,
+    affine: Affine,
+    settings: ConfigDict,
+) -> Mask:
     """A net's answer at a skull's own grid: outside of the bone, and only pieces that touch it.
 
-    Gaps to the bone that the net's grid is too coarse for (`GAP`) are filled.
-
-    probability: [D, D, D] at the grid `frame` [4, 4]; skull: bool [X, Y, Z], RAS; affine: its [4,
-    4]. settings: `config.predict`. Returns bool [X, Y, Z].
+    Gaps to the bone that the net's grid `frame` is too coarse for (`GAP`) are filled. settings:
+    `config.predict`.
     """
     spacing, gap = np.linalg.norm(affine[:3, :3], axis=0), GAP * np.linalg.norm(frame[:3, 0])
     found = grids.enlarge(probability, frame, affine, skull.shape, threshold=settings.threshold)
@@ -52,16 +66,15 @@ def _grown(mask):
     return ndimage.binary_dilation(mask, np.ones((3, 3, 3)))
 
 
-def measure(implant, skull, affine, middle):
-    """What an implant measures: a dict of numbers, in ml, mm and mm^2; places in RAS mm.
+def measure(
+    implant: Mask, skull: Mask, affine: Affine, middle: Float[np.ndarray, " 3"]
+) -> dict[str, Any]:
+    """What an implant measures, of all and of each connected piece: ml, mm, mm^2; RAS mm.
 
-    Of all and of each connected piece; `extent_mm` of all is that of the longest piece.
-
-    implant, skull: bool [X, Y, Z], RAS; affine: [4, 4]; middle: [3], RAS mm, of the braincase.
-
-    Contact: the faces of the implant's voxels behind which is bone (`contact_mm2`; stairs make it
-    larger than a smooth surface's), and, of each piece's outline as it is seen from the middle of
-    the head, the share that has such contact within 2 mm or a voxel and a half (`rim_contact`).
+    `extent_mm` of all is that of the longest piece. Contact: the faces of the implant's voxels
+    behind which is bone (`contact_mm2`; stairs make it larger than a smooth surface's), and, of
+    each piece's outline as it is seen from the braincase's `middle`, the share that has such
+    contact within 2 mm or a voxel and a half (`rim_contact`).
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     sides = _around(implant, 2)
@@ -73,29 +86,36 @@ def measure(implant, skull, affine, middle):
         a, b = (np.moveaxis(mask, axis, 0) for mask in (part, bone))
         faces = np.count_nonzero(a[1:] & b[:-1]) + np.count_nonzero(a[:-1] & b[1:])
         contact += faces * np.prod(np.delete(spacing, axis))
+    pixel = max(PIXEL_MM, 1.5 * spacing.max())
     labels, count = ndimage.label(part)
-    pieces = []
-    for number in range(1, count + 1):
-        one = labels == number
-        corners, volume_ml = _corners(one, here), np.count_nonzero(one) * np.prod(spacing) / 1e3
-        rim, share = _rim(one, touch, here, np.asarray(middle), max(PIXEL_MM, 1.5 * spacing.max()))
-        box = [corners.min(0), corners.max(0)]
-        piece = {"volume_ml": volume_ml, "extent_mm": _extent(corners), "box_mm": box}
-        pieces.append({**piece, "rim_mm": rim, "rim_contact": share})
+    numbers = range(1, count + 1)
+    pieces = [_piece(labels == number, touch, here, middle, pixel) for number in numbers]
     pieces.sort(key=lambda piece: -piece["volume_ml"])
     boxes, rims = np.array([p["box_mm"] for p in pieces]), [p["rim_mm"] for p in pieces]
-    return _rounded(
-        {
-            "volume_ml": sum(piece["volume_ml"] for piece in pieces),
-            "extent_mm": max(piece["extent_mm"] for piece in pieces),
-            "box_mm": [boxes[:, 0].min(0), boxes[:, 1].max(0)],
-            "contact_mm2": contact,
-            "rim_mm": sum(rims),
-            "rim_contact": np.average([piece["rim_contact"] for piece in pieces], weights=rims),
-            "overlap_voxels": int(np.count_nonzero(implant & skull)),
-            "pieces": pieces,
-        }
-    )
+    every = {
+        "volume_ml": sum(piece["volume_ml"] for piece in pieces),
+        "extent_mm": max(piece["extent_mm"] for piece in pieces),
+        "box_mm": [boxes[:, 0].min(0), boxes[:, 1].max(0)],
+        "contact_mm2": contact,
+        "rim_mm": sum(rims),
+        "rim_contact": np.average([piece["rim_contact"] for piece in pieces], weights=rims),
+        "overlap_voxels": int(np.count_nonzero(implant & skull)),
+        "pieces": pieces,
+    }
+    return _rounded(every)
+
+
+def _piece(mask, touch, affine, middle, pixel):
+    corners = _corners(mask, affine)
+    rim, share = _rim(mask, touch, affine, middle, pixel)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return {
+        "volume_ml": np.count_nonzero(mask) * np.prod(spacing) / 1e3,
+        "extent_mm": pdist(corners[ConvexHull(corners).vertices]).max(),
+        "box_mm": [corners.min(0), corners.max(0)],
+        "rim_mm": rim,
+        "rim_contact": share,
+    }
 
 
 def _corners(mask, affine):
@@ -107,18 +127,8 @@ def _corners(mask, affine):
     return points.reshape(-1, 3) @ affine[:3, :3].T + affine[:3, 3]
 
 
-def _extent(corners):
-    """The largest distance between two of some points in space."""
-    from scipy.spatial import ConvexHull
-    from scipy.spatial.distance import pdist
-
-    return pdist(corners[ConvexHull(corners).vertices]).max()
-
-
 def _rim(piece, touch, affine, middle, pixel):
     """A piece's outline, seen from the middle of the head: length in mm, and share with contact."""
-    from skimage.measure import perimeter
-
     points = np.argwhere(piece)
     rays = points @ affine[:3, :3].T + affine[:3, 3] - middle
     far = np.linalg.norm(rays, axis=1)
@@ -137,9 +147,8 @@ def _rim(piece, touch, affine, middle, pixel):
     seen = ndimage.binary_fill_holes(ndimage.binary_closing(seen, np.ones((3, 3))))
     outline = seen & ~ndimage.binary_erosion(seen)
     near = ndimage.binary_dilation(meets, np.ones((3, 3)))
-    return max(4, perimeter(seen)) * pixel, np.count_nonzero(outline & near) / np.count_nonzero(
-        outline
-    )
+    contact = np.count_nonzero(outline & near) / np.count_nonzero(outline)
+    return max(4, perimeter(seen)) * pixel, contact
 
 
 def _rounded(value):

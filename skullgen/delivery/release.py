@@ -1,236 +1,206 @@
 """Weights to hand on: what generation, encoding and prediction read of a trained run, and no more.
 
 A release is laid out as a work directory without its stores: `config.json` (without paths and names
-of skulls), `versions.json`, `checkpoints/`. Beside them `release.json` says what pairs its weights
-learnt from, and `SHA256SUMS` seals all files (`sha256sum -c` checks it, too).
+of skulls) and `checkpoints/`, without optimisers. `recipe.json` tells the weights and what
+pairs they learnt from; `sha256sum -c SHA256SUMS` checks all files.
 """
 
 import hashlib
 import json
 import os
 import shutil
-import uuid
 from pathlib import Path
+from typing import Any
 
-import jax
-import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
 
-from skullgen.core import files, jobs
-from skullgen.core.errors import UserError
-from skullgen.data import schema, store
+from skullgen.core import files, jobs, provenance
+from skullgen.core.errors import UserError, plain
+from skullgen.data import store
 from skullgen.evaluation import judges
-from skullgen.report import card
-from skullgen.training import checkpoint, loop, trained
+from skullgen.training import checkpoint, loop, methods
 
 PACKAGED = Path(__file__).parent / "weights"
-SEAL = "SHA256SUMS"
+ABOUT = ("voxel_mm", "kinds", "licence", "trained_on")
 PRIVATE = (
     *("data.root", "data.test", "data.validation", "generate.weights", "segment.stores"),
-    *("explore.stores", "export.store", "export.folder", "predict.file", "predict.folder"),
+    *("explore.stores", "gallery.stores", "export.store", "export.folder"),
+    *("predict.file", "predict.folder", "predict.weights"),
 )
-README = """# {title}
+README = """# Weights: {nets}
 
-Trained by skullgen on {trained_on}. Licence: {licence}. **Research only, not a medical device.**
-In it: {nets}.
+Trained by skullgen on {pairs} pairs of {skulls} skulls ({source}). Licence: {licence}.
+**Research only, not a medical device.**
 
 ```python
 import skullgen
 
 run = skullgen.load("FOLDER")  # this folder
-{uses}```
+```
 """
-DRAW = """\
-pairs = run.sample(seed=0, count=8)  # bool [8, {size}, {size}, {size}, 2], RAS, {voxel_mm:.4g} mm
+PAIRS = """
+`{name}` makes pairs: bool [n, {size}, {size}, {size}, 2], RAS, {voxel_mm:.4g} mm. What they are
+worth, and what they are not: `DATA_CARD.md`, where it is here.
+
+```python
+pairs = run.sample(seed=0, count=8)
+```
+
+```bash
+python launch.py --config FOLDER/config.json --workdir runs/made \\
+    --config.stages=generate --config.generate.weights=FOLDER
+```
 """
-DESIGN = """implant = run.predict("skull.nrrd").mask  # of a defective skull's file, on its voxels
-"""
-FILES = """
-An implant as files, for a defective skull:
+IMPLANTS = """
+`{name}` designs implants, on the voxels of a defective skull's file.
+
+```python
+implant = run.predict("skull.nrrd").mask
+```
 
 ```bash
 python launch.py --config FOLDER/config.json --workdir runs/made \\
     --config.stages=predict --config.predict.weights=FOLDER --config.predict.file=skull.nrrd
 ```
 """
-STORE = """
-A store of pairs, with the experiment that they were trained by:
-
-```bash
-python launch.py --config FOLDER/config.json --workdir runs/made \\
-    --config.stages=generate --config.generate.weights=FOLDER
-```
-
-What pairs of these weights are worth, and what they are not: `DATA_CARD.md`, where it is here.
-"""
 
 
-def place(where):
+def place(where: str | Path) -> Path:
     """The folder that `where` means: packaged weights by their name, a work directory, a release.
 
-    Raises UserError where there is none, and for a release that is not as it was sealed.
+    Raises UserError where there is none.
     """
-    named = sorted(path.name for path in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
-    if not isinstance(where, str | os.PathLike):
-        raise UserError(f"{where!r} is no path: name a work directory, or packaged weights")
-    folder = PACKAGED / where if str(where) in named else Path(os.path.expanduser(where))
+    names = sorted(path.name for path in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
+    folder = PACKAGED / where if str(where) in names else Path(os.path.expanduser(where))
     if not (folder / "config.json").exists():
         what = "no run and no weights in it" if folder.is_dir() else "no such folder"
         raise UserError(
-            f"{where}: {what} (packaged weights: {', '.join(named) or 'none'}): name a work "
+            f"{where}: {what} (packaged weights: {', '.join(names) or 'none'}): name a work "
             "directory, or a folder that the stage `release` made"
         )
-    if (folder / "release.json").exists():
-        _check_seal(folder)
     return folder
 
 
-def _sealed(folder):
-    """The SHA-256 of each file of a release, in order, as the lines of its seal."""
-    root, lines = os.path.realpath(folder), []
-    for file in sorted(path for path in folder.rglob("*") if path.is_symlink() or path.is_file()):
-        if file.name != SEAL:
-            content = schema.plain_file(file, root, 2**34).read_bytes()
-            lines.append(f"{hashlib.sha256(content).hexdigest()}  {file.relative_to(folder)}\n")
-    return lines
-
-
-def _check_seal(folder):
-    seal = schema.plain_file(folder / SEAL, os.path.realpath(folder), schema.MAX_JSON)
-    wrong = set(_sealed(folder)) ^ set(seal.read_text(errors="replace").splitlines(keepends=True))
-    if wrong:
-        name = sorted(line.strip().partition("  ")[2] for line in wrong)[0]
-        raise UserError(f"{folder / name}: not as {SEAL} says: get these weights again")
-
-
-def about(folder, name=""):
+def about(folder: Path, name: str = "") -> dict[str, Any]:
     """What the weights in a folder (`place`) learnt from: `voxel_mm`, `kinds`, `licence`, ...
 
-    name: the model's. Read from a release's `release.json`, or from a run's `real.zarr`. Raises
-    UserError where it is damaged or missing.
+    name: the generator's; "": the V-Nets. Of a release, its recipe tells; of a run, its real pairs.
     """
-    file = folder / "release.json"
-    if not file.exists():
-        attrs = store.Store(folder / "real.zarr").attrs
-        told = {name: attrs[name] for name in ("voxel_mm", "kinds", "licence")}
-        rows = loop.learnt(folder, name)
-        return {**told, "trained_on": card.source(folder / "real.zarr", rows)}
-    told = schema.Attributes(files.read_json(file))
-    told.file = file
-    schema.require_attributes(told, file)
-    return {name: told[name] for name in ("voxel_mm", "kinds", "licence", "trained_on")}
+    recipe = provenance.read(folder) or {}
+    if "trained_on" in recipe:
+        return {name: recipe[name] for name in ABOUT}
+    real = store.Store(folder / "real.zarr")
+    rows = loop.learnt(folder, name)
+    learnt = {
+        "source": real.recipe.get("config", {}).get("source", "unknown"),
+        "pairs": len(rows),
+        "skulls": len(np.unique(real.column("skull")[rows])),
+    }
+    return {**{name: real.attrs[name] for name in ABOUT[:-1]}, "trained_on": learnt}
 
 
-def chosen(config, workdir):
+def chosen(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path]:
     """Whose checkpoints make pairs: a config and a folder, this run's or of `generate.weights`.
 
     The config is `config` with the weights' own `model`. Raises UserError for a field of the model
     that is not as the weights have it.
     """
-    named = config.generate.get("weights", "")
-    if not named:
+    weights = config.generate.get("weights", "")
+    if not weights:
         return config, workdir
-    folder = place(named)
-    theirs, mine = trained.config(folder), config.copy_and_resolve_references()
-    fields = {f"model.{name}": value for name, value in theirs.model.items()}
-    for field, value in {"model_name": theirs.model_name, **fields}.items():
-        held = mine.model.get(field.removeprefix("model.")) if field in fields else mine[field]
-        if held is not None and _plain(held) != _plain(value):
+    folder = place(weights)
+    theirs, mine = methods.load_config(folder), config.copy_and_resolve_references()
+    fields = [{"model_name": c.model_name, "model": c.model.to_dict()} for c in (mine, theirs)]
+    for field, (value, wanted) in provenance.differences(*fields).items():
+        if value is not None and not any(
+            isinstance(x, provenance.Missing) for x in (value, wanted)
+        ):
             raise UserError(
-                f"config.{field} is {_plain(held)!r}, and generate.weights={named} were trained "
-                f"with {_plain(value)!r}: leave it, or take --config {folder / 'config.json'}"
+                f"config.{field} is {value!r}, and generate.weights={weights} were trained "
+                f"with {wanted!r}: leave it, or take --config {folder / 'config.json'}"
             )
     mine.model = theirs.model
     return mine, folder
 
 
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
-
-
-def reads(model, size):
-    """For each leaf of a State's nets whether drawing, decoding, encoding or predicting reads it.
-
-    size: `D`, voxels a side. Found by tracing the model's functions, not by what its networks are
-    called: bool [leaves], in jax's order.
-    """
-    key = jax.random.key(0)
-    state = jax.eval_shape(model.init, key)
-    pairs = jax.ShapeDtypeStruct((1, size, size, size, 2), jnp.float32)
-
-    def use(nets, keys, pairs):
-        its, out = state.replace(nets=nets), []
-        if model.decode is not None and model.latents is not None:
-            out.append(model.decode(its, model.latents(its, keys)))
-        if model.encode is not None:
-            out.append(model.encode(its, pairs))
-        if model.predict is not None:
-            out.append(model.predict(its, pairs[..., 0]))
-        return out
-
-    traced = jax.make_jaxpr(use)(state.nets, jax.eval_shape(lambda: key[None]), pairs).jaxpr
-    used = {id(var) for line in traced.eqns for var in line.invars} | set(map(id, traced.outvars))
-    return [id(var) in used for var in traced.invars[: len(jax.tree.leaves(state.nets))]]
-
-
-def run(config, workdir):
+def run(config: ConfigDict, workdir: Path) -> None:
     """The stage: writes `release/` from what is trained in the work directory, whole or not at all.
 
-    Raises UserError where nothing is trained.
+    Raises UserError where nothing is trained, or there is a release of other weights.
     """
-    made, partial = workdir / "release", workdir / f"release.partial-{uuid.uuid4().hex}"
-    told, size = about(workdir, config.model_name), config.model.resolution
-    nets = {config.model_name: trained.generator(config, workdir)} if config.model_name else {}
+    folder, states = workdir / "release", _trained(config, workdir)
+    recipe = {
+        **about(workdir, config.model_name),
+        "updates": {name: int(state.step) for name, state in states.items()},
+        "weights": {name: checkpoint.fingerprint(state) for name, state in states.items()},
+    }
+    before = provenance.read(folder)
+    provenance.require_same(folder, before, recipe)
+    if before:
+        print(f"{folder}: these weights are there (delete it, and it is made anew)")
+        return
+    partial = files.partial_of(folder)
+    for name, state in states.items():
+        jobs.check()
+        place = Path("checkpoints", name)
+        checkpoint.release(partial / place, state)
+        own = provenance.read(workdir / place) or {}
+        own = {field: own[field] for field in ("model_name", "model", "code") if field in own}
+        provenance.write(partial / place, own)
+    provenance.write(partial, recipe)
+    files.write_json(partial / "config.json", _public(config, workdir))
+    files.replace(partial / "README.md", _readme(config, recipe).encode())
+    pairs = workdir / "generated.zarr"
+    if (pairs / "README.md").exists():
+        by = store.Store(pairs).recipe.get("weights")
+        if by == recipe["weights"].get(config.model_name):
+            shutil.copyfile(pairs / "README.md", partial / "DATA_CARD.md")
+    files.replace(partial / "SHA256SUMS", _sums(partial).encode())
+    partial.rename(folder)
+    megabytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
+    print(f"{folder}: {', '.join(states)}; {megabytes:.1f} MB")
+
+
+def _trained(config, workdir):
+    """The states to hand on by name: the generator's, and that of a V-Net."""
+    states = {}
+    if config.model_name:
+        states[config.model_name] = methods.generator(config, workdir).state
     if any(checkpoint.newest(workdir / "checkpoints" / name) for name in judges.NETS):
         name = judges.choose(workdir, config.predict.net)
-        nets[name] = judges.newest(config.segment, size, workdir, name)
-    if not nets:
+        size = config.model.resolution
+        states[name] = judges.newest(config.segment, size, workdir, name).state
+    if not states:
         raise UserError(f"{workdir}: nothing is trained here; run `train` or `segment` first")
-    partial.mkdir()
-    for name, (model, state) in nets.items():
-        jobs.check()
-        folder = partial / "checkpoints" / name
-        checkpoint.keep(folder, state, reads(model, size))
-        for note in ("net.json", loop.CODE):
-            if (workdir / "checkpoints" / name / note).exists():
-                shutil.copyfile(workdir / "checkpoints" / name / note, folder / note)
-    updates = {name: int(state.step) for name, (_, state) in nets.items()}
-    weights = {name: checkpoint.fingerprint(state) for name, (_, state) in nets.items()}
-    versions = files.read_json(workdir / "versions.json") or {}
-    versions.pop("config", None)
-    files.write_json(partial / "versions.json", versions)
-    made_of = {**told, "updates": updates, "weights": weights}
-    files.write_json(partial / "release.json", made_of)
-    files.write_json(partial / "config.json", _public(config, workdir))
-    learnt, draws = told["trained_on"], config.model_name in nets
-    listed = ", ".join(f"{name}, update {step}" for name, step in updates.items())
-    words = {
-        "title": f"Weights: {listed}",
-        "trained_on": f"{learnt['pairs']} pairs of {learnt['skulls']} skulls ({learnt['source']})",
-        **{"licence": card.text(told["licence"]), "voxel_mm": told["voxel_mm"], "size": size},
-    }
-    does = {name: "designs implants" for name in nets} | {config.model_name: "makes pairs"}
-    words["nets"] = ", ".join(f"`{name}`, which {does[name]}" for name in nets)
-    words["uses"] = DRAW.format(**words) * draws + DESIGN * (len(nets) > draws)
-    more = FILES * (len(nets) > draws) + STORE * draws
-    files.replace(partial / "README.md", (README.format(**words) + more).encode())
-    pairs = workdir / "generated.zarr"
-    made_by = (store.Store(pairs).recipe or {}).get("weights")
-    if made_by == weights.get(config.model_name, "") and (pairs / "README.md").exists():
-        shutil.copyfile(pairs / "README.md", partial / "DATA_CARD.md")
-    files.replace(partial / SEAL, "".join(_sealed(partial)).encode())
-    if made.exists():
-        print(f"{made} is of an earlier call: it is now {jobs.set_aside(made)}")
-    partial.rename(made)
-    megabytes = sum(file.stat().st_size for file in made.rglob("*") if file.is_file()) / 2**20
-    print(f"{made}: {', '.join(nets)}; {megabytes:.1f} MB")
+    return states
 
 
 def _public(config, workdir):
     """The config, with how its pairs were truly made, and without paths and names of skulls."""
     fields = json.loads(config.to_json_best_effort())
     fields["data"].update(store.Store(workdir / "real.zarr").recipe.get("config", {}))
-    for field in PRIVATE:
-        section, name = field.split(".")
-        if section in fields:
-            fields[section][name] = ""
+    for section, name in (field.split(".") for field in PRIVATE):
+        if name in fields.get(section, {}):
+            fields[section][name] = type(fields[section][name])()
     return fields
+
+
+def _readme(config, recipe):
+    words = {"size": config.model.resolution, "voxel_mm": recipe["voxel_mm"]}
+    nets = ", ".join(f"{name}, update {step}" for name, step in recipe["updates"].items())
+    licence = plain(recipe["licence"])
+    parts = [README.format(nets=nets, licence=licence, **recipe["trained_on"])]
+    for name in recipe["updates"]:
+        parts.append((PAIRS if name == config.model_name else IMPLANTS).format(name=name, **words))
+    return "".join(parts)
+
+
+def _sums(folder):
+    """SHA-256 of all files, as `sha256sum` writes them."""
+    lines = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        lines.append(f"{digest}  {path.relative_to(folder)}\n")
+    return "".join(lines)

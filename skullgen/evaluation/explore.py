@@ -1,55 +1,79 @@
 """Maps of real and generated pairs (figure 3), ways between two skulls in latent space (figure 4).
 
 Shapes: `n` pairs, `D` voxels a side (the `size`), `Z` latents, `F` features, `T` steps of a way.
-Packed pairs are uint8 [n, D^3 * 2 / 8], as of `skullgen.data.store`.
 """
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64
+from ml_collections import ConfigDict
 
 from skullgen.core import jobs
-from skullgen.core.errors import UserError
+from skullgen.core.errors import UserError, in_range
 from skullgen.data import store
-from skullgen.generation import generate, postprocess
+from skullgen.generation import generate
+from skullgen.generation.postprocess import Rules
 from skullgen.models import steps
-from skullgen.networks import modules
+from skullgen.training.methods import Trained
 
 COMPONENTS = 50  # of the features, at most, are what t-SNE and UMAP begin from
+Latent = Float[np.ndarray, " Z"]
+Steps = Float[np.ndarray, " T"]
 
 
-def pick(path, splits, count, seed):
-    """Some pairs of a store, drawn without replacement, and their names for a reader.
+def check(settings: ConfigDict) -> None:
+    """UserError for what the stage `explore` would find wrong with `config.explore`."""
+    for field in ("pairs", "steps"):
+        in_range(f"explore.{field}", settings[field], 2)
+    in_range("explore.perplexity", settings.perplexity, 1)
+    if settings.umap and importlib.util.find_spec("umap") is None:
+        raise UserError("explore.umap is True: pip install 'skullgen[umap]' first")
 
-    splits: some of `store.SPLITS`, or () for all pairs, as of a generated store. count: at most
-    so many; one of each skull is taken before a second of any.
 
-    Returns packed pairs, in the order of the draw, and n strings: "phantom_0003, bilateral (pair
-    12)", or "pair 12" where both are unknown. Raises UserError where the store is not whole.
+class Group(NamedTuple):
+    """Pairs of a map: their group's name, and a name for each, as of `pick`."""
+
+    name: str
+    bits: store.Packed
+    cases: list[str]
+
+
+def pick(
+    opened: store.Store, splits: tuple[str, ...], count: int, seed: int
+) -> tuple[store.Packed, list[str]]:
+    """At most `count` pairs of a store, drawn without replacement, and their names for a reader.
+
+    splits: () for all pairs, as of a generated store. One pair of each skull is taken before a
+    second of any. A name is "phantom_0003, bilateral (pair 12)", or "pair 12" where both are
+    unknown. Raises UserError where the store is not whole.
     """
-    store.Store(path).require_whole()
-    group = store.Store(path)
-    skull, kind = group.column("skull"), group.column("kind")
-    rows = [store.Store(path).rows(split) for split in splits] or [store.Store(path).rows()]
-    rows = np.random.default_rng(seed).permutation(np.sort(np.concatenate(rows)))
+    opened.require_whole()
+    skull, kind = opened.column("skull"), opened.column("kind")
+    rows = np.concatenate([opened.rows(split) for split in splits or (None,)])
+    rows = np.random.default_rng(seed).permutation(np.sort(rows))
     # The place of each row among those of its skull; generated pairs, of no skull, stay as drawn.
     order = np.argsort(skull[rows], kind="stable")
     turn = np.empty(len(rows), int)
     turn[order] = np.arange(len(rows)) - np.searchsorted(skull[rows][order], skull[rows][order])
     rows = rows[np.argsort(turn, kind="stable")][:count]
-    cases, names = [], store.Store(path).names(skull)
-    for row in rows.tolist():
-        known = [names[row]] if skull[row] >= 0 else []
-        known += [group.attrs["kinds"][kind[row]]] if kind[row] >= 0 else []
+    cases, names = [], opened.names(skull[rows])
+    for row, name in zip(rows.tolist(), names, strict=True):
+        known = [name] if skull[row] >= 0 else []
+        known += [opened.attrs["kinds"][kind[row]]] if kind[row] >= 0 else []
         cases.append(f"{', '.join(known)} (pair {row})" if known else f"pair {row}")
-    return store.Store(path).load(rows), cases
+    return opened.load(rows), cases
 
 
-def volumes(bits, size, side=32):
+def volumes(bits: store.Packed, size: int, side: int = 32) -> Float32[np.ndarray, "n F"]:
     """Pairs as plain numbers: means of blocks of voxels, at most `side` of them a side.
 
-    bits: packed pairs. Returns float32 [n, d^3 * 2], d = ceil(D / ceil(D / side)); a last block
-    that D cuts counts as empty beyond the frame.
+    F = d^3 * 2, d = ceil(D / ceil(D / side)); a last block that D cuts counts as empty beyond the
+    frame.
     """
     block = -(-size // side)
     starts = np.arange(0, size, block)
@@ -62,17 +86,27 @@ def volumes(bits, size, side=32):
     return out
 
 
-def network_features(model, state, bits, size, batch):
-    """`model.features` of packed pairs, in batches of one size: float32 [n, F]."""
+def network_features(
+    net: Trained, bits: store.Packed, size: int, batch: int
+) -> Float32[np.ndarray, "n F"]:
+    """`Model.features` of packed pairs, in batches of one size."""
 
     @jax.jit
     def run(state, bits):
-        return model.features(state, steps.unpack(bits, size).astype(jnp.float32))
+        return net.model.features(state, steps.unpack(bits, size).astype(jnp.float32))
 
-    return generate.whole_batches(lambda part: run(state, part), bits, batch)
+    return generate.whole_batches(lambda part: run(net.state, part), bits, batch)
 
 
-def maps(groups, size, features=None, *, seed, perplexity, umap=False):
+def maps(
+    groups: list[Group],
+    size: int,
+    features: Callable[[store.Packed], Float[np.ndarray, "n F"]] | None = None,
+    *,
+    seed: int,
+    perplexity: float,
+    umap: bool = False,
+) -> dict[str, Any]:
     """All groups' pairs in one map for each kind of features and each method (figure 3).
 
     The features are the V-Net's bottleneck, where given, and `volumes`; of each at most 50
@@ -80,26 +114,18 @@ def maps(groups, size, features=None, *, seed, perplexity, umap=False):
     stays visible. t-SNE (van der Maaten and Hinton 2008) and UMAP (McInnes et al. 2018) start
     from them. The volumes' first two components are a map, too: the one whose distances are true.
 
-    Args:
-      groups: list of (name, packed pairs [n, bytes], n strings that name the cases).
-      size: D.
-      features: `(packed pairs) -> float32 [n, F]`, from a net that never saw generated pairs, or
-        None.
-      seed: of all that is drawn.
-      perplexity: t-SNE's; at most a third of the number of points is used.
-      umap: whether UMAP is asked for.
+    features: those of a net that never saw generated pairs. seed: of all that is drawn.
+    perplexity: t-SNE's; at most a third of the number of points is used.
 
-    Returns:
-      `{"maps": [{"title", "points": [{"x", "y", "group", "case"}]}]}`, points in the groups'
-      order. Features that are alike for all pairs get a line on the screen and no map. Raises
-      UserError for fewer than 4 pairs, and where umap-learn is asked for and missing.
+    Returns `{"maps": [{"title", "points": [{"x", "y", "group", "case"}]}]}`, points in the groups'
+    order. Features that are alike for all pairs get a line on the screen and no map. Raises
+    UserError for fewer than 4 pairs, and where umap-learn is asked for and missing.
     """
     methods = {"t-SNE": _tsne} | ({"UMAP": _umap()} if umap else {})
     for name, part, _ in groups:
         if part.shape[1] != size**3 // 4:
             raise UserError(f"explore.stores: the pairs of {name} are not of {size}^3 voxels")
-    bits = np.concatenate([part for _, part, _ in groups])
-    labels = [(name, case) for name, _, cases in groups for case in cases]
+    bits = np.concatenate([group.bits for group in groups])
     if len(bits) < 4:
         raise UserError(f"a map needs 4 pairs or more, not {len(bits)}: take more of them")
     kinds = {"PCA of the volumes": lambda bits: volumes(bits, size)}
@@ -116,13 +142,19 @@ def maps(groups, size, features=None, *, seed, perplexity, umap=False):
             drawn[f"{method} of {kind}"] = place(points, seed, perplexity)
         if kind == "PCA of the volumes":
             drawn[f"{kind}, components 1 and 2 ({share:.0%} of the variance)"] = points[:, :2]
-
-    def point(place, label):
-        x, y = (float(f"{value:.5g}") for value in place)
-        return {"x": x, "y": y, "group": label[0], "case": label[1]}
-
-    drawn = [(title, list(map(point, places, labels))) for title, places in drawn.items()]
-    return {"maps": [{"title": title, "points": points} for title, points in drawn]}
+    labels = [{"group": group.name, "case": case} for group in groups for case in group.cases]
+    return {
+        "maps": [
+            {
+                "title": title,
+                "points": [
+                    {"x": float(f"{x:.5g}"), "y": float(f"{y:.5g}"), **label}
+                    for (x, y), label in zip(places, labels, strict=True)
+                ],
+            }
+            for title, places in drawn.items()
+        ]
+    }
 
 
 def _components(x, seed):
@@ -163,14 +195,14 @@ def _umap():
     return place
 
 
-def linear(a, b, t):
-    """The straight way from `a` to `b` [Z]: float64 [T, Z] at t [T], exact at 0 and 1."""
+def linear(a: Latent, b: Latent, t: Steps) -> Float64[np.ndarray, "T Z"]:
+    """The straight way from `a` to `b` at `t`, exact at 0 and 1."""
     t = np.asarray(t, np.float64)[:, None]
     return (1 - t) * a + t * b
 
 
-def spherical(a, b, t):
-    """The way along a great circle from `a` to `b` [Z]: float64 [T, Z] at t [T], exact at 0 and 1.
+def spherical(a: Latent, b: Latent, t: Steps) -> Float64[np.ndarray, "T Z"]:
+    """The way along a great circle from `a` to `b` at `t`, exact at 0 and 1.
 
     Slerp (Shoemake 1985; for latents White 2016, arXiv:1609.04468), w the angle at the origin:
     `(sin((1 - t) w) a + sin(t w) b) / sin(w)`. It keeps a norm that `a` and `b` share, where
@@ -187,41 +219,32 @@ def spherical(a, b, t):
     return np.sin((1 - t) * angle) / np.sin(angle) * a + np.sin(t * angle) / np.sin(angle) * b
 
 
-def ends(model, state, pairs, seed):
-    """Two places in latent space to go between: z float32 [2, Z].
+def ends(
+    generator: Trained, pairs: Bool[np.ndarray, "2 D D D 2"] | None, seed: int
+) -> Float32[np.ndarray, "2 Z"]:
+    """Two places in latent space to go between.
 
-    They are what the model's encoder makes of two real pairs bool [2, D, D, D, 2]; a model
-    without one gets what `skullgen.generation.generate` draws for samples 0 and 1 of this seed.
+    They are what the model's encoder makes of two real pairs; a model without one gets what
+    `generate` draws for samples 0 and 1 of this seed.
     """
+    model, state = generator.model, generator.state
     if model.encode is not None:
         return np.asarray(jax.jit(model.encode)(state, jnp.asarray(pairs, jnp.float32)))
     draw = jax.jit(lambda state: generate.latents(model, state, seed, jnp.arange(2)))
     return np.asarray(draw(state))
 
 
-def interpolation(model, state, ends, *, count, channels, threshold, dust=0, connectivity=6):
-    """Both ways between two latents, decoded: bool [2, T, D, D, D, 2], linear and spherical.
+def interpolation(
+    generator: Trained, ends: Float32[np.ndarray, "2 Z"], count: int, rules: Rules
+) -> Bool[np.ndarray, "2 T D D D 2"]:
+    """Both ways between two latents, linear and spherical, in `count` equal steps, decoded.
 
-    Decoding is that of `skullgen.generation.generate`: binarised, equation 6, dust (section 4.4).
-
-    Args:
-      ends: z [2, Z]; the first and the last pair of both ways are theirs.
-      count: T, evenly spaced.
-      channels: `independent` or `exclusive` (`modules.binarise`).
-      threshold: share of bone that makes a voxel bone.
-      dust: components of fewer voxels are removed from both channels.
-      connectivity: neighbours that make a component: 6, 18 or 26.
+    The first and the last pair of both ways are those of `ends`.
     """
-    t = np.linspace(0, 1, count)
-
-    @jax.jit
-    def decode(state, z):
-        return modules.binarise(model.decode(state, z[None]), channels, threshold)[0]
+    t, decode = np.linspace(0, 1, count), jax.jit(generator.model.decode)
 
     def pair(z):
-        skull, defect = np.moveaxis(np.asarray(decode(state, z)), -1, 0)
-        both = skull, postprocess.separate(skull, defect)
-        return np.stack([postprocess.remove_dust(x, dust, connectivity) for x in both], -1)
+        return generate.pairs(decode(generator.state, np.float32(z)[None]), rules)[0]
 
     ways = [linear(*ends, t), spherical(*ends, t)]
-    return np.stack([[pair(np.float32(z)) for z in way] for way in ways])
+    return np.stack([[pair(z) for z in way] for way in ways])

@@ -1,20 +1,20 @@
 """The networks that judge: V-Nets trained by the one loop on any mixture of stores (section 5).
 
 Two of a kind: `vnet`, on `config.segment.stores`, and its yardstick `vnet_real`, on the run's own
-real training pairs. Each has a folder of checkpoints, and beside it a file that says what it
-is made of: a network of other pairs or settings is set aside, never taken for this one.
+real training pairs.
 """
 
-import hashlib
-import json
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+from ml_collections import ConfigDict
 
-from skullgen.core import files, hosts, jobs
-from skullgen.core.errors import UserError
-from skullgen.core.types import Phase
+from skullgen.core import hosts, provenance
+from skullgen.core.errors import UserError, in_range
+from skullgen.core.types import Model, Phase
 from skullgen.data import store
-from skullgen.training import checkpoint, contract, loop
+from skullgen.training import checkpoint, loop, methods
+from skullgen.training.methods import Trained
 
 REAL = "real.zarr:train:all"
 NETS = ("vnet", "vnet_real")
@@ -24,27 +24,30 @@ class Unfinished(UserError):
     """A network that is not trained to its end, or not on these pairs."""
 
 
-def mixtures(settings, workdir):
-    """The networks of a run: name -> list of `store.Part`.
+def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[store.Part]]:
+    """The pairs of each network of a run, by its name.
 
     settings: an experiment's `config.segment`; no stores means the run's `generated.zarr`.
     """
-    made = workdir / "generated.zarr"
+    nets = {}
     if settings.stores:
-        nets = {"vnet": store.mixture(settings.stores, workdir, settings.seed)}
+        nets["vnet"] = store.mixture(settings.stores, workdir, settings.seed)
     else:
-        store.Store(made).require_whole("generate")
-        nets = {"vnet": [store.Part(made, store.Store(made).rows())]}
+        made = store.Store(workdir / "generated.zarr")
+        made.require_whole("generate")
+        nets["vnet"] = [store.Part(made, made.rows())]
     if settings.reference and settings.stores != REAL:
         nets["vnet_real"] = store.mixture(REAL, workdir, settings.seed)
     return nets
 
 
-def check(settings, size, workdir):
+def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
     """UserError for a network that cannot be made, or stores that are named wrong or not there."""
     _load(settings, size)
-    contract.require(settings.model_name, _sized(settings, size), size, section="segment.")
-    loop.divides("segment.batch_size", settings.batch_size)
+    methods.check(settings.model_name, _sized(settings, size), size, section="segment.")
+    in_range("segment.updates", settings.updates, 1)
+    in_range("segment.fresh", settings.fresh, 0)
+    loop.check(_options(settings, options), "segment.")
     store.require_there([name for name, *_ in store.named(settings.stores)], workdir)
 
 
@@ -56,8 +59,8 @@ def _sized(settings, size):
     return config
 
 
-def _load(settings, size):
-    model = loop.load_model(settings.model_name, _sized(settings, size), "segment.")
+def _load(settings, size) -> Model:
+    model = methods.load_model(settings.model_name, _sized(settings, size), "segment.")
     if model.predict is None or "segment" not in model.steps:
         raise UserError(
             f"segment.model_name is {settings.model_name!r}: it lacks the step `segment` or predict"
@@ -65,133 +68,95 @@ def _load(settings, size):
     return model
 
 
-def _identity(settings, parts):
-    """All that determines a network but how long it is trained."""
-    fields = json.loads(settings.to_json_best_effort())
-    made = {name: fields[name] for name in ("model_name", "model", "seed", "batch_size")}
-    return {**made, "stores": [_part(part) for part in parts]}
+def _plan(settings):
+    return [Phase("segment", updates=settings.updates)]
 
 
-def _part(part):
-    recipe = json.dumps(store.Store(part.path).recipe, sort_keys=True)
-    return {
-        "path": part.path.name,
-        "pairs": len(part.rows),
-        "rows": hashlib.sha256(np.asarray(part.rows, "<i8").tobytes()).hexdigest(),
-        "recipe": hashlib.sha256(recipe.encode()).hexdigest(),
-    }
-
-
-def run(settings, size, workdir, *, keep, log_every, budget_mb, tensorboard):
+def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
     """Trains what is not trained yet, or goes on.
 
-    size: voxels a side. The others are the fields of that name of an experiment's config.
+    size: `D`, voxels a side. options: the run's own, whose tensorboard is the folder of all.
     """
     model = _load(settings, size)
+    options = _options(settings, options)
     for name, parts in mixtures(settings, workdir).items():
-        folder, log = _places(workdir, name)
-        if hosts.lead():
-            _begin(folder, log, _identity(settings, parts), settings.updates)
-        loop.tell_code(settings.model_name, folder, going_on=True)
+        folder, board = _folder(workdir, name), options.tensorboard
         pairs = sum(len(part.rows) for part in parts)
         done = hosts.first(checkpoint.newest(folder)) == settings.updates
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
-        loop.train(
-            model,
-            [Phase("segment", updates=settings.updates)],
-            parts,
-            log,
-            folder,
-            seed=settings.seed,
-            batch=settings.batch_size,
-            log_every=log_every,
-            save_every=settings.save_every,
-            keep=keep,
-            budget_mb=budget_mb,
-            tensorboard=workdir / "tensorboard" / name if tensorboard else None,
-        )
+        place = loop.Place(workdir / f"segment-{name}.jsonl", folder, _network(settings, size))
+        own = options._replace(tensorboard=board and board / name)
+        loop.train(model, _plan(settings), parts, place, own)
 
 
-def _begin(folder, log, identity, updates):
-    """Sets a network of other pairs or settings aside, and writes what this one is made of."""
-    newest = checkpoint.newest(folder)
-    if newest and (_held(folder) != identity or newest > updates):
-        aside = jobs.set_aside(folder)
-        log.unlink(missing_ok=True)
-        print(f"{folder} is of other pairs or settings: it is now {aside}")
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "net.json", identity)
+def _options(settings, options):
+    fields = {"seed": settings.seed, "batch": settings.batch_size}
+    return options._replace(**fields, save_every=settings.save_every)
 
 
-def trained(settings, size, workdir):
-    """The trained networks: name -> (model, state, parts).
+def _network(settings, size):
+    return methods.recipe(settings.model_name, _sized(settings, size))
 
-    Raises Unfinished where one is not trained to its end, or on other pairs.
-    """
+
+def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
+    """The trained networks; Unfinished where one is not trained to its end, or on other pairs."""
     model, nets = _load(settings, size), {}
+    fields = dict.fromkeys(loop.Options._fields, 0)
+    options = _options(settings, loop.Options(**fields))
     for name, parts in mixtures(settings, workdir).items():
-        folder, _ = _places(workdir, name)
-        whole = checkpoint.newest(folder) == settings.updates
-        if not whole or _held(folder) != _identity(settings, parts):
+        folder = _folder(workdir, name)
+        now = loop.recipe(_plan(settings), parts, _network(settings, size), options)
+        other = provenance.differences(provenance.read(folder) or {}, now)
+        if checkpoint.newest(folder) != settings.updates or other:
             raise Unfinished(
-                f"{folder}: not trained on these pairs for {settings.updates} updates: "
-                "run the stage `segment` first"
+                f"{folder}: not trained on these pairs for {settings.updates} updates"
+                f"{f' ({next(iter(other))} differs)' if other else ''}: run the stage `segment` first"
             )
-        loop.tell_code(settings.model_name, folder)
-        nets[name] = (model, checkpoint.read(folder, model, settings.updates), parts)
+        nets[name] = Trained(model, checkpoint.read(folder, model, settings.updates), parts)
     return nets
 
 
-def newest(settings, size, workdir, name):
-    """The newest state of the network `name`, whatever became of its pairs: (model, state).
+def newest(settings: ConfigDict, size: int, workdir: Path, name: str) -> Trained:
+    """The newest state of the network `name`, whatever became of its pairs.
 
-    Raises Unfinished where it has no checkpoint, or was made with other settings.
+    Raises Unfinished where it has no checkpoint, UserError where it is another network.
     """
-    model, folder = _load(settings, size), _places(workdir, name)[0]
+    model, folder = _load(settings, size), _folder(workdir, name)
     step = checkpoint.newest(folder)
     if not step:
         raise Unfinished(f"{folder}: no checkpoint; run the stage `segment` first")
-    held, asked = _held(folder) or {}, _identity(settings, [])
-    for field in ("model_name", "model"):
-        if held.get(field) != asked[field]:
-            raise Unfinished(
-                f"{folder}: made with another segment.{field} than the config's: set it back"
-            )
-    loop.tell_code(settings.model_name, folder)
-    return model, checkpoint.read(folder, model, step)
+    methods.require_same(folder, settings.model_name, _sized(settings, size))
+    return Trained(model, checkpoint.read(folder, model, step))
 
 
-def choose(workdir, name=""):
+def choose(workdir: Path, name: str = "") -> str:
     """The trained network of a work directory that `name` means; "": `vnet`, or the only one.
 
     Raises Unfinished, with the one that is there.
     """
-    there = [net for net in NETS if checkpoint.newest(_places(workdir, net)[0])]
+    there = [net for net in NETS if checkpoint.newest(_folder(workdir, net))]
     if not there or name not in ("", *there):
-        folder = _places(workdir, name or NETS[0])[0]
+        folder = _folder(workdir, name or NETS[0])
         what = f"here is {there[0]}: name that" if there else "run the stage `segment` first"
         raise Unfinished(f"{folder}: no checkpoint; {what}")
     return name or there[0]
 
 
-def about(settings, nets):
+def about(settings: ConfigDict, nets: dict[str, Trained]) -> dict[str, Any]:
     """What trained networks are made of, in words for `metrics.json`."""
     shared = {"updates": settings.updates, "seed": settings.seed}
     shared["augment"] = settings.model.get("augment", False)
-    return {
-        name: {"stores": [{"path": str(p.path), "pairs": len(p.rows)} for p in parts], **shared}
-        for name, (_, _, parts) in nets.items()
-    }
+
+    def stores(parts):
+        return [{"path": str(part.store.path), "pairs": len(part.rows)} for part in parts]
+
+    return {name: {"stores": stores(net.parts), **shared} for name, net in nets.items()}
 
 
-def begun(workdir):
+def begun(workdir: Path) -> bool:
     """Whether a network of this work directory has a checkpoint."""
-    return checkpoint.newest(_places(workdir, "vnet")[0]) > 0
+    return checkpoint.newest(_folder(workdir, "vnet")) > 0
 
 
-def _places(workdir, name):
-    return workdir / "checkpoints" / name, workdir / f"segment-{name}.jsonl"
-
-
-def _held(folder):
-    return files.read_json(folder / "net.json")
+def _folder(workdir, name):
+    return workdir / "checkpoints" / name

@@ -6,177 +6,201 @@ one kind of device, versions and batch size. Binarising, equation 6 and packing 
 device; components on a pool of worker processes, each of which writes whole shards.
 """
 
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int32, Integer, Shaped, UInt8
+from ml_collections import ConfigDict
 
-from skullgen.core import hosts, jobs
+from skullgen.core import hosts, jobs, provenance
+from skullgen.core.errors import in_range, one_of
+from skullgen.core.types import Model, State
 from skullgen.data import store
 from skullgen.generation import postprocess
+from skullgen.generation.postprocess import Rules
 from skullgen.models import steps
 from skullgen.networks import modules
+from skullgen.training import parallel
+from skullgen.training.methods import Trained
 
 SHARD = 64  # pairs in a file
 
 
-def drawer(model, *, seed, channels, threshold):
-    """`draw(state, index [devices, n]) -> (bits, overlap)` of the samples numbered `index`.
+def check(settings: ConfigDict) -> None:
+    """UserError for what `run` would find wrong with `config.generate` after hours of training."""
+    in_range("generate.count", settings.count, 1)
+    in_range("generate.batch_size", settings.batch_size, 1, 2**16)
+    in_range("generate.threshold", settings.threshold, 0.001, 1)
+    in_range("generate.dust_mm3", settings.dust_mm3, 0)
+    one_of("generate.connectivity", settings.connectivity, (6, 18, 26))
+    one_of("generate.channels", settings.channels, ("", "independent", "exclusive"))
 
-    `draw(state, index, seed)` draws by another seed, without compiling again.
 
-    channels: `independent` or `exclusive` (`modules.binarise`).
+def rules(settings: ConfigDict, channels: str, voxel_mm: float) -> Rules:
+    """The rules of an experiment's `config.generate`; channels: as of `methods.channels`."""
+    dust = int(np.ceil(settings.dust_mm3 / voxel_mm**3))
+    return Rules(channels, settings.threshold, dust, settings.connectivity)
 
-    bits: uint8 [devices, n, D^3 * 2 / 8], equation 6 applied. overlap: int32 [devices, n], voxels
-    that it removed.
-    """
 
-    def make(state, seed, index):
-        probability = model.decode(state, latents(model, state, seed, index))
-        pair = modules.binarise(probability, channels, threshold)
-        skull, defect = pair[..., 0], pair[..., 1]
-        apart = jnp.stack([skull, postprocess.separate(skull, defect)], axis=-1)
-        return steps.pack(apart), (defect & skull).sum((1, 2, 3), dtype=jnp.int32)
+def latents(
+    model: Model, state: State, seed: int | Integer[Array, ""], index: Int[Array, " n"]
+) -> Float[Array, "n Z"]:
+    """z of the samples numbered `index`: each by its own key, whatever is drawn beside it."""
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    return model.latents(state, jax.vmap(lambda i: jax.random.fold_in(key, i))(index))
+
+
+def binary(
+    probability: Float[Array, "n D D D 2"], rules: Rules
+) -> tuple[UInt8[Array, "n bytes"], Int32[Array, " n"]]:
+    """Packed pairs, binarised and after equation 6, and the voxels that it removed."""
+    pair = modules.binarise(probability, rules.channels, rules.threshold)
+    skull, defect = pair[..., 0], pair[..., 1]
+    apart = jnp.stack([skull, postprocess.separate(skull, defect)], axis=-1)
+    return steps.pack(apart), (defect & skull).sum((1, 2, 3), dtype=jnp.int32)
+
+
+def pairs(
+    probability: Float[Array, "n D D D 2"] | Float[np.ndarray, "n D D D 2"], rules: Rules
+) -> Bool[np.ndarray, "n D D D 2"]:
+    """The pairs that section 4.4 makes of what a network says of each voxel."""
+    bits, size = np.asarray(binary(jnp.asarray(probability), rules)[0]), probability.shape[1]
+    return store.unpack(postprocess.clean(bits, size, rules), size)
+
+
+def drawer(model: Model, rules: Rules) -> Callable:
+    """`draw(state, index int [devices, n], seed=0)`: `binary` of the samples, [devices, n, ...]."""
+
+    def draw(state, seed, index):
+        return binary(model.decode(state, latents(model, state, seed, index)), rules)
 
     here = jax.local_devices()
-    mapped = jax.pmap(make, axis_name=modules.AXIS, in_axes=(None, None, 0), devices=here)
-    return lambda state, index, seed=seed: mapped(state, np.uint32(seed), index)
+    mapped = jax.pmap(draw, axis_name=modules.AXIS, in_axes=(None, None, 0), devices=here)
+    return lambda state, index, seed=0: mapped(state, np.uint32(seed), index)
 
 
-def sampler(model, state, *, seed, batch, channels, threshold):
-    """`make(first) -> (bits, overlap)` for the aligned batches that begin at sample `first`.
+def sampler(generator: Trained, rules: Rules, batch: int) -> Callable:
+    """`draw(first, seed)`: `binary` of the aligned batches that begin at sample `first`.
 
-    Or `make(first, seed)`. channels: as of `drawer`. One batch of `batch` samples runs on each
-    local device: n = batch * devices.
-
-    bits: uint8 [n, D^3 * 2 / 8]. overlap: int32 [n].
+    One batch of `batch` samples runs on each local device: n = batch * devices.
     """
-    devices, state = jax.local_device_count(), steps.resident(state)
-    mapped = drawer(model, seed=seed, channels=channels, threshold=threshold)
+    devices, state = jax.local_device_count(), parallel.resident(generator.state)
+    draw = drawer(generator.model, rules)
 
-    def run(first, seed=seed):
+    def run(first, seed):
         index = jnp.arange(first, first + devices * batch).reshape(devices, batch)
-        bits, overlap = mapped(state, index, seed)
+        bits, overlap = draw(state, index, seed)
         return bits.reshape(devices * batch, -1), overlap.reshape(devices * batch)
 
     return run
 
 
-def latents(model, state, seed, index):
-    """z float32 [n, Z] of the samples int [n]: each by its own key, whatever is drawn beside it."""
-    key = jax.random.fold_in(jax.random.key(seed), 0)
-    return model.latents(state, jax.vmap(lambda i: jax.random.fold_in(key, i))(index))
+def batches(
+    draw: Callable[[int], tuple], shards: list[range], first: int, batch: int
+) -> Iterator[tuple[range, Shaped[np.ndarray, "n bytes"], Integer[np.ndarray, " n"]]]:
+    """For each range of rows in `shards`: the range, its bits, its overlap.
 
-
-def batches(make, shards, first, batch):
-    """For each range of rows in `shards`: (range, its bits, its overlap), as numpy arrays.
-
-    make: as `sampler` returns it. first: the sample in row 0. batch: samples of one call. The
+    draw: a `sampler` of one seed. first: the sample in row 0. batch: samples of one call. The
     next call runs on the device while this one's answer is copied and worked on.
     """
-    wanted = [
+    starts = [
         start
         for shard in shards
         for start in range((first + shard.start) // batch * batch, first + shard.stop, batch)
     ]
-    wanted = iter(list(dict.fromkeys(wanted)))
-    ahead, made = [], {}
+    starts = iter(list(dict.fromkeys(starts)))
+    ahead, ready = [], {}
     for shard in shards:
         begin, end = first + shard.start, first + shard.stop
-        while not made or max(made) + batch < end:
-            while len(ahead) < 2 and (start := next(wanted, None)) is not None:
-                ahead.append((start, make(start)))
+        while not ready or max(ready) + batch < end:
+            while len(ahead) < 2 and (start := next(starts, None)) is not None:
+                ahead.append((start, draw(start)))
             start, answer = ahead.pop(0)
-            made[start] = [np.asarray(part) for part in answer]
-        made = {start: part for start, part in made.items() if start + batch > begin}
-        order = sorted(made)
-        offset = begin - order[0]
-        bits, overlap = (np.concatenate([made[s][part] for s in order]) for part in (0, 1))
+            ready[start] = [np.asarray(part) for part in answer]
+        ready = {start: part for start, part in ready.items() if start + batch > begin}
+        offset = begin - min(ready)
+        bits, overlap = (np.concatenate([ready[s][k] for s in sorted(ready)]) for k in (0, 1))
         yield shard, bits[offset : offset + len(shard)], overlap[offset : offset + len(shard)]
 
 
-def whole_batches(run, bits, batch):
-    """`run` over packed pairs [n, bytes] in batches of one size, the last filled up: [n, ...].
+def whole_batches(
+    run: Callable, rows: Shaped[np.ndarray, "n width"], batch: int
+) -> Shaped[np.ndarray, "n ..."]:
+    """`run` over rows (packed pairs, latents) in batches of one size, the last filled up.
 
-    One compiled program does, and a pair's answer does not depend on how many there are.
+    One compiled program does, and a row's answer does not depend on how many there are.
     """
-    found = []
-    for start in range(0, len(bits), batch):
+    answers = []
+    for start in range(0, len(rows), batch):
         jobs.check()
-        part = bits[start : start + batch]
+        part = rows[start : start + batch]
         full = np.pad(part, ((0, batch - len(part)), (0, 0)))
-        found.append(np.asarray(run(full))[: len(part)])
-    return np.concatenate(found)
+        answers.append(np.asarray(run(full))[: len(part)])
+    return np.concatenate(answers)
+
+
+class Plan(NamedTuple):
+    """What a store of generated pairs is to be: voxels a side, and `store.create`'s arguments.
+
+    channels: as of `Rules`. attributes: among them `voxel_mm`, of the real pairs.
+    """
+
+    size: int
+    channels: str
+    attributes: dict[str, Any]
+    recipe: provenance.Recipe
 
 
 def run(
-    model,
-    state,
-    path,
-    settings,
-    *,
-    channels,
-    voxel_mm,
-    size,
-    workers,
-    attributes,
-    share=(0, 1),
-):
+    generator: Trained,
+    path: Path,
+    settings: ConfigDict,
+    plan: Plan,
+    workers: int,
+    share: tuple[int, int] = (0, 1),
+) -> None:
     """Generates samples `first` to `first + count` into the store `path`, or goes on.
 
-    settings: an experiment's `config.generate`. channels: `independent` or `exclusive`.
-    voxel_mm: of the real pairs, by which components of under `settings.dust_mm3` are found.
-    size: voxels a side. attributes: of the store (`store.create`). share: (k, n), of the shards.
+    settings: an experiment's `config.generate`. share: (k, n), of the shards.
     """
-    count = settings.count
     if hosts.lead():
-        store.create(path, count=count, size=size, shard=SHARD, attributes=attributes)
+        shape = store.Shape(settings.count, plan.size, SHARD)
+        store.create(path, shape, plan.attributes, plan.recipe)
     hosts.first(0)
-    shards = store.Store(path).missing(share)
+    generated = store.Store(path)
+    shards, total = generated.missing(share), sum(map(len, generated.shards(share)))
     if not shards:
-        print(f"{path}: all {sum(map(len, store.Store(path).shards(share)))} pairs are there")
+        print(f"{path}: all {total} pairs are there")
         return
-    options = dict(seed=settings.seed, batch=settings.batch_size, threshold=settings.threshold)
-    make = sampler(model, state, channels=channels, **options)
+    how = rules(settings, plan.channels, plan.attributes["voxel_mm"])
+    draw = functools.partial(sampler(generator, how, settings.batch_size), seed=settings.seed)
     batch = settings.batch_size * jax.local_device_count()
     tasks = (
-        (
-            path,
-            shard.start,
-            bits,
-            overlap,
-            size,
-            voxel_mm,
-            dust(settings, voxel_mm),
-            settings.connectivity,
-        )
-        for shard, bits, overlap in batches(make, shards, settings.first, batch)
+        (generated, shard.start, bits, overlap, how)
+        for shard, bits, overlap in batches(draw, shards, settings.first, batch)
     )
     workers = min(jobs.workers(workers), len(shards))
-    whole, left = (sum(map(len, part)) for part in (store.Store(path).shards(share), shards))
-    with jobs.progress(whole, whole - left, "generate", "pair") as bar:
-        for done in jobs.ordered(postprocess.finish, tasks, workers):
-            bar.update(done)
+    with jobs.progress(total, total - sum(map(len, shards)), "generate", "pair") as bar:
+        for count in jobs.ordered(postprocess.finish, tasks, workers):
+            bar.update(count)
 
 
-def dust(settings, voxel_mm):
-    """Components of fewer voxels than this are removed: `settings.dust_mm3` in voxels."""
-    return int(np.ceil(settings.dust_mm3 / voxel_mm**3))
-
-
-def removed(path):
-    """What post-processing removed from a generated store, as a dict of shares and voxels.
+def removed(generated: store.Store) -> dict[str, Any]:
+    """What post-processing removed from a generated store, as shares and voxels.
 
     empty_defects: share of pairs whose defect is empty. overlap: share of defect voxels that lay
-    in the skull (equation 6). dust_skull, dust_defect: mean voxels a pair.
+    in the skull (equation 6). dust_skull_voxels, dust_defect_voxels: mean of a pair.
     """
-    store.Store(path).require_whole("generate")
-    group = store.Store(path)
-    rows = store.Store(path).rows()
-    removed, defects = (
-        group.column("removed")[rows].astype(np.int64),
-        group.column("voxels")[rows, 1],
-    )
-    overlap, dust_skull, dust_defect = removed.sum(axis=0).tolist()
+    generated.require_whole("generate")
+    rows = generated.rows()
+    voxels = generated.column("removed")[rows].astype(np.int64).sum(axis=0)
+    defects = generated.column("voxels")[rows, 1]
+    overlap, dust_skull, dust_defect = voxels.tolist()
     drawn = overlap + dust_defect + int(defects.sum())
     return {
         "pairs": len(defects),

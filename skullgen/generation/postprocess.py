@@ -1,24 +1,43 @@
-"""Section 4.4 after binarising: equation 6 and dust; workers import it, so it imports no jax."""
+"""Section 4.4 after binarising: equation 6 and dust. Workers import it, so it imports no jax."""
+
+from typing import Any, NamedTuple
 
 import cc3d
 import numpy as np
+from jaxtyping import Bool, Integer, Shaped
 
 from skullgen.data import store
 
 
-def separate(skull, defect):
+class Rules(NamedTuple):
+    """How probabilities become pairs (section 4.4).
+
+    channels: `independent` or `exclusive` (`modules.binarise`). dust: components of fewer voxels
+    are removed. connectivity: neighbours that make a component, 6, 18 or 26.
+    """
+
+    channels: str
+    threshold: float
+    dust: int = 0
+    connectivity: int = 6
+
+
+def separate(skull: Bool[Any, "*shape"], defect: Bool[Any, "*shape"]) -> Bool[Any, "*shape"]:
     """Equation 6, `I = XOR(I, AND(I, S))`: the defect I without what lies in the skull S.
 
-    skull, defect: bool arrays of one shape, of numpy or jax. Returns the new defect.
+    Of numpy, or of jax.
     """
     return defect ^ (defect & skull)
 
 
-def remove_dust(image, voxels, connectivity=6):
-    """The image without its connected components of fewer than `voxels` voxels.
+def remove_dust(
+    image: Bool[np.ndarray, "X Y Z"] | Integer[np.ndarray, "X Y Z"],
+    voxels: int,
+    connectivity: int = 6,
+) -> Shaped[np.ndarray, "X Y Z"]:
+    """A copy of the image without its connected components of fewer than `voxels` voxels.
 
-    image: [D, D, D], bool, or integers: each value but 0 then has components of its own.
-    connectivity: 6, 18 or 26 neighbours. Returns a new array.
+    Each value but 0 has components of its own.
     """
     out, bone = image.copy(), image != 0
     plane = bone.any(axis=0)
@@ -37,33 +56,36 @@ def remove_dust(image, voxels, connectivity=6):
     return out
 
 
-def clean(bits, size, dust, connectivity):
-    """Packed pairs uint8 [n, size^3 * 2 / 8] without either channel's dust: a new array.
+def clean(bits: store.Packed, size: int, rules: Rules) -> store.Packed:
+    """Packed pairs of `size` voxels a side without either channel's dust.
 
-    dust: components of fewer voxels are removed. connectivity: neighbours that make a component,
-    6, 18 or 26. No voxel may be in both channels (equation 6): they are labelled as one image of
-    two values.
+    No voxel may be in both channels (equation 6): they are labelled as one image of two values.
     """
     out = np.empty_like(bits)
     for row, packed in enumerate(bits):
         pair = store.unpack(packed, size)
         image = pair.view(np.uint16)[..., 0]
-        image[...] = remove_dust(image, dust, connectivity)
+        image[...] = remove_dust(image, rules.dust, rules.connectivity)
         out[row] = store.pack(pair)
     return out
 
 
-def finish(path, start, bits, overlap, size, voxel_mm, dust, connectivity):
-    """Removes dust from one shard's pairs and writes them: a worker's task.
+def finish(
+    generated: store.Store,
+    start: int,
+    bits: store.Packed,
+    overlap: Integer[np.ndarray, " n"],
+    rules: Rules,
+) -> int:
+    """Removes dust from the shard that begins at pair `start` and writes it: a worker's task.
 
-    path, start: the store, and the shard's first pair. bits: uint8 [n, size^3 * 2 / 8]. overlap:
-    int [n], voxels that equation 6 removed. voxel_mm: of the model's grid. dust, connectivity: as
-    of `clean`. Returns the pairs' number.
+    overlap: voxels that equation 6 removed from each pair. Returns the number of pairs.
     """
-    kept = clean(bits, size, dust, connectivity)
+    size, voxel_mm = generated.size, generated.attrs["voxel_mm"]
+    kept = clean(bits, size, rules)
     removed = np.column_stack([overlap, store.voxels(bits) - store.voxels(kept)])
     affine = np.diag([voxel_mm] * 3 + [1.0])
     affine[:3, 3] = voxel_mm * (1 - size) / 2  # the cube's centre is the origin
     columns = {"removed": removed, "affine": np.broadcast_to(affine, (len(bits), 4, 4))}
-    store.Store(path).write(start, kept, columns)
+    generated.write(start, kept, columns)
     return len(bits)

@@ -3,21 +3,23 @@
 Shapes: `B` samples, `D` voxels a side, `Z` latents.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from skullgen.core.errors import one_of
-from skullgen.core.types import Model, State
+from skullgen.core.types import Batch, Model, State
 from skullgen.models import steps, vae
-from skullgen.models.wgan_gp import Z, new_net
 from skullgen.networks import losses
 
 FAKES = ("reconstruction", "prior")  # s = rec, p in equations 4 and 5
 ng = jax.lax.stop_gradient
 
 
-def objectives(config):
+def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
     """Equations 4 and 5, as functions of both networks' weights.
 
     Returns `encoder_loss(...) -> (float32 [], (posterior, metrics))` and `decoder_loss(...) ->
@@ -67,10 +69,10 @@ def objectives(config):
     return encoder_loss, decoder_loss
 
 
-def advice(config, records):
+def advice(config: ConfigDict, records: list[dict]) -> list[str]:
     """What an epoch's records of one phase say about `config.margin` and `config.alpha`.
 
-    Returns lines of text; those that begin with `warning: ` tell of a hinge that does nothing.
+    Lines that begin with `warning: ` tell of a hinge that does nothing.
     """
 
     def mean(name):
@@ -90,7 +92,7 @@ def advice(config, records):
     return lines
 
 
-def make(config):
+def make(config: ConfigDict) -> Model:
     """IntroVAE; `config` is `config.model` of `experiments/introvae.py`.
 
     Steps: `vae`, alpha = 0; `intro`, equations 4 and 5. Each updates the encoder, then the
@@ -103,15 +105,16 @@ def make(config):
 
     def init(key):
         keys = [jax.random.fold_in(key, stream) for stream in (0, 1)]
-        encoder = new_net(module.encoder, tx, keys[0], jnp.zeros((1, *(config.resolution,) * 3, 2)))
-        decoder = new_net(module.decoder, tx, keys[1], jnp.zeros((1, config.latent)))
+        pair = jnp.zeros((1, *(config.resolution,) * 3, 2))
+        encoder = steps.new_net(module.encoder, tx, keys[0], pair)
+        decoder = steps.new_net(module.decoder, tx, keys[1], jnp.zeros((1, config.latent)))
         encoder = encoder.replace(stats=vae.unknown(config.latent))
         return State(jnp.zeros((), jnp.int32), key, {"encoder": encoder, "decoder": decoder})
 
-    def step(state, batch, alpha):
+    def step(state: State, batch: Batch, alpha: float):
         encoder, decoder = state.nets["encoder"], state.nets["decoder"]
         pairs = batch[0].astype(jnp.float32)
-        keys = [steps.keys(state, stream, len(pairs)) for stream in (vae.NOISE, Z)]
+        keys = [steps.keys(state, stream, len(pairs)) for stream in (steps.NOISE, steps.Z)]
         data = pairs, *(steps.normal(key, config.latent) for key in keys), alpha
 
         def judge(params):

@@ -1,25 +1,45 @@
-"""What every train step shares: one optimiser update, keys, and the only pmap."""
+"""What the methods share: a network's start, one optimiser update, keys and draws."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from flax import linen as nn
 from jax.flatten_util import ravel_pytree
-from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from skullgen.core.types import Net
+from skullgen.core.errors import one_of
+from skullgen.core.types import Metrics, Net, State
 from skullgen.networks.modules import AXIS
 
+Z, U, NOISE = 0, 1, 2  # streams of random draws: latents, the penalty's u, the posterior's noise
 
-def descend(net, tx, loss, name):
-    """One optimiser update of one network.
 
-    net: `types.Net`. tx: its optax transformation. loss: `(params) -> (scalar, (stats, metrics))`,
-        the mean over this device's samples.
+def dtype(precision: str, section: str = "model") -> jnp.dtype:
+    """What `config.<section>.precision` names; UserError for another than these two."""
+    return jnp.dtype(one_of(f"{section}.precision", precision, ("float32", "bfloat16")))
+
+
+def new_net(module: nn.Module, tx: optax.GradientTransformation, key: Key[Array, ""], *arguments):
+    """A module's weights, running values and optimiser state at the start, as a `types.Net`."""
+    variables = module.init(key, *arguments)
+    params = variables["params"]
+    return Net(params, variables.get("stats", {}), tx.init(params))
+
+
+def descend(
+    net: Net,
+    tx: optax.GradientTransformation,
+    loss: Callable[[Any], tuple[Float[Array, ""], tuple[Any, Metrics]]],
+    name: str,
+) -> tuple[Net, Metrics]:
+    """One optimiser update of one network; gradients and metrics are averaged over devices.
+
+    loss: `(params) -> (value, (stats, metrics))`, the mean over this device's samples.
     name: prefix of the metric `<name>_update_norm`, the global norm of the averaged gradient:
         where it is not finite the new weights are not either, and the run must stop.
-
-    Returns the new Net and metrics; gradients and metrics are averaged over devices.
     """
     (_, (stats, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(net.params)
     gradient, metrics = _mean((gradient, metrics))
@@ -37,8 +57,10 @@ def _mean(tree):
     return restore(jax.lax.pmean(flat, AXIS))
 
 
-def keys(state, stream, count, update=0):
-    """Keys [count], one for each of this device's samples.
+def keys(
+    state: State, stream: int, count: int, update: int | Int[Array, ""] = 0
+) -> Key[Array, " {count}"]:
+    """Keys for this device's samples.
 
     A draw is keyed by (step, stream, critic update, global sample index), never by device: two
     devices with half a batch each draw what one device draws.
@@ -50,64 +72,25 @@ def keys(state, stream, count, update=0):
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def normal(keys, size):
-    """Standard normal draws float32 [B, size], one key a sample."""
+def normal(keys: Key[Array, " B"], size: int) -> Float[Array, "B {size}"]:
+    """Standard normal draws, one key a sample."""
     return jax.vmap(lambda key: jax.random.normal(key, (size,)))(keys)
 
 
-def uniform(keys):
-    """Draws from U(0, 1), float32 [B], one key a sample."""
+def uniform(keys: Key[Array, " B"]) -> Float[Array, " B"]:
+    """Draws from U(0, 1), one key a sample."""
     return jax.vmap(jax.random.uniform)(keys)
 
 
-def unpack(bits, size):
-    """uint8 [..., size^3 * 2 / 8], little-endian bits, -> bool [..., size, size, size, 2]."""
+def unpack(
+    bits: UInt8[Array, "*batch bytes"], size: int
+) -> Bool[Array, "*batch {size} {size} {size} 2"]:
+    """Pairs from little-endian bits."""
     bits = (bits[..., None] >> jnp.arange(8, dtype=jnp.uint8)) & 1
     return bits.reshape(*bits.shape[:-2], size, size, size, 2).astype(bool)
 
 
-def pack(pairs):
-    """bool [B, D, D, D, 2] -> uint8 [B, D^3 * 2 / 8], the inverse of `unpack`."""
+def pack(pairs: Bool[Array, "B D D D 2"]) -> UInt8[Array, "B bytes"]:
+    """The inverse of `unpack`."""
     bits = pairs.reshape(pairs.shape[0], -1, 8).astype(jnp.uint8)
     return (bits << jnp.arange(8, dtype=jnp.uint8)).sum(axis=-1, dtype=jnp.uint8)
-
-
-def data_parallel(step, size, devices=None):
-    """A model's step over `devices` (None: those of all processes).
-
-    Returns `run(state, data, index) -> (state, metrics)`.
-
-    data: uint8 [N, bytes], packed pairs on every device: all of them (`resident`), or, where they
-        are streamed, those of this update.
-    index: int32 [batches, B], rows of `data`; the B samples are split over the devices. Of several
-        processes, each reads its own columns only (`hosts.columns`).
-
-    `state` is one unreplicated value, donated, and so is the state that comes back.
-    """
-    devices = devices or jax.devices()
-    here = [device.process_index == jax.process_index() for device in devices]
-    mapped = jax.pmap(
-        lambda state, data, index: step(state, unpack(data[index], size)),
-        axis_name=AXIS,
-        in_axes=(None, None, 0),
-        out_axes=(None, None),
-        donate_argnums=0,
-        devices=devices,
-    )
-    return lambda state, data, index: mapped(state, data, _split(index, len(devices))[here])
-
-
-def _split(index, devices):
-    """[batches, B] -> [devices, batches, B / devices]: each device has a run of samples."""
-    return np.moveaxis(index.reshape(len(index), devices, -1), 1, 0)
-
-
-def resident(array):
-    """Puts an array on every local device, whole."""
-    mesh = jax.make_mesh(
-        (jax.local_device_count(),),
-        (AXIS,),
-        axis_types=(jax.sharding.AxisType.Auto,),
-        devices=jax.local_devices(),
-    )
-    return jax.device_put(array, NamedSharding(mesh, PartitionSpec()))

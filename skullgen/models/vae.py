@@ -3,18 +3,22 @@
 Shapes: `B` samples, `D` voxels a side, `Z` latents.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
 
 from skullgen.core.errors import one_of
-from skullgen.core.types import Model, State
+from skullgen.core.types import Batch, Model, State
 from skullgen.models import steps
-from skullgen.models.wgan_gp import PRECISIONS, new_net
 from skullgen.networks import losses, modules
 
-NOISE = 2  # stream of random draws; 0 and 1 are the GAN's
+Posterior = tuple[Float[Array, "B Z"], Float[Array, "B Z"]]  # mean, log-variance
+Moments = dict[str, Float[Array, "..."]]
 
 
 class Autoencoder(nn.Module):
@@ -23,22 +27,22 @@ class Autoencoder(nn.Module):
     encoder: modules.Encoder
     decoder: modules.Generator
 
-    def encode(self, pairs):
-        """[B, D, D, D, 2] -> mean, log-variance: float32 [B, Z] each."""
+    def encode(self, pairs: Float[Array, "B D D D 2"]) -> Posterior:
+        """The posterior."""
         return self.encoder(pairs)
 
-    def decode(self, z):
-        """Z [B, Z] -> the head's output, float32 [B, D, D, D, 2 or 3]."""
+    def decode(self, z: Float[Array, "B Z"]) -> Float[Array, "B D D D logits"]:
+        """The head's output."""
         return self.decoder(z)
 
-    def __call__(self, pairs):
-        """Reconstructs: pairs [B, D, D, D, 2] -> the head's output."""
+    def __call__(self, pairs: Float[Array, "B D D D 2"]) -> Float[Array, "B D D D logits"]:
+        """The head's output for the posterior's mean."""
         return self.decode(self.encode(pairs)[0])
 
 
-def autoencoder(config):
+def autoencoder(config: ConfigDict) -> Autoencoder:
     """The autoencoder that `config` (an experiment's `config.model`) describes."""
-    dtype = jnp.dtype(one_of("model.precision", config.precision, PRECISIONS))
+    dtype = steps.dtype(config.precision)
     one_of("model.head", config.head, (*modules.HEADS, "linear"))
     modules.coarsest(config.resolution, config.widths)
     one_of("model.pool", config.pool, ("average", "flatten"))
@@ -56,12 +60,12 @@ def autoencoder(config):
     return Autoencoder(encoder, decoder)
 
 
-def variational(config):
+def variational(config: ConfigDict) -> tuple[Callable, Callable, Callable]:
     """The network's start and the ELBO step, for this method and for its hybrids.
 
     Returns `init(key) -> Net`, `step(state, batch) -> (state, metrics)` on `state.nets["vae"]`,
-    and `posterior(params, pairs) -> mean, log-variance` (float32 [B, Z] each). `Net.stats` follows
-    the aggregate posterior. With the head `linear` the reconstruction is the sum of squares / D.
+    and `posterior(params, pairs) -> mean, log-variance`. `Net.stats` follows the aggregate
+    posterior. With the head `linear` the reconstruction is the sum of squares / D.
     """
     module = autoencoder(config)
     tx = optax.adam(config.vae_learning_rate)
@@ -69,14 +73,15 @@ def variational(config):
     shape = (1, *(config.resolution,) * 3, 2)
 
     def init(key):
-        return new_net(module, tx, key, jnp.zeros(shape)).replace(stats=unknown(config.latent))
+        net = steps.new_net(module, tx, key, jnp.zeros(shape))
+        return net.replace(stats=unknown(config.latent))
 
     def posterior(params, pairs):
         return module.apply({"params": params}, pairs, method="encode")
 
-    def step(state, batch):
+    def step(state: State, batch: Batch):
         net, pairs = state.nets["vae"], batch[0].astype(jnp.float32)
-        noise = steps.normal(steps.keys(state, NOISE, len(pairs)), config.latent)
+        noise = steps.normal(steps.keys(state, steps.NOISE, len(pairs)), config.latent)
 
         def loss(params):
             mean, log_variance = posterior(params, pairs)
@@ -100,26 +105,28 @@ def variational(config):
     return init, step, posterior
 
 
-def probabilities(output, head):
-    """A decoder's output [..., 2 or 3] -> float32 [..., 2]: a linear head's is clipped to 0..1."""
+def probabilities(output: Float[Array, "*grid logits"], head: str) -> Float[Array, "*grid 2"]:
+    """Of skull and of defect, from a decoder's output: a linear head's is clipped to 0..1."""
     return jnp.clip(output, 0, 1) if head == "linear" else modules.probabilities(output)
 
 
-def unknown(latent):
+def unknown(latent: int) -> Moments:
     """The aggregate posterior before any update, as `Net.stats` holds it.
 
     The aggregate posterior q(z) is the mixture of all training pairs' posteriors: exponential
-    averages of its mean [Z] and second moment [Z, Z] (weight: how much they hold).
+    averages of its mean and second moment (weight: how much they hold).
     """
     moments = {"mean": jnp.zeros(latent), "square": jnp.zeros((latent, latent))}
     return {**moments, "weight": jnp.zeros(())}
 
 
-def follow(stats, mean, log_variance, momentum):
-    """Moves the aggregate posterior's moments a little towards this batch's, over all devices.
-
-    stats: as `unknown` makes them. mean, log_variance: posteriors, float32 [B, Z] each.
-    """
+def follow(
+    stats: Moments,
+    mean: Float[Array, "B Z"],
+    log_variance: Float[Array, "B Z"],
+    momentum: float,
+) -> Moments:
+    """Moves the aggregate posterior's moments a little towards this batch's, over all devices."""
     variance = jnp.exp(log_variance).mean(axis=0)
     square = mean.T @ mean / len(mean) + jnp.diag(variance)
     new = {"mean": mean.mean(axis=0), "square": square, "weight": jnp.ones(())}
@@ -127,8 +134,8 @@ def follow(stats, mean, log_variance, momentum):
     return jax.tree.map(lambda old, now: momentum * old + (1 - momentum) * now, stats, new)
 
 
-def aggregate(stats, keys):
-    """Draws z [B, Z] from the Gaussian with the aggregate posterior's mean and covariance.
+def aggregate(stats: Moments, keys: Key[Array, " B"]) -> Float[Array, "B Z"]:
+    """Draws from the Gaussian with the aggregate posterior's mean and covariance.
 
     Before any update of the VAE that is N(0, I).
     """
@@ -141,8 +148,8 @@ def aggregate(stats, keys):
     return mean + steps.normal(keys, len(mean)) @ root.T
 
 
-def sampler(config, source):
-    """`latents(state, keys [B]) -> z [B, Z]` from `config.latents`: `prior` or `aggregate`.
+def sampler(config: ConfigDict, source: str) -> Callable:
+    """`Model.latents` from `config.latents`: `prior` or `aggregate`.
 
     source: the role in `state.nets` whose stats hold the aggregate posterior.
     """
@@ -152,7 +159,7 @@ def sampler(config, source):
     return lambda state, keys: aggregate(state.nets[source].stats, keys)
 
 
-def make(config):
+def make(config: ConfigDict) -> Model:
     """The VAE; `config` is `config.model` of `experiments/vae.py`."""
     init, step, posterior = variational(config)
     module = autoencoder(config)

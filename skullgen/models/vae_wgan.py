@@ -3,31 +3,43 @@
 Shapes: `B` samples, `D` voxels a side, `Z` latents.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from skullgen.core.errors import UserError
 from skullgen.core.types import Model, State
 from skullgen.models import steps, vae, wgan_gp
 
 
-def from_posterior(posterior):
+def from_posterior(posterior: Callable) -> Callable:
     """The bridge's `latents(state, batch, update, keys) -> z [B, Z]`: reparametrised posteriors.
 
-    posterior: `(params, pairs) -> mean, log-variance`, as `vae.variational` returns it. The pairs
-    are those of the batch after the one that this update compares with (cyclic): else x_hat would
-    join each skull to its own reconstruction.
+    posterior: `(params, pairs) -> mean, log-variance`, as `vae.variational` returns it.
+
+    No pair is compared with its own reconstruction, to which x_hat would join it: the posteriors
+    are those of the next batch (cyclic), or, where there is one batch only, of the next pair in
+    it. UserError for one batch of one pair.
     """
 
     def latents(state, batch, update, keys):
+        if batch.shape[:2] == (1, 1):
+            raise UserError(
+                "phases: step `bridge` with `batches` of 1 and one pair a device compares each "
+                "skull with its own posterior: set `batches` to 2 or more, or a larger batch_size"
+            )
         pairs = batch[(update + 1) % len(batch)].astype(jnp.float32)
+        if len(batch) == 1:
+            pairs = jnp.roll(pairs, 1, axis=0)
         mean, log_variance = posterior(state.nets["vae"].params, pairs)
         return mean + jnp.exp(0.5 * log_variance) * steps.normal(keys, mean.shape[-1])
 
     return latents
 
 
-def make(config):
+def make(config: ConfigDict) -> Model:
     """The hybrid; `config` is `config.model` of `experiments/vae_wgan.py`.
 
     Steps, in the paper's order: `vae`; `bridge`, whose generator is fed with reparametrised
@@ -42,7 +54,7 @@ def make(config):
         )
     init_vae, vae_step, posterior = vae.variational(config)
     init_gan, gan_step = wgan_gp.adversarial(config)
-    draw = vae.sampler(config, "vae")
+    draw, from_pairs = vae.sampler(config, "vae"), from_posterior(posterior)
 
     def init(key):
         vae_key, gan_key = (jax.random.fold_in(key, stream) for stream in (0, 1))
@@ -57,19 +69,20 @@ def make(config):
             state = state.replace(nets={**state.nets, "generator": generator})
         return state, metrics
 
+    def bridge(state, batch):
+        return gan_step(state, batch, from_pairs)
+
+    def wgan(state, batch):
+        return gan_step(state, batch, lambda state, batch, update, keys: draw(state, keys))
+
+    def encode(state, pairs):
+        return posterior(state.nets["vae"].params, pairs.astype(jnp.float32))[0]
+
     return Model(
         init=init,
-        steps={
-            "vae": pretrain,
-            "bridge": lambda state, batch: gan_step(state, batch, from_posterior(posterior)),
-            "wgan": lambda state, batch: gan_step(
-                state, batch, lambda state, batch, update, keys: draw(state, keys)
-            ),
-        },
+        steps={"vae": pretrain, "bridge": bridge, "wgan": wgan},
         latents=draw,
         decode=wgan_gp.decoder(config),
-        encode=lambda state, pairs: posterior(state.nets["vae"].params, pairs.astype(jnp.float32))[
-            0
-        ],
+        encode=encode,
         drafts=None if config.warm_start else {"vae": vae.make(config).decode},
     )

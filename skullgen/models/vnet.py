@@ -11,31 +11,31 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jaxtyping import Array, Float, Shaped
+from ml_collections import ConfigDict
 
 from skullgen.core.errors import UserError, one_of
-from skullgen.core.types import Model, State
+from skullgen.core.types import Batch, Model, State
+from skullgen.data.grids import FIELD_MM
 from skullgen.models import steps
-from skullgen.models.wgan_gp import PRECISIONS, new_net
 from skullgen.networks import augment, conv, losses, modules
 
 AUGMENT = 0  # stream of random draws
 
 
-def halve(x, w):
-    """Convolve with kernel and stride 2: blocks of 2^3 to channels, then a product.
-
-    x: `[B, 2n, 2n, 2n, C]`. w: `[2, 2, 2, C, O]`. Returns `[B, n, n, n, O]`.
-    """
+def halve(
+    x: Float[Array, "B X Y Z C"], w: Float[Array, "2 2 2 C O"]
+) -> Float[Array, "B X//2 Y//2 Z//2 O"]:
+    """Convolve with kernel and stride 2: blocks of 2^3 to channels, then a product."""
     b, p, q, r, c = x.shape
     x = x.reshape(b, p // 2, 2, q // 2, 2, r // 2, 2, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
     return x.reshape(*x.shape[:4], 8 * c) @ w.reshape(8 * c, -1)
 
 
-def double(x, w):
-    """Transpose a convolution of kernel and stride 2: a product, then channels to blocks of 2^3.
-
-    x: `[B, n, n, n, C]`. w: `[2, 2, 2, C, O]`. Returns `[B, 2n, 2n, 2n, O]`.
-    """
+def double(
+    x: Float[Array, "B X Y Z C"], w: Float[Array, "2 2 2 C O"]
+) -> Float[Array, "B 2*X 2*Y 2*Z O"]:
+    """Transpose a convolution of kernel and stride 2: a product, then channels to blocks of 2^3."""
     b, p, q, r, c = x.shape
     x = (x @ jnp.moveaxis(w, 3, 0).reshape(c, -1)).reshape(b, p, q, r, 2, 2, 2, -1)
     return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, 2 * p, 2 * q, 2 * r, -1)
@@ -85,13 +85,16 @@ class VNet(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, skulls, train=True):
-        """Skulls [B, D, D, D] -> logits float32 [B, D, D, D], bottleneck [B, widths[-1]]."""
+    def __call__(
+        self, skulls: Shaped[Array, "B D D D"], train: bool = True
+    ) -> tuple[Float[Array, "B D D D"], Float[Array, "B C"]]:
+        """Logits, and means over the bottleneck."""
         unit = functools.partial(Unit, norm=self.norm, groups=self.groups, dtype=self.dtype)
 
         def stage(x, add, width, count):
-            for left in reversed(range(count)):
-                x = unit(conv.conv_same, self.kernel, width)(x, train, 0 if left else add)
+            for number in range(1, count + 1):
+                sum_with = add if number == count else 0
+                x = unit(conv.conv_same, self.kernel, width)(x, train, sum_with)
             return x
 
         x, skips = skulls[..., None].astype(self.dtype), []
@@ -106,13 +109,13 @@ class VNet(nn.Module):
         return nn.Dense(1, name="head")(x.astype(jnp.float32))[..., 0], bottom
 
 
-def network(config):
+def network(config: ConfigDict) -> VNet:
     """The V-Net that `config` (an experiment's `config.segment.model`) describes.
 
     Raises UserError for an unknown choice, tuples of wrong lengths, groups that do not divide.
     """
     widths, down, up = map(tuple, (config.widths, config.down, config.up))
-    dtype = jnp.dtype(one_of("segment.model.precision", config.precision, PRECISIONS))
+    dtype = steps.dtype(config.precision, "segment.model")
     one_of("segment.model.norm", config.norm, ("group", "batch", "none"))
     one_of("segment.model.kernel", config.kernel, (3, 5))
     if len(down) != len(widths) or len(up) != len(widths) - 1 or min(down + up) < 1:
@@ -127,30 +130,31 @@ def network(config):
     return VNet(widths, down, up, config.kernel, config.norm, groups, dtype)
 
 
-def make(config):
+def make(config: ConfigDict) -> Model:
     """The V-Net; `config` is `config.segment.model` of `experiments/vnet.py`."""
     module = network(config)
+    shift = config.shift_mm * config.resolution / FIELD_MM  # voxels
     rate, length = config.learning_rate, config.decay_steps
     tx = optax.adam(optax.cosine_decay_schedule(rate, length) if length else rate)
 
     def init(key):
         skull = jnp.zeros((1, *(config.resolution,) * 3))
-        net = new_net(module, tx, jax.random.fold_in(key, 0), skull, False)
+        net = steps.new_net(module, tx, jax.random.fold_in(key, 0), skull, False)
         return State(jnp.zeros((), jnp.int32), key, {"vnet": net})
 
-    def step(state, batch):
+    def step(state: State, batch: Batch):
         net, pairs = state.nets["vnet"], batch[0]
         if config.augment:
-            limits = config.rotation_degrees, config.scaling, config.shift_mm
-            pairs = augment.augment(steps.keys(state, AUGMENT, len(pairs)), pairs, *limits)
+            keys = steps.keys(state, AUGMENT, len(pairs))
+            pairs = augment.augment(keys, pairs, config.rotation_degrees, config.scaling, shift)
         skulls, target = pairs[..., 0], pairs[..., 1]
 
         def loss(params):
             variables = {"params": params, "stats": net.stats}
             (logits, _), stats = module.apply(variables, skulls, mutable=["stats"])
             value = losses.soft_dice(jax.nn.sigmoid(logits), target).mean()
-            made, axes = logits >= 0, (1, 2, 3)
-            both, sizes = (made & target).sum(axes), made.sum(axes) + target.sum(axes)
+            mask, axes = logits >= 0, (1, 2, 3)
+            both, sizes = (mask & target).sum(axes), mask.sum(axes) + target.sum(axes)
             metrics = {"loss": value, "dice": (2 * both / jnp.maximum(sizes, 1)).mean()}
             return value, (stats.get("stats", {}), metrics)
 

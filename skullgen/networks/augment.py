@@ -1,7 +1,7 @@
 """Classical augmentation on the device: one affine a sample, the same for skull and defect.
 
-Shapes: `B` samples, `D` voxels a side; axes `[X, Y, Z]` in RAS order, X is left to right. A voxel
-is `FIELD_MM / D` mm. Nothing here depends on how a batch is split: one key a sample.
+Shapes: `B` samples, `D` voxels a side; axes `[X, Y, Z]` in RAS order, X is left to right.
+Nothing here depends on how a batch is split: one key a sample.
 """
 
 import itertools
@@ -9,29 +9,34 @@ import math
 
 import jax
 import jax.numpy as jnp
-
-from skullgen.data.grids import FIELD_MM
+from jaxtyping import Array, Bool, Float, Key
 
 _HALVINGS = 10  # of the threshold's interval: what is left of it, 0.001, is rounding
 
 
-def augment(keys, pairs, rotation_degrees, scaling, shift_mm):
-    """Flip, scale, rotate and shift each pair at random.
+def augment(
+    keys: Key[Array, " B"],
+    pairs: Bool[Array, "B D D D 2"],
+    rotation_degrees: float,
+    scaling: float,
+    shift: float,
+) -> Bool[Array, "B D D D 2"]:
+    """Flip, scale, rotate and shift each pair at random, by one draw a sample.
 
-    keys: [B]; one draw a sample.
-    pairs: bool [B, D, D, D, 2].
     rotation_degrees: about an axis of any direction, by an angle of up to this, either way.
     scaling: each axis by a factor of its own in 1 - scaling to 1 + scaling, below 1.
-    shift_mm: along each axis by up to this, either way.
+    shift: along each axis by up to this many voxels, either way.
 
-    Left and right change places with probability 1/2. Returns bool [B, D, D, D, 2].
+    Left and right change places with probability 1/2.
     """
-    matrix, shift = jax.vmap(lambda key: draw(key, rotation_degrees, scaling))(keys)
-    return warp(pairs, matrix, shift * (shift_mm * pairs.shape[1] / FIELD_MM))
+    matrix, direction = jax.vmap(lambda key: draw(key, rotation_degrees, scaling))(keys)
+    return warp(pairs, matrix, direction * shift)
 
 
-def draw(key, rotation_degrees, scaling):
-    """Draw one sample's flip, scales and rotation as a matrix [3, 3], and a shift [3] in -1 to 1.
+def draw(
+    key: Key[Array, ""], rotation_degrees: float, scaling: float
+) -> tuple[Float[Array, "3 3"], Float[Array, " 3"]]:
+    """Draw one sample's flip, scales and rotation as a matrix, and a shift in -1 to 1.
 
     rotation_degrees, scaling: as of `augment`. The matrix takes offsets from the centre of the pair
     to those of the augmented one.
@@ -46,19 +51,22 @@ def draw(key, rotation_degrees, scaling):
     return rotation * (1 + scaling * u[4:7]) * flip, u[7:]
 
 
-def warp(pairs, matrix, shift):
-    """Resample pairs by affines about the grid's centre.
+def warp(
+    pairs: Bool[Array, "B D D D 2"],
+    matrix: Float[Array, "B 3 3"],
+    shift: Float[Array, "B 3"],
+) -> Bool[Array, "B D D D 2"]:
+    """Resample pairs, of at least 2 voxels a side, by affines about the grid's centre.
 
-    pairs: bool [B, D, D, D, 2], D at least 2. matrix: [B, 3, 3], of offsets from the centre, pair
-    to result. shift: [B, 3] in voxels, after it. What lies beyond the pair's outer voxels is as
-    they are: a skull that the frame's floor cuts is cut there still.
+    matrix: of offsets from the centre, pair to result. shift: in voxels, after it. What lies
+    beyond the pair's outer voxels is as they are: a skull that the frame's floor cuts is cut there
+    still.
 
     Shares are trilinear. Their sum is how much bone there should be, so the threshold is, sample
     by sample, the one that leaves this many voxels: at 1/2, thin bone on a coarse grid loses up to
     a tenth of them, at 0.4 it gains a sixth. Each bone voxel goes to the larger share, ties to the
-    skull, as in `resample.split_share`. Identity and flips are exact.
-
-    Returns bool [B, D, D, D, 2]; the channels are disjoint, also where the pair's are not.
+    skull, as in `data.grids.split_share`. Identity and flips are exact. The channels are disjoint,
+    also where the pair's are not.
     """
     shares = jax.vmap(_shares)(pairs, jnp.linalg.inv(matrix), shift)
     bone, defect = shares[..., 0], shares[..., 1]

@@ -1,34 +1,47 @@
 """Pages to leaf through stores, real or generated, in 3-D and in slices; they need no network.
 
 `<workdir>/gallery/<store>/index.html` and beside it, for each hundred pairs, `pairs-000.js` (their
-bits), `thumbs-000.jpg`, and `near-000.json`, written last: the nearest training pairs, and of which
-pairs all this is, so that a stopped run goes on, and a changed store is drawn anew.
+bits), `thumbs-000.jpg`, and `near-000.json`, written last: the nearest training pairs. A stopped
+run goes on; where `recipe.json` is of other pairs, all is drawn anew.
 """
 
 import base64
-import hashlib
 import io
 import json
-import re
 import zlib
-from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int, UInt8
+from ml_collections import ConfigDict
 from PIL import Image
-from plotly.offline import get_plotlyjs
 
-from skullgen.core import files, jobs
+from skullgen.core import files, jobs, provenance
 from skullgen.core.errors import UserError, plain
 from skullgen.data import store
 from skullgen.evaluation import fidelity
-from skullgen.report.markup import text
+from skullgen.report import html
 from skullgen.training import loop
 
 CHUNK, COLUMNS = 100, 10  # pairs of a file, and of a row of its thumbnails
 TILE = 64  # pixels of a thumbnail a side, at most
 
 
-def run(config, workdir):
+class Training(NamedTuple):
+    """The training pairs that each pair is compared with."""
+
+    store: store.Store
+    rows: Int[np.ndarray, " n"]
+    bits: store.Packed
+    skulls: Int[np.ndarray, " n"]
+
+    def of(self, pairs: store.Store) -> bool:
+        """Whether they are of this store: then pairs of one skull are not compared."""
+        return pairs.path.samefile(self.store.path)
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
     """The stage `gallery`: a page for each store that `config.gallery` names.
 
     Without names for the run's own, `real.zarr` first. Raises UserError where there is none.
@@ -36,151 +49,145 @@ def run(config, workdir):
     settings = config.gallery
     names = [name.strip() for name in settings.stores.split(",") if name.strip()]
     paths = [store.find(name, workdir) for name in names or store.MADE]
-    paths = [path for path in paths if names or store.exists(path)]
-    if not paths:
+    stores = [store.Store(path) for path in paths if names or store.exists(path)]
+    if not stores:
         raise UserError(f"{workdir}: no store of pairs here: run `ingest` or `generate` first")
-    real, pages = workdir / "real.zarr", {}
-    real = real if store.exists(real) else None
+    real, pages = None, {}
+    if store.exists(workdir / "real.zarr"):
+        real = store.Store(workdir / "real.zarr")
     learnt = loop.learnt(workdir, config.get("model_name", "")) if real else None
-    for path in paths:
-        whose = path.resolve().parent.name
+    for pairs in stores:
+        path, whose = pairs.path, pairs.path.resolve().parent.name
         folder = path.stem if path.parent == workdir else f"{whose}-{path.stem}"
         if folder in pages:
             raise UserError(
                 f"gallery.stores: {path} and {pages[folder]} would have one page: name one of them"
             )
         pages[folder] = path
-        print(write(path, workdir / "gallery" / folder, real, settings.pairs, learnt))
+        train = _training(pairs, real, learnt)
+        print(write(pairs, workdir / "gallery" / folder, settings.pairs, train))
 
 
-def write(path, folder, real, most, learnt):
-    """Writes the page of the store `path` into `folder`, or goes on; returns its path.
-
-    real: the store of the training pairs, rows `learnt`, that are compared with each pair
-    (`fidelity.training_dice`), or None. Real pairs are compared with those of other skulls. most:
-    pairs shown, the first.
-    """
-    store.Store(path).require_whole()
-    opened, every = store.Store(path), store.Store(path).every()
-    rows, size, attributes = every[:most], opened.size, opened.attrs
-    columns = {name: opened[name][rows] for name in ("split", "kind", "skull", "voxels")}
-    compare = _compare(path, real, size, learnt)
-    trained = [] if compare is None else learnt.tolist()
-    recipes = [store.Store(one).recipe for one in (path, real) if one is not None]
-    made = hashlib.sha256(json.dumps([recipes, size, trained], sort_keys=True).encode()).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
+def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -> Path:
+    """Writes the page of the first `most` pairs of a store into `folder`, or goes on; its path."""
+    pairs.require_whole()
+    every = pairs.every()
+    rows = every[:most]
+    recipe, names = {"pairs": pairs.recipe}, {}
+    if train:
+        recipe["training"] = provenance.digest([train.store.recipe, train.rows.tolist()])
+        names = dict(zip(train.rows.tolist(), train.store.names(train.skulls), strict=True))
+    if provenance.read(folder) != recipe:
+        for note in folder.glob("near-*.json"):
+            note.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        provenance.write(folder, recipe)
     near = []
-    with jobs.progress(len(rows), 0, f"gallery {plain(path.stem)}", "pair") as bar:
-        for number, start in enumerate(range(0, len(rows), CHUNK)):
+    with jobs.progress(len(rows), 0, f"gallery {plain(pairs.path.stem)}", "pair") as bar:
+        for start in range(0, len(rows), CHUNK):
             jobs.check()
-            part, note = rows[start : start + CHUNK], folder / f"near-{number:03d}.json"
-            held, about = files.read_json(note), {"of": made, "rows": part.tolist()}
-            if held is None or not about.items() <= held.items():
-                note.unlink(missing_ok=True)
-                bits = store.Store(path).load(part)
-                _files(folder, number, bits, size)
-                skulls = columns["skull"][start : start + CHUNK]
-                held = {**about, "near": compare(bits, skulls) if compare else [None] * len(part)}
-                files.write_json(note, held)
-            near += held["near"]
+            part = rows[start : start + CHUNK]
+            near += _chunk(pairs, folder, start // CHUNK, part, train)
             bar.update(len(part))
-    volumes = columns["voxels"] * attributes["voxel_mm"] ** 3 / 1000
-    table = {name: columns[name].tolist() for name in ("split", "kind", "skull")}
-    table |= {"row": rows.tolist(), "near": near}
-    table |= dict(zip(("skull_cm3", "defect"), volumes.round(3).T.tolist(), strict=True))
-    pairs = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    skulls = store.Store(real).names(store.Store(real).column("skull")[trained]) if trained else []
-    left, beside = (
-        np.setdiff1d(every, store.Store(path).rows()).tolist(),
-        folder.parent / "real" / "index.html",
-    )
-    same = bool(trained) and path.samefile(real)
+    left = np.setdiff1d(every, pairs.rows()).tolist()
+    beside = "../real/index.html" if (folder.parent / "real" / "index.html").exists() else None
     data = {
-        "pairs": pairs,
+        "pairs": _facts(pairs, rows, near),
         "all": len(every),
-        "size": size,
+        "size": pairs.size,
         "chunk": CHUNK,
-        "voxel_mm": attributes["voxel_mm"],
-        "kinds": list(map(plain, attributes.get("kinds", []))),
-        "names": list(map(plain, attributes.get("names", []))),
-        "training": dict(zip(trained, skulls, strict=True)),
-        "training_page": "" if same else "../real/index.html" if beside.exists() else None,
+        "voxel_mm": pairs.attrs["voxel_mm"],
+        "kinds": list(map(plain, pairs.attrs.get("kinds", []))),
+        "names": list(map(plain, pairs.attrs.get("names", []))),
+        "training": names,
+        "training_page": "" if train and train.of(pairs) else beside,
         "left_out": left,
-        "where": plain(str(path / "leave_out.txt")),
-        "identity": f"{made} {zlib.crc32(json.dumps([str(path), left]).encode())}",
+        "where": plain(str(pairs.path / "leave_out.txt")),
+        "identity": provenance.digest([recipe, str(pairs.path), left]),
     }
-    fill = {
-        "title": text(f"Pairs of {path.name}, {path.resolve().parent.name}"),
-        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-        "plotly": get_plotlyjs(),
-    }
-    page = resources.files("skullgen").joinpath("gallery.html").read_text(encoding="utf-8")
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], page)
-    files.replace(folder / "index.html", page.encode())
+    title = f"Pairs of {pairs.path.name}, {pairs.path.resolve().parent.name}"
+    files.replace(folder / "index.html", html.fill("gallery.html", {"title": title, "data": data}))
     return folder / "index.html"
 
 
-def _compare(path, real, size, rows):
-    """`(bits, skulls) -> [{"skull": [Dice, row], "pair": ...}]` of the nearest training pairs."""
-    if real is None or store.Store(real).missing() or store.Store(real).size != size:
+def _facts(pairs, rows, near):
+    """What the page says of each pair."""
+    cm3 = pairs.column("voxels")[rows] * pairs.attrs["voxel_mm"] ** 3 / 1000
+    table = {name: pairs.column(name)[rows].tolist() for name in ("split", "kind", "skull")}
+    table |= {"row": rows.tolist(), "near": near}
+    table |= dict(zip(("skull_cm3", "defect"), cm3.round(3).T.tolist(), strict=True))
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+def _training(pairs, real, rows):
+    """What the pairs of a store are compared with; None without whole real pairs of its size."""
+    if real is None or real.missing() or real.size != pairs.size or not len(rows):
         return None
-    if not len(rows):
-        return None
-    train, theirs = store.Store(real).load(rows), store.Store(real).column("skull")[rows]
-    own = path.samefile(real)
-
-    def compare(bits, skulls):
-        apart = own & (skulls[:, None] == theirs)
-        found = [{} for _ in bits]
-        for what, dice in fidelity.training_dice(bits, train, size).items():
-            dice[apart] = -1
-            for one, values in zip(found, dice, strict=True):
-                best = int(values.argmax())
-                one[what] = [round(float(values[best]), 4), int(rows[best])]
-                if values[best] < 0:  # no other skull
-                    one[what][0] = None
-        return found
-
-    return compare
+    return Training(real, rows, real.load(rows), real.column("skull")[rows])
 
 
-def _files(folder, number, bits, size):
-    """The bits of some pairs as a script, and their thumbnails as one picture."""
+def _chunk(pairs, folder, number, rows, train):
+    """Draws the files of some pairs where they are not there; their nearest training pairs."""
+    note = folder / f"near-{number:03d}.json"
+    done = files.read_json(note) or {}
+    if done.get("rows") == rows.tolist():
+        return done["near"]
+    note.unlink(missing_ok=True)
+    bits = pairs.load(rows)
     packed = [base64.b64encode(zlib.compress(row.tobytes(), 6)).decode() for row in bits]
-    files.replace(
-        folder / f"pairs-{number:03d}.js", f'bits("{number:03d}",{json.dumps(packed)})'.encode()
-    )
-    tiles = [thumbnail(*np.moveaxis(store.unpack(row, size), -1, 0)) for row in bits]
-    side = len(tiles[0])
-    sheet = np.full((CHUNK // COLUMNS, COLUMNS, side, side, 3), 255, np.uint8)
-    sheet.reshape(-1, side, side, 3)[: len(tiles)] = tiles
-    sheet, file = (
-        sheet.swapaxes(1, 2).reshape(CHUNK // COLUMNS * side, COLUMNS * side, 3),
-        io.BytesIO(),
-    )
-    Image.fromarray(sheet).save(file, "jpeg", quality=85)
-    files.replace(folder / f"thumbs-{number:03d}.jpg", file.getvalue())
+    script = f'bits("{number:03d}",{json.dumps(packed)})'
+    files.replace(folder / f"pairs-{number:03d}.js", script.encode())
+    files.replace(folder / f"thumbs-{number:03d}.jpg", _thumbnails(bits, pairs.size))
+    near = _nearest(pairs, rows, bits, train) if train else [None] * len(rows)
+    files.write_json(note, {"rows": rows.tolist(), "near": near})
+    return near
 
 
-def thumbnail(skull, defect):
-    """A pair bool [D, D, D] x 2 (RAS) seen through, from where its defect lies: uint8 [P, P, 3].
+def _nearest(pairs, rows, bits, train):
+    """Of each pair `{"skull": [Dice, row], "pair": ...}` of the nearest training one.
 
-    Bone grey, the defect blue, on white; P is D, or D in blocks where that is above 64.
+    Dice is None where all are of its own skull.
     """
-    middle = (
-        np.argwhere(defect).mean(0) - np.argwhere(skull | defect).mean(0)
-        if defect.any()
-        else (1, 0, 0)
-    )
-    axis = int(np.abs(middle).argmax())
-    factor = -(-len(skull) // TILE)
+    near = [{} for _ in bits]
+    apart = train.of(pairs) & (pairs.column("skull")[rows][:, None] == train.skulls)
+    for what, dice in fidelity.training_dice(bits, train.bits, pairs.size).items():
+        dice[apart] = -1
+        for one, values in zip(near, dice, strict=True):
+            best = int(values.argmax())
+            value = round(float(values[best]), 4) if values[best] >= 0 else None
+            one[what] = [value, int(train.rows[best])]
+    return near
+
+
+def _thumbnails(bits, size):
+    """The thumbnails of some pairs as one picture, JPEG."""
+    tiles = [thumbnail(*np.moveaxis(store.unpack(row, size), -1, 0)) for row in bits]
+    side, lines = len(tiles[0]), CHUNK // COLUMNS
+    sheet = np.full((lines, COLUMNS, side, side, 3), 255, np.uint8)
+    sheet.reshape(-1, side, side, 3)[: len(tiles)] = tiles
+    picture, file = sheet.swapaxes(1, 2).reshape(lines * side, COLUMNS * side, 3), io.BytesIO()
+    Image.fromarray(picture).save(file, "jpeg", quality=85)
+    return file.getvalue()
+
+
+def thumbnail(
+    skull: Bool[np.ndarray, "D D D"], defect: Bool[np.ndarray, "D D D"]
+) -> UInt8[np.ndarray, "P P 3"]:
+    """A pair (RAS) seen through, from where its defect lies: bone grey, the defect blue, on white.
+
+    P is D, or D in blocks where that is above 64.
+    """
+    middle = (1, 0, 0)
+    if defect.any():
+        middle = np.argwhere(defect).mean(0) - np.argwhere(skull | defect).mean(0)
+    axis, factor = int(np.abs(middle).argmax()), -(-len(skull) // TILE)
     depth = []
-    for volume in (skull, defect):
+    for volume, density in ((skull, 8), (defect, 24)):
         plane = volume.sum(axis, dtype=np.float32).T[::-1, ::-1]  # as `figures.slices` is turned
         plane = np.pad(plane, (0, -len(plane) % factor))
         side = len(plane) // factor
         plane = plane.reshape(side, factor, side, factor).mean((1, 3)) / len(skull)
-        depth.append(1 - np.exp(-(8 + 16 * (volume is defect)) * plane[..., None]))
+        depth.append(1 - np.exp(-density * plane[..., None]))
     colour = 1 - depth[0] * (1 - np.float32([0.25, 0.23, 0.2]))
     colour = colour * (1 - depth[1]) + depth[1] * np.float32([0.0, 0.35, 0.75])
     return np.rint(255 * colour).astype(np.uint8)

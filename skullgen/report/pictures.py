@@ -1,176 +1,148 @@
 """The pictures of a run: pairs, slices, maps, interpolation, a case by every net."""
 
+from pathlib import Path
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from skullgen.core import files
 from skullgen.data import store
 from skullgen.evaluation import explore, verdict
 from skullgen.generation import generate
 from skullgen.report import figures
+from skullgen.training import methods
+from skullgen.training.methods import Trained
 
 VIEWS = 8  # pairs in a picture
-NAMES = (
-    "real_pairs.png",
-    "generated_pairs.png",
-    "generated_slices.png",
-    "real_and_generated.png",
-    "closest.png",
-)
+NAMES = "real_pairs generated_pairs generated_slices real_and_generated closest".split()
+CLOSEST = "Closest generated skulls, each before the training skull that it is closest to"
 
 
-def pictures(workdir):
+def pictures(workdir: Path) -> list[Path]:
     """Draws what the work directory holds into its `figures/`; returns the paths written.
 
     Generated pairs are the first that are not empty: chosen by number, not by looks.
     """
-    folder = workdir / "figures"
-    folder.mkdir(exist_ok=True)
-    for old in NAMES:
-        (folder / old).unlink(missing_ok=True)
-    drawn = []
-
-    def draw(name, make, *arguments, **options):
-        make(folder / name, *arguments, **options)
-        drawn.append(folder / name)
-
-    real = _pairs(workdir / "real.zarr", spread=True)
+    places = {name: workdir / "figures" / f"{name}.png" for name in NAMES}
+    for path in places.values():
+        path.unlink(missing_ok=True)
+    paths = [workdir / f"{name}.zarr" for name in ("real", "generated")]
+    stores = [store.Store(path) if store.exists(path) else None for path in paths]
+    real, made = _pairs(stores[0], spread=True), _pairs(stores[1], spread=False)
     if len(real):
-        draw("real_pairs.png", figures.pair_sheet, real, title="Real pairs")
-    made = _pairs(workdir / "generated.zarr", spread=False)
-    if not len(made) and store.exists(workdir / "generated.zarr"):
+        figures.pair_sheet(places["real_pairs"], real, title="Real pairs")
+    if not len(made) and stores[1]:
         print("no generated pair has both a skull and a defect: none is drawn")
     if len(made):
-        draw("generated_pairs.png", figures.pair_sheet, made, title="Generated pairs")
-        draw("generated_slices.png", figures.slice_sheet, made[:4], title="Generated pairs")
+        figures.pair_sheet(places["generated_pairs"], made, title="Generated pairs")
+        figures.slice_sheet(places["generated_slices"], made[:4], title="Generated pairs")
     if len(made) and len(real):
-        draw(
-            "real_and_generated.png",
-            figures.comparison_sheet,
-            real[:4],
-            made[:4],
-            title="Real pairs, generated pairs",
-        )
-    if len(closest := _closest(workdir)):
-        draw("closest.png", *closest)
-    return drawn
+        title = "Real pairs, generated pairs"
+        figures.comparison_sheet(places["real_and_generated"], real[:4], made[:4], title=title)
+    quality = (files.read_json(workdir / "metrics.json") or {}).get("quality")
+    if quality and all(stores):
+        pairs, captions = _closest(*stores, quality["copies"]["skull"]["closest"])
+        figures.pair_sheet(places["closest"], pairs, title=CLOSEST, captions=captions)
+    return [path for path in places.values() if path.exists()]
 
 
-def _closest(workdir):
-    """What draws the generated skulls that lie nearest to a training one, each beside it."""
-    metrics, real = workdir / "metrics.json", workdir / "real.zarr"
-    quality = (files.read_json(metrics) or {}).get("quality")
-    if not quality:
-        return ()
-    size = store.Store(real).size
+def _pairs(pairs, spread):
+    """Up to `VIEWS` pairs bool [n, D, D, D, 2], spread over a store, or its first."""
+    if pairs is None or pairs.missing():
+        return np.zeros((0, 1, 1, 1, 2), bool)
+    rows = pairs.rows()
+    if spread:  # different skulls and, since the kinds take turns, different kinds
+        rows = rows[np.linspace(0, len(rows) - 1, min(VIEWS, len(rows))).astype(int)]
+    masks = store.unpack(pairs.load(rows[: 4 * VIEWS]), pairs.size)
+    return masks[masks.any(axis=(1, 2, 3)).all(axis=-1)][:VIEWS]
+
+
+def _closest(real, made, rows):
+    """Generated pairs, each before the training pair that it lies nearest to, and captions."""
     bits, captions = [], []
-    for found in quality["copies"]["skull"]["closest"]:
-        number, row = found["generated"], found["training"]
-        bits += [
-            store.Store(workdir / "generated.zarr").load([number]),
-            store.Store(real).load([row]),
-        ]
-        captions += [
-            f"generated {number}: Dice {found['dice']:.3f}",
-            f"{found['name']}, pair {row}",
-        ]
-
-    def draw(path):
-        title = "Closest generated skulls, each before the training skull that it is closest to"
-        pairs = store.unpack(np.concatenate(bits), size)
-        figures.pair_sheet(path, pairs, title=title, captions=captions)
-
-    return (draw,)
+    for row in rows:
+        number, training = row["generated"], row["training"]
+        bits += [made.load([number]), real.load([training])]
+        captions += [f"generated {number}: Dice {row['dice']:.3f}"]
+        captions += [f"{row['name']}, pair {training}"]
+    return store.unpack(np.concatenate(bits), real.size), captions
 
 
-def maps(workdir, stores, nets, settings, size, real=None):
-    """Figure 3: real pairs and those of the generated `stores` (name -> path) in one map.
+def maps(
+    workdir: Path,
+    real: store.Store,
+    stores: dict[str, store.Store],
+    nets: list[Trained],
+    settings: ConfigDict,
+) -> Path:
+    """Figure 3: real pairs and those of generated stores in one map; the picture's path.
 
-    nets: (model, state, parts) of nets that saw only real pairs: the first one's features are
-    mapped, where it has some. settings: `config.explore`. real: `real.zarr` where None.
+    nets: that saw only real pairs: the first one's features are mapped, where it has some.
+    settings: `config.explore`. Writes `maps.json`, too.
     """
-    real, count = real or workdir / "real.zarr", (settings.pairs, settings.seed)
-    groups = [("real, train", *explore.pick(real, ("train",), *count))]
-    groups += [("real, held out", *explore.pick(real, ("validation", "test"), *count))]
-    groups += [(name, *explore.pick(path, (), *count)) for name, path in stores.items()]
+    drawn = [("real, train", real, ("train",)), ("real, held out", real, ("validation", "test"))]
+    drawn += [(name, made, ()) for name, made in stores.items()]
+    groups = [
+        explore.Group(name, *explore.pick(pairs, splits, settings.pairs, settings.seed))
+        for name, pairs, splits in drawn
+    ]
 
     def features(bits):
-        model, state, _ = nets[0]
-        return explore.network_features(model, state, bits, size, 8)
+        return explore.network_features(nets[0], bits, real.size, 8)
 
-    found = explore.maps(
-        [group for group in groups if len(group[1])],
-        size,
-        features if nets and nets[0][0].features is not None else None,
+    places = explore.maps(
+        [group for group in groups if len(group.bits)],
+        real.size,
+        features if nets and nets[0].model.features is not None else None,
         seed=settings.seed,
         perplexity=settings.perplexity,
         umap=settings.umap,
     )
-    files.write_json(workdir / "maps.json", found)
-    figures.map_sheet(workdir / "figures" / "maps.png", found)
-    print(workdir / "figures" / "maps.png")
+    files.write_json(workdir / "maps.json", places)
+    path = workdir / "figures" / "maps.png"
+    figures.map_sheet(path, places)
+    return path
 
 
-def segmentations(workdir, real, nets, threshold, size):
+def segmentations(
+    workdir: Path, real: store.Store, nets: dict[str, Trained], threshold: float
+) -> list[Path]:
     """Figure 5: the test case whose defect is of the middle size, by every net and rule.
 
-    nets: name -> (model, state, parts). Nothing is drawn without nets or a test pair.
+    Nothing is drawn without nets or a test pair.
     """
-    rows = store.Store(real).rows("test")
+    rows = real.rows("test")
     if not nets or not len(rows):
-        return
-    voxels = store.Store(real).column("voxels")[rows, 1]
-    row = rows[np.argsort(voxels, kind="stable")[len(rows) // 2]]
-    bits = store.Store(real).load([row])
-    skull, truth = np.moveaxis(store.unpack(bits, size)[0], -1, 0)
-    predict = {name: verdict.network(*net[:2], size, 1) for name, net in nets.items()}
-    predict["mean skull"] = verdict.mean_skull(
-        store.Store(real).load(store.Store(real).rows("train")), size
-    )
-    predict["mirror image"] = verdict.mirror(size)
-    found = {name: one(bits)[0] >= threshold for name, one in predict.items()}
+        return []
+    voxels = real.column("voxels")[rows, 1]
+    row = int(rows[np.argsort(voxels, kind="stable")[len(rows) // 2]])
+    bits = real.load([row])
+    skull, truth = np.moveaxis(store.unpack(bits, real.size)[0], -1, 0)
+    predict = {name: verdict.network(net, real.size, 1) for name, net in nets.items()}
+    predict["mean skull"] = verdict.mean_skull(real.load(real.rows("train")), real.size)
+    predict["mirror image"] = verdict.mirror(real.size)
+    implants = {name: one(bits)[0] >= threshold for name, one in predict.items()}
     path = workdir / "figures" / "segmentation.png"
-    figures.segmentation_sheet(path, skull, truth, found, title=f"Test pair {row}")
-    print(path)
+    figures.segmentation_sheet(path, skull, truth, implants, title=f"Test pair {row}")
+    return [path]
 
 
-def interpolation(workdir, model, state, settings, options, channels, size):
-    """Figure 4: between two real skulls, unseen where there are some; without encoder, two draws.
-
-    settings, options: `config.explore` and `config.generate`. channels: as `generate.run`'s.
-    """
-    real = workdir / "real.zarr"
+def interpolation(workdir: Path, real: store.Store, net: Trained, config: ConfigDict) -> Path:
+    """Figure 4: between two real skulls, unseen where there are some; without encoder, two draws."""
+    settings = config.explore
     bits, names = explore.pick(real, ("test", "validation"), 2, settings.seed)
     if len(bits) < 2:
         bits, names = explore.pick(real, ("train",), 2, settings.seed)
-    pairs = store.unpack(bits, size)
-    ways = explore.interpolation(
-        model,
-        state,
-        explore.ends(model, state, pairs, settings.seed),
-        count=settings.steps,
-        channels=channels,
-        threshold=options.threshold,
-        dust=generate.dust(options, store.Store(real).attrs["voxel_mm"]),
-        connectivity=options.connectivity,
-    )
-    between = " and ".join(names) if model.encode is not None else "two draws"
+    ends = store.unpack(bits, real.size)
+    rules = generate.rules(config.generate, methods.channels(config), real.attrs["voxel_mm"])
+    z = explore.ends(net, ends, settings.seed)
+    ways = explore.interpolation(net, z, settings.steps, rules)
+    between = "two draws" if net.model.encode is None else " and ".join(names)
     path = workdir / "figures" / "interpolation.png"
     figures.strip(
         path,
         list(zip(("linear", "spherical"), ways, strict=True)),
         title=f"Interpolation in latent space between {between}",
-        ends=pairs if model.encode is not None else None,
+        ends=None if net.model.encode is None else ends,
     )
-    print(path)
-
-
-def _pairs(path, spread):
-    """Up to `VIEWS` pairs bool [n, D, D, D, 2], spread over the store, or its first."""
-    if not store.exists(path) or store.Store(path).missing():
-        return np.zeros((0, 1, 1, 1, 2), bool)
-    size = store.Store(path).size
-    rows = store.Store(path).rows()
-    if spread:  # different skulls and, since the kinds take turns, different kinds
-        rows = rows[np.linspace(0, len(rows) - 1, min(VIEWS, len(rows))).astype(int)]
-    pairs = store.unpack(store.Store(path).load(rows[: 4 * VIEWS]), size)
-    return pairs[pairs.any(axis=(1, 2, 3)).all(axis=-1)][:VIEWS]
+    return path

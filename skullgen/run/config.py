@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -58,35 +58,37 @@ def config_file(argv: Sequence[str]) -> str:
     return named[-1].partition(":")[0] if named else ""
 
 
-def folder(sweeping: bool) -> Path:
-    """`runs/<config>[-<size>][-<overrides>][-sweep]`, or the folder of a run's `config.json`."""
-    path, size = _named()
-    if path == AGAIN:
-        return Path(size).parent
-    parts = [path.stem, size, *(f"{name}={value}" for name, value in overrides().items())]
-    parts = [part for part in parts if part and not part.startswith(UNNAMED)]
-    return Path("runs") / folder_name([*parts, *["sweep"] * sweeping])
+class Named(NamedTuple):
+    """The config that a command line names: its file, what follows the colon, and what it sets."""
+
+    file: Path
+    word: str
+    overrides: dict[str, Any]
+
+    @property
+    def again(self) -> Path | None:
+        """The folder of the run whose `config.json` is the config, or None."""
+        return Path(self.word).parent if self.file == AGAIN else None
+
+    def folder(self, sweeping: bool) -> Path:
+        """`runs/<config>[-<size>][-<overrides>][-sweep]`, or the folder of a `config.json`."""
+        if self.again:
+            return self.again
+        fields = [f"{name}={value}" for name, value in self.overrides.items()]
+        parts = [part for part in (self.file.stem, self.word, *fields) if part]
+        parts = [part for part in parts if not part.startswith(UNNAMED)]
+        return Path("runs") / folder_name([*parts, *["sweep"] * sweeping])
+
+    def sweep(self) -> Callable | None:
+        """The function `sweep(add)` of the config file, or None."""
+        return runpy.run_path(str(self.file)).get("sweep")
 
 
-def made_again() -> Path | None:
-    """The folder of the run whose `config.json` is the config, or None."""
-    path, size = _named()
-    return Path(size).parent if path == AGAIN else None
-
-
-def overrides() -> dict[str, Any]:
-    """The fields that the command line sets."""
-    return config_flags.get_override_values(flags.FLAGS["config"])
-
-
-def declared() -> Callable | None:
-    """The function `sweep(add)` of the config file, or None."""
-    return runpy.run_path(str(_named()[0])).get("sweep")
-
-
-def _named():
-    path, _, size = flags.FLAGS["config"].config_filename.partition(":")
-    return Path(path), size
+def named(flag: Any = None) -> Named:
+    """The config of the flag `config`."""
+    flag = flag or flags.FLAGS["config"]
+    file, _, word = flag.config_filename.partition(":")
+    return Named(Path(file), word, config_flags.get_override_values(flag))
 
 
 def folder_name(parts: Iterable[str]) -> str:

@@ -34,17 +34,17 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     making = {"generate", "explore"}.intersection(names)
     if "train" in names or (making and config.model_name):
         made, _ = release.chosen(config, workdir) if making else (config, workdir)
-        model = methods.of(made)
+        model = methods.load_model(made.model_name, made.model)
         if making:
-            methods.require_generates(config, model)
+            methods.require_generates(made.model_name, model)
     if "train" in names:
-        loop.check(_options(config, config.batch_size, config.save_every))
+        loop.check(_options(config))
         size = config.model.resolution
         methods.check(config.model_name, config.model, size, config.phases)
     if "generate" in names:
         generate.check(config.generate)
     if "segment" in names:
-        judges.check(config.segment, config.model.resolution, workdir)
+        judges.check(config.segment, config.model.resolution, workdir, _options(config))
     if "evaluate" in names:
         metrics.check(config.evaluate)
     if "explore" in names:
@@ -68,16 +68,11 @@ def _share():
     return (jax.process_index(), jax.process_count()) if hosts.several() else (0, 1)
 
 
-def _options(config, batch, save_every, tensorboard=None):
-    return loop.Options(
-        config.seed,
-        batch,
-        config.log_every,
-        save_every,
-        config.keep,
-        config.budget_mb,
-        tensorboard if config.tensorboard else None,
-    )
+def _options(config, tensorboard=None):
+    fields = ("log_every", "save_every", "keep", "budget_mb")
+    options = {name: config[name] for name in fields}
+    board = tensorboard if config.tensorboard else None
+    return loop.Options(config.seed, config.batch_size, **options, tensorboard=board)
 
 
 def _ingest(config, workdir):
@@ -91,7 +86,7 @@ def _ingest(config, workdir):
     if config.get("segment") and config.segment.fresh:
         fresh, real = workdir / "fresh.zarr", store.Store(path)
         skulls = len(np.unique(real.column("skull")[real.rows("train")]))
-        cuts = math.ceil(config.segment.fresh / (skulls * len(defects.kinds(config.data))))
+        cuts = math.ceil(config.segment.fresh / (skulls * len(defects.kinds_of(config.data))))
         ingest.fresh(fresh, size, config.data, cuts, options)
         _wait(fresh)
 
@@ -129,18 +124,17 @@ def link(source: Path, path: Path, size: int) -> None:
 
 
 def _train(config, workdir):
-    model, real = methods.of(config), store.Store(workdir / "real.zarr")
+    name, real = config.model_name, store.Store(workdir / "real.zarr")
     real.require_whole("ingest")
     rows = real.rows("train")
     if left := len(real.every("train")) - len(rows):
         print(f"{real.path}: {left} training pairs are left out")
-    plan = methods.phases(config.phases, model)
-    folder = workdir / "checkpoints" / config.model_name
-    place = loop.Place(workdir / "train.jsonl", folder, config.model_name, as_json(config.model))
-    options = _options(config, config.batch_size, config.save_every, workdir / "tensorboard")
-    watch = None
-    if hosts.lead() and config.preview_minutes:
+    model, watch = methods.load_model(name, config.model), None
+    recipe = methods.recipe(name, config.model)
+    place = loop.Place(workdir / "train.jsonl", workdir / "checkpoints" / name, recipe)
+    if hosts.lead():
         watch = preview.watcher(model, real, workdir / "figures" / "training", config)
+    plan, options = methods.phases(config.phases, model), _options(config, workdir / "tensorboard")
     loop.train(model, plan, [store.Part(real, rows)], place, options, watch)
 
 
@@ -148,25 +142,23 @@ def _generate(config, workdir):
     config, folder = release.chosen(config, workdir)
     newest = hosts.first(checkpoint.newest(folder / "checkpoints" / config.model_name))
     net = methods.generator(config, folder, int(newest))
+    if folder == workdir:
+        methods.tell_unfinished(folder / "checkpoints" / config.model_name)
     about, settings = release.about(folder, config.model_name), config.generate
     free = ("count", "weights")  # the weights' sum tells what they are
     recipe = {
-        "model_name": config.model_name,
-        "model": as_json(config.model),
+        **methods.recipe(config.model_name, config.model),
         "step": int(net.state.step),
         "weights": checkpoint.fingerprint(net.state),
         "generate": {k: v for k, v in as_json(settings).items() if k not in free},
         "device": jax.local_devices()[0].device_kind,
-        **plugins.sums([config.model_name]),
     }
     licence = f"as of the pairs that it was trained on: {about['licence']}"
     attributes = {**about, "names": [], "licence": licence, "versions": versions()}
-    path, shape = workdir / "generated.zarr", (settings.count, config.model.resolution)
-    if hosts.lead():
-        store.create(path, store.Shape(*shape, generate.SHARD), attributes, recipe)
-    hosts.first(0)
-    how = generate.Options(methods.channels(config), config.workers, _share())
-    generate.run(net, store.Store(path), settings, how)
+    channels = methods.channels(config)
+    plan = generate.Plan(config.model.resolution, channels, attributes, recipe)
+    path = workdir / "generated.zarr"
+    generate.run(net, path, settings, plan, config.workers, _share())
     _wait(path)
     count = len(store.Store(path).every())
     more = f" (generate.count is {settings.count}; none is thrown away)"
@@ -176,9 +168,8 @@ def _generate(config, workdir):
 
 
 def _segment(config, workdir):
-    settings = config.segment
-    options = _options(config, settings.batch_size, settings.save_every, workdir / "tensorboard")
-    judges.train(settings, config.model.resolution, workdir, options._replace(seed=settings.seed))
+    options = _options(config, workdir / "tensorboard")
+    judges.train(config.segment, config.model.resolution, workdir, options)
 
 
 def _evaluate(config, workdir):
@@ -214,11 +205,17 @@ def _evaluate(config, workdir):
 def _notes(config, workdir, real):
     """The warnings of the model's own log, and of the store."""
     records = logs.read(workdir / "train.jsonl")
-    lines = loop.notes(methods.of(config), loop.epochs(records)) if records else []
+    lines = _said(config, records)
     notes = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
     if left := len(real.every("test")) - len(real.rows("test")):
         notes.append(f"{left} test pairs that {real.path.name}/leave_out.txt lists are not judged")
     return notes
+
+
+def _said(config, records):
+    if not records:
+        return []
+    return loop.notes(methods.load_model(config.model_name, config.model), loop.epochs(records))
 
 
 def _explore(config, workdir):

@@ -15,7 +15,7 @@ import copy
 import re
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,19 +57,19 @@ MEANS = {  # title -> what it says, and the number that it is held against
 Job = table1.Job
 
 
-def sweep(config: ConfigDict, folder: Path, which: str, declare: Callable | None) -> None:
+def sweep(config: ConfigDict, folder: Path, which: str, named: command.Named) -> None:
     """Runs a sweep's jobs in `folder`: `list` shows them, a number runs one, or `all`.
 
-    config: with `config.table`, or `declare` is the config file's `sweep(add)`. Jobs that are
-    finished are not run again. `all` goes on past a job that fails, and ends with the table of what
-    is there, and the report. Raises UserError where jobs failed.
+    config: with `config.table`, or the file that is `named` has a function `sweep(add)`. Jobs that
+    are finished are not run again. `all` goes on past a job that fails, and ends with the table of
+    what is there, and the report. Raises UserError where jobs failed.
     """
     if config.get("table"):
         jobs_, rows = table1.plan(config, folder)
-    elif declare:
+    elif declare := named.sweep():
         if (folder / "real.zarr").exists() or (folder / "checkpoints").exists():
             raise UserError(f"{folder}: one run works here: choose another --workdir for a sweep")
-        jobs_, rows = plan(config, declare)
+        jobs_, rows = plan(config, declare, named.overrides)
     else:
         raise UserError(
             "--sweep needs a config with `table`, as experiments/table1.py has, or with a function "
@@ -197,15 +197,18 @@ def _compare(config, folder, made, rows):
 # --- What a config file's sweep(add) declares ----------------------------------------------------
 
 
-def plan(config: ConfigDict, declare: Callable) -> tuple[list[Job], list[dict[str, Any]]]:
+def plan(
+    config: ConfigDict, declare: Callable, fixed: Container[str] = ()
+) -> tuple[list[Job], list[dict[str, Any]]]:
     """The runs that `declare` (a config file's `sweep`) adds to, and the fields of each.
 
-    config: what `get_config` returned, with the command line's overrides, which hold for all runs.
+    config: what `get_config` returned, with the command line's overrides, which hold for all runs;
+    fixed: their fields.
     `add({"model.penalty": 10.0}, seed=0)` adds a run with these fields, named as after
     `--config.`. A run's folder is named by them alone: more runs rename none. Raises UserError for
     a field that is not there, of another kind, or set twice.
     """
-    runs, fixed = [], command.overrides()
+    runs = []
     declare(lambda *given, **more: runs.append(dict(*given, **more)))
     plan = [Job(_name(fields), (), lambda f=fields: _made(config, f)) for fields in runs]
     for job, fields in zip(plan, runs, strict=True):

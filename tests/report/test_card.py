@@ -9,6 +9,7 @@ import zarr
 
 from skullgen.core import files
 from skullgen.data import store
+from skullgen.generation import generate
 from skullgen.report import card
 
 MODEL = {"model_name": "vae", "model": {"latent": 8}, "step": 70, "weights": "ab" * 32}
@@ -18,41 +19,44 @@ RECIPE = {**MODEL, "generate": {"seed": 3, "first": 40}, "device": "cpu"}
 def _store(path, licence="Apache-2.0", names=(), trained_on=None):
     """Five pairs of 8^3 voxels of 10 mm (1 ml each) whose defects have 0, 1, 2, 3 and 4 voxels."""
     attributes = {
-        "recipe": RECIPE,
         "voxel_mm": 10.0,
         "kinds": [],
         "names": list(names),
         "licence": f"as of the pairs that it was trained on: {licence}",
         "trained_on": trained_on or {"source": "phantom", "pairs": 30, "skulls": 6},
     }
-    store.create(path, count=5, size=8, shard=5, attributes=attributes)
+    made = store.create(path, store.Shape(5, 8, 5), attributes, RECIPE)
     pairs = np.zeros((5, 8, 8, 8, 2), bool)
     pairs[:, 5, ..., 0] = True
     for number in range(5):
         pairs[number, 0, 0, :number, 1] = True
-    store.Store(path).write(0, store.pack(pairs), {"removed": np.tile([[2, 1, 0]], (5, 1))})
+    made.write(0, store.pack(pairs), {"removed": np.tile([[2, 1, 0]], (5, 1))})
     return path
 
 
 def _metrics(path, **more):
-    near = {"generated": 0.5, "held_out": None}
     closest = [{"generated": 1, "training": 0, "name": "J. Doe", "dice": 0.75}]
-    found = {"limit": 0.7, "share_above": 0.2, "closest": closest}
+    near = {"limit": 0.7, "share_above": 0.2, "closest": closest}
+    near |= {"generated": [0.5] * 5, "held_out": [0.6] * 3}
+    channel = {"nearest_training_dice": {"generated": 0.5, "held_out": None}, "pairwise_dice": {}}
+    channel["occupancy"] = {"generated": 0.1, "training": 0.1}
     rows = [
         {"net": "vnet", "column": column, "metric": metric, "by": "all", "mean": mean}
-        | {"low": 0.6, "high": 0.7, "skulls": 11}
+        | {"low": 0.6, "high": 0.7, "skulls": 11, "cases": 40}
         for column, metric, mean in (("test", "dice", 0.667), ("train", "dice", 0.9))
     ]
     stores = [{"path": "/home/doe/generated.zarr", "pairs": 5}]
+    verdict = {"summary": rows, "nets": {"vnet": {"stores": stores}}, "differences": []}
     return {
-        "generated": card.identity(path),
+        "generated": card.identity(store.Store(path)),
         "quality": {
             "compared": 5,
-            "copies": {"skull": found, "pair": {"limit": None}},
-            "skull": {"nearest_training_dice": near, "pairwise_dice": {}},
-            "defect": {"nearest_training_dice": near, "pairwise_dice": {}},
+            "removed": generate.removed(store.Store(path)),
+            "copies": {"skull": near, "pair": near | {"limit": None}},
+            "skull": channel,
+            "defect": channel,
         },
-        "verdict": {"summary": rows, "nets": {"vnet": {"stores": stores}}},
+        "verdict": {**verdict, "voxel_mm": 10, "rule": "probability"},
         **more,
     }
 
@@ -62,7 +66,7 @@ def test_a_card_says_what_is_in_the_store(tmp_path):
     text = card.write(path).read_text()
     for line in (
         "| pairs | 5, 8^3 voxels of 10 mm |",
-        r"| empty defects | 1 (20.0%) |",
+        "| empty defects | 1 (20.0%) |",
         "| defects, ml: least, quartiles, most | 1.0, 1.8, 2.5, 3.2, 4.0 |",
         "| trained on | source phantom, pairs 30, skulls 6 |",
         "| model | vae, update 70 |",
@@ -84,11 +88,11 @@ def test_pairs_that_are_left_out_are_counted_apart(tmp_path):
     text = card.write(path).read_text()
     for line in (
         "| pairs | 3, 8^3 voxels of 10 mm |",
-        r"| left out, in leave\_out.txt | 2 |",
+        "| left out, in leave_out.txt | 2 |",
         "| empty defects | 0 (0.0%) |",
         "| defects, ml: least, quartiles, most | 1.0, 1.5, 2.0, 2.5, 3.0 |",
     ):
-        assert line.replace("\\", "") in text
+        assert line in text
 
 
 def test_nothing_that_reads_a_store_minds_its_card(tmp_path):
@@ -131,8 +135,8 @@ def test_a_verdict_is_shown_only_on_the_pairs_that_it_is_about(tmp_path):
     path = _store(tmp_path / "generated.zarr")
     text = card.write(path, _metrics(path)).read_text()
     assert "| nearest training pair: generated | 0.500 | 0.500 |" in text
-    assert "Copies: 20.0% of the generated skulls" in text and "the closest has 0.750" in text
-    assert "| vnet on 5 of generated.zarr | 0.667 [0.600, 0.700] | - | - (-) | 11 |" in text
+    assert "20.0% of 5 generated skulls" in text and "the closest has 0.750" in text
+    assert "| vnet on 5 of generated.zarr | test | 0.667 [0.600, 0.700] |" in text
     assert "Doe" not in text and "/home" not in text and "0.900" not in text
     other = {"recipe": {**RECIPE, "step": 60}, "pairs": 5}
     assert "Not evaluated." in card.write(path, _metrics(path, generated=other)).read_text()

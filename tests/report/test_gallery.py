@@ -26,12 +26,12 @@ NAMES = ["a", HOSTILE, "b", "c"]
 
 def _store(path, ways, size=SIZE, **columns):
     pairs = np.stack([np.stack(holed_shell(way, size), axis=-1) for way in ways])
-    attributes = {"voxel_mm": 204.8 / size, "kinds": ["bilateral", HOSTILE], "recipe": {}}
-    attributes |= {"names": NAMES if columns else [], "licence": ""}
-    store.create(path, count=len(ways), size=size, shard=4, attributes=attributes)
+    attributes = {"voxel_mm": 204.8 / size, "kinds": ["bilateral", HOSTILE], "licence": ""}
+    attributes["names"] = NAMES if columns else []
+    made = store.create(path, store.Shape(len(ways), size, 4), attributes, {})
     for at in range(0, len(ways), 4):
         part = {name: np.array(values[at : at + 4]) for name, values in columns.items()}
-        store.Store(path).write(at, store.pack(pairs[at : at + 4]), part)
+        made.write(at, store.pack(pairs[at : at + 4]), part)
     return pairs
 
 

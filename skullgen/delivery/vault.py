@@ -1,7 +1,17 @@
-"""The vault of a skull with a hole: closed, so that the hole moves no frame; and what covers it."""
+"""The vault of a skull with a hole: closed, so that the hole moves no frame; and what covers it.
+
+Skulls and implants are in RAS order; `affine`: voxel -> RAS mm. `closed` and `covered` raise
+UserError as `grids.frame`.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
+from scipy.interpolate import RBFInterpolator
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 
 from skullgen.data import grids
 from skullgen.data.grids import FIELD_MM, VERTEX_MM
@@ -13,28 +23,36 @@ APART = np.sqrt(4 * np.pi / RAYS)
 LOWEST = -0.1  # the sine of the lowest ray's elevation: above the orbits
 LEAST = 6  # rays through an opening, about 1 cm^2; less is a pinhole or a suture
 
+Mask = Bool[np.ndarray, "X Y Z"]
+Affine = Float[np.ndarray, "4 4"]
 
-def middle(frame, size):
-    """The braincase's middle, [3] in RAS mm, of the grid `frame` [4, 4] of `size` voxels a side."""
+
+class View(NamedTuple):
+    """A skull from its braincase's middle: rays along the axes of `frame`, and what they meet."""
+
+    frame: Affine  # of SIDE voxels
+    rays: Float[np.ndarray, "R 3"]
+    reach: Float[np.ndarray, " R"]  # mm, how far out the largest piece reaches; 0: no bone
+    voxels: Int[np.ndarray, " V"]  # of the frame, above the lowest ray
+    ray: Int[np.ndarray, " V"]  # the nearest to each of them
+    far: Float[np.ndarray, " V"]  # mm
+
+
+def middle(frame: Affine, size: int) -> Float[np.ndarray, " 3"]:
+    """The braincase's middle, RAS mm, of the grid `frame` of `size` voxels a side."""
     place = np.array([FIELD_MM / 2, FIELD_MM / 2, VERTEX_MM - MIDDLE_MM]) / FIELD_MM * size - 0.5
     return (frame @ [*place, 1])[:3]
 
 
-def closed(skull, affine):
+def closed(skull: Mask, affine: Affine) -> Mask:
     """The skull with the holes of its vault closed, as far out as the bone around them bends.
 
     Seen from the braincase's middle, the distance of the largest piece's outer surface is
     interpolated by a thin-plate spline over the directions in which there is none. The caps are a
     crude 6 mm thick: they are for `grids.frame`, where a hole at the vertex or at the widest
     place moves the frame by 10 mm, and leave a vault without holes as it is.
-
-    skull: bool [X, Y, Z], RAS; affine: [4, 4], voxel -> RAS mm. Returns bool [X, Y, Z]. Raises
-    UserError as `grids.frame`.
     """
-    from scipy.interpolate import RBFInterpolator
-    from scipy.spatial import KDTree
-
-    frame, rays, reach, high, ray, far = _seen(skull, affine)
+    frame, rays, reach, voxels, ray, far = _view(skull, affine)
     hole = reach == 0
     if not hole.any() or hole.all():
         return skull
@@ -42,35 +60,27 @@ def closed(skull, affine):
     whole = KDTree(rays[hole]).query(rays)[0] > 1.5 * APART
     reach[hole] = RBFInterpolator(rays[whole], reach[whole], smoothing=1e-3)(rays[hole])
     caps = np.zeros(SIDE**3, bool)
-    caps[high] = hole[ray] & (far <= reach[ray]) & (far > reach[ray] - 3 * FIELD_MM / SIDE)
-    caps = caps.reshape((SIDE,) * 3)
-    return skull | grids.enlarge(caps, frame, affine, skull.shape)
+    caps[voxels] = hole[ray] & (far <= reach[ray]) & (far > reach[ray] - 3 * FIELD_MM / SIDE)
+    return skull | grids.enlarge(caps.reshape((SIDE,) * 3), frame, affine, skull.shape)
 
 
-def covered(skull, affine, implant):
+def covered(skull: Mask, affine: Affine, implant: Mask) -> float | None:
     """The share of the vault's openings that an implant covers, or None where there is none.
 
     As it is seen from the braincase's middle, above the orbits: of the directions in which `closed`
     finds no bone, without pinholes (`LEAST`), those in which the implant lies.
-
-    skull, implant: bool [X, Y, Z], RAS; affine: [4, 4], voxel -> RAS mm. Raises UserError as
-    `grids.frame`.
     """
-    from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import KDTree
-
-    frame, rays, reach, *_ = _seen(skull, affine)
-    open_to = rays[reach == 0]
-    if not len(open_to):
-        return None
-    tree = KDTree(open_to)
-    _, patch = connected_components(tree.sparse_distance_matrix(tree, 1.6 * APART))
-    open_to = open_to[np.bincount(patch)[patch] >= LEAST]
-    if not len(open_to):
+    view = _view(skull, affine)
+    openings = view.rays[view.reach == 0]
+    if len(openings):
+        tree = KDTree(openings)
+        _, patch = connected_components(tree.sparse_distance_matrix(tree, 1.6 * APART))
+        openings = openings[np.bincount(patch)[patch] >= LEAST]
+    if not len(openings):
         return None
     steps = np.arange(0, FIELD_MM, max(0.25, np.linalg.norm(affine[:3, :3], axis=0).min() / 2))
-    way = open_to @ (frame[:3, :3] / np.linalg.norm(frame[:3, :3], axis=0)).T
-    here, back = middle(frame, SIDE), np.linalg.inv(affine)
+    way = openings @ (view.frame[:3, :3] / np.linalg.norm(view.frame[:3, :3], axis=0)).T
+    here, back = middle(view.frame, SIDE), np.linalg.inv(affine)
     met = np.zeros(len(way), bool)
     for step in steps:
         voxel = np.rint((here + step * way) @ back[:3, :3].T + back[:3, 3]).astype(int)
@@ -79,14 +89,7 @@ def covered(skull, affine, implant):
     return float(met.mean())
 
 
-def _seen(skull, affine):
-    """A skull from its braincase's middle: rays, and how far out its largest piece reaches.
-
-    Returns the frame [4, 4], rays [R, 3] along its axes, `reach` [R] in mm, 0 where no bone is; and
-    of the frame's voxels above the lowest ray their numbers, nearest rays and distances in mm.
-    """
-    from scipy.spatial import KDTree
-
+def _view(skull, affine):
     frame, mm = grids.frame(skull, affine, SIDE), FIELD_MM / SIDE
     labels, _ = ndimage.label(grids.reduce(skull, affine, frame, SIDE) > 0.1, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())
@@ -103,4 +106,4 @@ def _seen(skull, affine):
     ray, far, bone = KDTree(rays).query(places[high] / far[high, None])[1], far[high], largest[high]
     reach = np.zeros(len(rays))
     np.maximum.at(reach, ray[bone], far[bone])
-    return frame, rays, reach, high, ray, far
+    return View(frame, rays, reach, high, ray, far)

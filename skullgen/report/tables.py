@@ -1,0 +1,155 @@
+"""Tables as lines of text, Markdown or CSV, and the two that every evaluation makes."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from skullgen.core.errors import plain
+
+COLUMNS = {"validation": "learnt from"}  # the paper's word is that of a store's split, too
+DICES = {  # title -> place in the numbers of `fidelity.fidelity`
+    "nearest training pair: generated": ("nearest_training_dice", "generated"),
+    "nearest training pair: held-out real": ("nearest_training_dice", "held_out"),
+    "nearest training pair: mean pair": ("nearest_training_dice", "mean_training_pair"),
+    "two generated pairs": ("pairwise_dice", "generated"),
+    "two training pairs": ("pairwise_dice", "training"),
+}
+
+
+class Table(NamedTuple):
+    """Cells of text under their columns; notes are lines below."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = []
+
+
+def number(value: float | None, sign: str = "", digits: int = 3) -> str:
+    """A number with some decimals; "-" for None. sign: "+" shows it always."""
+    return "-" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def span(row: dict[str, Any] | None, sign: str = "", digits: int = 3) -> str:
+    """The `mean [low, high]` of a row; "-" without one, no brackets without an interval."""
+    row = row or {}
+    mean, low, high = (number(row.get(k), sign, digits) for k in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]" if row.get("low") is not None else mean
+
+
+def text(table: Table) -> list[str]:
+    """Lines with aligned columns: those of numbers to the right."""
+    columns = [_aligned(cells) for cells in zip(table.columns, *table.rows, strict=True)]
+    lines = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+    return [*[table.title] * bool(table.title), *lines, *table.notes]
+
+
+def _aligned(cells):
+    wide = max(map(len, cells))
+    numbers = all(re.match(r"[-+]?\d|-?$", cell) for cell in cells[1:])
+    return [cell.rjust(wide) if numbers else cell.ljust(wide) for cell in cells]
+
+
+def markdown(table: Table) -> str:
+    """A Markdown table that shows its cells as they are, whatever they hold."""
+    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
+    lines = [f"| {' | '.join(map(escape, cells))} |" for cells in rows]
+    lines = [*[escape(table.title), ""] * bool(table.title), *lines, ""]
+    notes = [f"- {escape(note)}" for note in table.notes]
+    return "\n".join([*lines, *notes, *[""] * bool(notes)])
+
+
+def escape(value: Any) -> str:
+    """Any value as one line that Markdown shows as it is."""
+    return re.sub(r"([\\`*<>|~&$]|\](?=[\[(:]))", r"\\\1", plain(str(value)))
+
+
+def csv_text(columns: list[str], rows: Iterable[list[Any]]) -> str:
+    """Comma-separated values, exact; None is an empty cell."""
+    file = io.StringIO()
+    csv.writer(file).writerows([columns, *rows])
+    return file.getvalue()
+
+
+def verdict(verdict: dict[str, Any]) -> Table:
+    """Nets and columns of `verdict.verdict`; the user's own metrics and differences are notes."""
+    rows = [row for row in verdict["summary"] if row["by"] == "all"]
+    places = {(row["net"], row["column"]): {} for row in rows}
+    for row in rows:
+        places[row["net"], row["column"]][row["metric"]] = row
+    lines, notes = [], []
+    for (net, column), its in places.items():
+        mean = {metric: number(row["mean"]) for metric, row in its.items()}
+        native = [mean.get(name, "-") for name in ("dice_native", "ceiling_native")]
+        distance = its.get("hd95_mm", {}).get("mean")
+        lines.append(
+            [
+                net,
+                COLUMNS.get(column, column),
+                span(its["dice"]),
+                mean.get("dice_512", "-"),
+                f"{native[0]} ({native[1]})",
+                mean.get("bdsc", "-"),
+                number(distance, digits=1),
+                str(its["dice"]["cases"]),
+                str(its["dice"]["skulls"]),
+            ]
+        )
+        own = [(metric, row) for metric, row in its.items() if "." in metric]
+        notes += [f"{m}, {net}, {column}: {span(r)} ({r['skulls']} skulls)" for m, r in own]
+    for row in verdict["differences"]:
+        if row["metric"] == "dice":
+            what = f"{row['net']} minus {row['minus']}, {row['column']}, Dice"
+            notes.append(f"{what}: {span(row, '+')} ({row['skulls']} skulls, {row['interval']})")
+    title = (
+        f"mean [95 % interval] over skulls; grids: {verdict['voxel_mm']:.3g} mm (the model's), "
+        f"512^3 (prediction and truth both upsampled), native; upsampling: {verdict['rule']}"
+    )
+    names = "net, column, Dice, Dice 512^3, native (ceiling), bDSC, HD95 mm, cases, skulls"
+    return Table(title, names.split(", "), lines, notes)
+
+
+def fidelity(quality: dict[str, Any]) -> Table:
+    """The numbers of `fidelity.fidelity`; what they say of copies is in the notes."""
+    channels = [quality[name] for name in ("skull", "defect")]
+    rows = [
+        [title, *(number(channel[what].get(who)) for channel in channels)]
+        for title, (what, who) in DICES.items()
+    ]
+    for who in ("generated", "training"):
+        shares = (channel["occupancy"][who] for channel in channels)
+        rows.append([f"occupancy, {who}", *(f"{share:.2%}" for share in shares)])
+    notes = []
+    for name in ("skull", "defect"):
+        near = quality[name]["nearest_training_dice"]
+        if near["held_out"] is not None and near["generated"] > near["held_out"] + 0.05:
+            notes.append(
+                f"The generated {name}s lie nearer to a training pair than held-out real ones "
+                f"do ({near['generated']:.3f}, {near['held_out']:.3f}): they copy or interpolate."
+            )
+    notes += [copies(name, quality["copies"][name]) for name in ("skull", "pair")]
+    title = f"{quality['removed']['pairs']} generated pairs: {removal(quality['removed'])}"
+    return Table(title, [f"Dice, {quality['compared']} pairs", "skull", "defect"], rows, notes)
+
+
+def copies(name: str, near: dict[str, Any]) -> str:
+    """How near generated skulls, or pairs (`name`), lie to training ones, in a sentence."""
+    count = f"{len(near['generated'])} generated {name}s"
+    if near["limit"] is None:
+        return f"{count} were compared; without held-out real ones no Dice is known as too near."
+    return (
+        f"{near['share_above']:.1%} of {count} lie nearer to a training {name} (Dice above "
+        f"{near['limit']:.3f}) than 95 % of {len(near['held_out'])} unseen real ones do, where 5 % "
+        f"are expected if nothing is copied; the closest has {near['closest'][0]['dice']:.3f}."
+    )
+
+
+def removal(removed: dict[str, Any]) -> str:
+    """What section 4.4 removed of the pairs of a store (`generate.removed`)."""
+    return (
+        f"{removed['empty_defects']:.1%} empty defects; equation 6 took {removed['overlap']:.2%} "
+        f"of the defects' voxels; dust, voxels a pair: {removed['dust_skull_voxels']:.2f} of "
+        f"skull, {removed['dust_defect_voxels']:.2f} of defect"
+    )
