@@ -355,9 +355,7 @@ def _build(path, shape, attributes, recipe):
     except OSError:
         shutil.rmtree(partial)
         if not exists(path):  # else another process of this run was first
-            raise UserError(
-                f"{path}: no store of pairs, and in the way of one: delete it"
-            ) from None
+            raise UserError(f"{path}: not a store, and in the way of one: delete it") from None
 
 
 def discard(path: Path) -> None:

@@ -17,7 +17,7 @@ def _rows(counts, size, batches=1, seed=3, phase=1, update=0):
 def test_batches_by_hand():
     """Updates of 2 batches of 2 from 3 pairs: permutations of 3, one after another."""
     orders = [np.random.default_rng([3, 1, turn]).permutation(3).tolist() for turn in range(3)]
-    flat = sum(orders, [])
+    flat = np.concatenate(orders)
     for update in range(2):
         batch = np.reshape(flat[4 * update : 4 * update + 4], (2, 2))
         np.testing.assert_array_equal(_rows([3], 2, 2, update=update), batch)

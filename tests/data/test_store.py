@@ -1,5 +1,6 @@
 """The store: what goes in comes out, whole shards only, equal bytes for equal work."""
 
+import itertools
 import pickle
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_round_trip_with_columns_and_native_truth(tmp_path):
     columns = {"split": np.array([2, 0]), "affine": np.full((2, 4, 4), 0.5)}
     opened.write(4, store.pack(pairs[4:]), columns, [None, truth])
     assert opened.missing() == [range(0, 4)]
-    with pytest.raises(UserError, match="a.zarr: 4 pairs are not made yet: run the stage `ingest`"):
+    with pytest.raises(UserError, match=r"4 pairs are not made yet: run the stage `ingest`"):
         opened.require_whole("ingest")
     opened.write(0, store.pack(pairs[:4]), {"split": np.array([0, 0, 1, 2])})
     assert opened.missing() == []
@@ -110,7 +111,7 @@ def test_shares_of_shards_are_all_of_them_in_order(tmp_path):
     opened = create(tmp_path / "a.zarr", 27)
     for n in range(1, 9):
         shares = [opened.shards((k, n)) for k in range(n)]
-        assert sum(shares, []) == opened.shards() and len(opened.shards()) == 7
+        assert [*itertools.chain(*shares)] == opened.shards() and len(opened.shards()) == 7
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
     opened.write(0, store.pack(pairs_of(4)), {})
     assert opened.missing((0, 7)) == [] and opened.missing((1, 7)) == [range(4, 8)]
@@ -198,7 +199,7 @@ def test_processes_that_make_one_store_at_once_get_the_same(tmp_path, monkeypatc
 def test_what_lies_in_the_way_of_a_store_is_not_touched(tmp_path):
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / "mine").write_text("mine")
-    with pytest.raises(UserError, match="a.zarr: no store of pairs, and in the way of one"):
+    with pytest.raises(UserError, match=r"a\.zarr: not a store, and in the way of one"):
         create(tmp_path / "a.zarr", 4)
     assert len(list(tmp_path.rglob("*"))) == 2
 
