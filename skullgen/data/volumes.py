@@ -73,7 +73,7 @@ class Source(NamedTuple):
 
 
 def read(
-    path: Path,
+    path: str | Path,
     *,
     bone_hu: float | None = None,
     label: int | None = None,
@@ -199,7 +199,7 @@ def _holds_slices(folder):
     return False
 
 
-def write(path: Path, mask: Mask | UInt8[np.ndarray, "X Y Z"], affine: Affine) -> None:
+def write(path: str | Path, mask: Mask | UInt8[np.ndarray, "X Y Z"], affine: Affine) -> None:
     """Write uint8 voxels as one of `WRITTEN`, atomically; equal arguments, equal bytes.
 
     The folder is made if need be. Raises UserError for an unknown suffix, an unusable affine, or
@@ -247,7 +247,7 @@ def suffix_of(path: Path) -> str:
     return found[0]
 
 
-def describe(path: Path, max_voxels: int = MAX_VOXELS) -> Source:
+def describe(path: str | Path, max_voxels: int = MAX_VOXELS) -> Source:
     """What a file's header says, checked; no voxel is read.
 
     max_voxels: a header that claims more is refused, before any memory is spent on it.

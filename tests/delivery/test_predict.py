@@ -64,9 +64,8 @@ def test_a_skull_is_ingested_and_prepared_to_the_same_bits(tmp_path, turn, monke
     complete, affine = phantom.skull(2, 64), phantom.affine(64)
     mask, stored, _ = _stored(complete, affine, TURNS[turn](complete.shape))
     volumes.write(tmp_path / "a.nrrd", mask, stored)
-    ingested = sources._cut_file(
-        str(tmp_path / "a.nrrd"), 0.0, 0, 2**29, "a", 16, 0.3, range(1), 0, True
-    )
+    how = sources.Cutting(16, 0.3, range(1), 0)
+    ingested = sources._cut_file(tmp_path / "a.nrrd", 0.0, 0, 2**29, "a", how)
     seen = []
 
     def net(bits):
@@ -85,7 +84,7 @@ def test_a_file_of_skullbreak_keeps_its_own_cube_for_a_net_that_learnt_so(tmp_pa
     monkeypatch.setattr(implants, "measure", lambda *arguments: {})
     complete = np.roll(phantom.skull(2, 64), 5, 0)  # not where the frame would place it
     volumes.write(tmp_path / "a.nrrd", complete, phantom.affine(64))
-    reduced = volumes.read_reduced(tmp_path / "a.nrrd", 16)
+    reduced = volumes.count_blocks(volumes.read(tmp_path / "a.nrrd"), 16)
     seen = []
 
     def net(bits):

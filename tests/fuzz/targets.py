@@ -43,7 +43,7 @@ def _scan():
 def _volumes(path, bone_hu):
     with contextlib.suppress(UserError):
         volumes.read(path, bone_hu=bone_hu, max_voxels=MAX_VOXELS)
-    volumes.read_reduced(path, 4, max_voxels=MAX_VOXELS, keep_native=True)
+    volumes.count_blocks(volumes.in_ras(volumes.read(path, max_voxels=MAX_VOXELS)), 4)
 
 
 def _nrrd(folder, patch):
