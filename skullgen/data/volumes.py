@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Num, UInt8
+from jaxtyping import Num, UInt8
 
 from skullgen.core import files
 from skullgen.core.errors import UserError
-from skullgen.data.grids import block_counts, box, to_ras, turned
+from skullgen.data.grids import Affine, Mask, block_counts, box, to_ras, turned
 
 WRITTEN = (".nrrd", ".nii", ".nii.gz")
 SUFFIXES = (*WRITTEN, ".nhdr", ".mha", ".mhd")
@@ -34,9 +34,6 @@ MAX_LABELS = 64  # more distinct values than this are a scan, not labels
 _NIFTI_UNITS = {1: 1e3, 2: 1.0, 3: 1e-3}  # xyzt_units & 7; 0 (unknown) is taken as mm
 _SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior")
 _SPACES += ("ras", "las", "lps")
-
-Mask = Bool[np.ndarray, "X Y Z"]
-Affine = Float[np.ndarray, "4 4"]
 
 
 class Volume(NamedTuple):

@@ -124,13 +124,8 @@ def test_the_nearest_planes_repeat_voxels(factor):
 
 
 @pytest.mark.parametrize("nearest", [False, True])
-@pytest.mark.parametrize(("slab", "batch"), [(16, 2**18), (2, 1), (3, 500)])
 @pytest.mark.parametrize(("size", "count"), [(20, 20), (20, 60), (20, 80), (20, 53), (40, 20)])
-def test_overlap_counts_the_voxels_of_two_enlarged_shares(
-    size, count, slab, batch, nearest, monkeypatch
-):
-    monkeypatch.setattr(grids, "SLAB", slab)
-    monkeypatch.setattr(grids, "BATCH", batch)
+def test_overlap_counts_the_voxels_of_two_enlarged_shares(size, count, nearest):
     draw = np.random.default_rng(count)
     # Of one, of the other and of both: solid bone, soft edges, specks; at the grid's edges, too.
     share = np.zeros((size,) * 3, np.float32)
