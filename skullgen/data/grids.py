@@ -182,12 +182,19 @@ def overlap(
     ratio = shares[0].shape[0] / size
     fine = np.diag([ratio, ratio, ratio, 1.0])
     fine[:3, 3] = (ratio - 1) / 2
-    one, other = (
-        dict(planes(share, np.eye(4), fine, (size,) * 3, threshold=threshold, nearest=nearest))
+    masks = [
+        planes(share, np.eye(4), fine, (size,) * 3, threshold=threshold, nearest=nearest)
         for share, threshold in zip(shares, thresholds, strict=True)
-    )
-    both = [one[x] & other[x] for x in one.keys() & other.keys()]
-    return np.array([sum(map(np.count_nonzero, m)) for m in (one.values(), other.values(), both)])
+    ]
+    end, counts = (size, None), np.zeros(3, int)
+    heads = [next(mask, end) for mask in masks]
+    while (x := min(heads[0][0], heads[1][0])) < size:
+        here = [k for k in range(2) if heads[k][0] == x]
+        counts[here] += [np.count_nonzero(heads[k][1]) for k in here]
+        counts[2] += np.count_nonzero(heads[0][1] & heads[1][1]) if len(here) == 2 else 0
+        for k in here:
+            heads[k] = next(masks[k], end)
+    return counts
 
 
 def split_share(
