@@ -366,7 +366,7 @@ def cut(
     seed: int,
     *,
     voxel_mm: float | Sequence[float] | Float[np.ndarray, "3"],
-    area_cm2: tuple[float, float] = (10.0, 150.0),
+    area_cm2: Sequence[float] = (10.0, 150.0),
 ) -> tuple[Bool[np.ndarray, "X Y Z"], Bool[np.ndarray, "X Y Z"]]:
     """A complete skull with a defect cut into it, and the piece that was taken out.
 
