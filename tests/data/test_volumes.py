@@ -264,10 +264,10 @@ def test_several_gzip_members_are_one_stream(tmp_path, sizes):
     voxels, ends = whole[352:], [*places[1:], 120]
     data = b"".join(gzip.compress(voxels[i:j]) for i, j in zip(places, ends, strict=True))
     lines = ("type: uint8", "dimension: 3", "sizes: 6 5 4", "encoding: gzip", "spacings: 1 1 1")
-    nifti = tmp_path / "a.nii.gz"
-    nifti.write_bytes(gzip.compress(whole[:99]) + gzip.compress(whole[99:352]) + data)
-    for path in (_text_nrrd(tmp_path / "a.nrrd", *lines, data=data), nifti):
-        np.testing.assert_array_equal(volumes.read(path).data, mask)
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(whole[:99]) + gzip.compress(whole[99:352]) + data)
+    for file in (_text_nrrd(tmp_path / "a.nrrd", *lines, data=data), path):
+        np.testing.assert_array_equal(volumes.read(file).data, mask)
 
 
 def test_more_voxels_than_the_bound_are_read_where_it_is_raised(tmp_path):
