@@ -124,7 +124,7 @@ def _pair_files(root, skull, implant, mm=6.4):
     paths = [root / name / "bilateral" / "000.nrrd" for name in ("defective_skull", "implant")]
     for path, mask in zip(paths, (skull, implant), strict=True):
         volumes.write(path, mask, np.diag([mm, mm, mm, 1.0]))
-    return [str(path) for path in paths]
+    return paths
 
 
 @pytest.mark.parametrize("mm", [1.0, 6.4])
@@ -194,7 +194,7 @@ def test_files_that_cannot_be_read_do_not_end_the_planning(skullbreak, tmp_path)
     config = _config(source="skullbreak", root=str(tmp_path / "copy"))
     plan = sources.PLANS["skullbreak"](16, config)
     assert plan.field_mm == pytest.approx(204.8) and len(plan.cases) == 15
-    with pytest.raises(UserError, match=r"000.nrrd: no NRRD header"):
+    with pytest.raises(UserError, match=r"000.nrrd: no header"):
         plan.cases[0].make(*plan.cases[0].arguments)
     root = tmp_path / "skulls"
     volumes.write(root / "a.nrrd", phantom.skull(0, 48), phantom.affine(48))
@@ -232,7 +232,7 @@ def test_skulls_are_cut_into_five_kinds_and_split_by_skull(skulls, tmp_path):
     for skull in range(4):
         complete = pairs[5 * skull : 5 * skull + 5].any(axis=-1)
         assert (complete == complete[0]).all()
-    mask = volumes.read(skulls / "c.nii.gz")
+    mask = volumes.in_ras(volumes.read(skulls / "c.nii.gz"))
     model = grids.frame(mask.data, mask.affine, 16)
     np.testing.assert_allclose(group.column("affine")[12], model)
     share = grids.reduce(mask.data, mask.affine, model, 16)
@@ -364,7 +364,7 @@ def test_splits_by_name_and_their_mistakes():
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")
 def test_a_real_skull_there_and_back(tmp_path):
     """Through the store's grid at 128^3 and back to its own: as well as performance.md says."""
-    skull = volumes.read(SHARED / "skulls" / "brainweb_04.nii.gz")
+    skull = volumes.in_ras(volumes.read(SHARED / "skulls" / "brainweb_04.nii.gz"))
     model = grids.frame(skull.data, skull.affine, 128)
     share = grids.reduce(skull.data, skull.affine, model, 128)
     back = grids.enlarge(share, model, skull.affine, skull.data.shape)
