@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import cc3d
 import numpy as np
+from jaxtyping import Bool, Float
+from ml_collections import ConfigDict
 from scipy import ndimage
 
+from skullgen.core import plugins
 from skullgen.core.errors import UserError
 
 # Each kind's part of [log lowest, log highest] area (of 10 to 150 cm^2: 55 to 150, 20 to 90, 30 to
@@ -25,6 +28,7 @@ _FORM = {
     "random_2": (0.34, 1.00, 0.0, 0.70, 0.28, 0.0, np.pi),
 }
 KINDS = tuple(_FORM)
+_ARGUMENTS = "(complete, seed, voxel_mm, area_cm2) -> bool [X, Y, Z]"
 _CHART = 145  # directions a side: about 2 mm apart on an adult's vault
 _RIM = 2 * np.sin(np.deg2rad(62.5))  # the chart ends 125 degrees from the vertex
 _OUTSIDE_MM = 8.0  # bumps above the smooth outer surface that go with the hole
@@ -334,7 +338,35 @@ def _carve(complete, voxel, vault, hole, two):
     return implant
 
 
-def cut(complete, kind, seed, *, voxel_mm, area_cm2=(10.0, 150.0)):
+def kinds_of(config: ConfigDict) -> tuple[str, ...]:
+    """The kinds that `config.data.kinds` names, in order; "" means `KINDS`.
+
+    A dotted name is a function `(complete, seed, voxel_mm, area_cm2) -> bool [X, Y, Z]` with the
+    arguments of `cut` (voxel_mm: [3]); it returns the piece that is taken out. Raises UserError
+    for a kind that is none.
+    """
+    text = config.get("kinds", "")
+    kinds = plugins.listed(text) or list(KINDS)
+    for kind in kinds:
+        if "." in kind:
+            plugins.function("data.kinds", kind, _ARGUMENTS)
+        elif kind not in KINDS:
+            known = ", ".join(KINDS)
+            what = f"choose of {known}, or name a function of your own, package.module.function"
+            raise UserError(f"data.kinds names {kind!r}: {what}")
+    if len(set(kinds)) < len(kinds) or len(kinds) > 127:  # the column `kind` is int8
+        raise UserError(f"data.kinds is {text!r}: at most 127 kinds, each of them once")
+    return tuple(kinds)
+
+
+def cut(
+    complete: Bool[np.ndarray, "X Y Z"],
+    kind: str,
+    seed: int,
+    *,
+    voxel_mm: float | Float[np.ndarray, "3"],
+    area_cm2: tuple[float, float] = (10.0, 150.0),
+) -> tuple[Bool[np.ndarray, "X Y Z"], Bool[np.ndarray, "X Y Z"]]:
     """A complete skull with a defect cut into it, and the piece that was taken out.
 
     `bilateral` is one large hole over the midline of the forehead and the bregma; `frontoorbital`
@@ -345,20 +377,23 @@ def cut(complete, kind, seed, *, voxel_mm, area_cm2=(10.0, 150.0)):
     vertex, where the base of the vault is assumed beside the head's middle.
 
     Args:
-      complete: bool `[X, Y, Z]` in RAS axes, any size. Its largest piece is the skull.
-      kind: one of `KINDS`.
-      seed: an integer; it settles position, side, size and shape in mm, at any voxel size.
-      voxel_mm: size of a voxel in mm, three numbers or one.
-      area_cm2: lowest and highest outer surface of the hole in cm^2. Each kind draws evenly in the
+      complete: in RAS axes, any size. Its largest piece is the skull.
+      kind: one of `KINDS`, or a function of the user's own (`kinds_of`).
+      seed: settles position, side, size and shape in mm, at any voxel size.
+      voxel_mm: of each axis, or one for all.
+      area_cm2: lowest and highest outer surface of the hole. Each kind draws evenly in the
         logarithm from its own part, and meets what it drew to within 10 % at voxels up to 1.6 mm,
         pinholes counted, unless that is more than 0.9 of what the vault offers it.
 
     Returns:
-      `(defective, implant)`, bool `[X, Y, Z]`: disjoint, together `complete`, neither empty.
+      `(defective, implant)`: disjoint, together `complete`, neither empty.
 
     Raises:
-      UserError: an unknown kind, unusable arguments, a skull where no such defect can be placed.
+      UserError: an unknown kind, unusable arguments, a skull where no such defect can be placed, a
+        function of the user's own that returns anything but a part of the skull.
     """
+    if "." in kind:
+        return _cut_by_function(complete, kind, seed, voxel_mm, area_cm2)
     if kind not in KINDS:
         raise UserError(f"kind {kind!r} is not a defect: choose one of {', '.join(KINDS)}")
     complete = np.asarray(complete)
@@ -378,4 +413,15 @@ def cut(complete, kind, seed, *, voxel_mm, area_cm2=(10.0, 150.0)):
     implant = _carve(complete, voxel, vault, hole, draw["two"])
     if not implant.any():
         raise UserError(f"no {kind} defect can be placed: no bone lies there")
+    return complete & ~implant, implant
+
+
+def _cut_by_function(complete, kind, seed, voxel_mm, area_cm2):
+    implant = plugins.function("data.kinds", kind, _ARGUMENTS)(complete, seed, voxel_mm, area_cm2)
+    if np.shape(implant) != complete.shape or np.asarray(implant).dtype != bool:
+        shown = f"{np.asarray(implant).dtype} {list(np.shape(implant))}"
+        raise UserError(f"{kind} returned {shown}: it must return bool {list(complete.shape)}")
+    implant = implant & complete
+    if not implant.any() or np.array_equal(implant, complete):
+        raise UserError(f"{kind} took {'all' if implant.any() else 'none'} of the bone out")
     return complete & ~implant, implant

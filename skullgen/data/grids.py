@@ -7,7 +7,7 @@ are resampled into each other have parallel axes, so that all of it is separable
 import itertools
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Num
 
 from skullgen.core.errors import UserError
 

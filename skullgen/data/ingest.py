@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import jobs, plugins
 from skullgen.core.errors import UserError, in_range, one_of, plain
-from skullgen.data import kinds, sources, store
+from skullgen.data import defects, sources, store
 
 SHARD = 20  # pairs in a file: what a kill loses at most
 FORM = "(size, config) -> sources.Plan"
@@ -46,7 +46,7 @@ def check(config: ConfigDict) -> None:
         raise UserError("data.bone_hu is for a CT, data.label for a segmentation: set one")
     if config.source != "store":
         planner(config.source)
-        kinds.named_by(config)
+        defects.kinds_of(config)
 
 
 def planner(name: str) -> Callable[[int, ConfigDict], sources.Plan]:

@@ -25,7 +25,7 @@ from skullgen.data.grids import block_counts, box, to_ras, turned
 WRITTEN = (".nrrd", ".nii", ".nii.gz")
 SUFFIXES = (*WRITTEN, ".nhdr", ".mha", ".mhd")
 MAX_VOXELS = 2**29  # data.max_voxels raises it
-MAX_HEAD, MAX_SKIP = 2**20, 2**26  # bytes of a header, and between it and the voxels
+MAX_HEAD, MAX_LINE, MAX_SKIP = 2**20, 600, 2**26  # bytes; the last before the voxels
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.05, 10.0
 MAX_FIELD_MM, MAX_FIELD_M3 = 2500.0, 0.6  # a whole body fits
 MAX_UNEVEN_MM = 0.05  # between the steps from slice to slice of a DICOM series
@@ -176,10 +176,27 @@ def pack(mask: Mask) -> Crop:
     return Crop(np.packbits(part), tuple(side.start for side in sides), part.shape)
 
 
-def unpack(crop: Crop) -> Mask:
-    """The box of a `Crop`; it lies at `crop.origin` of the whole mask."""
-    bits = np.unpackbits(crop.bits, count=math.prod(crop.shape))
-    return bits.view(bool).reshape(crop.shape)
+def scans(place: Path) -> list[Path]:
+    """The skulls of a place, by name: files and DICOM folders in it, or the one that it is."""
+    several = place.is_dir() and not _holds_slices(place)
+    inside = sorted(place.iterdir()) if several else [place]
+    # A link to nothing is a skull that cannot be read: it must not be left out in silence.
+    named = [path for path in inside if path.name.lower().endswith(SUFFIXES) or path.is_dir()]
+    return [path for path in named if not path.is_dir() or _holds_slices(path)]
+
+
+def name_of(scan: Path) -> str:
+    """A skull's name: its file's without the suffix, or its folder's."""
+    return scan.name if scan.is_dir() else re.sub(r"\.[^.]+(\.gz)?$", "", scan.name, flags=re.I)
+
+
+def _holds_slices(folder):
+    with contextlib.suppress(OSError):
+        for file in filter(Path.is_file, folder.iterdir()):
+            with open(file, "rb") as content:
+                if content.read(132)[128:] == b"DICM":
+                    return True
+    return False
 
 
 def write(path: Path, mask: Mask | UInt8[np.ndarray, "X Y Z"], affine: Affine) -> None:
@@ -271,6 +288,8 @@ def _check_affine(path, affine):
 
 def _nifti(path):
     import nibabel
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
 
     with _decoding(path), _unzipped(path) as file:
         block = file.read(540)
@@ -281,7 +300,7 @@ def _nifti(path):
         dtype, shape = header.get_data_dtype(), [int(side) for side in header.get_data_shape()]
         slope, inter = header.get_slope_inter()
         affine, offset = np.array(header.get_best_affine(), float), float(header["vox_offset"])
-    except (nibabel.spatialimages.HeaderDataError, ValueError, LookupError) as error:
+    except (HeaderDataError, WrapStructError, ValueError, LookupError) as error:
         raise _refusal(path, f"no NIfTI header can be read ({error}): export it again") from error
     sound = header["sizeof_hdr"] == kind.sizeof_hdr and header["magic"].item()[:2] == b"n+"
     what = "sizeof_hdr, magic or vox_offset: not those of a single NIfTI file"
@@ -331,7 +350,7 @@ def _fields(path, nrrd):
     """The fields of a text header; refused is what SimpleITK would pass over.
 
     It takes a voxel size that is missing or NaN as 1, any unit as mm and an unknown space as LPS,
-    opens whatever file a header names, and crashes on too many spacings.
+    opens whatever file a header names, and crashes on long lines and many dimensions.
     """
     with open(path, "rb") as file:
         text = file.read(MAX_HEAD).decode("latin-1").replace("\r\n", "\n")
@@ -345,6 +364,8 @@ def _fields(path, nrrd):
     sizes = sizes or next((fields[name] for name in plain if name in fields), "").split()
     sizes = [size for size in sizes if size.lower() != "nan"]  # of an axis that is not spatial
     known = len(sizes) == 3 and "nan" not in "".join(sizes).lower()
+    long = [line for line in text.split("\n") if len(line) > MAX_LINE and ":=" not in line]
+    known = known and fields.get("ndims", "3") == "3" and not long
     what = "no header of one 3-D volume with its voxel size can be read"
     require(known, path, f"{what}: write the voxel size in mm, or export it again")
     units = fields.get("spaceunits", fields.get("units", ""))

@@ -10,11 +10,14 @@ import functools
 import itertools
 import operator
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float32
 from ml_collections import ConfigDict
 
 from skullgen.core.errors import UserError, one_of
@@ -23,30 +26,33 @@ from skullgen.delivery import predict, release
 from skullgen.evaluation import explore, judges
 from skullgen.generation import generate, postprocess
 from skullgen.models import steps
-from skullgen.training import checkpoint, trained
-from skullgen.training.methods import Trained
+from skullgen.training import checkpoint, methods
 
 BATCH = 8  # pairs that are encoded or decoded at once
 _USER = {}  # `id`: of the process that used jax first
 WAYS = {"linear": explore.linear, "spherical": explore.spherical}
+FIELDS = {"net": "", "bone_hu": 0.0, "label": 0}  # of `config.predict`
+FIELDS |= {"threshold": 0.5, "dust_mm3": 2000.0, "pieces": 0}
+
+Pairs = Bool[np.ndarray, "n D D D 2"]
+Latents = Float32[np.ndarray, "n Z"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """A trained run, as `load` gives it; its weights are read once, when they are first needed.
 
-    folder: its work directory, or that of its weights. config: its config, a ConfigDict.
-
-    What needs a generator raises UserError where the run has none, or it is not trained.
+    folder: its work directory, or that of its weights. What needs a generator raises UserError
+    where the run has none, or it is not trained.
     """
 
     folder: Path
     config: ConfigDict = dataclasses.field(repr=False)
 
     @functools.cached_property
-    def about(self):
-        """What it learnt from, a dict: `voxel_mm`, `kinds`, `licence`, `trained_on`."""
-        return release.about(self.folder, self.config.get("model_name"))
+    def about(self) -> dict[str, Any]:
+        """What it learnt from: `voxel_mm`, `kinds`, `licence`, `trained_on`."""
+        return release.about(self.folder, self.config.get("model_name") or "")
 
     def __getstate__(self):  # a worker that is spawned reads the weights itself
         return {"folder": self.folder, "config": self.config}
@@ -54,21 +60,15 @@ class Run:
     @property
     def _generator(self):
         _require_threads()
-        return self._read
+        return self._trained
 
     @functools.cached_property
-    def _read(self):
-        return trained.generator(self.config, self.folder)
+    def _trained(self):
+        return methods.generator(self.config, self.folder)
 
     @functools.cached_property
     def _sampler(self):
-        return functools.lru_cache(1)(functools.partial(generate.sampler, Trained(*self._read)))
-
-    def _drawing(self):
-        """The rules as they are now, a sampler of them, and how many pairs its calls make."""
-        _require_threads()
-        rules, batch = self._rules(), self.config.generate.batch_size
-        return rules, self._sampler(rules, batch), batch * jax.local_device_count()
+        return functools.lru_cache(1)(functools.partial(generate.sampler, self._trained))
 
     @functools.cached_property
     def _designers(self):
@@ -78,12 +78,20 @@ class Run:
     def _size(self):
         return self.config.model.resolution
 
+    @property
     def _rules(self):
-        channels = trained.channels(self.config)
+        channels = methods.channels(self.config)
         return generate.rules(self.config.generate, channels, self.about["voxel_mm"])
 
-    def sample(self, seed=0, count=8, first=0):
-        """Pairs bool [count, D, D, D, 2]: samples `first` to `first + count` of a seed.
+    def _drawing(self):
+        """The rules as they are now, a sampler by them, and how many pairs its calls make."""
+        _require_threads()
+        rules, batch = self._rules, self.config.generate.batch_size
+        make = self._sampler(rules._replace(dust=0), batch)  # dust is removed later
+        return rules, make, batch * jax.local_device_count()
+
+    def sample(self, seed: int = 0, count: int = 8, first: int = 0) -> Pairs:
+        """Samples `first` to `first + count` of a seed.
 
         Bit-equal to those that the stage `generate` writes for this seed, on one kind and number
         of devices and one `config.generate.batch_size`: decoded in such batches, binarised,
@@ -98,8 +106,8 @@ class Run:
         (_, bits, _), *_ = generate.batches(make, [range(count)], first, block)
         return store.unpack(postprocess.clean(bits, self._size, rules), self._size)
 
-    def stream(self, seed=0, batch=8, first=0):
-        """Endless batches of pairs, bool [batch, D, D, D, 2], made while a network trains.
+    def stream(self, seed: int = 0, batch: int = 8, first: int = 0) -> Iterator[Pairs]:
+        """Endless batches of pairs, made while a network trains.
 
         Batch k is `sample(seed, batch, first + k * batch)`: a loop that was stopped goes on with
         the number of its next sample as `first`. One thread makes pairs ahead, as many as
@@ -113,74 +121,74 @@ class Run:
         seed, batch, first = _whole(seed=seed, batch=batch, first=first)
         if not batch:
             raise UserError("batch is 0: a batch of a stream has one pair, or more")
-        return self._stream(*self._drawing(), seed, batch, first)
+        return self._stream(self._drawing(), seed, batch, first)
 
-    def _stream(self, rules, make, block, seed, batch, first):
-        skip, held = first % block, []
+    def _stream(self, drawing, seed, batch, first):
+        rules, make, block = drawing
+        skip, ready = first % block, []
 
-        def made(start):
+        def draw(start):
             return postprocess.clean(np.asarray(make(start, seed)[0]), self._size, rules)
 
         starts = itertools.count(first - skip, block)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(made, next(starts))
+            ahead = pool.submit(draw, next(starts))
             while True:
                 _require_threads()
-                while len(held) < batch:
-                    bits, ahead = ahead.result(), pool.submit(made, next(starts))
-                    held, skip = [*held, *bits[skip:]], 0
-                yield store.unpack(np.stack(held[:batch]), self._size)
-                held = held[batch:]
+                while len(ready) < batch:
+                    bits, ahead = ahead.result(), pool.submit(draw, next(starts))
+                    ready, skip = [*ready, *bits[skip:]], 0
+                yield store.unpack(np.stack(ready[:batch]), self._size)
+                ready = ready[batch:]
 
-    def latents(self, seed=0, count=8, first=0):
-        """Latents z float32 [count, Z] of the pairs that `sample` makes of these numbers."""
+    def latents(self, seed: int = 0, count: int = 8, first: int = 0) -> Latents:
+        """Latents z of the pairs that `sample` makes of these numbers."""
         seed, count, first = _whole(seed=seed, count=count, first=first)
-        model, state = self._generator
+        model, state, _ = self._generator
         draw = jax.jit(functools.partial(generate.latents, model))
         return np.asarray(draw(state, np.uint32(seed), jnp.arange(first, first + count)))
 
-    def encode(self, pairs):
-        """Latents z float32 [n, Z] of pairs bool [n, D, D, D, 2]: the mean of the posterior.
+    def encode(self, pairs: Any) -> Latents:
+        """Latents z of pairs [n, D, D, D, 2] of 0 and 1: the mean of the posterior.
 
         Raises UserError for what are no such pairs, and where the model has no encoder.
         """
-        model, state = self._generator
+        model, state, _ = self._generator
         if model.encode is None:
             raise UserError(f"model_name is {self.config.model_name!r}: it has no encode")
         pairs = _shaped("pairs", pairs, *[self._size] * 3, 2)
         if not ((pairs == 0) | (pairs == 1)).all():
             raise UserError("pairs hold other values than 0 and 1: binarise them first")
-        bits = store.pack(pairs)
         encode = jax.jit(model.encode)
 
-        def run(part):
-            return encode(state, steps.unpack(part, self._size).astype(jnp.float32))
+        def run(bits):
+            return encode(state, steps.unpack(bits, self._size).astype(jnp.float32))
 
-        return generate.whole_batches(run, bits, BATCH)
+        return generate.whole_batches(run, store.pack(pairs.astype(bool)), BATCH)
 
-    def decode(self, z, probabilities=False):
-        """Pairs bool [n, D, D, D, 2] of latents z [n, Z], post-processed as those of `sample`.
+    def decode(
+        self, z: Any, probabilities: bool = False
+    ) -> Pairs | Float32[np.ndarray, "n D D D 2"]:
+        """Pairs of latents z [n, Z], post-processed as those of `sample`.
 
-        probabilities: True gives what the network says of each voxel instead, float32 in 0..1.
-        Raises UserError for what are no such latents.
+        probabilities: True gives what the network says of each voxel instead, in 0..1. Raises
+        UserError for what are no such latents.
         """
-        model, state = self._generator
-        decode = jax.jit(model.decode)
-        found = generate.whole_batches(lambda part: decode(state, part), self._latents(z), BATCH)
-        if probabilities:
-            return found
-        return generate.pairs(found, self._rules())
+        model, state, _ = self._generator
+        run = functools.partial(jax.jit(model.decode), state)
+        found = generate.whole_batches(run, self._latents(z), BATCH)
+        return found if probabilities else generate.pairs(found, self._rules)
 
     def _latents(self, z):
         """`z` as float32 [n, Z]; UserError for latents of another shape or that are not finite."""
-        model, state = self._generator
+        model, state, _ = self._generator
         z = _shaped("z", z, jax.eval_shape(model.latents, state, jax.random.key(0)[None]).shape[1])
         if not (abs(z) < 1e30).all():
             raise UserError("z holds a number that is not finite")
         return z.astype(np.float32)
 
-    def interpolate(self, a, b, steps=6, way="spherical"):
-        """Pairs bool [steps, D, D, D, 2] on the way between two, in equal steps (figure 4).
+    def interpolate(self, a: Any, b: Any, steps: int = 6, way: str = "spherical") -> Pairs:
+        """Pairs on the way between two, in equal steps (figure 4).
 
         a, b: the ends, each a pair [D, D, D, 2], which is encoded, or a latent [Z]. way:
         `spherical` or `linear` (`evaluation.explore`). Raises UserError as `encode` and `decode`.
@@ -192,48 +200,47 @@ class Run:
         ends = [(self.encode if np.ndim(x) == 4 else self._latents)([x])[0] for x in (a, b)]
         return self.decode(WAYS[way](*ends, np.linspace(0, 1, steps)))
 
-    def predict(self, path, net="", bone_hu=0.0, threshold=0.5, dust_mm3=2000.0, label=0):
-        """The implant of a defective skull in a file, `delivery.predict.Implant`; research only.
+    def predict(self, path: str | Path, **settings: Any) -> predict.Implant:
+        """The implant of a defective skull in a file; research only.
 
-        net: `vnet`, `vnet_real`, or "": as `config.predict.net`. The others are as in
-        `config.predict`, too: where a CT's bone begins (HU; 0: a mask), the probability above which
-        a voxel is implant, the volume of the smallest piece, which value of a segmentation is bone
-        (0: a mask). Raises UserError for a file that cannot be used, and where the run has no such
+        settings: those of `config.predict`: `net`, `bone_hu`, `label`, `threshold`, `dust_mm3`,
+        `pieces`. Raises UserError for a file that cannot be used, and where the run has no such
         net.
         """
         _require_threads()
-        net = net or self.config.get("predict", {}).get("net", "")
-        fields = dict(net=net, bone_hu=bone_hu, label=label, threshold=threshold, dust_mm3=dust_mm3)
+        for name in settings:
+            one_of("the setting", name, FIELDS)
+        net = settings.get("net") or self.config.get("predict", {}).get("net", "")
+        fields = {**FIELDS, **settings, "net": net}
         config = ConfigDict({**self.config.to_dict(), "predict": fields})
         if net not in self._designers:
             self._designers[net] = predict.designer(config, self.folder)
         return predict.predict(self._designers[net], path, config.predict)
 
 
-def load(where):
-    """The trained run in `where`: a `Run`.
+def load(where: str | Path) -> Run:
+    """The trained run in `where`.
 
     where: a work directory, that of a sweep's run, the folder that the stage `release` made, or
     the name of packaged weights, `demo`. Of a work directory whose pairs were made by
     `generate.weights`, with nothing trained in it, it is the run of those weights. The config's
     model is imported: load no stranger's folder beside code of theirs. Raises UserError where there
-    is none, nothing is trained in it, its model cannot be imported, or its files are not as they
-    were sealed.
+    is none, nothing is trained in it, or its model cannot be imported.
     """
     _require_threads()
     folder = release.place(where)
-    config = trained.config(folder)
+    config = methods.load_config(folder)
     if not _begun(folder, config) and config.get("generate"):  # pairs made by weights of elsewhere
         config, folder = release.chosen(config, folder)
     if config.get("model_name"):
-        trained.model(config)
+        methods.load_model(config.model_name, config.model)
     if not _begun(folder, config):
         raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
     return Run(folder, config)
 
 
 def _begun(folder, config):
-    names = (config.get("model_name") or judges.NETS[0], *judges.NETS)
+    names = filter(None, (config.get("model_name"), *judges.NETS))
     return any(checkpoint.newest(folder / "checkpoints" / name) for name in names)
 
 
@@ -247,7 +254,7 @@ def _require_threads():
 
 
 def _whole(**numbers):
-    """The values of whole numbers from 0 to below 2^31, in order; UserError for any other."""
+    """The numbers, in order; UserError for one that is not whole, or not 0 to 2^31 - 1."""
     for name, value in numbers.items():
         try:
             good = 0 <= operator.index(value) < 2**31

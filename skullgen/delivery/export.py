@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import grids, kinds, sources, store, volumes
+from skullgen.data import defects, grids, sources, store, volumes
 from skullgen.delivery import mesh
 
 PAPERS = (provenance.FILE, ".lock", "pairs.csv", "LICENCE.txt", "README.md")
@@ -40,18 +40,18 @@ class Entry(NamedTuple):
     about: dict[str, str]  # columns of the table
 
 
-def stage(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path) -> None:
     """Exports `config.export.store` in each of `config.export.format`: the stage `export`."""
     settings = config.export
     names, path = formats(settings), store.find(settings.store, workdir)
     folder = Path(settings.folder or workdir / "export").resolve()
     for name in names:
         own = len(names) > 1 or not settings.folder
-        run(path, folder / name if own else folder, name, settings, config.workers)
+        write(path, folder / name if own else folder, name, settings, config.workers)
 
 
 def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
-    """UserError for what `stage` would refuse after the stages `names` before it."""
+    """UserError for what `run` would refuse after the stages `names` before it."""
     settings, path = config.export, store.find(config.export.store, workdir)
     formatted, *_ = formats(settings)
     _range(settings.rows)
@@ -61,7 +61,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     if not (own and ("generate" if generated else "ingest") in names):
         plan(store.Store(path), formatted, settings)
         return
-    known = kinds.named_by(config.data) if config.data.source in sources.PLANS else None
+    known = defects.kinds_of(config.data) if config.data.source in sources.PLANS else None
     _require_known(path, settings, known, generated)
     weights = generated and config.generate.get("weights")
     if config.data.source in ("phantom", "skulls") and not weights:  # of others, the files tell
@@ -70,14 +70,14 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
 
 
 def formats(settings: ConfigDict) -> list[str]:
-    """The names in `settings.format`, comma-separated; UserError for what cannot be written."""
+    """The names in `settings.format`; UserError for what cannot be written."""
     names = list(dict.fromkeys(plugins.listed(settings.format)))
     if "nnunet" in names and not re.fullmatch(r"Dataset\d{3}_\w+", settings.dataset):
         raise UserError(f"export.dataset is {settings.dataset!r}: write DatasetNNN_Name")
-    return [one_of("export.format", name, FORMATS) for name in names or [settings.format]]
+    return [one_of("export.format", name, FORMATS) for name in names or [""]]
 
 
-def run(path: Path, folder: Path, name: str, settings: ConfigDict, workers: int = 0) -> None:
+def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: int = 0) -> None:
     """Exports pairs of the store `path` to a folder in the format `name`, or goes on.
 
     settings: an experiment's `config.export`. workers: processes; 0: one a core. More pairs of the
@@ -303,7 +303,9 @@ def write_pair(
     return int(skull.sum()), int(implant.sum()), affine
 
 
-def finer(skull: Mask, implant: Mask, affine: Affine, voxel_mm: float) -> tuple[Mask, Mask, Affine]:
+def finer(
+    skull: Mask, implant: Mask, affine: Affine, voxel_mm: float
+) -> tuple[Bool[np.ndarray, "U V W"], Bool[np.ndarray, "U V W"], Affine]:
     """A pair on a finer grid over the same cube: skull, implant, affine.
 
     Bone is where their union is, interpolated; it goes to the one with the larger share: they stay

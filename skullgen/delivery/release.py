@@ -1,7 +1,7 @@
 """Weights to hand on: what generation, encoding and prediction read of a trained run, and no more.
 
 A release is laid out as a work directory without its stores: `config.json` (without paths and names
-of skulls) and `checkpoints/`, without optimisers. `recipe.json` says which weights they are and what
+of skulls) and `checkpoints/`, without optimisers. `recipe.json` tells the weights and what
 pairs they learnt from; `sha256sum -c SHA256SUMS` checks all files.
 """
 
@@ -141,10 +141,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         print(f"{folder}: these weights are there (delete it, and it is made anew)")
         return
     partial = files.partial_of(folder)
-    partial.mkdir()
     for name, state in states.items():
         jobs.check()
-        checkpoint.release(partial / "checkpoints" / name, state)
+        place = Path("checkpoints", name)
+        checkpoint.release(partial / place, state)
+        own = provenance.read(workdir / place) or {}
+        own = {field: own[field] for field in ("model_name", "model", "code") if field in own}
+        provenance.write(partial / place, own)
     provenance.write(partial, recipe)
     files.write_json(partial / "config.json", _public(config, workdir))
     files.replace(partial / "README.md", _readme(config, recipe).encode())

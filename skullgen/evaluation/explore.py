@@ -3,6 +3,7 @@
 Shapes: `n` pairs, `D` voxels a side (the `size`), `Z` latents, `F` features, `T` steps of a way.
 """
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
+from ml_collections import ConfigDict
 
 from skullgen.core import jobs
-from skullgen.core.errors import UserError
+from skullgen.core.errors import UserError, in_range
 from skullgen.data import store
 from skullgen.generation import generate
 from skullgen.generation.postprocess import Rules
@@ -22,6 +24,15 @@ from skullgen.training.methods import Trained
 COMPONENTS = 50  # of the features, at most, are what t-SNE and UMAP begin from
 Latent = Float[np.ndarray, " Z"]
 Steps = Float[np.ndarray, " T"]
+
+
+def check(settings: ConfigDict) -> None:
+    """UserError for what the stage `explore` would find wrong with `config.explore`."""
+    for field in ("pairs", "steps"):
+        in_range(f"explore.{field}", settings[field], 2)
+    in_range("explore.perplexity", settings.perplexity, 1)
+    if settings.umap and importlib.util.find_spec("umap") is None:
+        raise UserError("explore.umap is True: pip install 'skullgen[umap]' first")
 
 
 class Group(NamedTuple):
@@ -131,19 +142,18 @@ def maps(
             drawn[f"{method} of {kind}"] = place(points, seed, perplexity)
         if kind == "PCA of the volumes":
             drawn[f"{kind}, components 1 and 2 ({share:.0%} of the variance)"] = points[:, :2]
-    labels = [{"group": group.name, "case": case} for group in groups for case in group.cases]
+    labels = [(group.name, case) for group in groups for case in group.cases]
     return {
         "maps": [
-            {
-                "title": title,
-                "points": [
-                    {"x": float(f"{x:.5g}"), "y": float(f"{y:.5g}"), **label}
-                    for (x, y), label in zip(places, labels, strict=True)
-                ],
-            }
+            {"title": title, "points": [_point(*item) for item in zip(places, labels, strict=True)]}
             for title, places in drawn.items()
         ]
     }
+
+
+def _point(place, label):
+    x, y = (float(f"{value:.5g}") for value in place)
+    return {"x": x, "y": y, "group": label[0], "case": label[1]}
 
 
 def _components(x, seed):

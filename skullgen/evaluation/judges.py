@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from skullgen.core import hosts, provenance
-from skullgen.core.errors import UserError
+from skullgen.core.errors import UserError, in_range
 from skullgen.core.types import Model, Phase
 from skullgen.data import store
 from skullgen.training import checkpoint, loop, methods
@@ -41,11 +41,13 @@ def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[store.Part]]
     return nets
 
 
-def check(settings: ConfigDict, size: int, workdir: Path) -> None:
+def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
     """UserError for a network that cannot be made, or stores that are named wrong or not there."""
     _load(settings, size)
     methods.check(settings.model_name, _sized(settings, size), size, section="segment.")
-    loop.divides("segment.batch_size", settings.batch_size)
+    in_range("segment.updates", settings.updates, 1)
+    in_range("segment.fresh", settings.fresh, 0)
+    loop.check(_options(settings, options), "segment.")
     store.require_there([name for name, *_ in store.named(settings.stores)], workdir)
 
 

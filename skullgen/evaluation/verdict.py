@@ -26,7 +26,6 @@ from skullgen.training.methods import Trained
 
 METRICS = ("dice", "bdsc", "hd95_mm", "dice_512", *metrics.NATIVE)
 COLUMNS = ("train", "validation", "test", "selection")
-SPLITS = {"validation": "train", "test": "test", "selection": "validation"}  # of the columns
 CHUNK = 32  # pairs that are read at once
 Predict = Callable[[store.Packed], Float32[np.ndarray, "n D D D"]]  # the implant's probability
 Case = dict[str, Any]  # as `score` makes it, and as it is in metrics.json
@@ -73,12 +72,9 @@ def verdict(
     The first network is the one that the others are compared with. settings: `config.evaluate`.
     """
     size, train = real.size, store.Part(real, real.rows("train"))
-    seen = {  # of test and selection every pair, as of every skull
-        column: spread(
-            [store.Part(real, real.rows(split))], settings.cases if split == "train" else 0
-        )
-        for column, split in SPLITS.items()
-    }
+    test, selection = (spread([store.Part(real, real.rows(s))], 0) for s in ("test", "validation"))
+    unseen = {"test": test, "selection": selection}  # every pair, as of every skull
+    seen = {"validation": spread([train], settings.cases), **unseen}
     predicts, columns = {}, {}
     for name, net in nets.items():
         predicts[name] = network(net, size, settings.batch_size)
@@ -87,7 +83,7 @@ def verdict(
     if settings.rules:
         rules = {"mean_skull": mean_skull(real.load(train.rows), size), "mirror": mirror(size)}
         predicts |= rules
-        columns |= {name: {k: seen[k] for k in ("test", "selection")} for name in rules}
+        columns |= dict.fromkeys(rules, unseen)
     cases = score(predicts, columns, settings, workers)
     return {
         "rule": settings.upsampling,
@@ -101,9 +97,8 @@ def verdict(
 
 
 def _same(parts, train):
-    (part, *more) = parts
-    rows = not more and np.array_equal(part.rows, train.rows)
-    return rows and part.store.path.samefile(train.store.path)
+    same = len(parts) == 1 and np.array_equal(parts[0].rows, train.rows)
+    return same and parts[0].store.path.samefile(train.store.path)
 
 
 def score(

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Integer, Shaped, UInt8
 from ml_collections import ConfigDict
 
 from skullgen.core import hosts, jobs, provenance
+from skullgen.core.errors import in_range, one_of
 from skullgen.core.types import Model, State
 from skullgen.data import store
 from skullgen.generation import postprocess
@@ -28,6 +29,16 @@ from skullgen.training import parallel
 from skullgen.training.methods import Trained
 
 SHARD = 64  # pairs in a file
+
+
+def check(settings: ConfigDict) -> None:
+    """UserError for what `run` would find wrong with `config.generate` after hours of training."""
+    in_range("generate.count", settings.count, 1)
+    in_range("generate.batch_size", settings.batch_size, 1, 2**16)
+    in_range("generate.threshold", settings.threshold, 0.001, 1)
+    in_range("generate.dust_mm3", settings.dust_mm3, 0)
+    one_of("generate.connectivity", settings.connectivity, (6, 18, 26))
+    one_of("generate.channels", settings.channels, ("", "independent", "exclusive"))
 
 
 def rules(settings: ConfigDict, channels: str, voxel_mm: float) -> Rules:

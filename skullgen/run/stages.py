@@ -44,7 +44,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     if "generate" in names:
         generate.check(config.generate)
     if "segment" in names:
-        judges.check(config.segment, config.model.resolution, workdir)
+        judges.check(config.segment, config.model.resolution, workdir, _options(config))
     if "evaluate" in names:
         metrics.check(config.evaluate)
     if "explore" in names:
@@ -86,7 +86,7 @@ def _ingest(config, workdir):
     if config.get("segment") and config.segment.fresh:
         fresh, real = workdir / "fresh.zarr", store.Store(path)
         skulls = len(np.unique(real.column("skull")[real.rows("train")]))
-        cuts = math.ceil(config.segment.fresh / (skulls * len(defects.kinds(config.data))))
+        cuts = math.ceil(config.segment.fresh / (skulls * len(defects.kinds_of(config.data))))
         ingest.fresh(fresh, size, config.data, cuts, options)
         _wait(fresh)
 
@@ -132,7 +132,7 @@ def _train(config, workdir):
     model, watch = methods.load_model(name, config.model), None
     recipe = methods.recipe(name, config.model)
     place = loop.Place(workdir / "train.jsonl", workdir / "checkpoints" / name, recipe)
-    if hosts.lead() and config.preview_minutes:
+    if hosts.lead():
         watch = preview.watcher(model, real, workdir / "figures" / "training", config)
     plan, options = methods.phases(config.phases, model), _options(config, workdir / "tensorboard")
     loop.train(model, plan, [store.Part(real, rows)], place, options, watch)
@@ -274,7 +274,7 @@ STAGES = {
     "report": _report,
     "release": release.run,
     "predict": _predict,
-    "export": export.stage,
+    "export": export.run,
 }
 TOGETHER = {"ingest", "train", "generate", "segment"}  # what several processes share
 OUT = {"release", "predict", "export"}  # what only hands out

@@ -226,7 +226,7 @@ def test_encode_is_the_models_and_interpolation_ends_at_its_ends(hybrid_run):
     np.testing.assert_allclose(z, jax.jit(model.encode)(state, pairs), atol=1e-5)
     way = loaded.interpolate(pairs[0], pairs[1], steps=5)
     np.testing.assert_array_equal(way[[0, -1]], loaded.decode(z[:2]))
-    middle = explore.spherical(z[0], z[1], [0.5])
+    middle = explore.spherical(z[0], z[1], np.array([0.5]))
     np.testing.assert_array_equal(way[2:3], loaded.decode(middle))
     straight = loaded.interpolate(z[0], z[1], steps=3, way="linear")
     np.testing.assert_array_equal(straight[1:2], loaded.decode(z[:2].mean(axis=0, keepdims=True)))

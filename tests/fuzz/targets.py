@@ -10,7 +10,6 @@ import contextlib
 import gzip
 import io
 import json
-import logging
 import shutil
 import struct
 
@@ -20,10 +19,8 @@ import nrrd
 import numpy as np
 from numcodecs import Zstd
 
-from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import volumes
-from skullgen.report import page
 from skullgen.training import logs
 from tests.faults import test_hostile
 
@@ -136,33 +133,15 @@ def _store(folder, patch):
 
 
 def _log(folder, patch):
-    """0: a log; 1: a log whose lines are sealed here; 2: a JSON file; 3: the same, sealed here."""
-
-    def sealed(line):
-        try:
-            value = json.loads(line)
-            return json.dumps(logs._sealed(value)).encode() if isinstance(value, dict) else line
-        except (ValueError, RecursionError):
-            return line
+    """A log."""
+    path = folder / "a.jsonl"
 
     def read(data):
-        how, content = data[:1], data[1:]
-        path = folder / ("a.jsonl" if how in (b"\0", b"\1") else "a.json")
-        if how == b"\1":
-            content = b"".join(sealed(line) + b"\n" for line in content.split(b"\n"))
-        path.write_bytes(sealed(content) if how == b"\3" else content)
-        with contextlib.redirect_stderr(io.StringIO()):
-            if path.suffix == ".json":
-                files.read_json(path)
-            else:
-                page.curves(logs.read(path))
+        path.write_bytes(data)
+        logs.read(path)
 
-    records = [dict(phase="vae", epoch=1, step=s, loss=1 / s, kl=0.5) for s in (1, 2, 3)]
-    logs.append(folder / "seed.jsonl", records)
-    files.write_json(folder / "seed.json", {"a": {"b": [1, 2.5, None, "c"]}})
-    log, value = (folder / "seed.jsonl").read_bytes(), (folder / "seed.json").read_bytes()
-    plain = "\n".join(map(json.dumps, records)).encode()
-    return read, [b"\0" + log, b"\1" + plain, b"\2" + value, b'\3{"a": [1, {"b": 2}]}']
+    logs.append(folder / "seed.jsonl", [dict(phase="vae", epoch=1, step=s, kl=0.5) for s in (1, 2)])
+    return read, [(folder / "seed.jsonl").read_bytes()]
 
 
 def _config(folder, patch):
@@ -219,46 +198,12 @@ def _leaves(config, keys=()):
             yield (*keys, name), value
 
 
-def _checkpoint(folder, patch):
-    """The number of a file of a small checkpoint."""
-    from skullgen.training import checkpoint
-    from tests import toy, toy_config
-
-    model = toy.make(toy_config.get_config().model)
-    with checkpoint.manager(folder / "a") as manager:
-        checkpoint.save(manager, checkpoint.begin(manager, model, 0))
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    # Names of 32 digits are drawn anew each time: a number is to mean the same file always.
-    files = [p for p in (folder / "a").rglob("*") if p.is_file()]
-    files.sort(key=lambda p: (p.parent, p.name * (len(p.name) < 32), p.stat().st_size))
-    whole = [file.read_bytes() for file in files]
-    shutil.copytree(folder / "a", folder / "whole")
-
-    def read(data):
-        number = data[0] % len(files)
-        try:
-            files[number].write_bytes(data[1:])
-            with (
-                contextlib.redirect_stderr(io.StringIO()) as warned,
-                contextlib.closing(checkpoint.manager(folder / "a")) as held,
-            ):
-                state = checkpoint.restore(held, model)
-            if data[1:] != whole[number] and state is None and not warned.getvalue():
-                raise AssertionError("a damaged checkpoint is passed over in silence")
-        finally:
-            shutil.rmtree(folder / "a")
-            shutil.copytree(folder / "whole", folder / "a")
-
-    return read, [bytes([number]) + content for number, content in enumerate(whole)]
-
-
 TARGETS = {
     "nrrd": _nrrd,
     "nifti": _nifti,
     "store": _store,
     "log": _log,
     "config": _config,
-    "checkpoint": _checkpoint,
 }
 
 
