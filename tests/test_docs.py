@@ -65,7 +65,7 @@ def home(tmp_path_factory):
     config.evaluate.cases, config.evaluate.rules = 1, False
     workdir.run(config, home / "runs" / "vae_wgan")
     settings = config.export
-    export.run(home / "runs/vae_wgan/real.zarr", home / "SKULLBREAK", "skullbreak", settings, 1)
+    export.write(home / "runs/vae_wgan/real.zarr", home / "SKULLBREAK", "skullbreak", settings, 1)
     stubs = home / "stubs"
     stubs.mkdir()
     noted = 'printf "%q " "${0##*/}" "$@" >> "$NOTED"; echo >> "$NOTED"\n'

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from skullgen.core.errors import UserError
-from skullgen.data import defects, ingest, kinds, store
+from skullgen.data import defects, ingest, store
 from skullgen.evaluation import metrics
 from skullgen.models import steps
 from skullgen.training import methods

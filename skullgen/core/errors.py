@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def in_range(field: str, value: float, low: float, high: float = math.inf) -> None:
+def in_range(field: str, value: Any, low: float | int, high: float | int = math.inf) -> None:
     """UserError that names `field` unless `value` is a number from `low` to `high`."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
         bounds = f"{low:g} to {high:g}" if high < math.inf else f"{low:g} or more"

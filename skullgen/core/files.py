@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from typing import Any
 from skullgen.core.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# Names of files half-written: ours and Zarr's.
+PARTIAL = re.compile(r".+\.(partial-[0-9a-f]{32}|[0-9a-f]{32}\.partial)")
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -38,7 +41,7 @@ def partial_of(path: Path) -> Path:
 
 def clear(folder: Path) -> None:
     """Removes what a kill left half-written under `folder`; links are not followed."""
-    for path in list(folder.rglob("*.partial*")):
+    for path in [path for path in folder.rglob("*.partial*") if PARTIAL.fullmatch(path.name)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -56,16 +59,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        value, why = None, str(error)
-    else:
+        if isinstance(value, dict):
+            return value
         why = "not a JSON object"
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{path}: cannot be read ({why}): put a copy back, or delete it and run the stage "
-            "that writes it again"
-        )
-    return value
+    except (ValueError, RecursionError) as error:
+        why = str(error)
+    raise UserError(
+        f"{path}: cannot be read ({why}): put a copy back, or delete it and run the stage "
+        "that writes it again"
+    )
 
 
 @contextlib.contextmanager
@@ -81,8 +83,8 @@ def room(path: Path, needed: int = 0) -> Iterator[None]:
 
 def is_full(error: BaseException) -> bool:
     """Whether an error, of tensorstore too, which has no numbers, is that of a full disk."""
-    told = isinstance(error, OSError) and error.errno in FULL
-    return told or os.strerror(errno.ENOSPC) in str(error)
+    numbered = isinstance(error, OSError) and error.errno in FULL
+    return numbered or os.strerror(errno.ENOSPC) in str(error)
 
 
 def no_room(path: Path, needed: int) -> UserError:

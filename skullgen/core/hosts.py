@@ -6,15 +6,17 @@ later stages make. Every process sees the same metrics, and so ends in the same 
 
 import re
 import sys
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Int
 
 from skullgen.core.errors import UserError
 
 
-def join(text):
+def join(text: str) -> None:
     """Becomes one of the processes of a run; call it before anything asks JAX for its devices.
 
     text: `auto`, where SLURM, Open MPI or Kubernetes tell JAX who takes part, or, by hand,
@@ -43,29 +45,29 @@ def join(text):
     jax.pmap(lambda x: jax.lax.psum(x, "all"), "all")(np.zeros(jax.local_device_count()))
 
 
-def leave():
+def leave() -> None:
     """Ends the run of several processes, once all have come here; process 0 may go on alone."""
     if several():
         jax.distributed.shutdown()
 
 
-def several():
+def several() -> bool:
     """Whether this is one of several processes, which have not left each other yet."""
     return jax.distributed.is_initialized()
 
 
-def lead():
+def lead() -> bool:
     """Whether this is process 0, which alone writes."""
     return jax.process_index() == 0
 
 
-def columns(count):
-    """Which of `count` samples, split over all devices, are those of this process: int [n]."""
+def columns(count: int) -> Int[np.ndarray, " n"]:
+    """Which of `count` samples, split over all devices, are those of this process."""
     mine = [d.process_index == jax.process_index() for d in jax.devices()]
     return np.flatnonzero(np.repeat(mine, count // len(mine)))
 
 
-def first(value):
+def first(value: Any) -> Any:
     """Process 0's `value` (numbers, arrays, or trees of them) in every process, as numpy arrays.
 
     No process goes on before process 0 has come here.
@@ -73,7 +75,7 @@ def first(value):
     return multihost_utils.broadcast_one_to_all(value) if several() else value
 
 
-def largest(number):
+def largest(number: int) -> int:
     """The largest of all processes' numbers; no process goes on before all have come here."""
     if not several():
         return number

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -86,8 +87,8 @@ def progress(total: int, done: int, name: str, unit: str) -> tqdm:
 def ordered(function: Callable[..., Any], tasks: Iterable[tuple], workers: int) -> Iterator[Any]:
     """`function(*task)` for each task, in worker processes, yielded in the order of the tasks.
 
-    Tasks are drawn as they are needed, at most two a worker ahead. One worker means this process.
-    An exception in a task is raised here; where a worker dies, UserError.
+    Tasks are drawn as workers become free, a few a worker ahead. One worker means this process.
+    An exception in a task, or in what draws them, is raised here; where a worker dies, UserError.
     """
     if workers <= 1:
         for task in tasks:
@@ -101,28 +102,32 @@ def ordered(function: Callable[..., Any], tasks: Iterable[tuple], workers: int) 
         batch_size=1,
         max_nbytes=None,
         initializer=_begin_worker,
+        initargs=(os.getpid(),),
     )
-    with contextlib.closing(pool(joblib.delayed(function)(*task) for task in tasks)) as answers:
-        try:
-            for answer in answers:
-                yield answer
-                check()
-        except TerminatedWorkerError:
+    answers = pool(joblib.delayed(function)(*task) for task in tasks)
+    try:
+        for answer in answers:
+            yield answer
             check()
-            raise UserError(
-                "a worker process died (out of memory?): start again to go on, "
-                "with --config.workers=1 to use less memory"
-            ) from None
+    except TerminatedWorkerError:
+        check()
+        raise UserError(
+            "a worker process died (out of memory?): start again to go on, "
+            "with --config.workers=1 to use less memory"
+        ) from None
+    finally:
+        with warnings.catch_warnings():  # joblib tells of tasks that are given up: we mean it
+            warnings.filterwarnings("ignore", ".*tasks (have been successfully|which were still)")
+            answers.close()
 
 
-def _begin_worker():
+def _begin_worker(parent):
     """Leaves signals to the parent, and ends when the parent is gone, even by kill -9.
 
     Schedulers signal the whole process group: a worker finishes its task, and the parent stops.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
 
     def watch():
         while os.getppid() == parent:

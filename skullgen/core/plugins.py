@@ -35,10 +35,10 @@ def module(field: str, name: str, path: str) -> ModuleType:
 
 def attribute(field: str, name: str, path: str, needed: str, form: str) -> Callable[..., Any]:
     """The function `needed` of the module `path`; UserError, which tells its form, without it."""
-    found = getattr(module(field, name, path), needed, None)
-    if not callable(found):
+    value = getattr(module(field, name, path), needed, None)
+    if not callable(value):
         raise UserError(f"{field} is {name!r}: {path} has no function {needed}{form}")
-    return found
+    return value
 
 
 def function(field: str, name: str, form: str) -> Callable[..., Any]:
@@ -55,10 +55,10 @@ def listed(names: str | Iterable) -> list[str]:
 
 def sums(names: Iterable[str]) -> dict[str, str]:
     """Module file -> SHA-256, of those of the given functions or modules that were imported."""
-    found = {}
+    digests = {}
     for name in names:
-        held = sys.modules.get(name) or sys.modules.get(name.rpartition(".")[0])
-        if "." in name and getattr(held, "__file__", None):
-            content = Path(held.__file__).read_bytes()
-            found[f"{held.__name__}.py"] = hashlib.sha256(content).hexdigest()
-    return found
+        owner = sys.modules.get(name) or sys.modules.get(name.rpartition(".")[0])
+        if "." in name and getattr(owner, "__file__", None):
+            content = Path(owner.__file__).read_bytes()
+            digests[f"{owner.__name__}.py"] = hashlib.sha256(content).hexdigest()
+    return digests

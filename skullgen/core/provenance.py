@@ -46,9 +46,9 @@ def claim(folder: Path, recipe: Recipe) -> bool:
 
 def require_same(folder: Path, before: Recipe | None, now: Recipe) -> None:
     """UserError, with the fields that differ, unless `before` is None or equals `now`."""
-    changed = {} if before is None else differences(before, now)
-    if changed:
-        fields = [f"{name} {_short(a)}, now {_short(b)}" for name, (a, b) in changed.items()]
+    changes = {} if before is None else differences(before, now)
+    if changes:
+        fields = [f"{name} {_short(a)}, now {_short(b)}" for name, (a, b) in changes.items()]
         more = f" and {len(fields) - 4} more" if len(fields) > 4 else ""
         raise UserError(
             f"{folder}: made with {'; '.join(fields[:4])}{more}: set it back, or choose another "
@@ -81,8 +81,8 @@ def digest(value: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what a run's numbers depend on, and the commit of skullgen."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found, "commit": commit()}
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **packages, "commit": commit()}
 
 
 def commit() -> str:
@@ -96,12 +96,12 @@ def commit() -> str:
 
 
 def _other(a, b):
-    return type(a) is not type(b) or a != b
+    return type(a) is not type(b) or digest(a) != digest(b)  # 0 is not False, in lists too
 
 
 def _leaves(value, name=""):
     """Every value of nested dicts by its dotted name; an empty dict is a value."""
-    if not (isinstance(value, dict) and value):
+    if not isinstance(value, dict) or (name and not value):
         return {name: value}
     dot = f"{name}." if name else ""
     return {k: v for key, item in value.items() for k, v in _leaves(item, f"{dot}{key}").items()}

@@ -30,7 +30,7 @@ class Options(NamedTuple):
     """
 
     workers: int = 0
-    versions: dict[str, Any] = {}
+    versions: dict[str, Any] | None = None
     native: bool = True
     share: tuple[int, int] = (0, 1)
 
@@ -129,7 +129,7 @@ def _create(path, size, config, plan, options):
         "licence": config.licence or _licence(config),
         "notes": plan.problems,
         "native": options.native,
-        "versions": options.versions,
+        "versions": options.versions or {},
     }
     count = sum(len(case.kinds) for case in plan.cases)
     return store.create(path, store.Shape(count, size, SHARD), attributes, recipe)

@@ -8,7 +8,9 @@ shard that lacks a file is made again. Stores hold no times: equal work gives eq
 In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian bits.
 """
 
+import contextlib
 import functools
+import math
 import re
 import shutil
 from pathlib import Path
@@ -16,11 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
-from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from skullgen.core import files, provenance
-from skullgen.core.errors import UserError, one_of, plain
+from skullgen.core.errors import UserError, plain
 
 FORMAT = "skullgen-pairs-2"
 COLUMNS = {
@@ -35,7 +37,6 @@ COLUMNS = {
 }
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = -2
-MADE = ("real.zarr", "generated.zarr", "fresh.zarr")  # by a run, in its work directory
 # A store that claims more was made to exhaust memory, or is damaged.
 MAX_SIDE, MAX_PAIRS, MAX_SHARD, MAX_FILES, MAX_GRID = 512, 10**7, 4096, 50_000, 2**31
 CODECS = ("bytes", "blosc", "zstd", "crc32c", "sharding_indexed")  # they decode numbers only
@@ -89,15 +90,20 @@ class Store:
                 f"{self.path.absolute()}: no store of pairs here; run the stage that makes it first"
             )
         self.attrs = _attributes(self.path)
-        about = _about_array(self.path / "pairs")
-        _require(len(about["shape"]) == 5, self.path / "pairs", "shape")
-        self.count, self.size = about["shape"][:2]
-        self.shard = about["chunk_grid"]["configuration"]["chunk_shape"][0]
-        bounds(self.path, count=self.count, size=self.size, shard=self.shard)
-        pair = (self.size, self.size, self.size, 2)
-        _check_array(self.path / "pairs", "bool", (self.count, *pair), (self.shard, *pair))
-        for name, (dtype, shape) in COLUMNS.items():
-            _check_array(self.path / name, dtype, (self.count, *shape), (self.shard, *shape))
+        place = self.path / "pairs"
+        array = _array(place, "bool")
+        _require(len(array.shape) == len(array.chunks) == 5, place, "shape")
+        self.count, self.size, self.shard = *array.shape[:2], array.chunks[0]
+        _check_bounds(self.path, Shape(self.count, self.size, self.shard))
+        pair = [self.size, self.size, self.size, 2]
+        _require(array.shape[1:] == pair, place, "shape")
+        _require(array.chunks[1:] == pair and array.inner == [1, *pair], place, "chunk_grid")
+        for name, (dtype, rest) in COLUMNS.items():
+            array, place = _array(self.path / name, dtype), self.path / name
+            # Longer where a kill stopped its growth.
+            longer = array.shape[:1] >= [self.count] and array.shape[1:] == list(rest)
+            _require(longer, place, "shape")
+            _require(array.chunks == [self.shard, *rest], place, "chunk_grid")
 
     def __reduce__(self):
         return Store, (self.path,)
@@ -111,18 +117,21 @@ class Store:
     def _pairs(self):
         return zarr.open_array(self.path / "pairs", mode="r", zarr_format=3)
 
+    @functools.cached_property
+    def _voxels(self):
+        return zarr.open_array(self.path / "voxels", mode="r", zarr_format=3)
+
     def column(self, name: str) -> Shaped[np.ndarray, "N ..."]:
         """A column, one of `COLUMNS`; UserError where it is damaged."""
-        array = zarr.open_array(self.path / name, mode="r", zarr_format=3)
         with _damage(self.path / name):
+            array = zarr.open_array(self.path / name, mode="r", zarr_format=3)
             return array[: self.count]
 
     def every(self, split: str | None = None) -> Int64[np.ndarray, " n"]:
         """Rows of the pairs of a split (`train`, `validation`, `test`), or of all."""
-        column = self.column("split")
-        return np.flatnonzero(
-            column != LEFT_OUT if split is None else column == SPLITS.index(split)
-        )
+        splits = self.column("split")
+        wanted = splits != LEFT_OUT if split is None else splits == SPLITS.index(split)
+        return np.flatnonzero(wanted)
 
     def rows(self, split: str | None = None) -> Int64[np.ndarray, " n"]:
         """As `every`, without what the store's `leave_out.txt` lists: the pairs to be used.
@@ -162,17 +171,16 @@ class Store:
         Raises UserError for a pair that is damaged or missing, with the file to delete: without it
         a shard is made again.
         """
-        counts = zarr.open_array(self.path / "voxels", mode="r", zarr_format=3)
-        of_shard = {}
+        counts = {}  # of a shard
         out = np.empty((len(rows), 2 * self.size**3 // 8), np.uint8)
         for place, row in enumerate(np.asarray(rows).tolist()):
             shard, offset = divmod(row, self.shard)
             file = self._files(shard)[-1]
             with _damage(file, f"pair {row}"):
                 out[place] = pack(self._pairs[row])
-                if shard not in of_shard:
-                    of_shard[shard] = counts[row - offset : row - offset + self.shard]
-            if not np.array_equal(voxels(out[place]), of_shard[shard][offset]):
+                if shard not in counts:
+                    counts[shard] = self._voxels[row - offset : row - offset + self.shard]
+            if not np.array_equal(voxels(out[place]), counts[shard][offset]):
                 raise UserError(f"{file}: pair {row} is not what was written: {_REMAKE}")
         return out
 
@@ -193,10 +201,10 @@ class Store:
 
     def require_whole(self, stage: str = "") -> None:
         """UserError where pairs are still to be made, by `stage`."""
-        left, stage = sum(map(len, self.missing())), f"`{stage}`" if stage else "that makes it"
-        if left:
+        count, stage = sum(map(len, self.missing())), f"`{stage}`" if stage else "that makes it"
+        if count:
             raise UserError(
-                f"{self.path}: {left} pairs are not made yet: run the stage {stage} first"
+                f"{self.path}: {count} pairs are not made yet: run the stage {stage} first"
             )
 
     def _files(self, shard):
@@ -238,7 +246,8 @@ class Store:
         """Whether a pair has an implant at its source's grid; UserError where it was lost."""
         file = self.path / "native" / f"{row:06d}" / "zarr.json"
         if self.attrs.get("native") and not file.exists():
-            raise UserError(f"{file}: missing: {self._remake(row)}")
+            shard = self._files(row // self.shard)[-1]
+            raise UserError(f"{file}: missing: {shard}: {_REMAKE}")
         return file.exists()
 
     def native(self, row: int) -> tuple[Bool[np.ndarray, "X Y Z"], Float[np.ndarray, "4 4"]]:
@@ -249,25 +258,22 @@ class Store:
         if not self.has_native(row):
             raise UserError(f"{self.path}: pair {row} has no native truth")
         place = self.path / "native" / f"{row:06d}"
-        about = _about_array(place)
-        _check_array(place, "uint8", about["shape"], about["shape"])
-        with _damage(place, "its attributes"):
-            sides = [tuple(map(int, about["attributes"][k])) for k in ("origin", "shape", "grid")]
-            affine = np.array(about["attributes"]["affine"], float).reshape(4, 4)
-        origin, shape, grid = sides
-        inside = all(0 <= o and 0 < s and o + s <= g for o, s, g in zip(*sides, strict=True))
-        size = int(np.prod(shape, dtype=object))
-        _require(inside and np.prod(grid, dtype=object) <= MAX_GRID, place, "grid")
-        _require(about["shape"] == [-(-size // 8)], place, "shape")
-        with _damage(place, self._remake(row)):
+        array = _array(place, "uint8")
+        with _damage(place / "zarr.json", "it"):
+            origin, shape, grid = (array.attrs[name] for name in ("origin", "shape", "grid"))
+            affine = np.array(array.attrs["affine"], float).reshape(4, 4)
+            box = list(zip(origin, shape, grid, strict=True))
+            numbers = all(type(side) is int for sides in box for side in sides)
+        inside = numbers and all(0 <= first < first + side <= whole for first, side, whole in box)
+        _require(len(box) == 3 and inside and math.prod(grid) <= MAX_GRID, place, "grid")
+        size = math.prod(shape)
+        _require(array.shape == array.chunks == [-(-size // 8)], place, "shape")
+        with _damage(self._files(row // self.shard)[-1], f"the native truth of pair {row}"):
             bits = zarr.open_array(place, mode="r", zarr_format=3)[:]
         mask = np.zeros(grid, bool)
         crop = np.unpackbits(bits, count=size).reshape(shape)
-        mask[tuple(slice(o, o + s) for o, s in zip(origin, shape, strict=True))] = crop
+        mask[tuple(slice(first, first + side) for first, side, _ in box)] = crop
         return mask, affine
-
-    def _remake(self, row):
-        return f"{self._files(row // self.shard)[-1]}: {_REMAKE}"
 
     def leave_out(self, row: int, why: str) -> None:
         """Notes in one line why the case that begins at `row` has no pairs, before its shard."""
@@ -303,12 +309,19 @@ def create(
     recipe. A last shard that was not full is made again.
     """
     path = Path(path)
-    bounds(path, count=shape.count, size=shape.size, shard=shape.shard)
-    if exists(path):
-        provenance.require_same(path, provenance.read(path), recipe)
-        _grow(Store(path), shape.count)
-        return Store(path)
-    # Built aside and moved: a store whose zarr.json exists has all its arrays.
+    _check_bounds(path, shape)
+    if not exists(path):
+        _build(path, shape, attributes, recipe)
+    store = Store(path)
+    provenance.require_same(path, store.recipe, recipe)
+    if shape.count <= store.count:
+        return store
+    _grow(store, shape.count)
+    return Store(path)
+
+
+def _build(path, shape, attributes, recipe):
+    """Builds a store aside and moves it: where a `zarr.json` is, all arrays are."""
     partial = files.partial_of(path)
     partial.parent.mkdir(parents=True, exist_ok=True)
     group = zarr.open_group(
@@ -339,15 +352,20 @@ def create(
         )
     try:
         partial.rename(path)
-    except OSError:  # another process of this run was first
+    except OSError:
         shutil.rmtree(partial)
-        provenance.require_same(path, Store(path).recipe, recipe)
-    return Store(path)
+        if not exists(path):  # else another process of this run was first
+            raise UserError(f"{path}: not a store, and in the way of one: delete it") from None
+
+
+def discard(path: Path) -> None:
+    """Removes a store: at once, whatever becomes of us meanwhile."""
+    partial = files.partial_of(Path(path))
+    Path(path).rename(partial)
+    shutil.rmtree(partial)
 
 
 def _grow(store, count):
-    if count <= store.count:
-        return
     group = zarr.open_group(store.path, mode="r+")
     if store.count % store.shard:
         store._files(store.count // store.shard)[0].unlink(missing_ok=True)
@@ -374,15 +392,15 @@ _REMAKE = "delete it and run the stage that made it, which makes only what is mi
 _AGAIN = "not as skullgen writes it: get it again, or move it away and make it again"
 
 
-def bounds(path: Path, *, count: int, size: int, shard: int) -> None:
-    """UserError unless a store may have `count` pairs of `size` voxels a side, `shard` a file."""
-    limits = {"pairs": (count, MAX_PAIRS), "voxels a side": (size, MAX_SIDE)}
-    limits["pairs a file"] = shard, MAX_SHARD
-    for what, (value, most) in limits.items():
-        if not (type(value) is int and 0 < value <= most):
-            raise UserError(f"{path}: {value!r} {what}: it must be 1 to {most}")
-    if -(-count // shard) > MAX_FILES:
-        raise UserError(f"{path}: {count} pairs, {shard} a file: more than {MAX_FILES} files")
+def _check_bounds(path, shape):
+    """UserError unless a store may have as many pairs, voxels a side, and pairs a file."""
+    limits = {"pairs": MAX_PAIRS, "voxels a side": MAX_SIDE, "pairs a file": MAX_SHARD}
+    for value, (what, most) in zip(shape, limits.items(), strict=True):
+        if not 0 < value <= most:
+            raise UserError(f"{path}: {value} {what}: it must be 1 to {most}")
+    if -(-shape.count // shape.shard) > MAX_FILES:
+        count = f"{shape.count} pairs, {shape.shard} a file"
+        raise UserError(f"{path}: {count}: more than {MAX_FILES} files")
 
 
 def _attributes(path):
@@ -391,52 +409,54 @@ def _attributes(path):
     if not isinstance(attrs, dict) or attrs.get("format") != FORMAT:
         raise UserError(f"{path}: not a store of pairs in the format {FORMAT}; make it again")
     _require(about.get("zarr_format") == 3 and about.get("node_type") == "group", path, "node_type")
-    kinds = {"kinds": list, "names": list, "notes": list, "licence": str, "trained_on": dict}
-    for name, kind in {**kinds, "versions": dict, "voxel_mm": (int, float)}.items():
-        _require(isinstance(attrs.get(name, kind() if callable(kind) else 1), kind), path, name)
-    for name in ("kinds", "names"):
+    kinds = {"kinds": list, "names": list, "notes": list, "licence": str}
+    for name, kind in {**kinds, "trained_on": dict, "versions": dict}.items():
+        _require(isinstance(attrs.get(name, kind()), kind), path, name)
+    for name in ("kinds", "names", "notes"):
         _require(all(isinstance(item, str) for item in attrs.get(name, [])), path, name)
-    _require(1e-3 < attrs.get("voxel_mm", 1) < 1e3, path, "voxel_mm")
+    mm = attrs.get("voxel_mm", 1)
+    _require(isinstance(mm, int | float) and 1e-3 < mm < 1e3, path, "voxel_mm")
     return attrs
 
 
-def _about_array(place):
-    """The `zarr.json` of an array, with what `_check_array` reads of it."""
+class _Array(NamedTuple):
+    """What the `zarr.json` of an array says; inner: the shape of the chunks within a shard."""
+
+    shape: list[int]
+    chunks: list[int]
+    inner: list[int] | None
+    attrs: dict[str, Any]
+
+
+def _array(place, dtype):
+    """An array's description; UserError unless it is of this dtype, and of codecs of `CODECS`."""
     about = files.read_json(place / "zarr.json")
     if about is None:
         raise UserError(f"{place / 'zarr.json'}: missing: {_AGAIN}")
-    try:
-        chunk = about["chunk_grid"]["configuration"]["chunk_shape"]
-        sound = all(type(side) is int and side > 0 for side in [*about["shape"], *chunk])
-    except (LookupError, TypeError):
-        sound = False
-    _require(sound and isinstance(about.get("attributes", {}), dict), place, "shape")
-    return about
-
-
-def _check_array(place, dtype, shape, chunks):
-    """UserError unless an array has this dtype, shape and chunks, and codecs of `CODECS` alone.
-
-    A column may be longer, where a kill stopped its growth.
-    """
-    about = _about_array(place)
     _require(about.get("data_type") == dtype, place, "data_type")
-    longer = about["shape"][0] >= shape[0] and about["shape"][1:] == list(shape[1:])
-    _require(longer, place, "shape")
-    chunk = about["chunk_grid"]["configuration"]["chunk_shape"]
-    _require(chunk == list(chunks), place, "chunk_grid")
     _require(not about.get("storage_transformers"), place, "storage_transformers")
     _require(_allowed(about.get("codecs")), place, "codecs")
+    try:
+        shape, chunks = about["shape"], about["chunk_grid"]["configuration"]["chunk_shape"]
+    except (LookupError, TypeError):
+        shape = chunks = None
+    lists = isinstance(shape, list) and isinstance(chunks, list)
+    sound = lists and all(type(side) is int and side > 0 for side in shape + chunks)
+    _require(sound, place, "shape")
+    inner = about["codecs"][0].get("configuration", {}).get("chunk_shape")
+    return _Array(shape, chunks, inner, about.get("attributes"))
 
 
 def _allowed(codecs):
-    if not isinstance(codecs, list):
+    if not (codecs and isinstance(codecs, list)):
         return False
     for codec in codecs:
         if not isinstance(codec, dict) or codec.get("name") not in CODECS:
             return False
-        inner = codec.get("configuration") or {}
-        nested = [inner[name] for name in ("codecs", "index_codecs") if name in inner]
+        settings = codec.get("configuration", {})
+        if not isinstance(settings, dict):
+            return False
+        nested = [settings[name] for name in ("codecs", "index_codecs") if name in settings]
         if not all(map(_allowed, nested)):
             return False
     return True
@@ -444,128 +464,16 @@ def _allowed(codecs):
 
 def _require(sound, place, what):
     if not sound:
-        file = place if place.name == "zarr.json" else place / "zarr.json"
-        raise UserError(f"{file}: its {what} is {_AGAIN}")
+        raise UserError(f"{place / 'zarr.json'}: its {what} is {_AGAIN}")
 
 
-class _damage:
+@contextlib.contextmanager
+def _damage(file, what="it"):
     """UserError that names `file` where what Zarr reads within cannot be decoded."""
-
-    def __init__(self, file, what="it"):
-        self.file, self.what = file, what
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        error = getattr(error, "exceptions", [error])[0]  # zarr 3.4 reads in groups of tasks
-        if isinstance(error, ValueError | RuntimeError | LookupError | TypeError):
-            raise UserError(f"{self.file}: {self.what} is damaged ({error}): {_REMAKE}") from None
-        return False
-
-
-# --- Mixtures of stores, and the batches that are drawn from them --------------------------------
-
-
-class Part(NamedTuple):
-    """Some pairs of a store, by their rows."""
-
-    store: Store
-    rows: Int[np.ndarray, " n"]
-
-
-def mixture(text: str, folder: Path, seed: int) -> list[Part]:
-    """The stores that `path:split:pairs`, comma-separated, names.
-
-    A path is looked for in `folder` first, then from where the program runs. split: `train`,
-    `validation`, `test` or `all`. pairs: a number, the first of a permutation seeded by `seed`
-    (of one store, a larger number takes the same pairs and more), or `all`. Raises UserError for
-    a part that is none, a store that is not there, whole or of one size, or has fewer pairs.
-    """
-    parts = []
-    for name, split, wanted in named(text):
-        store = Store(find(name, folder))
-        store.require_whole()
-        if parts and store.size != parts[0].store.size:
-            other = parts[0].store.path
-            raise UserError(f"{store.path}: its pairs are not of the size of those of {other}")
-        rows = store.rows(None if split == "all" else split)
-        if wanted != "all":
-            if int(wanted) > len(rows):
-                raise UserError(
-                    f"{store.path}: {len(rows)} pairs of split {split}, not {wanted} (generated "
-                    "pairs are of no split: write PATH:all:PAIRS)"
-                )
-            order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
-            rows = rows[np.sort(order[: int(wanted)])]
-        if not len(rows):
-            raise UserError(f"{store.path}: it has no pair of split {split}")
-        parts.append(Part(store, rows))
-    return parts
-
-
-def named(text: str) -> list[list[str]]:
-    """The parts `path:split:pairs` of a mixture, each in three; UserError for what is none."""
-    parts = []
-    for item in filter(None, map(str.strip, text.split(","))):
-        fields = item.rsplit(":", 2)
-        if len(fields) == 3:
-            one_of(f"the split of {item!r}", fields[1], (*SPLITS, "all"))
-        number = fields[-1] == "all" or (fields[-1].isdecimal() and int(fields[-1]) > 0)
-        if len(fields) < 3 or not number:
-            raise UserError(
-                f"segment.stores: {item!r} names no pairs: write PATH:SPLIT:PAIRS, for example "
-                "real.zarr:train:all (splits: train, validation, test, all)"
-            )
-        parts.append(fields)
-    return parts
-
-
-def require_there(names: list[str], folder: Path) -> None:
-    """UserError where a named store is not there, nor in `folder`, where a run may make it yet."""
-    for name in filter(None, map(str.strip, names)):
-        path = find(name, folder)
-        if name not in MADE and path.parent.absolute() != Path(folder).absolute():
-            Store(path)
-
-
-def find(name: str, folder: Path) -> Path:
-    """The path that a field means: in `folder` where it is there, else from where we run."""
-    return folder / name if (folder / name).exists() else Path(name)
-
-
-class Place(NamedTuple):
-    """Where in a run a batch is drawn: the phase's number, and the update within it."""
-
-    seed: int
-    phase: int
-    update: int
-
-
-def batch_rows(
-    counts: list[int], size: int, place: Place, batches: int = 1
-) -> Int32[np.ndarray, "batches size"]:
-    """Rows of the training pairs that one update takes.
-
-    counts: pairs of each part of a mixture. The parts take turns, so that each has an equal share
-    of the draws; rows count through all parts. A pure function of its arguments: for each part an
-    endless row of seeded permutations, cut into full batches, each phase beginning its own.
-    """
-    first = place.update * batches * size
-    round_robin, part = np.divmod(np.arange(first, first + batches * size), len(counts))
-    flat = np.empty(len(part), np.int32)
-    for number, count in enumerate(counts):
-        mine = np.flatnonzero(part == number)
-        rounds, offsets = np.divmod(round_robin[mine], count)
-        for turn in np.unique(rounds).tolist():
-            key = [place.seed, place.phase, turn, *([number] if number else [])]
-            order = np.random.default_rng(key).permutation(count)
-            flat[mine[rounds == turn]] = order[offsets[rounds == turn]] + sum(counts[:number])
-    return flat.reshape(batches, size)
-
-
-def discard(path: Path) -> None:
-    """Removes a store: at once, whatever becomes of us meanwhile."""
-    partial = files.partial_of(Path(path))
-    Path(path).rename(partial)
-    shutil.rmtree(partial)
+    try:
+        yield
+    except Exception as error:
+        cause = getattr(error, "exceptions", [error])[0]  # zarr 3.4 reads in groups of tasks
+        if not isinstance(cause, ValueError | RuntimeError | LookupError | TypeError):
+            raise
+        raise UserError(f"{file}: {what} is damaged ({cause}): {_REMAKE}") from None

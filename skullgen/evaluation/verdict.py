@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float32
 from ml_collections import ConfigDict
 
 from skullgen.core import jobs
-from skullgen.data import store
+from skullgen.data import mixture, store
 from skullgen.evaluation import metrics
 from skullgen.generation import generate
 from skullgen.models import steps
@@ -71,9 +71,11 @@ def verdict(
 
     The first network is the one that the others are compared with. settings: `config.evaluate`.
     """
-    size, train = real.size, store.Part(real, real.rows("train"))
-    test, selection = (spread([store.Part(real, real.rows(s))], 0) for s in ("test", "validation"))
-    unseen = {"test": test, "selection": selection}  # every pair, as of every skull
+    size, train = real.size, mixture.Part(real, real.rows("train"))
+    unseen = {  # every pair, as of every skull
+        column: spread([mixture.Part(real, real.rows(split))], 0)
+        for column, split in (("test", "test"), ("selection", "validation"))
+    }
     seen = {"validation": spread([train], settings.cases), **unseen}
     predicts, columns = {}, {}
     for name, net in nets.items():
@@ -103,7 +105,7 @@ def _same(parts, train):
 
 def score(
     predicts: dict[str, Predict],
-    columns: dict[str, dict[str, list[store.Part]]],
+    columns: dict[str, dict[str, list[mixture.Part]]],
     settings: ConfigDict,
     workers: int,
 ) -> list[Case]:
@@ -147,7 +149,7 @@ def _labels(net, column, part):
         yield {**place, "skull": name, "kind": opened.attrs["kinds"][kind] if kind >= 0 else ""}
 
 
-def leaks(parts: list[store.Part], real: store.Store) -> list[str]:
+def leaks(parts: list[mixture.Part], real: store.Store) -> list[str]:
     """Names of test skulls that are among a net's training skulls: there should be none."""
     test = real.names(real.column("skull")[real.rows("test")])
     seen = [
@@ -156,7 +158,7 @@ def leaks(parts: list[store.Part], real: store.Store) -> list[str]:
     return sorted({*test}.intersection(seen) - {""})
 
 
-def spread(parts: list[store.Part], most: int) -> list[store.Part]:
+def spread(parts: list[mixture.Part], most: int) -> list[mixture.Part]:
     """At most `most` pairs (0: all), evenly of all parts and spread over each."""
     share = -(-most // len(parts)) if most else 10**9
     return [

@@ -20,7 +20,7 @@ from jaxtyping import Array, Int, UInt8
 from skullgen.core import files, hosts, jobs, provenance
 from skullgen.core.errors import Diverged, UserError, in_range
 from skullgen.core.types import Model, Phase, State
-from skullgen.data import store
+from skullgen.data import mixture, store
 from skullgen.training import checkpoint, logs, parallel
 
 Watch = Callable[[State, str], Iterable[logs.Record]]
@@ -64,7 +64,7 @@ class Span(NamedTuple):
 
 class _Run(NamedTuple):
     model: Model
-    parts: list[store.Part]
+    parts: list[mixture.Part]
     place: Place
     options: Options
     ends: list[int]  # of the phases
@@ -101,7 +101,7 @@ def spans(plan: list[Phase], pairs: int, batch: int) -> list[Span]:
 def train(
     model: Model,
     plan: list[Phase],
-    parts: list[store.Part],
+    parts: list[mixture.Part],
     place: Place,
     options: Options,
     watch: Watch | None = None,
@@ -147,7 +147,7 @@ def _count(parts):
 
 
 def recipe(
-    plan: list[Phase], parts: list[store.Part], network: provenance.Recipe, options: Options
+    plan: list[Phase], parts: list[mixture.Part], network: provenance.Recipe, options: Options
 ) -> provenance.Recipe:
     """All that determines a trained network, with its phases' lengths in updates.
 
@@ -316,9 +316,9 @@ def _diverged(run, span, record):
 
 def _draw(run, span, update):
     """Rows [batches, size], counted through all parts, of the update after so many."""
-    place = store.Place(run.options.seed, span.number, update - span.begin)
+    place = mixture.Place(run.options.seed, span.number, update - span.begin)
     counts = [len(part.rows) for part in run.parts]
-    return store.batch_rows(counts, run.options.batch, place, span.phase.batches)
+    return mixture.batch_rows(counts, run.options.batch, place, span.phase.batches)
 
 
 def _owner(parts, rows):

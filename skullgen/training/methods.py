@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from skullgen.core import files, hosts, plugins, provenance
 from skullgen.core.errors import UserError, plain
 from skullgen.core.types import Model, Phase, State
-from skullgen.data import store
+from skullgen.data import mixture
 from skullgen.networks import modules
 from skullgen.training import checkpoint
 
@@ -30,7 +30,7 @@ class Trained(NamedTuple):
 
     model: Model
     state: State
-    parts: Sequence[store.Part] = ()
+    parts: Sequence[mixture.Part] = ()
 
 
 def load_config(folder: Path) -> ConfigDict:

@@ -1,6 +1,7 @@
 """Text from files and configs is safe in terminals and in HTML, whatever it is called."""
 
 import json
+import math
 import os
 import pickle
 import re
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
-from skullgen.core.errors import UserError, one_of, plain
+from skullgen.core.errors import UserError, in_range, one_of, plain
 from skullgen.data import phantom
 from tests.test_launch import ROOT, TOY
 
@@ -44,6 +45,27 @@ def test_plain_text_is_one_line_without_control_characters(text, shown):
     with pytest.raises(UserError) as caught:
         one_of("field", text, ("a",))
     assert str(caught.value).isprintable()
+
+
+def test_one_of_returns_the_value_or_names_field_value_and_choices():
+    assert one_of("field", 2, (1, 2)) == 2
+    with pytest.raises(UserError, match=r"^data\.kind is 'x': choose one of a, b$"):
+        one_of("data.kind", "x", ("a", "b"))
+
+
+@pytest.mark.parametrize("value", [1, 1.5, 2])
+def test_what_is_in_range_is_let_through(value):
+    in_range("field", value, 1, 2)
+    in_range("field", value, 1)
+
+
+@pytest.mark.parametrize("value", [0.99, 3, math.nan, math.inf, True, None, "1", 10**30])
+def test_what_is_out_of_range_is_refused_with_the_bounds(value):
+    with pytest.raises(UserError) as told:
+        in_range("a.b", value, 1, 2)
+    assert str(told.value) == f"config.a.b is {value!r}: it must be 1 to 2"
+    with pytest.raises(UserError, match="it must be 4 or more"):
+        in_range("a.b", value if value != math.inf and value != 10**30 else 1, 4)
 
 
 def test_hostile_names_go_through_a_whole_run(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from experiments import common
 from skullgen.core.errors import UserError
-from skullgen.data import defects, grids, ingest, phantom, sources, store, volumes
+from skullgen.data import defects, grids, ingest, mixture, phantom, sources, store, volumes
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -490,7 +490,7 @@ def test_a_bad_case_among_good_ones_is_left_out_and_listed(skullbreak, workers, 
     )
     assert not store.Store(path).load([7]).any()
     assert 7 not in np.concatenate([store.Store(path).rows(split) for split in store.SPLITS])
-    parts = store.mixture(f"{path}:all:all", tmp_path, 0)
+    parts = mixture.parts(f"{path}:all:all", tmp_path, 0)
     assert parts[0].rows.tolist() == rows.tolist()
     config.strict = True
     with pytest.raises(UserError, match="1 of 15 cases cannot be used, the first: train/implant"):

@@ -9,7 +9,7 @@ import pytest
 
 from skullgen.core import files
 from skullgen.core.errors import UserError
-from skullgen.data import store
+from skullgen.data import mixture, store
 from skullgen.evaluation import fidelity, judges
 from skullgen.generation import generate
 from skullgen.run import workdir
@@ -50,10 +50,10 @@ def test_listed_rows_are_not_used(tmp_path):
     assert store.Store(path).rows("train").tolist() == [1, 2]
     assert store.Store(path).rows("test").tolist() == [6]
     assert store.Store(path).every().tolist() == [0, 1, 2, 3, 4, 5, 6]
-    (whole,) = store.mixture("a.zarr:train:all", tmp_path, 0)
+    (whole,) = mixture.parts("a.zarr:train:all", tmp_path, 0)
     assert whole.rows.tolist() == [1, 2]
     with pytest.raises(UserError, match="2 pairs of split train, not 3"):
-        store.mixture("a.zarr:train:3", tmp_path, 0)
+        mixture.parts("a.zarr:train:3", tmp_path, 0)
     _list(path, "\ufeff1\n")  # as an editor on Windows may begin it
     assert store.Store(path).rows("train").tolist() == [0, 2, 3]
 

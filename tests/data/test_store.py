@@ -1,213 +1,296 @@
 """The store: what goes in comes out, whole shards only, equal bytes for equal work."""
 
-import hypothesis
+import itertools
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import strategies as st
+import zarr
 
 from skullgen.core.errors import UserError
 from skullgen.data import store
 
 SIZE = 4
-ATTRIBUTES = {"recipe": {"seed": 1}, "names": ["a"]}
+ATTRIBUTES = {"names": ["a", "b"], "kinds": ["bilateral"], "voxel_mm": 2.0}
 
 
-def _pairs(count, seed=0):
-    return np.random.default_rng(seed).random((count, SIZE, SIZE, SIZE, 2)) < 0.4
+def pairs_of(count, seed=0, size=SIZE):
+    return np.random.default_rng(seed).random((count, size, size, size, 2)) < 0.4
 
 
-def _make(path, count, shard=4):
-    store.create(path, count=count, size=SIZE, shard=shard, attributes=ATTRIBUTES)
+def create(path, count, shard=4, size=SIZE, **recipe):
+    return store.create(path, store.Shape(count, size, shard), ATTRIBUTES, {"seed": 1, **recipe})
 
 
-def _bytes(path):
+def fill(opened, splits=None):
+    """Writes what is missing: row r holds what `pairs_of` draws by seed r."""
+    for shard in opened.missing():
+        bits = store.pack(np.concatenate([pairs_of(1, row, opened.size) for row in shard]))
+        columns = {} if splits is None else {"split": np.array(splits)[shard.start : shard.stop]}
+        opened.write(shard.start, bits, columns)
+    return opened
+
+
+def content(path):
     return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
-def test_round_trip_with_columns_and_native_truth(tmp_path):
-    path = tmp_path / "a.zarr"
-    _make(path, 6)
-    assert store.Store(path).missing() == [range(0, 4), range(4, 6)]
-    pairs = _pairs(6)
+def truth_of(seed=1):
+    """An implant on a source's grid, and its native truth."""
     implant = np.zeros((5, 6, 7), bool)
-    implant[1:3, 2:5, 3:4] = np.random.default_rng(1).random((2, 3, 1)) < 0.5
-    truth = {
-        "bits": np.packbits(implant[1:3, 2:5, 3:4]),
-        "origin": (1, 2, 3),
-        "shape": (2, 3, 1),
-        "grid": (5, 6, 7),
-        "affine": np.diag([2.0, 1, 1, 1]),
-    }
-    columns = {"split": np.array([2, 0]), "affine": np.full((2, 4, 4), 0.5)}
-    store.Store(path).write(4, store.pack(pairs[4:]), columns, [None, truth])
-    assert store.Store(path).missing() == [range(0, 4)]
-    store.Store(path).write(0, store.pack(pairs[:4]), {"split": np.array([0, 0, 1, 2])})
-    assert store.Store(path).missing() == []
-    np.testing.assert_array_equal(store.unpack(store.Store(path).load([5, 0]), SIZE), pairs[[5, 0]])
-    assert store.Store(path).rows("train").tolist() == [0, 1, 5]
-    assert store.Store(path).rows("test").tolist() == [3, 4]
-    assert store.Store(path).rows().tolist() == list(range(6))
-    group = store.Store(path)
-    assert group.column("kind").tolist() == [-1] * 6
-    assert group.column("affine")[5, 0, 0] == 0.5
-    mask, affine = store.Store(path).native(5)
-    np.testing.assert_array_equal(mask, implant)
-    np.testing.assert_array_equal(affine, truth["affine"])
-    with pytest.raises(UserError, match="pair 4 has no native truth"):
-        store.Store(path).native(4)
+    implant[1:3, 2:5, 3:4] = np.random.default_rng(seed).random((2, 3, 1)) < 0.7
+    bits = np.packbits(implant[1:3, 2:5, 3:4])
+    return implant, store.Native(bits, (1, 2, 3), (2, 3, 1), (5, 6, 7), np.diag([2.0, 1, 1, 1]))
 
 
 @pytest.mark.parametrize("size", [2, 4, 6])
-def test_voxels_are_counted_in_the_bits(size):
+def test_pairs_go_through_bits_and_voxels_are_counted_in_them(size):
     pairs = np.random.default_rng(size).random((3, 2, size, size, size, 2)) < [0.2, 0.7]
-    np.testing.assert_array_equal(store.voxels(store.pack(pairs)), pairs.sum((2, 3, 4)))
+    bits = store.pack(pairs)
+    np.testing.assert_array_equal(store.unpack(bits, size), pairs)
+    np.testing.assert_array_equal(store.voxels(bits), pairs.sum((2, 3, 4)))
+
+
+def test_bits_by_hand():
+    pair = np.zeros((1, 2, 2, 2, 2), bool)
+    pair[0, 0, 0, 0] = True, False  # bit 0
+    pair[0, 0, 1, 0] = False, True  # of the third voxel: bit 5
+    pair[0, 1, 1, 1] = True, True
+    assert store.pack(pair).tolist() == [[0b00100001, 0b11000000]]
+    assert store.voxels(store.pack(pair)).tolist() == [[2, 2]]
+
+
+def test_round_trip_with_columns_and_native_truth(tmp_path):
+    path, pairs = tmp_path / "a.zarr", pairs_of(6)
+    opened = create(path, 6)
+    assert opened.missing() == [range(0, 4), range(4, 6)]
+    implant, truth = truth_of()
+    columns = {"split": np.array([2, 0]), "affine": np.full((2, 4, 4), 0.5)}
+    opened.write(4, store.pack(pairs[4:]), columns, [None, truth])
+    assert opened.missing() == [range(0, 4)]
+    with pytest.raises(UserError, match=r"4 pairs are not made yet: run the stage `ingest`"):
+        opened.require_whole("ingest")
+    opened.write(0, store.pack(pairs[:4]), {"split": np.array([0, 0, 1, 2])})
+    assert opened.missing() == []
+    opened = pickle.loads(pickle.dumps(store.Store(path)))
+    opened.require_whole()
+    assert (opened.count, opened.size, opened.shard) == (6, SIZE, 4)
+    assert opened.recipe == {"seed": 1} and opened.attrs["names"] == ["a", "b"]
+    np.testing.assert_array_equal(store.unpack(opened.load([5, 0]), SIZE), pairs[[5, 0]])
+    rows = {split: opened.rows(split).tolist() for split in (*store.SPLITS, None)}
+    assert rows == {"train": [0, 1, 5], "validation": [2], "test": [3, 4], None: [*range(6)]}
+    assert opened.column("kind").tolist() == [-1] * 6
+    assert opened.column("affine")[5, 0, 0] == 0.5
+    np.testing.assert_array_equal(opened.column("voxels"), pairs.sum((1, 2, 3)))
+    assert opened.names(np.array([1, -1, 0, 7])) == ["b", "", "a", ""]
+    mask, affine = opened.native(5)
+    np.testing.assert_array_equal(mask, implant)
+    np.testing.assert_array_equal(affine, truth.affine)
+    assert opened.has_native(5) and not opened.has_native(4)
+    with pytest.raises(UserError, match="pair 4 has no native truth"):
+        opened.native(4)
 
 
 def test_order_of_writing_does_not_change_the_bytes(tmp_path):
-    bits = store.pack(_pairs(10))
+    bits = store.pack(pairs_of(10))
     for name, order in (("a", (0, 4, 8)), ("b", (8, 0, 4))):
-        _make(tmp_path / name, 10)
+        opened = create(tmp_path / name, 10)
         for start in order:
-            store.Store(tmp_path / name).write(start, bits[start : start + 4], {})
-    assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
+            opened.write(start, bits[start : start + 4], {})
+    assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
 def test_an_empty_pair_is_written_and_not_missing(tmp_path):
-    path = tmp_path / "a.zarr"
-    _make(path, 4)
-    store.Store(path).write(0, np.zeros((4, SIZE**3 // 4), np.uint8), {})
-    assert store.Store(path).missing() == []
+    opened = create(tmp_path / "a.zarr", 4)
+    opened.write(0, np.zeros((4, SIZE**3 // 4), np.uint8), {})
+    assert opened.missing() == []
+
+
+def test_shares_of_shards_are_all_of_them_in_order(tmp_path):
+    opened = create(tmp_path / "a.zarr", 27)
+    for n in range(1, 9):
+        shares = [opened.shards((k, n)) for k in range(n)]
+        assert [*itertools.chain(*shares)] == opened.shards() and len(opened.shards()) == 7
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    opened.write(0, store.pack(pairs_of(4)), {})
+    assert opened.missing((0, 7)) == [] and opened.missing((1, 7)) == [range(4, 8)]
+
+
+@pytest.mark.parametrize("place", range(7))
+def test_a_shard_that_lacks_any_file_is_missing_and_made_again(place, tmp_path):
+    opened = fill(create(tmp_path / "a.zarr", 6))
+    before = content(opened.path)
+    opened._files(1)[place].unlink()
+    assert opened.missing() == [range(4, 6)]
+    assert content(fill(opened).path) == before
+
+
+def test_a_kill_while_a_shard_is_written_leaves_it_missing(tmp_path, monkeypatch):
+    """The column `voxels` comes last: without it no shard is whole, though written before."""
+    opened = fill(create(tmp_path / "a.zarr", 4))
+    before = content(opened.path)
+    calls = []
+
+    def kill(bits):
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "voxels", kill)
+        with pytest.raises(KeyboardInterrupt):
+            fill(create(tmp_path / "b.zarr", 4))
+        with pytest.raises(KeyboardInterrupt):
+            opened.write(0, store.pack(pairs_of(4)), {})
+    for path in (tmp_path / "a.zarr", tmp_path / "b.zarr"):
+        assert store.Store(path).missing() == [range(0, 4)]
+        assert content(fill(store.Store(path)).path) == before
 
 
 def test_growing_makes_a_part_filled_shard_again(tmp_path):
     path = tmp_path / "a.zarr"
-    bits = store.pack(_pairs(11))
-    _make(path, 6)
-    for shard in store.Store(path).missing():
-        store.Store(path).write(shard.start, bits[shard.start : shard.stop], {})
-    _make(path, 6)
-    assert store.Store(path).missing() == []
-    _make(path, 11)
-    assert store.Store(path).missing() == [range(4, 8), range(8, 11)]
-    for shard in store.Store(path).missing():
-        store.Store(path).write(shard.start, bits[shard.start : shard.stop], {})
-    _make(tmp_path / "b.zarr", 11)
-    for shard in store.Store(tmp_path / "b.zarr").missing():
-        store.Store(tmp_path / "b.zarr").write(shard.start, bits[shard.start : shard.stop], {})
-    assert _bytes(path) == _bytes(tmp_path / "b.zarr")
-    assert store.Store(path).recipe == {"seed": 1}
+    fill(create(path, 6))
+    assert create(path, 6).missing() == [] and create(path, 5).count == 6
+    grown = create(path, 11)
+    assert grown.missing() == [range(4, 8), range(8, 11)]
+    fill(grown)
+    assert content(path) == content(fill(create(tmp_path / "b.zarr", 11)).path)
     assert not store.exists(tmp_path / "c.zarr")
 
 
-def test_a_flipped_bit_is_detected(tmp_path):
+@pytest.mark.parametrize("done", range(1, 7))
+def test_growth_that_was_killed_goes_on(done, tmp_path):
+    opened = fill(create(tmp_path / "a.zarr", 6))
+    group = zarr.open_group(opened.path, mode="r+")
+    for name in (*store.COLUMNS, "pairs")[:done]:
+        group[name].resize((11, *group[name].shape[1:]))
+    half = store.Store(opened.path)
+    assert half.rows().tolist() == [*range(6)] and len(half.column("split")) == 6
+    fill(create(opened.path, 11))
+    assert content(opened.path) == content(fill(create(tmp_path / "b.zarr", 11)).path)
+
+
+def test_another_recipe_is_refused_and_changes_nothing(tmp_path):
     path = tmp_path / "a.zarr"
-    _make(path, 4)
-    store.Store(path).write(0, store.pack(_pairs(4)), {})
-    file = path / "pairs" / "c" / "0" / "0" / "0" / "0" / "0"
+    before = content(fill(create(path, 4)).path)
+    with pytest.raises(UserError, match=r"a.zarr: made with seed 1, now 2; more missing, now 0: "):
+        create(path, 9, seed=2, more=0)
+    (path / "recipe.json").rename(tmp_path / "recipe.json")
+    with pytest.raises(UserError, match="made with seed missing, now 1"):
+        create(path, 9)
+    (tmp_path / "recipe.json").rename(path / "recipe.json")
+    assert content(path) == before
+    create(path, 4)
+
+
+def test_processes_that_make_one_store_at_once_get_the_same(tmp_path, monkeypatch):
+    other, rename = tmp_path / "other.zarr", Path.rename
+    create(other, 4)
+
+    def late(self, target):  # the other process was first
+        rename(other, target) if other.exists() else None
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    assert create(tmp_path / "a.zarr", 4).count == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_what_lies_in_the_way_of_a_store_is_not_touched(tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "mine").write_text("mine")
+    with pytest.raises(UserError, match=r"a\.zarr: not a store, and in the way of one"):
+        create(tmp_path / "a.zarr", 4)
+    assert len(list(tmp_path.rglob("*"))) == 2
+
+
+def _flip(file):
     content = bytearray(file.read_bytes())
     content[5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"pairs/c/0/0/0/0/0: damaged: delete it and run the stage"):
-        store.Store(path).load(range(4))
+
+
+def test_flipped_bits_and_lost_files_are_named(tmp_path):
+    opened = fill(create(tmp_path / "a.zarr", 4))
+    file = opened.path / "pairs" / "c" / "0" / "0" / "0" / "0" / "0"
+    before = content(opened.path)
+    _flip(file)
+    with pytest.raises(
+        UserError, match=r"pairs/c/0/0/0/0/0: pair 0 is damaged .*: delete it and run the stage"
+    ):
+        opened.load([0, 1, 2, 3])
     file.unlink()
-    with pytest.raises(UserError, match="pair 0 is not what was written"):
-        store.Store(path).load([0])
+    with pytest.raises(UserError, match=r"/0/0: pair 2 is not what was written: delete it and run"):
+        store.Store(opened.path).load([2])
+    assert content(fill(opened).path) == before
+    for name in store.COLUMNS:
+        column = next(path for path in opened._files(0) if name in path.parts)
+        _flip(column)
+        with pytest.raises(UserError, match=f"a.zarr/{name}: it is damaged"):
+            opened.column(name)
+        column.unlink()
+        assert content(fill(opened).path) == before
 
 
-def test_no_store_and_another_format_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no store of pairs here"):
-        store.Store(tmp_path / "none.zarr").load([0])
-    import zarr
-
-    zarr.open_group(tmp_path / "other.zarr", mode="w")
-    with pytest.raises(UserError, match="not a store of pairs"):
-        store.Store(tmp_path / "other.zarr")
+def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
+    opened = fill(create(tmp_path / "a.zarr", 4))
+    monkeypatch.setattr(store, "pack", lambda pairs: (_ for _ in ()).throw(OSError(24, "too many")))
+    with pytest.raises(OSError, match="too many"):
+        opened.load([0])
 
 
-@hypothesis.given(
-    count=st.integers(1, 40),
-    size=st.integers(1, 16),
-    batches=st.integers(1, 5),
-    update=st.integers(0, 50),
-)
-def test_batches_are_cut_from_consecutive_permutations(count, size, batches, update):
-    def rows(update):
-        return store.batch_rows(count, size, seed=3, phase=1, update=update, batches=batches)
+def test_lost_and_damaged_native_truths_are_named_and_made_again(tmp_path):
+    path, attributes = tmp_path / "a.zarr", {**ATTRIBUTES, "native": True}
+    opened = store.create(path, store.Shape(4, SIZE, 4), attributes, {})
 
-    assert rows(update).shape == (batches, size)
-    np.testing.assert_array_equal(rows(update), rows(update))
-    stream = np.concatenate([rows(u).ravel() for u in range(update + 1)])
-    for start in range(0, len(stream) - count + 1, count):
-        assert sorted(stream[start : start + count]) == list(range(count))
+    def write():
+        opened.write(0, store.pack(pairs_of(4)), {}, [truth_of()[1]] * 4)
+        return content(path)
 
-
-def test_batches_differ_by_seed_and_phase():
-    def rows(seed, phase):
-        return store.batch_rows(50, 8, seed=seed, phase=phase, update=0, batches=1).tolist()
-
-    assert rows(0, 0) != rows(1, 0)
-    assert rows(0, 0) != rows(0, 1)
+    before = write()
+    _flip(path / "native" / "000002" / "c" / "0")
+    shard = r"pairs/c/0/0/0/0/0: .*delete it and run"
+    with pytest.raises(UserError, match=rf"{shard}.*|native truth of pair 2 is damaged"):
+        opened.native(2)
+    for part in ("c/0", "zarr.json"):
+        (path / "native" / "000002" / part).unlink()
+    with pytest.raises(UserError, match=rf"native/000002/zarr.json: missing: .*{shard}"):
+        opened.has_native(2)
+    opened._files(0)[-1].unlink()
+    assert write() == before
 
 
-@hypothesis.given(
-    counts=st.lists(st.integers(1, 12), min_size=1, max_size=4), size=st.integers(1, 9)
-)
-def test_parts_of_a_mixture_take_turns(counts, size):
-    options = dict(seed=2, phase=0, batches=2)
-    stream = [store.batch_rows(counts, size, update=u, **options).ravel() for u in range(4)]
-    stream = np.concatenate(stream)
-    starts = np.cumsum([0, *counts])
-    owners = np.searchsorted(starts, stream, side="right") - 1
-    np.testing.assert_array_equal(owners, np.arange(len(stream)) % len(counts))
-    for number, count in enumerate(counts):
-        mine = stream[owners == number] - starts[number]
-        for start in range(0, len(mine) - count + 1, count):
-            assert sorted(mine[start : start + count]) == list(range(count))
+def test_why_cases_are_left_out_is_kept_in_order(tmp_path):
+    opened = create(tmp_path / "a.zarr", 6)
+    opened.leave_out(5, "b\n\x1b")
+    opened.leave_out(0, "a")
+    assert store.Store(opened.path).left_out() == ["a", r"b\n\x1b"]
 
 
-def _split_store(path, splits, size=8):
-    store.create(path, count=len(splits), size=size, shard=8, attributes={"recipe": {}})
-    rng = np.random.default_rng(0)
-    for shard in store.Store(path).missing():
-        pairs = rng.random((len(shard), size, size, size, 2)) < 0.3
-        split = np.array(splits)[shard.start : shard.stop]
-        store.Store(path).write(shard.start, store.pack(pairs), {"split": split})
+LISTED = [0, 0, 0, 0, 1, 2, 2, -2]
 
 
-def test_mixtures_name_paths_splits_and_pairs(tmp_path):
-    _split_store(tmp_path / "real.zarr", [0, 0, 2, 1, 0])
-    _split_store(tmp_path / "a: b.zarr", [-1] * 20)  # a colon in a path
-    parts = store.mixture("real.zarr:train:all, a: b.zarr:all:7", tmp_path, 0)
-    assert parts[0].rows.tolist() == [0, 1, 4]
-    assert parts[1].path == tmp_path / "a: b.zarr" and len(set(parts[1].rows.tolist())) == 7
-    more = store.mixture("a: b.zarr:all:9", tmp_path, 0)[0]
-    assert set(parts[1].rows.tolist()) < set(more.rows.tolist())  # nested
-    other = store.mixture("a: b.zarr:all:7", tmp_path, 1)[0]
-    assert other.rows.tolist() != parts[1].rows.tolist()
-    here = store.mixture(f"{tmp_path}/real.zarr:test:all", tmp_path / "elsewhere", 0)
-    assert here[0].rows.tolist() == [2]
+def test_listed_rows_are_not_used(tmp_path):
+    opened = fill(create(tmp_path / "a.zarr", 8), LISTED)
+    (opened.path / "leave_out.txt").write_text("# one patient\n3\n\n 0 # a hole\r\n3\n5\n7\n")
+    assert opened.rows().tolist() == [1, 2, 4, 6]
+    assert opened.rows("train").tolist() == [1, 2]
+    assert opened.rows("test").tolist() == [6]
+    assert opened.every().tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert opened.unwanted().tolist() == [0, 3, 5, 7]
+    (opened.path / "leave_out.txt").write_text("\ufeff1\n")  # as an editor on Windows may begin it
+    assert opened.rows("train").tolist() == [0, 2, 3]
+    (opened.path / "leave_out.txt").write_text("5\n6\n")
+    with pytest.raises(UserError, match=r"leave_out.txt: it leaves no pair of split test"):
+        opened.rows("test")
+    assert len(opened.rows()) == 5
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("real.zarr", "names no pairs: write PATH:SPLIT:PAIRS"),
-        ("real.zarr:test:0", "names no pairs"),
-        ("real.zarr:tset:1", "the split of 'real.zarr:tset:1' is 'tset': choose one of train"),
-        ("real.zarr:train:4", "3 pairs of split train, not 4"),
-        ("none.zarr:train:4", "no store of pairs here"),
-        ("real.zarr:all:all,small.zarr:all:all", "not of the size"),
-        ("small.zarr:test:all", "no pair of split test"),
-    ],
-)
-def test_mixtures_that_are_none_are_refused(text, words, tmp_path):
-    _split_store(tmp_path / "real.zarr", [0, 0, 2, 1, 0])
-    _split_store(tmp_path / "small.zarr", [0], size=4)
-    with pytest.raises(UserError, match=words):
-        store.mixture(text, tmp_path, 0)
-
-
-def test_names_of_skulls(tmp_path):
-    attributes = {"recipe": {}, "names": ["a", "b"]}
-    store.create(tmp_path / "s.zarr", count=1, size=4, shard=1, attributes=attributes)
-    assert store.Store(tmp_path / "s.zarr").names([1, -1, 0, 7]) == ["b", "", "a", ""]
+@pytest.mark.parametrize("word", ["8", "-1", "1.0", "1 2", "1,2", "\u0661", "9" * 5000, "pair 3"])
+def test_a_line_that_is_no_index_is_named(word, tmp_path):
+    opened = create(tmp_path / "a.zarr", 8)
+    (opened.path / "leave_out.txt").write_text(f"# a list\n{word}\n")
+    with pytest.raises(
+        UserError, match=r"leave_out.txt: line 2 is .*index of one pair a line, 0 to 7"
+    ):
+        opened.unwanted()

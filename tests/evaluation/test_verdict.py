@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from skullgen.core.types import Model
-from skullgen.data import store
+from skullgen.data import mixture, store
 from skullgen.evaluation import metrics, verdict
 from skullgen.training.methods import Trained
 
@@ -95,7 +95,7 @@ def test_verdict_by_hand(real):
     def predict(state, skulls):
         return jax.numpy.broadcast_to(state, skulls.shape)
 
-    model, parts = Model(None, {}, predict=predict), [store.Part(real, np.array([0]))]
+    model, parts = Model(None, {}, predict=predict), [mixture.Part(real, np.array([0]))]
     nets = {"vnet": Trained(model, hole.astype(np.float32), parts)}
     judged = verdict.verdict(real, nets, _settings(), workers=1)
     cases = {(c["net"], c["column"], c["pair"]): c for c in judged["cases"]}
@@ -124,7 +124,7 @@ def test_verdict_by_hand(real):
 
 
 def test_training_on_test_skulls_is_told(real):
-    parts = [store.Part(real, np.array([0, 1])), store.Part(real, np.array([2, 5]))]
+    parts = [mixture.Part(real, np.array([0, 1])), mixture.Part(real, np.array([2, 5]))]
     assert verdict.leaks(parts, real) == ["z"]
     assert verdict.leaks(parts[:1], real) == []
     judged = {"cases": [], "leaks": {"vnet": ["z"], "vnet_real": []}}
@@ -152,11 +152,11 @@ def test_intervals_and_differences_are_over_skulls():
 
 
 def test_columns_are_spread_over_parts_and_pairs():
-    parts = [store.Part(None, np.arange(10, 110)), store.Part(None, np.arange(3))]
+    parts = [mixture.Part(None, np.arange(10, 110)), mixture.Part(None, np.arange(3))]
     found = verdict.spread(parts, 8)
     assert found[0].rows.tolist() == [10, 43, 76, 109] and found[1].rows.tolist() == [0, 1, 2]
     assert [len(part.rows) for part in verdict.spread(parts, 0)] == [100, 3]
-    assert verdict.spread([store.Part(None, np.arange(0))], 8) == []
+    assert verdict.spread([mixture.Part(None, np.arange(0))], 8) == []
 
 
 def test_warnings_name_what_is_wrong():

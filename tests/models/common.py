@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from skullgen.data import store
-from skullgen.training import loop, parallel
+from skullgen.data import mixture, store
+from skullgen.training import methods, parallel
 
 SIZE = 8
 THREEFRY = jax.random.key(1, impl="threefry2x32")  # rbg under vmap is not per key
@@ -19,7 +19,7 @@ def config_of(module, **fields):
 
 def start(name, settings):
     """The model and its state at the start."""
-    model = loop.load_model(name, settings)
+    model = methods.load_model(name, settings)
     return model, jax.jit(model.init)(jax.random.key(0)).replace(key=THREEFRY)
 
 
@@ -34,7 +34,7 @@ def packed_pairs():
 
 def index(update=0, batches=1):
     """Rows of `packed_pairs` for an update: batches of 4."""
-    return store.batch_rows(12, 4, seed=0, phase=0, update=update, batches=batches)
+    return mixture.batch_rows(12, 4, seed=0, phase=0, update=update, batches=batches)
 
 
 def train(step, state, data, *, batches=1, devices=1, updates=1):

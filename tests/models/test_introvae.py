@@ -12,7 +12,7 @@ from skullgen.models import introvae as introvae_model
 from skullgen.models import steps
 from skullgen.networks import losses
 from skullgen.networks.modules import AXIS
-from skullgen.training import loop
+from skullgen.training import methods
 from tests.models import common
 from tests.models.common import SIZE
 

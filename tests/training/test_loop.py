@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from skullgen.core import files, jobs, provenance
 from skullgen.core.errors import Diverged, UserError
 from skullgen.core.types import Phase
-from skullgen.data import store
+from skullgen.data import mixture, store
 from skullgen.training import checkpoint, logs, loop, methods
 
 SIZE = 8
@@ -37,7 +37,7 @@ def train(work, plan=PLAN, stores=("real.zarr",), change=lambda model: model, **
     return loop.train(
         change(methods.load_model("tests.toy", config)),
         plan,
-        [store.Part(each, each.rows("train")) for each in every],
+        [mixture.Part(each, each.rows("train")) for each in every],
         place,
         OPTIONS._replace(**fields),
     )
@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_tells_its_batch(work):
     assert [r["step"] for r in logs.read(work / "train.jsonl")] == [1, 2, 3, 4, 5, 6]
     told = files.read_json(work / "train-diverged.json")
     assert told["record"]["step"] == 7 and told["checkpoint"] == 4
-    expected = store.batch_rows([8], 4, store.Place(seed=3, phase=1, update=2), 3)
+    expected = mixture.batch_rows([8], 4, mixture.Place(seed=3, phase=1, update=2), 3)
     assert [[row for _, row in batch] for batch in told["batches"]] == expected.tolist()
     assert told["batches"][0][0][0] == str(work / "real.zarr")
 

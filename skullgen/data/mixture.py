@@ -1,0 +1,109 @@
+"""Mixtures of stores, and the batches that are drawn from them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from skullgen.core.errors import UserError, one_of
+from skullgen.data.store import SPLITS, Store
+
+OWN = ("real.zarr", "generated.zarr", "fresh.zarr")  # what a run makes in its work directory
+
+
+class Part(NamedTuple):
+    """Some pairs of a store, by their rows."""
+
+    store: Store
+    rows: Int[np.ndarray, " n"]
+
+
+def parts(text: str, folder: Path, seed: int) -> list[Part]:
+    """The stores that `path:split:pairs`, comma-separated, names.
+
+    A path is looked for in `folder` first, then from where the program runs. split: `train`,
+    `validation`, `test` or `all`. pairs: a number, the first of a permutation seeded by `seed`
+    (of one store, a larger number takes the same pairs and more), or `all`. Raises UserError for
+    a part that is none, a store that is not there, whole or of one size, or has fewer pairs.
+    """
+    parts = []
+    for name, split, wanted in named(text):
+        store = Store(find(name, folder))
+        store.require_whole()
+        if parts and store.size != parts[0].store.size:
+            other = parts[0].store.path
+            raise UserError(f"{store.path}: its pairs are not of the size of those of {other}")
+        rows = store.rows(None if split == "all" else split)
+        if wanted != "all":
+            if int(wanted) > len(rows):
+                raise UserError(
+                    f"{store.path}: {len(rows)} pairs of split {split}, not {wanted} (generated "
+                    "pairs are of no split: write PATH:all:PAIRS)"
+                )
+            order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
+            rows = rows[np.sort(order[: int(wanted)])]
+        if not len(rows):
+            raise UserError(f"{store.path}: it has no pair of split {split}")
+        parts.append(Part(store, rows))
+    return parts
+
+
+def named(text: str) -> list[list[str]]:
+    """The parts `path:split:pairs` of a mixture, each in three; UserError for what is none."""
+    parts = []
+    for item in filter(None, map(str.strip, text.split(","))):
+        fields = item.rsplit(":", 2)
+        if len(fields) == 3:
+            one_of(f"the split of {item!r}", fields[1], (*SPLITS, "all"))
+        number = fields[-1] == "all" or (fields[-1].isdecimal() and int(fields[-1]) > 0)
+        if len(fields) < 3 or not number:
+            raise UserError(
+                f"segment.stores: {item!r} names no pairs: write PATH:SPLIT:PAIRS, for example "
+                "real.zarr:train:all (splits: train, validation, test, all)"
+            )
+        parts.append(fields)
+    return parts
+
+
+def require_there(names: list[str], folder: Path) -> None:
+    """UserError where a named store is not there, nor in `folder`, where a run may make it yet."""
+    for name in filter(None, map(str.strip, names)):
+        path = find(name, folder)
+        if name not in OWN and path.parent.absolute() != Path(folder).absolute():
+            Store(path)
+
+
+def find(name: str, folder: Path) -> Path:
+    """The path that a field means: in `folder` where it is there, else from where we run."""
+    return folder / name if (folder / name).exists() else Path(name)
+
+
+class Place(NamedTuple):
+    """Where in a run a batch is drawn: the phase's number, and the update within it."""
+
+    seed: int
+    phase: int
+    update: int
+
+
+def batch_rows(
+    counts: list[int], size: int, place: Place, batches: int = 1
+) -> Int32[np.ndarray, "batches size"]:
+    """Rows of the training pairs that one update takes.
+
+    counts: pairs of each part of a mixture. The parts take turns, so that each has an equal share
+    of the draws; rows count through all parts. A pure function of its arguments: for each part an
+    endless row of seeded permutations, cut into full batches, each phase beginning its own.
+    """
+    first = place.update * batches * size
+    round_robin, part = np.divmod(np.arange(first, first + batches * size), len(counts))
+    flat = np.empty(len(part), np.int32)
+    for number, count in enumerate(counts):
+        mine = np.flatnonzero(part == number)
+        rounds, offsets = np.divmod(round_robin[mine], count)
+        for turn in np.unique(rounds).tolist():
+            key = [place.seed, place.phase, turn, *([number] if number else [])]
+            order = np.random.default_rng(key).permutation(count)
+            flat[mine[rounds == turn]] = order[offsets[rounds == turn]] + sum(counts[:number])
+    return flat.reshape(batches, size)

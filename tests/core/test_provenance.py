@@ -1,0 +1,84 @@
+"""One comparison of recipes: absent, same, or the fields that differ, and one refusal."""
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from skullgen.core import provenance
+from skullgen.core.errors import UserError
+
+EMPTY = (0, "", False, None, [], {}, 0.0)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab"), inner, max_size=2),
+)
+RECIPES = st.dictionaries(st.sampled_from(["a", "b", "c"]), VALUES)
+
+
+def test_absent_is_made_and_the_same_goes_on(tmp_path):
+    folder, recipe = tmp_path / "a" / "b", {"config": {"rate": 0.1}, "widths": (8, 16), "of": {}}
+    assert provenance.read(folder) is None
+    assert not provenance.claim(folder, recipe)
+    assert [path.name for path in folder.iterdir()] == ["recipe.json"]
+    assert provenance.claim(folder, recipe)
+    assert provenance.claim(folder, {**recipe, "widths": [8, 16]})  # JSON knows no tuples
+    assert provenance.read(folder) == {**recipe, "widths": [8, 16]}
+
+
+def test_another_is_refused_in_one_line_with_fields_values_and_the_ways_out(tmp_path):
+    provenance.claim(tmp_path, {"config": {"rate": 0.1, "kinds": ()}, "size": 16, "old": "\x1b"})
+    with pytest.raises(UserError) as told:
+        provenance.claim(tmp_path, {"config": {"rate": 0.2, "kinds": ()}, "size": 16, "new": None})
+    assert str(told.value) == (
+        f"{tmp_path}: made with config.rate 0.1, now 0.2; old '\\x1b', now missing; new missing, "
+        "now None: set it back, or choose another --workdir (or delete it, and it is made anew)"
+    )
+    assert provenance.read(tmp_path)["size"] == 16 and "new" not in provenance.read(tmp_path)
+
+
+def test_many_and_long_values_stay_one_short_line(tmp_path):
+    with pytest.raises(UserError, match="and 16 more: set it back") as told:
+        names = [f"field{number}" for number in range(20)]
+        now = dict.fromkeys(names, "y" * 999)
+        provenance.require_same(tmp_path, dict.fromkeys(names, "x" * 999), now)
+    assert len(str(told.value)) < 1000
+
+
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [[value]]])
+def test_what_is_empty_differs_from_all_else_that_is(wrap):
+    """0, 0.0, "", False, None, (), {} and missing: eight values."""
+    for a in EMPTY:
+        assert provenance.differences({"x": {"y": wrap(a)}}, {"x": {"y": wrap(a)}}) == {}
+        for b in EMPTY:
+            pair = provenance.differences({"x": {"y": wrap(a)}}, {"x": {"y": wrap(b)}})
+            assert pair == ({} if a is b else {"x.y": (wrap(a), wrap(b))})
+        (both,) = provenance.differences({}, {"x": wrap(a)}).values()
+        assert isinstance(both[0], provenance.Missing) and both[1] == wrap(a)
+        (both,) = provenance.differences({"x": wrap(a)}, {}).values()
+        assert isinstance(both[1], provenance.Missing)
+
+
+@hypothesis.given(RECIPES, RECIPES)
+def test_recipes_differ_exactly_where_their_json_does(a, b):
+    assert provenance.differences(a, a) == {}
+    assert (provenance.differences(a, b) == {}) == (provenance.digest(a) == provenance.digest(b))
+    swapped = {name: pair[::-1] for name, pair in provenance.differences(b, a).items()}
+    assert repr(sorted(swapped)) == repr(sorted(provenance.differences(a, b)))
+
+
+def test_a_recipe_that_cannot_be_read_is_refused(tmp_path):
+    for content in (b"", b"{", b"[1]", b"\xff", b"[" * 10**5):
+        (tmp_path / "recipe.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"recipe.json: cannot be read \(.*put a copy back"):
+            provenance.claim(tmp_path, {"a": 1})
+
+
+def test_digests_do_not_depend_on_the_order_of_fields():
+    assert provenance.digest({"a": 1, "b": (2,)}) == provenance.digest({"b": [2], "a": 1})
+    assert provenance.digest({"a": 1}) != provenance.digest({"a": 1.0})
+
+
+def test_versions_name_packages_and_the_commit():
+    versions = provenance.versions()
+    assert {"python", "jax", "zarr", "skullgen", "commit"} <= versions.keys()
+    assert all(versions.values())

@@ -1,0 +1,208 @@
+"""Stores that others made or changed: one line that names the file; nothing of them is executed."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from skullgen.core.errors import UserError
+from skullgen.data import store
+from tests.data.test_store import ATTRIBUTES, SIZE, pairs_of, truth_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A small whole store with native truths."""
+    made = store.create(tmp_path / "a.zarr", store.Shape(6, SIZE, 4), ATTRIBUTES, {"seed": 1})
+    for shard in made.missing():
+        bits = store.pack(pairs_of(len(shard)))
+        made.write(shard.start, bits, {}, [truth_of()[1]] * len(shard))
+    return made.path
+
+
+def read(path):
+    """All that readers read of a store."""
+    opened = store.Store(path)
+    for name in store.COLUMNS:
+        opened.column(name)
+    opened.names(np.arange(2))
+    opened.load(opened.rows())
+    opened.native(0)
+    return opened.recipe
+
+
+def change(path, place, value):
+    """Sets the value at a dotted place in a `zarr.json`."""
+    about = json.loads(path.read_text())
+    *keys, last = [int(key) if key.isdigit() else key for key in place.split(".")]
+    inner = about
+    for key in keys:
+        inner = inner[key]
+    inner[last] = value
+    path.write_text(json.dumps(about))
+
+
+INNER, CHUNKS = "codecs.0.configuration", "chunk_grid.configuration.chunk_shape"
+PICKLE = {"name": "numcodecs.pickle", "configuration": {"protocol": 4}}
+CHANGED = [  # folder of the zarr.json, place in it, value, words of the error
+    ("", "attributes.format", "skullgen-pairs-1", "not a store of pairs in the format"),
+    ("", "attributes", [1], "not a store of pairs in the format"),
+    ("", "attributes.voxel_mm", -1, "voxel_mm"),
+    ("", "attributes.voxel_mm", "2", "voxel_mm"),
+    ("", "attributes.voxel_mm", float("nan"), "voxel_mm"),
+    ("", "attributes.kinds", "frontal", "kinds"),
+    ("", "attributes.names", ["a", 1], "names"),
+    ("", "attributes.versions", [], "versions"),
+    ("", "zarr_format", 2, "node_type"),
+    ("", "node_type", "array", "node_type"),
+    ("pairs", "shape", [6], "shape"),
+    ("pairs", "shape", "six", "shape"),
+    ("pairs", "shape.0", 2**40, "1099511627776 pairs: it must be 1 to 10000000"),
+    ("pairs", "shape.0", 10**7, "more than 50000 files"),
+    ("pairs", "shape.0", 5.5, "shape"),
+    ("pairs", "shape.0", True, "shape"),
+    ("pairs", "shape.0", 0, "shape"),
+    ("pairs", "shape.1", 4096, "4096 voxels a side: it must be 1 to 512"),
+    ("pairs", "shape.2", 5, "shape"),
+    ("pairs", f"{CHUNKS}.0", 2**40, "pairs a file: it must be 1 to 4096"),
+    ("pairs", f"{CHUNKS}.1", 2, "chunk_grid"),
+    ("pairs", f"{INNER}.chunk_shape.0", 2**40, "chunk_grid"),
+    ("pairs", f"{INNER}.codecs.1.name", "gzip", "codecs"),
+    ("pairs", f"{INNER}.codecs.1", PICKLE, "codecs"),
+    ("pairs", f"{INNER}.index_codecs.0", PICKLE, "codecs"),
+    ("pairs", f"{INNER}.codecs.0.configuration", 5, "codecs"),
+    ("pairs", f"{INNER}.codecs.1.configuration.cname", "none", "pair 0 is damaged"),
+    ("pairs", "data_type", "uint8", "data_type"),
+    ("voxels", "shape.0", 5, "shape"),
+    ("kind", "shape", [], "shape"),
+    ("kind", f"{CHUNKS}.0", 2**40, "chunk_grid"),
+    ("kind", "chunk_grid", {"name": "regular"}, "shape"),
+    ("kind", "data_type", {"name": "pickle"}, "data_type"),
+    ("split", "codecs", [], "codecs"),
+    ("split", "codecs.1", {"name": "os.system"}, "codecs"),
+    ("split", "storage_transformers", [{"name": "x"}], "storage_transformers"),
+    ("affine", "zarr_format", 2, "affine: it is damaged"),
+    ("native/000000", "attributes.grid", [10**4] * 3, "grid"),
+    ("native/000000", "attributes.grid", [10**4] * 2, "is damaged"),
+    ("native/000000", "attributes.origin", [-1, 2, 3], "grid"),
+    ("native/000000", "attributes.origin", [4, 2, 3], "grid"),
+    ("native/000000", "attributes.origin", [1.5, 2, 3], "grid"),
+    ("native/000000", "attributes.shape", [2, 3, 9], "grid"),
+    ("native/000000", "attributes.shape", [4, 3, 1], "shape"),
+    ("native/000000", "attributes.shape", "box", "grid"),
+    ("native/000000", "attributes.affine", [1], "is damaged"),
+    ("native/000000", "attributes", {}, "is damaged"),
+    ("native/000000", f"{CHUNKS}.0", 2**40, "shape"),
+    ("native/000000", "codecs.1", PICKLE, "codecs"),
+]
+
+
+def refused(path, words):
+    with pytest.raises(UserError, match=words) as told:
+        read(path)
+    line = str(told.value)
+    assert line.startswith(str(path)) and line.isprintable() and len(line) < 600
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(("folder", "place", "value", "words"), CHANGED)
+def test_a_changed_description_is_refused_in_one_line(folder, place, value, words, path):
+    read(path)
+    change(path / folder / "zarr.json", place, value)
+    refused(path, words)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "pairs/zarr.json", "recipe.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"\xff": 1}', b"[" * 10**5])
+def test_what_is_no_json_is_refused_in_one_line(name, content, path):
+    (path / name).write_bytes(content)
+    refused(path, f"{name}: cannot be read")
+
+
+def test_zarrs_older_format_whose_filters_unpickle_is_not_read(path):
+    old = {"zarr_format": 2, "shape": [6], "chunks": [6], "dtype": "|O", "fill_value": None}
+    old |= {"order": "C", "compressor": None, "filters": [{"id": "pickle", "protocol": 4}]}
+    shutil.rmtree(path / "split")
+    (path / "split").mkdir()
+    (path / "split/.zarray").write_text(json.dumps(old))
+    (path / "split/0").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
+    refused(path, "split/zarr.json: missing")
+
+
+def test_what_is_no_store_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no store of pairs here; run the stage"):
+        store.Store(tmp_path / "none.zarr")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=4,
+)
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    path = tmp_path_factory.mktemp("store") / "a.zarr"
+    store.create(path, store.Shape(6, SIZE, 4), ATTRIBUTES, {})
+    folders = ("", "pairs", "voxels", "affine")
+    return path, {
+        folder: json.loads((path / folder / "zarr.json").read_text()) for folder in folders
+    }
+
+
+@hypothesis.settings(max_examples=150)
+@hypothesis.given(data=st.data(), folder=st.sampled_from(["", "pairs", "voxels", "affine"]))
+def test_any_value_in_any_place_is_read_or_refused(data, folder, arrays):
+    path, whole = arrays
+    about = inner = copy.deepcopy(whole[folder])
+    while True:
+        keys = list(inner) if isinstance(inner, dict) else range(len(inner))
+        key = data.draw(st.sampled_from(keys))
+        deeper = inner[key] and isinstance(inner[key], dict | list)
+        if not deeper or data.draw(st.booleans()):
+            break
+        inner = inner[key]
+    inner[key] = data.draw(JSON)
+    (path / folder / "zarr.json").write_text(json.dumps(about))
+    try:
+        opened = store.Store(path)
+        for name in store.COLUMNS:
+            opened.column(name)
+    except UserError as error:
+        assert str(error).startswith(str(path))
+    finally:
+        (path / folder / "zarr.json").write_text(json.dumps(whole[folder]))
+
+
+WATCH = """
+import pickle, sys
+
+def watch(event, arguments):
+    if event == "pickle.find_class":
+        raise SystemExit(f"unpickled: {arguments}")
+
+sys.addaudithook(watch)
+from tests.data.test_foreign_store import Path, read
+if sys.argv[2] == "pickle":
+    pickle.loads(pickle.dumps(Path("a")))
+read(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("what", ["read", "pickle"])
+def test_nothing_is_unpickled(what, path):
+    command = [sys.executable, "-c", WATCH, path, what]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert ("unpickled" in done.stderr) == (what == "pickle") == done.returncode, done.stderr
