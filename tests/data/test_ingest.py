@@ -9,7 +9,7 @@ import pytest
 from skullgen.core.errors import UserError
 from skullgen.data import defects, grids, ingest, mixture, phantom, sources, store, volumes
 from tests.data.test_sources import config_of, write_skullbreak
-from tests.data.test_store import content
+from tests.data.test_store import content, truth_of
 
 ONE = ingest.Options(workers=1)
 
@@ -30,10 +30,24 @@ def skulls(tmp_path_factory):
     return root
 
 
+def _draw(skull, size):
+    """Five pairs of noise, with native truths."""
+    pairs = np.random.default_rng(skull).random((5, size, size, size, 2)) < 0.3
+    truth = truth_of(skull)[1]
+    return [sources.Pair(bits, np.eye(4), truth, 1, 0) for bits in store.pack(pairs)]
+
+
+def _plan(size, config):
+    names = [f"noise_{number}" for number in range(config.skulls)]
+    cases = [sources.Case(_draw, (n, size), tuple(range(5)), n) for n in range(config.skulls)]
+    return sources.Plan(cases, names, sources.assign(names, config), {}, [])
+
+
 @pytest.fixture
-def coarse(monkeypatch):
-    """Phantoms of 48^3: as good as larger ones where only numbers are counted."""
-    monkeypatch.setattr(sources, "NATIVE_SIDE", 48)
+def noise(monkeypatch):
+    """A source of its own that takes no time."""
+    monkeypatch.setitem(sources.PLANS, "noise", _plan)
+    return lambda **fields: config_of(source="noise", **fields)
 
 
 def run(path, config, options=ONE, size=16):
@@ -119,6 +133,7 @@ def test_one_label_of_segmentations_is_what_a_mask_of_it_is(skulls, tmp_path):
         nibabel.save(nibabel.Nifti1Image(bone, image.affine), masks / f"{name}.nii.gz")
         nibabel.save(nibabel.Nifti1Image(labels, image.affine), maps / f"{name}.nii.gz")
     config = config_of(source="skulls", root=str(maps), strict=True, test_fraction=0.5)
+    config.kinds = ("bilateral",)
     with pytest.raises(UserError, match=r"b\.nii\.gz: .*it holds 1, 2: set label \(data\.label"):
         run(tmp_path / "a.zarr", config)
     config.label = 2
@@ -142,7 +157,9 @@ def test_names_and_links_of_any_kind_go_through_a_whole_ingest(tmp_path):
     for number, name in enumerate(NAMES):
         volumes.write(annex / f"{number}.nii.gz", phantom.skull(number, 48), phantom.affine(48))
         (root / f"{name}.nii.gz").symlink_to(annex / f"{number}.nii.gz")
-    config = config_of(source="skulls", root=str(root), test="it's", strict=True)
+    config = config_of(
+        source="skulls", root=str(root), test="it's", kinds=("bilateral",), strict=True
+    )
     real = run(tmp_path / "real.zarr", config)
     assert sorted(real.attrs["names"]) == sorted(NAMES)
     assert all(len(digest) == 64 for digest in real.recipe["sources"].values())
@@ -159,16 +176,16 @@ def test_names_and_links_of_any_kind_go_through_a_whole_ingest(tmp_path):
         ({}, None),
     ],
 )
-def test_a_split_that_no_skull_came_into_is_told(fields, words, tmp_path, capsys, coarse):
+def test_a_split_that_no_skull_came_into_is_told(fields, words, tmp_path, capsys, noise):
     fields = dict(skulls=3, test_fraction=0.34, validation_fraction=0.34) | fields
-    run(tmp_path / "a.zarr", config_of(**fields))
+    run(tmp_path / "a.zarr", noise(**fields))
     out = capsys.readouterr().out
     assert words in out if words else "note:" not in out
 
 
-def test_ingest_goes_on_and_ends_equal_with_any_number_of_workers(tmp_path, monkeypatch, coarse):
+def test_ingest_goes_on_and_ends_equal_with_any_number_of_workers(tmp_path, monkeypatch, noise):
     monkeypatch.setattr(ingest, "SHARD", 7)  # shards that cut through skulls
-    config = config_of(skulls=4)
+    config = noise(skulls=4)
     whole = content(run(tmp_path / "a.zarr", config).path)
     begun = run(tmp_path / "b.zarr", config)
     for shard in (0, 1):
@@ -181,8 +198,8 @@ def test_ingest_goes_on_and_ends_equal_with_any_number_of_workers(tmp_path, monk
     assert content(shared.path) == whole
 
 
-def test_a_kill_between_shards_loses_only_those_not_written(tmp_path, monkeypatch, coarse):
-    config, write, calls = config_of(skulls=10), store.Store.write, []
+def test_a_kill_between_shards_loses_only_those_not_written(tmp_path, monkeypatch, noise):
+    config, write, calls = noise(skulls=10), store.Store.write, []
     whole = content(run(tmp_path / "a.zarr", config).path)
 
     def kill(*arguments):
@@ -198,11 +215,11 @@ def test_a_kill_between_shards_loses_only_those_not_written(tmp_path, monkeypatc
     assert content(run(tmp_path / "b.zarr", config).path) == whole
 
 
-def test_other_data_are_refused_and_fields_of_no_pair_may_change(tmp_path, coarse):
-    first = content(run(tmp_path / "a.zarr", config_of(skulls=3)).path)
+def test_other_data_are_refused_and_fields_of_no_pair_may_change(tmp_path, noise):
+    first = content(run(tmp_path / "a.zarr", noise(skulls=3)).path)
     with pytest.raises(UserError, match=r"made with config.seed 0, now 1: set it back"):
-        run(tmp_path / "a.zarr", config_of(skulls=3, seed=1))
-    again = run(tmp_path / "a.zarr", config_of(skulls=3, strict=True, max_voxels=2**20))
+        run(tmp_path / "a.zarr", noise(skulls=3, seed=1))
+    again = run(tmp_path / "a.zarr", noise(skulls=3, strict=True, max_voxels=2**20))
     assert content(again.path) == first
 
 
@@ -233,8 +250,9 @@ def test_bounds_are_checked_before_any_work(field, value):
     ingest.check(config_of())
 
 
-def test_fresh_defects_are_others_on_the_same_training_skulls(tmp_path):
-    config = config_of(skulls=5, test_fraction=0.4)
+def test_fresh_defects_are_others_on_the_same_training_skulls(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 48)
+    config = config_of(skulls=3, test_fraction=0.34)
     real = run(tmp_path / "real.zarr", config)
     ingest.fresh(tmp_path / "fresh.zarr", 16, config, 2, ONE)
     assert config.cuts == 1 and not config.splits  # the caller's is as it was
@@ -245,24 +263,28 @@ def test_fresh_defects_are_others_on_the_same_training_skulls(tmp_path):
         names[name] = opened.names(opened.column("skull")[rows])
         pairs[name] = store.unpack(opened.load(rows), 16)
         complete[name] = dict(zip(names[name], pairs[name].any(axis=-1), strict=True))
-    assert len(fresh.rows()) == len(pairs["fresh"]) == 3 * 5 * 2
+    assert len(fresh.rows()) == len(pairs["fresh"]) == 2 * 5 * 2
     assert not fresh.has_native(0)
     assert set(names["fresh"]) == set(names["real"])
     for name, skull in complete["real"].items():
         np.testing.assert_array_equal(complete["fresh"][name], skull)
     keys = {kind: {pair.tobytes() for pair in part} for kind, part in pairs.items()}
     # At 16^3 two different cuts may reduce to one defect; most do not.
-    assert len(keys["fresh"] & keys["real"]) <= 3 and len(keys["fresh"]) >= 25
+    assert len(keys["fresh"] & keys["real"]) <= 2 and len(keys["fresh"]) >= 17
 
 
-def test_fresh_defects_of_skullbreak_are_cut_into_its_complete_skulls(skullbreak, tmp_path):
-    config = config_of(source="skullbreak", root=str(skullbreak), threshold=0.2)
-    real = run(tmp_path / "real.zarr", config)
-    ingest.fresh(tmp_path / "fresh.zarr", 16, config, 1, ONE)
-    fresh = store.Store(tmp_path / "fresh.zarr")
-    assert fresh.attrs["names"] == ["000", "001"] and len(fresh.rows("train")) == 10
-    whole = [store.unpack(one.load([0, 5]), 16).any(axis=-1) for one in (real, fresh)]
-    np.testing.assert_array_equal(*whole)
+def test_fresh_defects_of_skullbreak_are_cut_into_its_complete_skulls(tmp_path, monkeypatch):
+    """In their own cubes, where its own pairs lie (test_sources), by draws of no real pair."""
+    calls = []
+    monkeypatch.setattr(ingest, "run", lambda *arguments: calls.append(arguments))
+    config = config_of(source="skullbreak", root="a", threshold=0.5, reframe=True, cuts=2)
+    ingest.fresh(tmp_path, 16, config, 3, ONE)
+    ((_, size, fresh, options),) = calls
+    expected = dict(source="skulls", root="a/train/complete_skull", reframe=False, threshold=0.5)
+    expected |= dict(cuts=3, first_cut=config.first_cut + 2, splits=("train",), folds=0)
+    assert {name: fresh[name] for name in expected} == expected
+    assert (size, fresh.test_fraction, fresh.validation_fraction) == (16, 0, 0)
+    assert not options.native and config.source == "skullbreak"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
