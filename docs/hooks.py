@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "skullgen"
 
 
 def place(name):
-    """`losses.kl`, a public function or class of the package, as (file, line); KeyError if none."""
+    """(file, line) of a public function or class, as `networks.losses.kl`; KeyError if none."""
     module, _, member = name.rpartition(".")
     file = PACKAGE / f"{module.replace('.', '/')}.py"
     if not file.is_file():
@@ -20,7 +20,7 @@ def place(name):
 
 
 def on_page_markdown(markdown, page, **_):
-    """On the page of methods: `losses.kl` becomes a link to its source, named by file and line."""
+    """On the page of methods such a name becomes a link to its source, by file and line."""
     if page.file.src_uri != "methods.md":
         return markdown
 
@@ -28,4 +28,4 @@ def on_page_markdown(markdown, page, **_):
         file, line = place(found[1])
         return f"[`{file}:{line}`](api.md#skullgen.{found[1]}) `{found[1].rpartition('.')[2]}`"
 
-    return re.sub(r"`(?!config\.)((?:models\.)?[a-z0-9_]+\.[A-Za-z_]\w*)`(?!\()", link, markdown)
+    return re.sub(r"`(?!config\.)((?:[a-z]+\.)[a-z0-9_]+\.[A-Za-z_]\w*)`(?!\()", link, markdown)

@@ -30,7 +30,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # t-SNE's threads wait for each other on a few points
 
 if os.environ.get("SKULLGEN_TEST_HINTS") != "0":
-    jaxtyping.install_import_hook("skullgen", "beartype.beartype")
+    whole = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # 1 is a float
+    jaxtyping.install_import_hook("skullgen", whole)
 
 SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

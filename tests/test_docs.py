@@ -65,7 +65,7 @@ def home(tmp_path_factory):
     config.evaluate.cases, config.evaluate.rules = 1, False
     workdir.run(config, home / "runs" / "vae_wgan")
     settings = config.export
-    export.run(home / "runs/vae_wgan/real.zarr", home / "SKULLBREAK", "skullbreak", settings, 1)
+    export.write(home / "runs/vae_wgan/real.zarr", home / "SKULLBREAK", "skullbreak", settings, 1)
     stubs = home / "stubs"
     stubs.mkdir()
     noted = 'printf "%q " "${0##*/}" "$@" >> "$NOTED"; echo >> "$NOTED"\n'
@@ -228,10 +228,10 @@ def test_methods_name_functions_that_are_there():
     spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
     hooks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hooks)
-    file, line = hooks.place("losses.gradient_penalty")
+    file, line = hooks.place("networks.losses.gradient_penalty")
     assert (ROOT / file).read_text().splitlines()[line - 1].startswith("def gradient_penalty(")
     with pytest.raises(KeyError):
-        hooks.place("losses.no_such_thing")
+        hooks.place("networks.losses.no_such_thing")
     page = type("Page", (), {"file": type("File", (), {"src_uri": "methods.md"})})
     linked = hooks.on_page_markdown((ROOT / "docs" / "methods.md").read_text(), page)
     rows = [row for row in linked.splitlines() if re.match(r"\| \d", row)]

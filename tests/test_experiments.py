@@ -6,9 +6,10 @@ import pathlib
 
 import pytest
 
+from skullgen.core.types import Phase
 from skullgen.data import store
 from skullgen.run import workdir
-from skullgen.training import logs, loop
+from skullgen.training import logs, methods
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "common"))
@@ -66,15 +67,15 @@ def test_the_v_net_alone_is_scored_on_real_pairs(phantoms, tmp_path):
 
 
 def _phases(config):
-    return [loop.Phase(**spec) for spec in config.phases]
+    return [Phase(**spec) for spec in config.phases]
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", ["demo", "paper"])
 def test_larger_sizes_make_their_model_and_phases(name, size):
     config = importlib.import_module(f"experiments.{name}").get_config(size)
-    model = loop.load_model(config.model_name, config.model)
-    assert loop.phases(config.phases, model)
+    model = methods.load_model(config.model_name, config.model)
+    assert methods.phases(config.phases, model)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +84,10 @@ def test_paper_size_has_section_4_3s_numbers(name):
     assert config.batch_size == 8
     assert (config.model.resolution, config.model.latent) == (128, 200)
     assert tuple(config.model.widths) == (64, 128, 256, 512)
-    assert config.model.head == ("linear" if name == "introvae" else "independent")
+    # The baseline VAE is IntroVAE's preliminary stage.
+    assert config.model.head == ("linear" if name in ("introvae", "vae") else "independent")
+    assert {config.model.precision, config.segment.model.precision} == {"float32"}
+    assert config.explore.umap
     assert config.model.latents == "prior"
     assert config.generate.count == 40_000
     if "wgan" in name:

@@ -1,6 +1,5 @@
 """docs/extending.md as it is read: its files are written, its commands run; and what is refused."""
 
-import importlib
 import json
 import os
 import pathlib
@@ -10,19 +9,15 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
-from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import defects, ingest, store
-from skullgen.evaluation import judges, metrics
+from skullgen.evaluation import metrics
 from skullgen.models import steps
-from skullgen.run import workdir
-from skullgen.training import contract, loop
-from tests import toy_config
+from skullgen.training import methods
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
@@ -150,64 +145,6 @@ def test_a_metric_of_ones_own_is_in_the_verdict_and_in_the_report(lab):
     assert f"{name}, vnet, test: " in lab[1][5]
 
 
-def _wrong(**fields):
-    """What `contract.require` says of the toy model with one thing changed."""
-    model = loop.load_model("tests.toy", toy_config.get_config().model)
-    batches = {"toy": 1, "more": 2}
-    with pytest.raises(UserError) as error:
-        contract.check(model._replace(**fields), "mylab.wrong", 8, batches)
-    return str(error.value)
-
-
-def _step(change):
-    """The toy's step, whose answer is changed."""
-    model = loop.load_model("tests.toy", toy_config.get_config().model)
-    return {"toy": lambda state, batch: change(*model.steps["toy"](state, batch))}
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        (
-            {"steps": _step(lambda s, m: (s, {"loss": jnp.zeros(3)}))},
-            "step `toy`: metric 'loss' is float32 [3]: it must be float32 []",
-        ),
-        (
-            {"steps": _step(lambda s, m: (s.replace(nets={}), m))},
-            "step `toy` returns state.nets['toy'].params['logit'] as nothing, where init made "
-            "float32 [2]",
-        ),
-        (
-            {"steps": _step(lambda s, m: (s.replace(step=s.step.astype(float)), m))},
-            "step `toy` returns state.step as float32 [], where init made int32 []",
-        ),
-        ({"steps": _step(lambda s, m: s)}, "step `toy` must return (State, metrics by name)"),
-        (
-            {"decode": lambda state, z: jnp.zeros((len(z), 8, 8, 8, 3))},
-            "decode is float32 [2, 8, 8, 8, 3]: it must be float32 [2, 8, 8, 8, 2]",
-        ),
-        (
-            {"decode": lambda state, z: jnp.zeros((len(z), 8, 8, 8, 2), bool)},
-            "decode is bool [2, 8, 8, 8, 2]: it must be float32",
-        ),
-        ({"latents": lambda state, keys: jnp.zeros(4)}, "latents is float32 [4]"),
-        ({"encode": lambda state, pairs: jnp.zeros((2, 7))}, "encode is float32 [2, 7]"),
-        ({"predict": lambda state, skulls: skulls[0]}, "predict is float32 [8, 8, 8]: it must"),
-        ({"features": lambda state, pairs: pairs}, "features is float32 [2, 8, 8, 8, 2]"),
-        ({"init": lambda key: {"a": 1}}, "init must return a State whose step is int32 []"),
-    ],
-)
-def test_a_wrong_shape_names_model_and_function_before_any_work(fields, words):
-    assert f"mylab.wrong: {words}" in _wrong(**fields)
-
-
-def test_our_own_models_hold_the_contract():
-    for name in ("vae", "introvae"):
-        config = importlib.import_module(f"experiments.{name}").get_config("smoke")
-        model = loop.load_model(config.model_name, config.model)
-        contract.check(model, name, config.model.resolution, {})
-
-
 def test_noise_in_a_step_is_drawn_as_shown(tmp_path, monkeypatch):
     [line] = re.findall(r"```python\n(noise = .*)\n```", TEXT)
     model, after = dict(FILES)["mylab/autoencoder.py"], "this device's share\n        net, pairs"
@@ -221,46 +158,12 @@ def test_noise_in_a_step_is_drawn_as_shown(tmp_path, monkeypatch):
         dict(resolution=16, widths=(8, 16), groups=4, latent=8, learning_rate=1e-3)
     )
     config.channel_weights = (1.0, 4.0)
-    contract.require("noiselab.noisy", config, 16, [dict(step="reconstruct", updates=1)])
-    made = loop.load_model("noiselab.noisy", config)
+    methods.check("noiselab.noisy", config, 16, [dict(step="reconstruct", updates=1)])
+    made = methods.load_model("noiselab.noisy", config)
     update = steps.data_parallel(made.steps["reconstruct"], 16, jax.local_devices()[:1])
     bits = np.zeros((4, 16**3 // 4), np.uint8)
     _, measured = update(made.init(jax.random.key(0)), bits, np.arange(4)[None])
     assert measured["spread"] > 0.01  # each sample has its own
-
-
-def test_a_field_that_nothing_reads_is_told(capsys):
-    config = toy_config.get_config()
-    for name in list(config.model):
-        if name not in ("resolution", "learning_rate", "breaks_at", "head"):
-            del config.model[name]
-    contract.require("tests.toy", config.model, 8, config.phases)
-    assert capsys.readouterr().out == ""
-    config.model.learning_rte = 0.5
-    contract.require("tests.toy", config.model, 8, config.phases)
-    words = "warning: nothing in tests.toy reads config.model.learning_rte"
-    assert capsys.readouterr().out.strip() == words
-
-
-@pytest.mark.parametrize("name", ["vae", "vae_wgan", "wgan_gp", "introvae"])
-def test_our_own_models_read_all_their_fields(name, capsys):
-    config = importlib.import_module(f"experiments.{name}").get_config("smoke")
-    contract.require(config.model_name, config.model, 16, config.phases)
-    segment = config.segment
-    contract.require(segment.model_name, segment.model, 16, section="segment.")
-    assert capsys.readouterr().out == ""
-    config.model.kl_wieght = 3.0
-    contract.require(config.model_name, config.model, 16, config.phases)
-    words = f"warning: nothing in {config.model_name} reads config.model.kl_wieght\n"
-    assert capsys.readouterr().out == words
-
-
-def test_make_that_returns_no_model_is_told(tmp_path, monkeypatch):
-    (tmp_path / "lab").mkdir()
-    (tmp_path / "lab" / "none.py").write_text("def make(config):\n    return None\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"lab\.none: make returned NoneType"):
-        loop.load_model("lab.none", toy_config.get_config().model)
 
 
 OWN = """
@@ -330,94 +233,10 @@ def test_wrong_names_are_one_line(own):
 def test_a_metric_that_is_not_finite_names_itself_and_the_pair(own, tmp_path):
     path, pair = tmp_path / "s.zarr", np.zeros((1, 8, 8, 8, 2), bool)
     pair[0, 2:4, 2:4, 2:4, 1] = pair[0, 4:, 2:4, 2:4, 0] = True
-    attributes = {"recipe": {}, "voxel_mm": 25.6, "kinds": [], "names": []}
-    store.create(path, count=1, size=8, shard=1, attributes=attributes)
-    store.Store(path).write(0, store.pack(pair), {})
-    case = (path, 0, pair[0, ..., 1].astype(np.float32), "probability", 0.5)
+    attributes = {"voxel_mm": 25.6, "kinds": [], "names": []}
+    opened = store.create(path, store.Shape(1, 8, 1), attributes, {})
+    opened.write(0, store.pack(pair), {})
+    case = (opened, 0, pair[0, ..., 1].astype(np.float32), "probability", 0.5)
     assert metrics.case(*case, ("ownlab.code.none",))["ownlab.code.none"] is None
     with pytest.raises(UserError, match=r"ownlab\.code\.nan of .*s\.zarr, pair 0, is nan"):
         metrics.case(*case, ("ownlab.code.nan",))
-
-
-def test_a_field_that_the_config_lacks_is_one_line_wherever_it_is_read(tmp_path, monkeypatch):
-    text = (ROOT / "tests" / "toy.py").read_text()
-    (tmp_path / "fieldlab").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    places = {"make": ("    tx = ", "    config.lerning\n    tx = ")}
-    places["step"] = ("config.breaks_at", "config.lerning")
-    places["decode"] = ("0.1 * share", "config.lerning * share")
-    for name, (old, new) in places.items():
-        assert old in text
-        (tmp_path / "fieldlab" / f"{name}.py").write_text(text.replace(old, new))
-        config, model = toy_config.get_config(), f"fieldlab.{name}"
-        with pytest.raises(UserError, match=rf"config\.model .*{model}") as told:
-            contract.require(model, config.model, 8, config.phases)
-        assert "the field lerning" in str(told.value)
-    config.segment.model_name = "fieldlab.step"
-    with pytest.raises(UserError, match=r"config\.segment\.model lacks the field lerning, which f"):
-        contract.require("fieldlab.step", config.model, 8, config.phases, "segment.")
-
-
-def test_a_model_whose_file_has_changed_is_told(tmp_path, monkeypatch, capsys):
-    """By training that goes on, by all that reads its weights, and by a run that is made again."""
-    text = (ROOT / "tests" / "toy.py").read_text()
-    file = tmp_path / "codelab" / "toy.py"
-    file.parent.mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def go(stages, work=tmp_path / "run", changed="", updates=40, **fields):
-        file.write_text(text + changed)
-        config = toy_config.get_config()
-        config.model_name, config.stages, config.workers = "codelab.toy", stages, 1
-        config.phases[1]["updates"] = updates
-        config.update_from_flattened_dict({"generate.count": 4, "preview_minutes": 0.0, **fields})
-        capsys.readouterr()
-        workdir.run(config, work)
-        return capsys.readouterr().err
-
-    goes_on, put_back = "training goes on with it", "put that one back, or train anew"
-    changed = "warning: codelab.toy.py has changed since it trained "
-    assert "warning" not in go("ingest,train,generate")
-    assert "warning" not in go("train,generate")
-    said = go("generate", changed="# a comment\n")
-    assert changed in said and put_back in said
-    # Nothing is left to train: these are still the first file's weights.
-    assert goes_on in go("train", changed="# a comment\n")
-    made = tmp_path / "run" / "generated.zarr"
-    assert "codelab.toy.py" in store.Store(made).recipe["code"]
-    before = store.Store(made).recipe
-    assert put_back in go("generate", changed="# a comment\n")
-    assert "warning" not in go("generate") and store.Store(made).recipe != before
-    longer = {"updates": 50, "changed": "# a comment\n"}
-    assert goes_on in go("train", **longer)
-    assert "warning" not in go("generate,release", **longer)
-    assert put_back in go("generate", **{**longer, "changed": ""})
-    held = files.read_json(tmp_path / "run" / "checkpoints" / "codelab.toy" / "code.json")
-    assert list(held["codelab.toy.py"]) == ["0", "70"]
-    again = {"generate.weights": str(tmp_path / "run" / "release")}
-    assert put_back in go("generate", tmp_path / "other", **again)
-    assert "warning" not in go("generate", tmp_path / "third", "# a comment\n", **again)
-    workdir.tell_versions(tmp_path / "run")
-    assert changed not in capsys.readouterr().err
-    file.write_text(text)
-    workdir.tell_versions(tmp_path / "run")
-    assert changed in capsys.readouterr().err
-
-
-def test_a_net_whose_file_has_changed_is_told(tmp_path, monkeypatch, capsys):
-    text = (ROOT / "tests" / "toy_net.py").read_text()
-    file = tmp_path / "netlab" / "net.py"
-    file.parent.mkdir()
-    file.write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    config = toy_config.get_config()
-    config.update_from_flattened_dict({"generate.count": 4, "segment.updates": 5, "workers": 1})
-    config.segment.model_name, config.stages = "netlab.net", "ingest,train,generate,segment"
-    config.phases = [dict(step="toy", updates=3)]
-    workdir.run(config, tmp_path / "run")
-    assert "netlab" not in capsys.readouterr().err
-    file.write_text(text + "# changed\n")
-    judges.newest(config.segment, 8, tmp_path / "run", "vnet_real")
-    workdir.tell_versions(tmp_path / "run")
-    words = "warning: netlab.net.py has changed since it trained"
-    assert capsys.readouterr().err.count(words) == 2

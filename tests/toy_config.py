@@ -7,7 +7,7 @@ from experiments import common
 
 def get_config(size="smoke"):
     config = common.defaults(size)
-    config.stages = "ingest,train,generate,segment,evaluate,report"
+    config.stages = ("ingest", "train", "generate", "segment", "evaluate", "report")
     config.model_name = "tests.toy"
     config.model.resolution = 8
     config.model.learning_rate = 0.1

@@ -25,7 +25,7 @@ from skullgen.data.grids import block_counts, box, to_ras, turned
 WRITTEN = (".nrrd", ".nii", ".nii.gz")
 SUFFIXES = (*WRITTEN, ".nhdr", ".mha", ".mhd")
 MAX_VOXELS = 2**29  # data.max_voxels raises it
-MAX_HEAD, MAX_SKIP = 2**20, 2**26  # bytes of a header, and between it and the voxels
+MAX_HEAD, MAX_LINE, MAX_SKIP = 2**20, 600, 2**26  # bytes; the last before the voxels
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.05, 10.0
 MAX_FIELD_MM, MAX_FIELD_M3 = 2500.0, 0.6  # a whole body fits
 MAX_UNEVEN_MM = 0.05  # between the steps from slice to slice of a DICOM series
@@ -350,7 +350,7 @@ def _fields(path, nrrd):
     """The fields of a text header; refused is what SimpleITK would pass over.
 
     It takes a voxel size that is missing or NaN as 1, any unit as mm and an unknown space as LPS,
-    opens whatever file a header names, and crashes on too many spacings.
+    opens whatever file a header names, and crashes on long lines and many dimensions.
     """
     with open(path, "rb") as file:
         text = file.read(MAX_HEAD).decode("latin-1").replace("\r\n", "\n")
@@ -364,6 +364,8 @@ def _fields(path, nrrd):
     sizes = sizes or next((fields[name] for name in plain if name in fields), "").split()
     sizes = [size for size in sizes if size.lower() != "nan"]  # of an axis that is not spatial
     known = len(sizes) == 3 and "nan" not in "".join(sizes).lower()
+    long = [line for line in text.split("\n") if len(line) > MAX_LINE and ":=" not in line]
+    known = known and fields.get("ndims", "3") == "3" and not long
     what = "no header of one 3-D volume with its voxel size can be read"
     require(known, path, f"{what}: write the voxel size in mm, or export it again")
     units = fields.get("spaceunits", fields.get("units", ""))

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import defects, grids, sources, store, volumes
+from skullgen.data import defects, grids, mixture, sources, store, volumes
 from skullgen.delivery import mesh
 
 PAPERS = (provenance.FILE, ".lock", "pairs.csv", "LICENCE.txt", "README.md")
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 def run(config: ConfigDict, workdir: Path) -> None:
     """Exports `config.export.store` in each of `config.export.format`: the stage `export`."""
     settings = config.export
-    names, path = formats(settings), store.find(settings.store, workdir)
+    names, path = formats(settings), mixture.find(settings.store, workdir)
     folder = Path(settings.folder or workdir / "export").resolve()
     for name in names:
         own = len(names) > 1 or not settings.folder
@@ -52,12 +52,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     """UserError for what `run` would refuse after the stages `names` before it."""
-    settings, path = config.export, store.find(config.export.store, workdir)
+    settings, path = config.export, mixture.find(config.export.store, workdir)
     formatted, *_ = formats(settings)
     _range(settings.rows)
     generated = path.name == "generated.zarr"
     beside = os.path.abspath(path.parent) == os.path.abspath(workdir)
-    own = path.name in store.MADE and (beside or settings.store in store.MADE)
+    own = path.name in mixture.MADE and (beside or settings.store in mixture.MADE)
     if not (own and ("generate" if generated else "ingest") in names):
         plan(store.Store(path), formatted, settings)
         return

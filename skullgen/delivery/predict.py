@@ -5,7 +5,6 @@ voxels of the scan's file. Research only: not a medical device.
 """
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,22 +81,21 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
 
 
 def skull_files(names: str | Sequence[str]) -> list[Path]:
-    """The files that `predict.file` names: files and folders of them.
+    """The scans that `predict.file` names: files, DICOM series, and folders of such.
 
     Raises UserError where it names none, or a place that is not there.
     """
-    found = []
+    skulls = []
     for place in map(Path, plugins.listed(names)):
         if not place.exists():
             raise UserError(f"{place}: no such file or folder (predict.file): check the path")
-        inside = sorted(place.iterdir()) if place.is_dir() else [place]
-        inside = [p for p in inside if p.name.lower().endswith(volumes.SUFFIXES) and not p.is_dir()]
+        inside = volumes.scans(place)
         if not inside:
             raise UserError(f"{place}: holds no skull ({', '.join(volumes.SUFFIXES)})")
-        found += inside
-    if not found:
+        skulls += inside
+    if not skulls:
         raise UserError("predict.file is empty: name a defective skull, --config.predict.file=FILE")
-    return found
+    return skulls
 
 
 def designer(config: ConfigDict, workdir: Path) -> Designer:
@@ -125,9 +123,7 @@ def designer(config: ConfigDict, workdir: Path) -> Designer:
         "pairs_of": SOURCES.get(data["source"], data["source"]),
     }
     framed = data["source"] != "skullbreak" and data["reframe"]
-    return Designer(
-        verdict.network(net.model, net.state, size, 1), size, data["threshold"], framed, about
-    )
+    return Designer(verdict.network(net, size, 1), size, data["threshold"], framed, about)
 
 
 def _near(field_mm):
@@ -228,7 +224,7 @@ def run(config: ConfigDict, workdir: Path, draw: Callable) -> None:
     """
     settings, todo = config.predict, skull_files(config.predict.file)
     folder = Path(settings.folder) if settings.folder else workdir / "predictions"
-    names = [re.sub(r"\.[^.]+(\.gz)?$", "", path.name, flags=re.I) for path in todo]
+    names = list(map(volumes.name_of, todo))
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise UserError(f"predict.file: two files are called {twice[0]}: rename one")
@@ -265,8 +261,8 @@ def _design_file(net, path, config, place, draw):
     place: the folder and the name. UserError where it would write over another.
     """
     settings, most = config.predict, config.data.max_voxels
-    suffixes = plugins.listed(settings.suffixes) or [volumes.suffix_of(path)]
-    suffixes = [suffix if suffix in volumes.WRITTEN else ".nrrd" for suffix in suffixes]
+    own = [suffix for suffix in volumes.WRITTEN if path.name.lower().endswith(suffix)]
+    suffixes = plugins.listed(settings.suffixes) or own or [".nrrd"]
     recipe = {"net": net.about, "made_of": _made_of(path, settings, most)}
     numbers, *others = _paths(*place, suffixes)
     before = files.read_json(numbers)

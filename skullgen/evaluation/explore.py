@@ -142,19 +142,18 @@ def maps(
             drawn[f"{method} of {kind}"] = place(points, seed, perplexity)
         if kind == "PCA of the volumes":
             drawn[f"{kind}, components 1 and 2 ({share:.0%} of the variance)"] = points[:, :2]
-    labels = [{"group": group.name, "case": case} for group in groups for case in group.cases]
+    labels = [(group.name, case) for group in groups for case in group.cases]
     return {
         "maps": [
-            {
-                "title": title,
-                "points": [
-                    {"x": float(f"{x:.5g}"), "y": float(f"{y:.5g}"), **label}
-                    for (x, y), label in zip(places, labels, strict=True)
-                ],
-            }
+            {"title": title, "points": [_point(*item) for item in zip(places, labels, strict=True)]}
             for title, places in drawn.items()
         ]
     }
+
+
+def _point(place, label):
+    x, y = (float(f"{value:.5g}") for value in place)
+    return {"x": x, "y": y, "group": label[0], "case": label[1]}
 
 
 def _components(x, seed):

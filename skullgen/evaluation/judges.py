@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from skullgen.core import hosts, provenance
 from skullgen.core.errors import UserError, in_range
 from skullgen.core.types import Model, Phase
-from skullgen.data import store
+from skullgen.data import mixture, store
 from skullgen.training import checkpoint, loop, methods
 from skullgen.training.methods import Trained
 
@@ -24,20 +24,20 @@ class Unfinished(UserError):
     """A network that is not trained to its end, or not on these pairs."""
 
 
-def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[store.Part]]:
+def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[mixture.Part]]:
     """The pairs of each network of a run, by its name.
 
     settings: an experiment's `config.segment`; no stores means the run's `generated.zarr`.
     """
     nets = {}
     if settings.stores:
-        nets["vnet"] = store.mixture(settings.stores, workdir, settings.seed)
+        nets["vnet"] = mixture.parts(settings.stores, workdir, settings.seed)
     else:
         made = store.Store(workdir / "generated.zarr")
         made.require_whole("generate")
-        nets["vnet"] = [store.Part(made, made.rows())]
+        nets["vnet"] = [mixture.Part(made, made.rows())]
     if settings.reference and settings.stores != REAL:
-        nets["vnet_real"] = store.mixture(REAL, workdir, settings.seed)
+        nets["vnet_real"] = mixture.parts(REAL, workdir, settings.seed)
     return nets
 
 
@@ -48,7 +48,7 @@ def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
     in_range("segment.updates", settings.updates, 1)
     in_range("segment.fresh", settings.fresh, 0)
     loop.check(_options(settings, options), "segment.")
-    store.require_there([name for name, *_ in store.named(settings.stores)], workdir)
+    mixture.require_there([name for name, *_ in mixture.named(settings.stores)], workdir)
 
 
 def _sized(settings, size):
@@ -108,9 +108,10 @@ def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
         now = loop.recipe(_plan(settings), parts, _network(settings, size), options)
         other = provenance.differences(provenance.read(folder) or {}, now)
         if checkpoint.newest(folder) != settings.updates or other:
+            differs = f" ({next(iter(other))} differs)" if other else ""
             raise Unfinished(
-                f"{folder}: not trained on these pairs for {settings.updates} updates"
-                f"{f' ({next(iter(other))} differs)' if other else ''}: run the stage `segment` first"
+                f"{folder}: not trained on these pairs for {settings.updates} updates{differs}: "
+                "run the stage `segment` first"
             )
         nets[name] = Trained(model, checkpoint.read(folder, model, settings.updates), parts)
     return nets

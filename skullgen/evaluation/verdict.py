@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float32
 from ml_collections import ConfigDict
 
 from skullgen.core import jobs
-from skullgen.data import store
+from skullgen.data import mixture, store
 from skullgen.evaluation import metrics
 from skullgen.generation import generate
 from skullgen.models import steps
@@ -26,7 +26,6 @@ from skullgen.training.methods import Trained
 
 METRICS = ("dice", "bdsc", "hd95_mm", "dice_512", *metrics.NATIVE)
 COLUMNS = ("train", "validation", "test", "selection")
-SPLITS = {"validation": "train", "test": "test", "selection": "validation"}  # of the columns
 CHUNK = 32  # pairs that are read at once
 Predict = Callable[[store.Packed], Float32[np.ndarray, "n D D D"]]  # the implant's probability
 Case = dict[str, Any]  # as `score` makes it, and as it is in metrics.json
@@ -72,13 +71,12 @@ def verdict(
 
     The first network is the one that the others are compared with. settings: `config.evaluate`.
     """
-    size, train = real.size, store.Part(real, real.rows("train"))
-    seen = {  # of test and selection every pair, as of every skull
-        column: spread(
-            [store.Part(real, real.rows(split))], settings.cases if split == "train" else 0
-        )
-        for column, split in SPLITS.items()
+    size, train = real.size, mixture.Part(real, real.rows("train"))
+    unseen = {  # every pair, as of every skull
+        column: spread([mixture.Part(real, real.rows(split))], 0)
+        for column, split in (("test", "test"), ("selection", "validation"))
     }
+    seen = {"validation": spread([train], settings.cases), **unseen}
     predicts, columns = {}, {}
     for name, net in nets.items():
         predicts[name] = network(net, size, settings.batch_size)
@@ -87,7 +85,7 @@ def verdict(
     if settings.rules:
         rules = {"mean_skull": mean_skull(real.load(train.rows), size), "mirror": mirror(size)}
         predicts |= rules
-        columns |= {name: {k: seen[k] for k in ("test", "selection")} for name in rules}
+        columns |= dict.fromkeys(rules, unseen)
     cases = score(predicts, columns, settings, workers)
     return {
         "rule": settings.upsampling,
@@ -101,14 +99,13 @@ def verdict(
 
 
 def _same(parts, train):
-    (part, *more) = parts
-    rows = not more and np.array_equal(part.rows, train.rows)
-    return rows and part.store.path.samefile(train.store.path)
+    same = len(parts) == 1 and np.array_equal(parts[0].rows, train.rows)
+    return same and parts[0].store.path.samefile(train.store.path)
 
 
 def score(
     predicts: dict[str, Predict],
-    columns: dict[str, dict[str, list[store.Part]]],
+    columns: dict[str, dict[str, list[mixture.Part]]],
     settings: ConfigDict,
     workers: int,
 ) -> list[Case]:
@@ -152,7 +149,7 @@ def _labels(net, column, part):
         yield {**place, "skull": name, "kind": opened.attrs["kinds"][kind] if kind >= 0 else ""}
 
 
-def leaks(parts: list[store.Part], real: store.Store) -> list[str]:
+def leaks(parts: list[mixture.Part], real: store.Store) -> list[str]:
     """Names of test skulls that are among a net's training skulls: there should be none."""
     test = real.names(real.column("skull")[real.rows("test")])
     seen = [
@@ -161,7 +158,7 @@ def leaks(parts: list[store.Part], real: store.Store) -> list[str]:
     return sorted({*test}.intersection(seen) - {""})
 
 
-def spread(parts: list[store.Part], most: int) -> list[store.Part]:
+def spread(parts: list[mixture.Part], most: int) -> list[mixture.Part]:
     """At most `most` pairs (0: all), evenly of all parts and spread over each."""
     share = -(-most // len(parts)) if most else 10**9
     return [

@@ -6,13 +6,18 @@ of the strided blocks from the finest to the coarsest; the coarsest grid has
 computed in (float32 or bfloat16). Moments, heads' outputs and logits are float32.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Bool, Float
 
 from skullgen.networks import conv
+
+Grid = Float[Array, "B X Y Z C"]
 
 AXIS = "batch"  # the axis of devices, over which batch norm averages
 HEADS = {"independent": 2, "exclusive": 3}  # of logits; a `linear` head's are probabilities
@@ -21,7 +26,7 @@ _kernel = nn.initializers.glorot_uniform()
 _quiet = nn.initializers.variance_scaling(0.01, "fan_avg", "uniform")
 
 
-def coarsest(resolution, widths):
+def coarsest(resolution: int, widths: Sequence[int]) -> int:
     """Voxels a side of the coarsest grid; ValueError where the widths do not divide it."""
     side, rest = divmod(resolution, 2 ** len(widths))
     if rest or not side:
@@ -33,16 +38,18 @@ def coarsest(resolution, widths):
     return side
 
 
-def probabilities(logits):
-    """Logits [..., 2 or 3] -> float32 [..., 2], the probability of skull and of defect."""
+def probabilities(logits: Float[Array, "*grid logits"]) -> Float[Array, "*grid 2"]:
+    """The probability of skull and of defect, from two logits or three."""
     logits = logits.astype(jnp.float32)
     if logits.shape[-1] == 2:
         return jax.nn.sigmoid(logits)
     return jax.nn.softmax(logits)[..., 1:]
 
 
-def binarise(probability, head, threshold=0.5):
-    """Probabilities [..., 2] -> bool [..., 2] (section 4.4).
+def binarise(
+    probability: Float[Array | np.ndarray, "*grid 2"], head: str, threshold: float = 0.5
+) -> Bool[Array | np.ndarray, "*grid 2"]:
+    """A pair from its probabilities (section 4.4).
 
     independent, linear: each channel by itself, where it reaches the threshold.
     exclusive: bone where the two together reach it, each voxel to the likelier channel (a tie
@@ -69,8 +76,8 @@ class Norm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x, train=True):
-        """[B, D, H, W, C] -> the same shape and dtype."""
+    def __call__(self, x: Grid, train: bool = True) -> Grid:
+        """In x's dtype."""
         if self.kind == "none":
             return x
         channels = x.shape[-1]
@@ -111,27 +118,27 @@ class Norm(nn.Module):
 
 
 class Down(nn.Module):
-    """Conv k4 s2: [B, 2n, 2n, 2n, C] -> [B, n, n, n, features]."""
+    """Conv k4 s2: sides are halved."""
 
     features: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Grid) -> Float[Array, "B x y z {self.features}"]:
         """Convolves, in `dtype`."""
         kernel = self.param("kernel", _kernel, (4, 4, 4, x.shape[-1], self.features))
         return conv.conv(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class Up(nn.Module):
-    """Transposed conv k4 s2: [B, n, n, n, C] -> [B, 2n, 2n, 2n, features]."""
+    """Transposed conv k4 s2: sides are doubled."""
 
     features: int
     dtype: Any = jnp.float32
     kernel_init: Any = _kernel
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Grid) -> Float[Array, "B x y z {self.features}"]:
         """Convolves, in `dtype`."""
         # Stored as the kernel of the convolution that it transposes: [..., out, in].
         kernel = self.param("kernel", self.kernel_init, (4, 4, 4, self.features, x.shape[-1]))
@@ -139,13 +146,13 @@ class Up(nn.Module):
 
 
 class Same(nn.Module):
-    """Conv k4 s1, the generator's stem: [B, n, n, n, C] -> [B, n, n, n, features]."""
+    """Conv k4 s1, the generator's stem."""
 
     features: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Grid) -> Float[Array, "B x y z {self.features}"]:
         """Convolves, in `dtype`."""
         kernel = self.param("kernel", _kernel, (4, 4, 4, x.shape[-1], self.features))
         return conv.conv_same(x.astype(self.dtype), kernel.astype(self.dtype))
@@ -160,8 +167,8 @@ class Critic(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, pairs):
-        """[B, D, D, D, 2] -> float32 [B]."""
+    def __call__(self, pairs: Float[Array, "B D D D 2"]) -> Float[Array, " B"]:
+        """How real each pair is."""
         x = pairs
         for width in self.widths:
             x = nn.leaky_relu(Norm(self.norm, self.groups)(Down(width, self.dtype)(x)), 0.2)
@@ -181,8 +188,10 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, pairs):
-        """[B, D, D, D, 2] -> mean, log-variance: float32 [B, Z] each."""
+    def __call__(
+        self, pairs: Float[Array, "B D D D 2"]
+    ) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:
+        """Mean and log-variance of the posterior."""
         x = pairs
         for width in self.widths:
             x = nn.leaky_relu(Norm("group", self.groups)(Down(width, self.dtype)(x)), 0.2)
@@ -216,8 +225,10 @@ class Generator(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z, train=True):
-        """Z [B, Z] -> logits float32 [B, D, D, D, 2 or 3]."""
+    def __call__(
+        self, z: Float[Array, "B Z"], train: bool = True
+    ) -> Float[Array, "B D D D logits"]:
+        """Logits; a linear head's are the probabilities themselves."""
 
         def block(layer, x):
             x = Norm(self.norm, self.groups, self.momentum)(layer(x), train)

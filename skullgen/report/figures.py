@@ -1,7 +1,7 @@
 """Pictures of pairs as PNG files, without a display: sheets, slices, strips, maps.
 
-Pairs are bool [N, D, D, D, 2] in RAS order, or an array read pair by pair, as Zarr's: channel 0 is
-the defective skull, 1 its defect. A PNG is replaced whole, and its folder is made.
+Channel 0 of a pair, RAS, is the defective skull, 1 its defect: bool, or shares of a voxel. A PNG is
+replaced whole, and its folder is made.
 """
 
 import collections
@@ -9,11 +9,12 @@ import io
 import itertools
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Shaped, UInt8
 
 from skullgen.core import files
-from skullgen.core.errors import UserError
 from skullgen.evaluation.metrics import dice
 from skullgen.report.render import direction, largest_part, layers, look, shade
 
@@ -27,34 +28,39 @@ ORIENTATION = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
 _KINDS = ((0, 0, 0), (0.72, 0.72, 0.72), (0.25, 0.62, 0.98), OVERLAP, (0.94, 0.89, 0.26))
 _WIDTH = 1840  # pixels of pictures across a sheet
 _ROWS = 12
+Pairs = Shaped[np.ndarray, "N D D D 2"]
+Volume = Shaped[np.ndarray, "D D D"]
+Mask = Bool[np.ndarray, "D D D"]
 
 
-def pair_sheet(path, pairs, *, title, captions=None, columns=4):
-    """Save a sheet of pairs, each as two views: the skull with its hole, then with its defect.
+def pair_sheet(
+    path: Path, pairs: Pairs, *, title: str, captions: list[str] | None = None, columns: int = 4
+) -> None:
+    """A sheet of pairs, each as two views: the skull with its hole, then with its defect.
 
-    `captions` are N strings, or None for the pairs' numbers; `columns` pairs stand in a row. At
-    most 12 rows are drawn, and the title, one line, then says so. Raises UserError for pairs of
-    another shape.
+    captions: of the pairs, or None for their numbers. At most 12 rows are drawn, and the title, one
+    line, then says so.
     """
     shown, left = _first(pairs, _ROWS * columns)
     columns = max(1, min(columns, len(shown)))
-    names = range(len(shown)) if captions is None else captions
+    names = captions or range(len(shown))
     pixels = min(256, _WIDTH // (2 * columns))
     tiles = [_tile(p, direction(*p), pixels, name) for p, name in zip(shown, names, strict=False)]
     _sheet(path, _rows(tiles, columns), title=f"{title}{left}")
 
 
-def comparison_sheet(path, real, generated, *, title):
-    """Save rows of real pairs, each above a row of generated pairs that are seen the same way.
+def comparison_sheet(
+    path: Path, real: Pairs, generated: Shaped[np.ndarray, "M E E E 2"], *, title: str
+) -> None:
+    """Rows of real pairs, each above a row of generated pairs that are seen the same way.
 
-    Real [N, D, D, D, 2] and generated pairs [M, D', D', D', 2] are matched by where their defects
-    lie (the assignment with the largest sum of cosines), and both of a match are seen from between
-    their directions. As many are drawn as both sides have, at most 12, four in a row; the title
-    says where more are. Raises UserError for pairs of another shape.
+    They are matched by where their defects lie (the assignment with the largest sum of cosines),
+    and both of a match are seen from between their directions. As many are drawn as both sides
+    have, at most 12, four in a row; the title says where more are.
     """
     from scipy.optimize import linear_sum_assignment
 
-    sides = [_first(pairs, _ROWS)[0] for pairs in (real, generated)]
+    sides = [list(map(_channels, pairs[:_ROWS])) for pairs in (real, generated)]
     sight = [np.array([direction(*pair) for pair in side]).reshape(-1, 3) for side in sides]
     upper, lower = [], []
     for i, j in zip(*linear_sum_assignment(-sight[0] @ sight[1].T), strict=True):
@@ -67,19 +73,24 @@ def comparison_sheet(path, real, generated, *, title):
     _sheet(path, rows, title=title if whole else f"{title}{left}")
 
 
-def strip(path, rows, *, title, ends=None):
-    """Save ways between two pairs (figure 4), each pair as two views: with its hole, and filled.
+def strip(
+    path: Path,
+    rows: list[tuple[str, Shaped[np.ndarray, "_ D D D 2"]]],
+    *,
+    title: str,
+    ends: Shaped[np.ndarray, "2 D D D 2"] | None = None,
+) -> None:
+    """Ways between two pairs (figure 4), each pair as two views: with its hole, and filled.
 
-    rows: (name, pairs bool [T, D, D, D, 2], evenly spaced). ends: the real pairs [2, D, D, D, 2]
-    that rows begin and end with, or None. A row is seen from between the directions of its ends.
-    Raises UserError for pairs of another shape.
+    rows: names, and pairs in equal steps. ends: the real pairs that rows begin and end with. A row
+    is seen from between the directions of its ends.
     """
     drawn = []
     for name, pairs in rows:
-        shown = _first(pairs, len(pairs))[0]
+        shown = list(map(_channels, pairs))
         captions = [f"{name} {t:.0%}" for t in np.linspace(0, 1, len(shown))]
         if ends is not None:
-            left, right = _first(ends, 2)[0]
+            left, right = map(_channels, ends)
             shown, captions = [left, *shown, right], ["real", *captions, "real"]
         between = direction(*shown[0]) + direction(*shown[-1])
         pixels = min(256, _WIDTH // len(shown))
@@ -88,14 +99,12 @@ def strip(path, rows, *, title, ends=None):
     _sheet(path, drawn, title=title)
 
 
-def segmentation_sheet(path, skull, truth, predictions, *, title):
-    """Save what several V-Nets make of one test case (figure 5), with their Dice (equation 8).
+def segmentation_sheet(
+    path: Path, skull: Mask, truth: Mask, predictions: dict[str, Mask], *, title: str
+) -> None:
+    """What several V-Nets make of one test case (figure 5), with their Dice (equation 8).
 
-    Below each view a slice through the true implant's middle, in the plane that shows most of it:
-    correct voxels blue, wrong vermilion, missed yellow.
-
-    skull, truth: bool [D, D, D], the defective skull and its implant. predictions: the nets'
-    implants bool [D, D, D], by their names.
+    Below each view a slice through the true implant's middle, in the plane that shows most of it.
     """
     planes = _planes(truth)[0]
     name = max(planes, key=lambda name: truth[planes[name]].sum())
@@ -112,10 +121,10 @@ def segmentation_sheet(path, skull, truth, predictions, *, title):
     _sheet(path, _rows(tiles, 4), title=title, note=note)
 
 
-def implant_sheet(path, skull, implant, *, title, note):
-    """Save a skull with its hole, filled, from two more sides, and three slices through it.
+def implant_sheet(path: Path, skull: Volume, implant: Volume, title: str, note: str) -> None:
+    """A skull with its hole, filled, from two more sides, and three slices through it.
 
-    skull, implant: shares [D, D, D] of one cube; in a slice a voxel shows the larger one.
+    skull, implant: shares of one cube; in a slice a voxel shows the larger one.
     """
     towards, size = direction(skull, implant), 300
     tiles = [_tile((skull, implant), towards, size, "the skull, and the implant in its place")]
@@ -127,11 +136,11 @@ def implant_sheet(path, skull, implant, *, title, note):
     _sheet(path, [tiles, cuts], title=title, note=note)
 
 
-def map_sheet(path, maps):
-    """Save maps, a panel each, a colour and a marker for each group (figure 3).
+def map_sheet(path: Path, maps: dict[str, Any]) -> None:
+    """The maps of `explore.maps`, a panel each, a colour and a marker for each group (figure 3).
 
-    maps: the contents of maps.json, as of `explore.maps`. Groups are drawn in turns, so that none
-    hides another; axes have no ticks, since places by t-SNE or UMAP have no unit.
+    Groups are drawn in turns, so that none hides another; axes have no ticks, since places by t-SNE
+    or UMAP have no unit.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -161,12 +170,8 @@ def map_sheet(path, maps):
     _save(path, figure)
 
 
-def slice_sheet(path, pairs, *, title):
-    """Save a sheet with three slices through each pair's defect, as `slices` makes them.
-
-    At most 24 pairs are drawn, and the title then says so. Raises UserError for pairs of another
-    shape.
-    """
+def slice_sheet(path: Path, pairs: Pairs, *, title: str) -> None:
+    """Three slices through each pair's defect; at most 24 pairs, and the title then says so."""
     (shown, left), size, tiles = _first(pairs, 2 * _ROWS), 280, []
     for number, pair in enumerate(shown):
         pictures, (x, y, z) = slices(*pair, size)
@@ -182,31 +187,31 @@ def slice_sheet(path, pairs, *, title):
     _sheet(path, _rows(tiles, 2), title=f"{title}{left}", note=f"{note}, orange overlap")
 
 
-def slices(skull, defect, size=None):
-    """Draw axial, coronal and sagittal slices through the centre of a defect's largest part.
+def slices(
+    skull: Volume, defect: Volume, size: int | None = None
+) -> tuple[dict[str, UInt8[np.ndarray, "P P 3"]], tuple[int, int, int]]:
+    """Slices through the centre of a defect's largest part, by name, and the voxel that they cross.
 
-    `skull` and `defect` are bool or shares [D, D, D], RAS; without a defect the slices cross the
-    frame's middle. Returns pictures by name, uint8 [size, size, 3] (size None: D), in the
-    radiological convention of `ORIENTATION` (black, the skull grey, the defect blue, their overlap
-    vermilion), and the voxel (x, y, z) that they cross.
+    size: P (None: D). They are in the radiological convention of `ORIENTATION`: black, the skull
+    grey, the defect blue, their overlap vermilion; without a defect they cross the frame's middle.
     """
     planes, middle = _planes(defect)
-    kind, size = (np.asarray(skull) > 0.3) + 2 * (np.asarray(defect) > 0.3), size or len(defect)
+    kind, size = (skull > 0.3) + 2 * (defect > 0.3), size or len(defect)
     return {name: _slice(kind, plane, size) for name, plane in planes.items()}, middle
 
 
 def _first(pairs, most):
-    """Return the first pairs as (skull, defect), and what to add to a title where not all are."""
-    shown = [np.asarray(pairs[i]) for i in range(min(len(pairs), most))]
-    for pair in shown:
-        if pair.ndim != 4 or pair.shape[-1] != 2:
-            raise UserError(f"a sheet needs pairs [N, D, D, D, 2], not {[len(pairs), *pair.shape]}")
+    """The first pairs as (skull, defect), and what to add to a title where not all are."""
     left = f" (the first {most} of {len(pairs)})" if len(pairs) > most else ""
-    return [(pair[..., 0], pair[..., 1]) for pair in shown], left if shown else " (no pairs)"
+    return list(map(_channels, pairs[:most])), left if len(pairs) else " (no pairs)"
+
+
+def _channels(pair):
+    return pair[..., 0], pair[..., 1]
 
 
 def _planes(defect):
-    """Return three planes through the middle of a defect's largest part, and that voxel."""
+    """Three planes through the middle of a defect's largest part, and that voxel."""
     part = largest_part(defect)
     centre = np.mean(part, 0) if len(part) else np.full(3, (len(defect) - 1) / 2)
     x, y, z = np.rint(centre).astype(int).tolist()
@@ -214,14 +219,14 @@ def _planes(defect):
 
 
 def _slice(kind, plane, size):
-    """Draw a plane of indices [D, D, D] into `_KINDS` by the convention: uint8 [size, size, 3]."""
+    """A plane of indices [D, D, D] into `_KINDS`, drawn by the convention."""
     pick = ((np.arange(size) + 0.5) * len(kind) / size).astype(int)
     colours = np.rint(np.float32(_KINDS) * 255).astype(np.uint8)
     return colours[kind[plane].T[::-1, ::-1][pick][:, pick]]
 
 
 def _marks(name, size):
-    """Return a slice's letters as marks of `_sheet`."""
+    """A slice's letters as marks of `_sheet`."""
     places = ((12, size / 2), (size - 12, size / 2), (size / 2, 12), (size / 2, size - 12))
     return [(*place, letter) for place, letter in zip(places, ORIENTATION[name], strict=True)]
 
@@ -236,8 +241,7 @@ def _rows(tiles, columns):
 
 
 def _save(path, figure):
-    """Write a matplotlib figure as PNG at its own dpi, whole or not at all."""
-    path = Path(path)
+    """Writes a figure as PNG at its own dpi."""
     path.parent.mkdir(parents=True, exist_ok=True)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=figure.dpi, metadata={"Software": None})
@@ -245,7 +249,7 @@ def _save(path, figure):
 
 
 def _sheet(path, rows, *, title, note=""):
-    """Save rows of tiles (picture uint8 [H, W, 3], caption, marks) below a title, above a note.
+    """Writes rows of tiles (picture uint8 [H, W, 3], caption, marks) below a title, above a note.
 
     A mark is (x, y, text), in pixels from the picture's upper left corner.
     """

@@ -19,7 +19,7 @@ from PIL import Image
 
 from skullgen.core import files, jobs, provenance
 from skullgen.core.errors import UserError, plain
-from skullgen.data import store
+from skullgen.data import mixture, store
 from skullgen.evaluation import fidelity
 from skullgen.report import html
 from skullgen.training import loop
@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     settings = config.gallery
     names = [name.strip() for name in settings.stores.split(",") if name.strip()]
-    paths = [store.find(name, workdir) for name in names or store.MADE]
+    paths = [mixture.find(name, workdir) for name in names or mixture.MADE]
     stores = [store.Store(path) for path in paths if names or store.exists(path)]
     if not stores:
         raise UserError(f"{workdir}: no store of pairs here: run `ingest` or `generate` first")

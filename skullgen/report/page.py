@@ -199,7 +199,7 @@ def differences(rows: list[Row]) -> Table:
 
 
 def groups(summary: list[Row]) -> list[tuple[str, str, list[Plot]]]:
-    """Charts of the means by kind of defect and by skull: (title, which pairs, a chart a metric)."""
+    """Charts of the means by kind of defect and by skull: title, which pairs, a chart a metric."""
     made = []
     for by, title in (("kind", "By kind of defect"), ("skull", "By skull")):
         rows = [row for row in summary if row["by"] == by and row["mean"] is not None]

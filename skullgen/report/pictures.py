@@ -128,7 +128,7 @@ def segmentations(
 
 
 def interpolation(workdir: Path, real: store.Store, net: Trained, config: ConfigDict) -> Path:
-    """Figure 4: between two real skulls, unseen where there are some; without encoder, two draws."""
+    """Figure 4: between two real skulls, best unseen ones; without an encoder, between draws."""
     settings = config.explore
     bits, names = explore.pick(real, ("test", "validation"), 2, settings.seed)
     if len(bits) < 2:

@@ -1,15 +1,19 @@
 """Shaded pictures of pairs, from arrays to arrays: where to look from, surfaces, light.
 
-Legend: D voxels a side, P pixels a side. Volumes are [D, D, D] in RAS order, bool or shares; more
-than 160 voxels a side are averaged in blocks first.
+D voxels a side, P pixels a side. Volumes are RAS, bool or shares; more than 160 voxels a side are
+averaged in blocks first.
 """
 
 import math
 
 import numpy as np
+from jaxtyping import Float, Integer, Shaped, UInt8
 from scipy import ndimage
 
-from skullgen.core.errors import UserError
+Volume = Shaped[np.ndarray, "D D D"]
+Picture = UInt8[np.ndarray, "P P 3"]
+Layer = tuple  # nearness [2 P, 2 P], normals [2 P, 2 P, 3], colour
+View = tuple[float | int, float | int]  # azimuth, elevation: degrees
 
 # Told apart, also by the colour-blind: from each other and from bone.
 BONE = (0.96, 0.89, 0.76)
@@ -24,40 +28,31 @@ _MARGIN = 0.06
 _LARGEST = 160  # voxels a side
 
 
-def render(skull, defect, view=THREE_QUARTER, *, pixels=256):
-    """Draw a pair as shaded surfaces: the skull in bone colour, its defect in blue, on white.
+def render(
+    skull: Volume, defect: Volume, view: View = THREE_QUARTER, *, pixels: int = 256
+) -> Picture:
+    """A pair as shaded surfaces: the skull in bone colour, its defect in blue, on white.
 
     The surface is that of a volume smoothed by 0.75 voxel; thin bone and narrow holes are kept.
     The projection is orthographic and centred on the pair; 0.9 of the frame's edge spans it, more
-    where the pair would not fit.
-
-    Args:
-      skull: [D, D, D].
-      defect: [D, D, D].
-      view: (azimuth, elevation), degrees. Azimuth 0 is the frontal view (the patient's right on
-        the picture's left), 90 the patient's right, 180 the back; elevation 90 is from above.
-      pixels: P.
-
-    Returns:
-      uint8 [P, P, 3], row 0 on top. Raises UserError unless both are cubes of one size.
+    where the pair would not fit. Azimuth 0 is the frontal view (the patient's right on the
+    picture's left), 90 the patient's right, 180 the back; elevation 90 is from above.
     """
     return shade(*layers(skull, defect, view, pixels))
 
 
-def largest_part(volume):
-    """Return the voxels [M, 3] of the largest connected part of shares above 0.3.
+def largest_part(volume: Volume) -> Integer[np.ndarray, "M 3"]:
+    """The voxels of the largest connected part of shares above 0.3.
 
     The whole defect's centre would not do: between the two holes of a bilateral one lies the brain.
     """
-    labels, parts = ndimage.label(np.asarray(volume) > 0.3, np.ones((3, 3, 3)))
-    return np.argwhere(labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])) if parts else ()
+    labels, parts = ndimage.label(volume > 0.3, np.ones((3, 3, 3)))
+    sizes = np.bincount(labels.ravel())
+    return np.argwhere(labels == 1 + np.argmax(sizes[1:]) if parts else labels)
 
 
-def direction(skull, defect):
-    """Return the unit vector [3], RAS, from a pair's middle to the largest part of its defect.
-
-    Zeros where there is no defect; raises UserError for a volume that is not a cube.
-    """
+def direction(skull: Volume, defect: Volume) -> Float[np.ndarray, "3"]:
+    """The unit vector from a pair's middle to the largest part of its defect; zeros without one."""
     skull, defect = _shares(skull), _shares(defect)
     part = largest_part(defect)
     if not len(part):
@@ -67,8 +62,8 @@ def direction(skull, defect):
     return away / max(np.linalg.norm(away), 1e-6)
 
 
-def look(towards):
-    """Return (azimuth, elevation), degrees, that see what lies in a direction [3] obliquely.
+def look(towards: Float[np.ndarray, "3"]) -> View:
+    """The view that sees what lies in a direction obliquely.
 
     From its side, turned to the face and somewhat upwards; the three-quarter view for zeros.
     """
@@ -81,15 +76,8 @@ def look(towards):
     return (oblique if math.hypot(x, y) > 0.3 else THREE_QUARTER[0]), elevation
 
 
-def layers(skull, defect, view, pixels):
-    """Return a pair's surfaces as `shade` takes them, and the edge of the picture in voxels.
-
-    Arguments as for `render`. A layer, the skull's and the defect's,
-    is (nearness [2 P, 2 P], normals [2 P, 2 P, 3], colour), as of `_march`. Raises UserError as
-    `render`.
-    """
-    if np.shape(skull) != np.shape(defect):
-        raise UserError(f"skull {np.shape(skull)} and defect {np.shape(defect)} differ in shape")
+def layers(skull: Volume, defect: Volume, view: View, pixels: int) -> tuple[list[Layer], float]:
+    """The surfaces of skull and defect as `shade` takes them, and the picture's edge in voxels."""
     skull, defect = _shares(skull), _shares(defect)
     camera = _camera(*view)
     seen = np.concatenate([np.argwhere(skull > 0), np.argwhere(defect > 0)]) @ camera.T
@@ -104,10 +92,10 @@ def layers(skull, defect, view, pixels):
     return [bone, piece], span
 
 
-def shade(layers, span):
-    """Draw the nearest of some of `layers` on white, at equal depth the later: uint8 [P, P, 3].
+def shade(layers: list[Layer], span: float) -> Picture:
+    """The nearest of some layers on white, at equal depth the later.
 
-    `span` is the picture's edge in voxels; rays are averaged two by two.
+    span: the picture's edge in voxels; rays are averaged two by two.
     """
     nearness, normals, colour = layers[0]
     colour = np.broadcast_to(np.float32(colour), normals.shape)
@@ -137,10 +125,7 @@ def shade(layers, span):
 
 
 def _shares(volume):
-    """Return a cube as float32 shares in [0, 1], averaged in blocks to `_LARGEST` a side."""
-    volume = np.asarray(volume)
-    if volume.ndim != 3 or len(set(volume.shape)) != 1 or not volume.size:
-        raise UserError(f"a picture needs a volume [D, D, D], not {list(volume.shape)}")
+    """A cube as float32 shares in [0, 1], averaged in blocks to `_LARGEST` a side."""
     if volume.dtype != bool:
         volume = np.clip(np.nan_to_num(volume.astype(np.float32), nan=0), 0, 1)
     total = np.uint16 if volume.dtype == bool else np.float32  # 512^3 floats would take 0.5 GB
@@ -152,7 +137,7 @@ def _shares(volume):
 
 
 def _camera(azimuth, elevation):
-    """Return the rows (picture's right, picture's up, towards the camera) [3, 3] in RAS."""
+    """The rows (picture's right, picture's up, towards the camera) [3, 3] in RAS."""
     a, e = math.radians(azimuth), math.radians(elevation)
     towards = (math.sin(a) * math.cos(e), math.cos(a) * math.cos(e), math.sin(e))
     up = (-math.sin(a) * math.sin(e), -math.cos(a) * math.sin(e), math.cos(e))
@@ -176,12 +161,11 @@ def _field(volume):
 
 
 def _march(volume, camera, pivot, grid):
-    """Return where the rays of an orthographic camera first meet a surface: nearness, normals.
+    """Where the rays of an orthographic camera first meet a surface: nearness, normals.
 
-    `volume` [D, D, D] are shares, `camera` [3, 3] is `_camera`'s, `pivot` [3] the voxel in the
-    picture's middle, `grid` [P] the pixels' places along its edge in voxels from there. Nearness
-    float32 [P, P] is in voxels from the pivot towards the camera, -inf where a ray meets nothing;
-    unit normals float32 [P, P, 3] are along the camera's rows.
+    pivot: the voxel [3] in the picture's middle. grid: the pixels' places [P] along its edge in
+    voxels from there. Nearness [P, P] is in voxels from the pivot towards the camera, -inf where a
+    ray meets nothing; unit normals [P, P, 3] are along the camera's rows.
     """
     nearness = np.full((len(grid), len(grid)), -np.inf, np.float32)
     normals = np.zeros((*nearness.shape, 3), np.float32)
@@ -218,11 +202,16 @@ def _march(volume, camera, pivot, grid):
     nearness[np.ix_(rows, columns)] = found
     hit = np.nonzero(nearness > -np.inf)
     points = np.stack([grid[hit[1]], -grid[hit[0]], nearness[hit]], 1) @ camera + pivot + pad
-    # Normals come from a smoother field: the stairs leave the shading, and the shape stays.
+    normals[hit] = _normals(field, points, camera)
+    return nearness, normals
+
+
+def _normals(field, points, camera):
+    """Unit normals [n, 3] along the camera's rows at points [n, 3] of a surface."""
+    # Of a smoother field: the stairs leave the shading, and the shape stays.
     smooth = ndimage.gaussian_filter(field, 1.0)
     slopes = (ndimage.sobel(smooth, axis) for axis in range(3))
     slopes = [ndimage.map_coordinates(slope, points.T, order=1) for slope in slopes]
     normal = -np.stack(slopes, 1) @ camera.T
     normal[:, 2] = np.maximum(normal[:, 2], 0) + 1e-6
-    normals[hit] = normal / np.linalg.norm(normal, axis=1, keepdims=True)
-    return nearness, normals
+    return normal / np.linalg.norm(normal, axis=1, keepdims=True)

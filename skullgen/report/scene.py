@@ -14,7 +14,7 @@ SIDE = 48  # voxels a side of what is turned, at most
 
 
 def scene(
-    skull: Bool[np.ndarray, "D D D"], defect: Bool[np.ndarray, "D D D"], voxel_mm: float
+    skull: Bool[np.ndarray, "D D D"], defect: Bool[np.ndarray, "D D D"], voxel_mm: float | int
 ) -> dict[str, Any]:
     """The surfaces of a pair, and an eye on the defect's own side."""
     azimuth, up = np.radians(render.look(render.direction(skull, defect)))
@@ -24,7 +24,7 @@ def scene(
     return {"meshes": meshes, "eye": eye, "side": len(skull) * voxel_mm}
 
 
-def surface(volume: Bool[np.ndarray, "D D D"], voxel_mm: float) -> dict[str, dict[str, str]]:
+def surface(volume: Bool[np.ndarray, "D D D"], voxel_mm: float | int) -> dict[str, dict[str, str]]:
     """A volume's surface, as Plotly's Mesh3d takes it, in mm from the frame's corner.
 
     More than 48 voxels a side are averaged in blocks first.

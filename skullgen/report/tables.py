@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from skullgen.core.errors import plain
@@ -24,10 +24,10 @@ class Table(NamedTuple):
     title: str
     columns: list[str]
     rows: list[list[str]]
-    notes: list[str] = []
+    notes: Sequence[str] = ()
 
 
-def number(value: float | None, sign: str = "", digits: int = 3) -> str:
+def number(value: float | int | None, sign: str = "", digits: int = 3) -> str:
     """A number with some decimals; "-" for None. sign: "+" shows it always."""
     return "-" if value is None else f"{value:{sign}.{digits}f}"
 
@@ -48,7 +48,7 @@ def text(table: Table) -> list[str]:
 
 def _aligned(cells):
     wide = max(map(len, cells))
-    numbers = all(re.match(r"[-+]?\d|-?$", cell) for cell in cells[1:])
+    numbers = all(re.match(r"[-+]?\d|-|$", cell) for cell in cells[1:])
     return [cell.rjust(wide) if numbers else cell.ljust(wide) for cell in cells]
 
 

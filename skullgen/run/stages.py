@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files, hosts, jobs, plugins, provenance
 from skullgen.core.errors import UserError, plain
-from skullgen.data import defects, ingest, sources, store
+from skullgen.data import defects, ingest, mixture, sources, store
 from skullgen.delivery import export, predict, release
 from skullgen.evaluation import explore, fidelity, judges, metrics, verdict
 from skullgen.generation import generate
@@ -54,7 +54,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     if "export" in names:
         export.check(config, names, workdir)
     for name in {"explore", "gallery"}.intersection(names):
-        store.require_there(plugins.listed(config[name].stores), workdir)
+        mixture.require_there(plugins.listed(config[name].stores), workdir)
 
 
 def versions() -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _train(config, workdir):
     if hosts.lead():
         watch = preview.watcher(model, real, workdir / "figures" / "training", config)
     plan, options = methods.phases(config.phases, model), _options(config, workdir / "tensorboard")
-    loop.train(model, plan, [store.Part(real, rows)], place, options, watch)
+    loop.train(model, plan, [mixture.Part(real, rows)], place, options, watch)
 
 
 def _generate(config, workdir):
@@ -223,7 +223,7 @@ def _explore(config, workdir):
     nets = judges.load(config.segment, real.size, workdir) if judges.begun(workdir) else {}
     of_real = [net for net in nets.values() if all(p.store.path == real.path for p in net.parts)]
     made = workdir / "generated.zarr"
-    paths = [store.find(name, workdir) for name in plugins.listed(settings.stores)]
+    paths = [mixture.find(name, workdir) for name in plugins.listed(settings.stores)]
     paths = paths or [made] * store.exists(made)
     names = [p.resolve().parent.name if p.name == made.name else p.stem for p in paths]
     if len(set(names)) < len(names):  # runs of one name in two places

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Container
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,18 +41,11 @@ SHOWN = {  # title of a column that is printed -> the number in it
     "HD95, mm": "vnet.test.hd95_mm",
     "real pairs: test Dice": "vnet_real.test.dice",
     "nearest skull": "quality.skull.nearest_training_dice.generated",
+    "(of an unseen skull)": "quality.skull.nearest_training_dice.held_out",
     "nearest defect": "quality.defect.nearest_training_dice.generated",
+    "(of an unseen defect)": "quality.defect.nearest_training_dice.held_out",
     "copies": "quality.copies.skull.share_above",
     "empty defects": "quality.removed.empty_defects",
-}
-NEAR = "mean Dice of a generated {} with the training one most like it; of an unseen real one"
-MEANS = {  # title -> what it says, and the number that it is held against
-    "test Dice": ("of the V-Net trained on generated pairs, on unseen skulls", None),
-    "real pairs: test Dice": ("of the V-Net trained on the real pairs", None),
-    "nearest skull": (NEAR.format("skull"), "quality.skull.nearest_training_dice.held_out"),
-    "nearest defect": (NEAR.format("defect"), "quality.defect.nearest_training_dice.held_out"),
-    "copies": ("share of skulls nearer to a training one than 95 % of unseen ones are", None),
-    "empty defects": ("share of generated pairs without a defect", None),
 }
 Job = table1.Job
 
@@ -266,87 +259,61 @@ def _leaves(value, name):
         yield name, float(value)
 
 
-class Entry(NamedTuple):
-    """A row of a sweep's table: its fields, its runs, and name -> mean, sd, runs."""
-
-    fields: dict[str, str]
-    runs: list[str]
-    numbers: dict[str, dict[str, Any]]
-
-
 def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) -> tables.Table:
     """The table of a sweep's finished runs: means and deviations over seeds.
 
     config: the sweep's. runs: name -> fields of the finished ones. Runs that differ in nothing but
-    seeds (`seed`, `segment.seed`, ...) share a row. Writes `sweep.json` (all numbers, of every run
-    too) and `sweep.csv` in `folder`.
+    seeds (`seed`, `segment.seed`, ...) share a row. Writes `sweep.json` and `sweep.csv`, which have
+    all numbers, in `folder`.
     """
     fields = list(dict.fromkeys(f for own in runs.values() for f in own if not _is_seed(f)))
     found = {name: numbers(files.read_json(folder / name / "metrics.json") or {}) for name in runs}
+    known = list(dict.fromkeys(key for one in found.values() for key in one))
     groups = {}
     for name, own in runs.items():
         place = tuple(_shown(own.get(f, config_path.get_value(f, config))) for f in fields)
         groups.setdefault(place, []).append(name)
-    entries = [
-        Entry(dict(zip(fields, place, strict=True)), names, _means([found[n] for n in names]))
+    means = {place: _means([found[n] for n in names], known) for place, names in groups.items()}
+    own = [key for key in known if re.match(r"vnet\.test\..*\.", key)]
+    shown = {title: key for title, key in SHOWN.items() if key in known}
+    shown |= {key.removeprefix("vnet.test."): key for key in own}
+    rows = [
+        [*place, str(len(names)), *(_cell(means[place][key]) for key in shown.values())]
         for place, names in groups.items()
     ]
-    known = list(dict.fromkeys(key for entry in entries for key in entry.numbers))
-    table = _table(entries, fields, found, known)
-    made = [{"name": name, "fields": runs[name], "numbers": found[name]} for name in runs]
-    whole = {**table._asdict(), "entries": [entry._asdict() for entry in entries], "runs": made}
-    files.write_json(folder / "sweep.json", whole)
-    files.replace(folder / "sweep.csv", tables.csv_text(*_csv(entries, fields, known)).encode())
-    return table
-
-
-def _table(entries, fields, found, known):
-    own = {
-        key.removeprefix("vnet.test."): key for key in known if re.match(r"vnet\.test\..*\.", key)
-    }
-    shown = {title: key for title, key in {**SHOWN, **own}.items() if key in known}
-    rows = [
-        [*e.fields.values(), str(len(e.runs)), *(_cell(e.numbers.get(k)) for k in shown.values())]
-        for e in entries
+    notes = [
+        "Mean ± standard deviation over the runs of a row; what columns mean: docs/extending.md"
     ]
-    notes = ["Mean ± standard deviation over the runs of a row."]
     if not known:
-        notes[0] += " No run has a metrics.json: name the stage `evaluate`."
-    over_all = _means(list(found.values()))
-    for title, (words, key) in MEANS.items():
-        if title in shown:
-            notes.append(f"{title}: {words}" + (f" {_cell(over_all.get(key))}." if key else "."))
-    for name, values in found.items():
-        heads = [f"{t} {values[k]:.3f}" for t, k in list(shown.items())[:4] if k in values]
-        notes.append(": ".join([name, *[", ".join(heads)] * bool(heads)]))
-    return tables.Table("Sweep", [*fields, "runs", *shown], rows, notes)
-
-
-def _csv(entries, fields, known):
+        notes = ["No run has a metrics.json: name the stage `evaluate`."]
+    table = tables.Table("Sweep", [*fields, "runs", *shown], rows, notes)
+    made = [{"name": name, "fields": runs[name], "numbers": found[name]} for name in runs]
+    files.write_json(folder / "sweep.json", {**table._asdict(), "runs": made})
     columns = [*fields, "runs", *(f"{key}{end}" for key in known for end in ("", " sd"))]
-    rows = []
-    for entry in entries:
-        values = [entry.numbers.get(key, {}) for key in known]
-        cells = [value.get(what) for value in values for what in ("mean", "sd")]
-        rows.append([*entry.fields.values(), len(entry.runs), *cells])
-    return columns, rows
+    lines = [
+        [*place, len(names), *(value for key in known for value in means[place][key])]
+        for place, names in groups.items()
+    ]
+    files.replace(folder / "sweep.csv", tables.csv_text(columns, lines).encode())
+    return table
 
 
 def _is_seed(field):
     return field.rpartition(".")[2] == "seed"
 
 
-def _means(found):
-    """Name -> mean, sd (None of one run) and number of the runs that have it."""
-    made = {}
-    for key in dict.fromkeys(key for one in found for key in one):
-        values = [one[key] for one in found if key in one]
-        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        made[key] = {"mean": float(np.mean(values)), "sd": sd, "runs": len(values)}
-    return made
+def _means(found, known):
+    """Name -> mean, and sd (None of one run), of the runs that have it; None without."""
+    values = {key: [one[key] for one in found if key in one] for key in known}
+    return {
+        key: (
+            float(np.mean(v)) if v else None,
+            float(np.std(v, ddof=1)) if len(v) > 1 else None,
+        )
+        for key, v in values.items()
+    }
 
 
-def _cell(found):
-    if found is None:
-        return "-"
-    return f"{found['mean']:.3f}" + ("" if found["sd"] is None else f" ± {found['sd']:.3f}")
+def _cell(value):
+    mean, sd = value
+    return tables.number(mean) + ("" if sd is None else f" ± {tables.number(sd)}")

@@ -23,7 +23,7 @@ def read(path: Path) -> list[Record]:
             break
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(
                 f"{path}: line {number} is damaged: delete it: curves lack it, and no other result "
                 "depends on it"

@@ -4,43 +4,38 @@ Everything that an update does follows from the store, the seed and its number, 
 stopped goes on from its newest checkpoint and on one device kind ends as if it never had been.
 """
 
-import concurrent.futures
 import contextlib
 import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, Shaped, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from skullgen.core import files, hosts, jobs, provenance
 from skullgen.core.errors import Diverged, UserError, in_range
 from skullgen.core.types import Model, Phase, State
-from skullgen.data import store
+from skullgen.data import mixture, store
 from skullgen.training import checkpoint, logs, parallel
 
 Watch = Callable[[State, str], Iterable[logs.Record]]
 
 
 class Options(NamedTuple):
-    """How a network is trained; of a run, the fields of its config.
-
-    log_every, save_every: updates between fetches of the metrics and between checkpoints. keep:
-    newest checkpoints kept, beside those at the phases' ends. budget_mb: packed pairs of up to
-    this size stay on the device, more are streamed. tensorboard: its folder.
-    """
+    """How a network is trained: fields of a config, of those names."""
 
     seed: int
     batch: int  # pairs of an update, over all devices
-    log_every: int
-    save_every: int
-    keep: int
-    budget_mb: int
-    tensorboard: Path | None = None
+    log_every: int  # updates between fetches of the metrics
+    save_every: int  # updates between checkpoints
+    keep: int  # newest checkpoints, beside those at the phases' ends
+    budget_mb: int  # packed pairs of up to this size stay on the device, more are streamed
+    tensorboard: Path | None = None  # its folder
 
 
 class Place(NamedTuple):
@@ -59,7 +54,7 @@ class Batch(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A phase, its number, and the updates before it and at its end."""
+    """A phase on the line of updates: its number, the updates before it and at its end."""
 
     phase: Phase
     number: int
@@ -69,13 +64,15 @@ class Span(NamedTuple):
 
 class _Run(NamedTuple):
     model: Model
-    parts: list[store.Part]
+    parts: list[mixture.Part]
     place: Place
     options: Options
     ends: list[int]  # of the phases
-    manager: Any  # of checkpoints, in process 0
-    journal: "_Journal"
+    manager: Any  # of checkpoints; None but in process 0
+    board: Callable[[list[logs.Record]], None]
     watch: Watch | None
+    recent: list[logs.Record]  # of the epoch in progress
+    said: set[str]
 
 
 def check(options: Options, section: str = "") -> None:
@@ -104,7 +101,7 @@ def spans(plan: list[Phase], pairs: int, batch: int) -> list[Span]:
 def train(
     model: Model,
     plan: list[Phase],
-    parts: list[store.Part],
+    parts: list[mixture.Part],
     place: Place,
     options: Options,
     watch: Watch | None = None,
@@ -118,58 +115,62 @@ def train(
     not finite, jobs.Stopped after a checkpoint where a signal came.
     """
     check(options)
-    lead, pairs = hosts.lead(), sum(len(part.rows) for part in parts)
-    whole = spans(plan, pairs, options.batch)
+    lead, whole = hosts.lead(), spans(plan, _count(parts), options.batch)
     ends = [span.end for span in whole]
+    board = logs.tensorboard(options.tensorboard if lead else None)
     if lead:
         _claim(place.folder, recipe(plan, parts, place.recipe, options))
-    board = logs.tensorboard(options.tensorboard if lead else None)
-    with contextlib.ExitStack() as stack:
-        # Placed as the steps return it, or the first one is compiled twice.
-        state = parallel.resident(checkpoint.begin(place.folder, model, options.seed))
-        manager, first = None, int(state.step)
-        if lead:
-            manager = checkpoint.manager(place.folder, options.keep, ends)
-            stack.enter_context(contextlib.closing(manager))
-        if 0 < first < ends[-1]:
-            print(f"training: goes on from the checkpoint of update {first}")
+    # Placed as the steps return it, or the first one is compiled twice.
+    state = parallel.resident(checkpoint.begin(place.folder, model, options.seed))
+    first = int(state.step)
+    if 0 < first < ends[-1]:
+        print(f"training: goes on from the checkpoint of update {first}")
+    manager = checkpoint.manager(place.folder, options.keep, ends) if lead else None
+    with contextlib.closing(manager) if manager else contextlib.nullcontext():
         recent = logs.cut(place.log, first) if lead else []
-        journal = _Journal(model, place.log, board, recent)
-        run = _Run(model, parts, place, options, ends, manager, journal, watch)
+        watch = watch if lead else None
+        run = _Run(model, parts, place, options, ends, manager, board, watch, recent, set())
         for span in whole:
             if int(state.step) < span.end:
                 state = _phase(run, span, state)
-        if lead:
+        if manager:
             checkpoint.finish(manager)
     hosts.first(0)  # the last checkpoint is written
     return state
+
+
+def _count(parts):
+    return sum(len(part.rows) for part in parts)
 
 
 # --- What a network is made of -------------------------------------------------------------------
 
 
 def recipe(
-    plan: list[Phase], parts: list[store.Part], network: provenance.Recipe, options: Options
+    plan: list[Phase], parts: list[mixture.Part], network: provenance.Recipe, options: Options
 ) -> provenance.Recipe:
-    """All that determines a trained network, its phases' lengths too.
+    """All that determines a trained network, with its phases' lengths in updates.
 
     network: as of `methods.recipe`. Rows of a store are kept as runs [first, last + 1].
     """
-    pairs = sum(len(part.rows) for part in parts)
-    stores = [
-        {"recipe": provenance.digest(part.store.recipe), "rows": _runs(part.rows)} for part in parts
-    ]
-    phases = [
-        [span.phase.step, span.phase.batches, span.end - span.begin]
-        for span in spans(plan, pairs, options.batch)
-    ]
     return {
         **network,
         "seed": options.seed,
         "batch_size": options.batch,
-        "stores": {str(number): part for number, part in enumerate(stores)},
-        "phases": {str(number): phase for number, phase in enumerate(phases)},
+        "stores": {
+            str(number): {"recipe": provenance.digest(store.recipe), "rows": _runs(rows)}
+            for number, (store, rows) in enumerate(parts)
+        },
+        "phases": {
+            str(number): [phase.step, phase.batches, end - begin]
+            for phase, number, begin, end in spans(plan, _count(parts), options.batch)
+        },
     }
+
+
+def _runs(rows):
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(rows, breaks)]
 
 
 def learnt(workdir: Path, name: str) -> Int[np.ndarray, " n"]:
@@ -178,11 +179,6 @@ def learnt(workdir: Path, name: str) -> Int[np.ndarray, " n"]:
     if not made:
         return store.Store(workdir / "real.zarr").rows("train")
     return np.concatenate([np.arange(*run) for run in made["stores"]["0"]["rows"]])
-
-
-def _runs(rows):
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(rows, breaks)]
 
 
 def _claim(folder, now):
@@ -196,7 +192,7 @@ def _claim(folder, now):
 
 
 def _until(recipe, step):
-    """A recipe with its phases as they were trained up to an update."""
+    """A recipe with its phases as far as an update."""
     phases = {}
     for number, (name, batches, updates) in recipe.get("phases", {}).items():
         if step > 0:
@@ -209,7 +205,6 @@ def _until(recipe, step):
 
 
 def _phase(run, span, state):
-    """Metrics are looked at before the state is saved."""
     first, options = int(state.step), run.options
     update = parallel.data_parallel(run.model.steps[span.phase.step], run.parts[0].store.size)
     name, length = f"train {span.phase.step}", span.end - span.begin
@@ -225,7 +220,7 @@ def _phase(run, span, state):
             fetch = len(pending) >= options.log_every or due
             # Several processes stop in the same update, one alone at once.
             stop = hosts.largest(jobs.asked()) if fetch or not hosts.several() else 0
-            if fetch or stop:
+            if fetch or stop:  # metrics are looked at before the state is saved
                 bar.set_postfix(epoch=_fetch(run, span, pending, bar), refresh=False)
                 pending = []
             bar.update()
@@ -233,27 +228,33 @@ def _phase(run, span, state):
                 _save(run, state, stop)
             if stop:
                 raise jobs.Stopped(stop, agreed=True)
-            if fetch:
-                _look(run, span, state, bar)
+            for record in run.watch(state, span.phase.step) if fetch and run.watch else ():
+                run.board([record])
+                bar.write(record["says"])
     return state
 
 
 def _fetch(run, span, pending, bar):
-    """Writes the metrics of some updates; returns the epoch, raises Diverged."""
-    epoch = math.ceil(sum(len(part.rows) for part in run.parts) / run.options.batch)
-    records = []
+    """Writes the metrics of some updates, says the model's notes on them; returns the epoch."""
+    epoch, records = math.ceil(_count(run.parts) / run.options.batch), []
     for step, metrics in jax.device_get(pending):
         place = {"phase": span.phase.step, "epoch": (step - span.begin - 1) // epoch + 1}
         values = {name: float(value) for name, value in metrics.items()}
         records.append({**place, "step": step, **values})
-    good = list(itertools.takewhile(_finite, records))
-    run.journal.write(good)
+    good = list(itertools.takewhile(lambda record: not _infinite(record), records))
+    if hosts.lead():
+        logs.append(run.place.log, good)
+    run.board(good)
     if len(good) < len(records):
-        if run.manager:
-            checkpoint.finish(run.manager)
         _diverged(run, span, records[len(good)])
-    for line in run.journal.notes(records, over=records[-1]["step"] == span.end):
-        bar.write(line)
+    *whole, last = epochs([*run.recent, *records])
+    over = records[-1]["step"] == span.end
+    run.recent[:] = [] if over else last
+    lines = [line for line in notes(run.model, whole) if line.startswith("warning: ")]
+    for line in lines + (notes(run.model, [last]) if over else []):
+        if line not in run.said:
+            bar.write(line)
+            run.said.add(line)
     return records[-1]["epoch"]
 
 
@@ -269,35 +270,6 @@ def _save(run, state, stop):
         print(f"\na checkpoint of update {int(state.step)} is written in {run.place.folder}")
 
 
-def _look(run, span, state, bar):
-    for record in run.watch(state, span.phase.step) if run.watch and hosts.lead() else ():
-        run.journal.board([record])
-        bar.write(record["says"])
-
-
-class _Journal:
-    """What is written and said of the updates: the log, TensorBoard, the model's notes."""
-
-    def __init__(self, model, log, board, recent):
-        self.model, self.log, self.board = model, log, board
-        self.recent, self.said = recent, set()  # recent: records of the epoch in progress
-
-    def write(self, records):
-        if hosts.lead():
-            logs.append(self.log, records)
-        self.board(records)
-
-    def notes(self, records, over):
-        """The model's lines on the epochs that end with these records, each once; over: a phase."""
-        *whole, last = epochs([*self.recent, *records])
-        self.recent = [] if over else last
-        lines = [x for x in notes(self.model, whole) if x.startswith("warning: ")]
-        lines += notes(self.model, [last]) if over else []
-        new = [line for line in dict.fromkeys(lines) if line not in self.said]
-        self.said.update(new)
-        return new
-
-
 def epochs(records: list[logs.Record]) -> list[list[logs.Record]]:
     """The records of a log by epoch, in order."""
     key = operator.itemgetter("phase", "epoch")
@@ -311,50 +283,42 @@ def notes(model: Model, groups: list[list[logs.Record]]) -> list[str]:
     return list(dict.fromkeys(line for group in groups for line in model.notes(group)))
 
 
-def _finite(record):
-    return all(np.isfinite(value) for value in record.values() if isinstance(value, float))
+def _infinite(record):
+    """The metrics of a record that are not finite, by name."""
+    return {k: v for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
 
 
 def _diverged(run, span, record):
     """Writes which batches an update took beside the log, and raises Diverged."""
-    log, folder = run.place.log, run.place.folder
-    name, value = next(
-        (name, value)
-        for name, value in record.items()
-        if isinstance(value, float) and not np.isfinite(value)
-    )
-    batches = _named(run.parts, _draw(run, span, record["step"] - 1))
+    if run.manager:
+        checkpoint.finish(run.manager)
+    log, folder, step = run.place.log, run.place.folder, record["step"]
+    batches = [
+        [[str(run.parts[number].store.path), int(run.parts[number].rows[row])] for number, row in x]
+        for x in np.stack(_owner(run.parts, _draw(run, span, step - 1)), axis=-1)
+    ]
     path, last = log.with_name(f"{log.stem}-diverged.json"), checkpoint.newest(folder)
     if hosts.lead():
         files.write_json(path, {"record": record, "checkpoint": last, "batches": batches})
+    [(name, value), *_] = _infinite(record).items()
     rows = ", ".join(str(row) for _, row in batches[0][:8]) + ", ..." * (len(batches[0]) > 8)
     kept = f"update {last}, the last good checkpoint" if last else "the beginning"
     raise Diverged(
-        f"training of {folder.name} stopped: {name} is {value} at update {record['step']} (phase "
+        f"training of {folder.name} stopped: {name} is {value} at update {step} (phase "
         f"{record['phase']}), on rows {rows} of {Path(batches[0][0][0]).name} (all in "
         f"{path.name}): the same command replays it from {kept}; lower the learning rate or the "
         "penalty, or compute in float32, in a new --workdir"
     )
 
 
-def _named(parts, index):
-    """The pairs of a draw [batches, size]: a list of [store, row] for each batch."""
-
-    def name(row):
-        number, row = _owner(parts, row)
-        return [str(parts[number].store.path), int(parts[number].rows[row])]
-
-    return [[name(row) for row in batch] for batch in index]
-
-
 # --- Batches -------------------------------------------------------------------------------------
 
 
 def _draw(run, span, update):
-    """Rows [batches, size], counted through all parts, of the update after `update` of them."""
-    place = store.Place(run.options.seed, span.number, update - span.begin)
+    """Rows [batches, size], counted through all parts, of the update after so many."""
+    place = mixture.Place(run.options.seed, span.number, update - span.begin)
     counts = [len(part.rows) for part in run.parts]
-    return store.batch_rows(counts, run.options.batch, place, span.phase.batches)
+    return mixture.batch_rows(counts, run.options.batch, place, span.phase.batches)
 
 
 def _owner(parts, rows):
@@ -365,33 +329,28 @@ def _owner(parts, rows):
 
 
 def _batches(run, span, first) -> Iterator[Batch]:
-    """The batches of the updates from `first` on: resident where they fit, else streamed."""
+    """The batches of the updates after `first`: resident where they fit, else streamed."""
     draws = (_draw(run, span, update) for update in range(first, span.end))
-    counts, size = [len(part.rows) for part in run.parts], run.parts[0].store.size
-    small = sum(counts) * size**3 * 2 // 8 <= run.options.budget_mb * 2**20
-    if small and jax.process_count() == 1:
-        bits = np.concatenate([part.store.load(part.rows) for part in run.parts])
-        data = parallel.resident(bits)
-        for index in draws:
-            yield Batch(data, index)
+    needed = _count(run.parts) * run.parts[0].store.size ** 3 * 2 // 8
+    if needed <= run.options.budget_mb * 2**20 and jax.process_count() == 1:
+        bits = [part.store.load(part.rows) for part in run.parts]
+        data = parallel.resident(np.concatenate(bits))
+        yield from (Batch(data, index) for index in draws)
         return
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        ahead = []
-        for index in draws:
-            ahead.append(pool.submit(_read, run.parts, index))
-            if len(ahead) > 4:
-                yield ahead.pop(0).result()
-        for future in ahead:
-            yield future.result()
+    with ThreadPoolExecutor(4) as pool:
+        ahead = [pool.submit(_read, run.parts, index) for index in itertools.islice(draws, 4)]
+        while ahead:
+            ahead += [pool.submit(_read, run.parts, index) for index in itertools.islice(draws, 1)]
+            yield ahead.pop(0).result()
 
 
-def _read(parts, index: Shaped[np.ndarray, "batches size"]) -> Batch:
+def _read(parts, index):
     """The pairs of one draw; of several processes, each reads only its own columns of it."""
     mine = hosts.columns(index.shape[1])
-    owner, rows = _owner(parts, index[:, mine].ravel())
+    number, rows = _owner(parts, index[:, mine].ravel())
     bits = np.empty((len(rows), parts[0].store.size ** 3 * 2 // 8), np.uint8)
-    for number, part in enumerate(parts):
-        its = owner == number
+    for each, part in enumerate(parts):
+        its = number == each
         bits[its] = part.store.load(part.rows[rows[its]])
     local = np.zeros_like(index)
     local[:, mine] = np.arange(len(rows)).reshape(len(index), -1)

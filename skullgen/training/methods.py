@@ -4,21 +4,21 @@ Shapes: `B` samples, `D` voxels a side, as in `core.types`.
 """
 
 import contextlib
-import functools
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from skullgen.core import files, hosts, plugins, provenance
 from skullgen.core.errors import UserError, plain
 from skullgen.core.types import Model, Phase, State
-from skullgen.data import store
+from skullgen.data import mixture
 from skullgen.networks import modules
 from skullgen.training import checkpoint
 
@@ -30,7 +30,7 @@ class Trained(NamedTuple):
 
     model: Model
     state: State
-    parts: Sequence[store.Part] = ()
+    parts: Sequence[mixture.Part] = ()
 
 
 def load_config(folder: Path) -> ConfigDict:
@@ -119,6 +119,8 @@ def phases(specs: Sequence[Mapping[str, Any]], model: Model) -> list[Phase]:
 def recipe(name: str, config: ConfigDict) -> provenance.Recipe:
     """What a network is, whatever it learns from: its model, and the sum of a user's own file."""
     model = json.loads(config.to_json_best_effort())
+    if "." in name:
+        plugins.module("model_name", name, name)  # what is not imported has no sum
     return {"model_name": name, "model": model, "code": plugins.sums([name])}
 
 
@@ -212,26 +214,31 @@ def check_shapes(model: Model, name: str, size: int, batches: Mapping[str, int])
     size: `D`. batches: step -> `Phase.batches`. A model's own exceptions come as they are, with a
     note of what was tried.
     """
-    ask = functools.partial(_ask, name)
-    state = ask("init", model.init, jax.random.key(0))
+    state = _ask(name, "init", model.init, jax.random.key(0))
     if not isinstance(state, State) or _form(state.step) != "int32 []":
         raise UserError(f"{name}: init must return a State whose step is int32 []")
     for step, function in model.steps.items():
         _check_step(name, step, function, state, (1, batches.get(step, 1), B, *(size,) * 3, 2))
-    grid = f"[{B}, {size}, {size}, {size}"
+    grid = f"{B} {size} {size} {size}"
     pairs = jax.ShapeDtypeStruct((B, size, size, size, 2), jnp.float32)
     skulls = jax.ShapeDtypeStruct(pairs.shape[:-1], jnp.float32)
-    if model.latents:
-        z = ask("latents", model.latents, state, jax.random.split(jax.random.key(0), B))
-        _require(name, "latents", z, f"[{B}, Z]")
-        if model.decode:
-            _require(name, "decode", ask("decode", model.decode, state, z), f"{grid}, 2]")
-        if model.encode:
-            _require(name, "encode", ask("encode", model.encode, state, pairs), f"{list(z.shape)}")
-    if model.predict:
-        _require(name, "predict", ask("predict", model.predict, state, skulls), f"{grid}]")
-    if model.features:
-        _require(name, "features", ask("features", model.features, state, pairs), f"[{B}, F]")
+    keys = jax.random.split(jax.random.key(0), B)
+    z = model.latents and _asked(name, model, "latents", (state, keys), f"{B} Z")
+    if z:
+        _asked(name, model, "decode", (state, z), f"{grid} 2")
+        _asked(name, model, "encode", (state, pairs), f"{B} {z.shape[1]}")
+    _asked(name, model, "predict", (state, skulls), grid)
+    _asked(name, model, "features", (state, pairs), f"{B} F")
+
+
+def _asked(name, model, what, arguments, form):
+    """The shape of what a function of a model returns, None where it lacks it."""
+    function = getattr(model, what)
+    if not function:
+        return None
+    value = _ask(name, what, function, *arguments)
+    _require(name, what, value, form)
+    return value
 
 
 def _check_step(name, step, function, state, shape):
@@ -243,10 +250,10 @@ def _check_step(name, step, function, state, shape):
     after, metrics = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), answer)
     _same(state, after, f"{name}: step `{step}`")
     for metric, value in metrics.items():
-        _require(name, f"step `{step}`: metric {metric!r}", value, "[]")
+        _require(name, f"step `{step}`: metric {metric!r}", value, "")
 
 
-def _ask(name, what, function: Callable, *arguments):
+def _ask(name, what, function, *arguments):
     try:
         return jax.eval_shape(function, *arguments)
     except Exception as error:
@@ -254,21 +261,17 @@ def _ask(name, what, function: Callable, *arguments):
         raise
 
 
+def _require(name, what, value, form):
+    """UserError unless a value is a float array of a shape, as jaxtyping writes it."""
+    if not isinstance(value, Float[jax.ShapeDtypeStruct, form]):
+        words = f"{what} is {_form(value)}: it must be float32 [{', '.join(form.split())}]"
+        raise UserError(f"{name}: {words}")
+
+
 def _form(value):
     if not hasattr(value, "shape"):
         return type(value).__name__
     return f"{value.dtype} {list(value.shape)}"
-
-
-def _require(name, what, value, form):
-    """UserError unless an array is a float of the shape that `form` tells: a letter is any."""
-    shape = [part.strip() for part in form.strip("[]").split(",") if part.strip()]
-    same = hasattr(value, "shape") and len(value.shape) == len(shape)
-    same = same and all(
-        part.isalpha() or int(part) == side for part, side in zip(shape, value.shape, strict=True)
-    )
-    if not same or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise UserError(f"{name}: {what} is {_form(value)}: it must be float32 {form}")
 
 
 def _same(before, after, where):

@@ -49,7 +49,7 @@ def test_plain_text_is_one_line_without_control_characters(text, shown):
 
 def test_one_of_returns_the_value_or_names_field_value_and_choices():
     assert one_of("field", 2, (1, 2)) == 2
-    with pytest.raises(UserError, match="^data.kind is 'x': choose one of a, b$"):
+    with pytest.raises(UserError, match=r"^data\.kind is 'x': choose one of a, b$"):
         one_of("data.kind", "x", ("a", "b"))
 
 

@@ -266,8 +266,8 @@ def test_several_gzip_members_are_one_stream(tmp_path, sizes):
     lines = ("type: uint8", "dimension: 3", "sizes: 6 5 4", "encoding: gzip", "spacings: 1 1 1")
     path = tmp_path / "a.nii.gz"
     path.write_bytes(gzip.compress(whole[:99]) + gzip.compress(whole[99:352]) + data)
-    for path in (_text_nrrd(tmp_path / "a.nrrd", *lines, data=data), path):
-        np.testing.assert_array_equal(volumes.read(path).data, mask)
+    for file in (_text_nrrd(tmp_path / "a.nrrd", *lines, data=data), path):
+        np.testing.assert_array_equal(volumes.read(file).data, mask)
 
 
 def test_more_voxels_than_the_bound_are_read_where_it_is_raised(tmp_path):

@@ -343,7 +343,10 @@ def test_formats_and_fields_that_cannot_be_are_named_before_the_run(made, real):
         ({"split": "trian"}, r"export\.split is 'trian': choose one of train"),
         ({"split": "train"}, r"no split and no kind: leave export\.split empty"),
         ({"kinds": ("round",)}, r"no split and no kind: leave export\.kinds empty"),
-        ({"store": "real.zarr", "kinds": ("round",)}, r"export\.kinds is 'round': choose one of bil"),
+        (
+            {"store": "real.zarr", "kinds": ("round",)},
+            r"export\.kinds is 'round': choose one of bil",
+        ),
         ({"voxel_mm": 13.0}, "voxels of 13 mm are larger than files may have"),
         ({"voxel_mm": 0.1}, r"export\.voxel_mm is 0\.1: at least"),
     ],

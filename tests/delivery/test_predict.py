@@ -11,10 +11,12 @@ import pytest
 
 from experiments import common
 from skullgen.core.errors import UserError
-from skullgen.data import defects, grids, phantom, sources, store, vault, volumes
+from skullgen.data import defects, grids, phantom, sources, store, volumes
 from skullgen.data.grids import turned
-from skullgen.delivery import implants, predict
+from skullgen.delivery import implants, predict, vault
 from skullgen.evaluation import judges, verdict
+from skullgen.report import figures
+from skullgen.training import loop
 
 SIDE, SIZE = 96, 32
 
@@ -22,7 +24,7 @@ SIDE, SIZE = 96, 32
 def _settings(**fields):
     base = dict(net="vnet", weights="", bone_hu=0.0, threshold=0.5, dust_mm3=2000.0, pieces=0)
     base["label"] = 0
-    return ml_collections.ConfigDict(base | dict(file="", suffixes="", folder="") | fields)
+    return ml_collections.ConfigDict(base | dict(file=(), suffixes=(), folder="") | fields)
 
 
 def _mirror(size=SIZE):
@@ -64,9 +66,8 @@ def test_a_skull_is_ingested_and_prepared_to_the_same_bits(tmp_path, turn, monke
     complete, affine = phantom.skull(2, 64), phantom.affine(64)
     mask, stored, _ = _stored(complete, affine, TURNS[turn](complete.shape))
     volumes.write(tmp_path / "a.nrrd", mask, stored)
-    ingested = sources._cut_file(
-        str(tmp_path / "a.nrrd"), 0.0, 0, 2**29, "a", 16, 0.3, range(1), 0, True
-    )
+    how = sources.Cutting(16, 0.3, range(1), 0)
+    ingested = sources._cut_file(tmp_path / "a.nrrd", 0.0, 0, 2**29, "a", how)
     seen = []
 
     def net(bits):
@@ -85,7 +86,7 @@ def test_a_file_of_skullbreak_keeps_its_own_cube_for_a_net_that_learnt_so(tmp_pa
     monkeypatch.setattr(implants, "measure", lambda *arguments: {})
     complete = np.roll(phantom.skull(2, 64), 5, 0)  # not where the frame would place it
     volumes.write(tmp_path / "a.nrrd", complete, phantom.affine(64))
-    reduced = volumes.read_reduced(tmp_path / "a.nrrd", 16)
+    blocks = volumes.count_blocks(volumes.read(tmp_path / "a.nrrd"), 16)
     seen = []
 
     def net(bits):
@@ -94,8 +95,8 @@ def test_a_file_of_skullbreak_keeps_its_own_cube_for_a_net_that_learnt_so(tmp_pa
 
     made = predict.Designer(net, 16, 0.5, False, {})
     found = predict.predict(made, tmp_path / "a.nrrd", _settings(dust_mm3=0.0))
-    np.testing.assert_array_equal(seen[0], reduced.counts / np.float32(4**3) >= 0.5)
-    np.testing.assert_allclose(found.frame, reduced.affine)
+    np.testing.assert_array_equal(seen[0], blocks.counts / np.float32(4**3) >= 0.5)
+    np.testing.assert_allclose(found.frame, blocks.affine)
 
 
 def test_a_hole_at_the_vertex_or_in_the_side_hardly_moves_the_frame():
@@ -155,14 +156,14 @@ def test_an_implant_in_words_says_what_stays_open(rim, covered, words, warned):
         "extent_mm": 49.1,
         "rim_contact": rim,
     }
-    made = predict.Implant(None, None, None, None, {**numbers, "opening_covered": covered})
-    told = predict.describe(made)
-    assert told.startswith(
+    numbers["opening_covered"] = covered
+    words_of = predict.describe(numbers)
+    assert words_of.startswith(
         f"implant of 8.5 ml, 49 mm across, on bone along {rim:.0%} of its outline"
     )
-    assert f"{words}{warned}" in told and ("warning" in told) == bool(warned)
-    made.numbers["pieces"] = [{"volume_ml": 6.0}, {"volume_ml": 2.5}]
-    assert predict.describe(made).startswith("2 implants (6.0 and 2.5 ml) of 8.5 ml")
+    assert f"{words}{warned}" in words_of and ("warning" in words_of) == bool(warned)
+    numbers["pieces"] = [{"volume_ml": 6.0}, {"volume_ml": 2.5}]
+    assert predict.describe(numbers).startswith("2 implants (6.0 and 2.5 ml) of 8.5 ml")
 
 
 # --- The fit and its measure -------------------------------------------------------------------
@@ -179,7 +180,7 @@ def _plate(hole):
 
 def test_what_a_piece_measures():
     bone, piece, affine = _plate(8)
-    found = implants.measure(piece, bone, affine, [16.0, 32.0, -60.0])
+    found = implants.measure(piece, bone, affine, np.array([16.0, 32.0, -60.0]))
     assert found["volume_ml"] == pytest.approx(8 * 8 * 2 * 6 / 1000, abs=1e-3)
     assert found["extent_mm"] == pytest.approx(np.sqrt(8**2 + 16**2 + 6**2), abs=1e-3)
     assert found["box_mm"] == [[11.5, 23.0, 25.5], [19.5, 39.0, 31.5]]
@@ -194,7 +195,7 @@ def test_how_much_of_the_rim_touches_bone():
         bone = np.zeros_like(piece)
         for side in sides:
             np.moveaxis(bone, side, 0)[9, 10:50, 2:4] = True
-        found = implants.measure(piece, bone, np.eye(4), [30.0, 30.0, -60.0])
+        found = implants.measure(piece, bone, np.eye(4), np.array([30.0, 30.0, -60.0]))
         assert found["contact_mm2"] == 40 * 2 * len(sides)
         assert found["rim_contact"] == pytest.approx(share, abs=0.05)
         assert found["rim_mm"] == pytest.approx(160, rel=0.1)
@@ -203,7 +204,9 @@ def test_how_much_of_the_rim_touches_bone():
 def test_an_overlap_is_counted():
     bone, piece, affine = _plate(8)
     piece[11, 12:20, 9:11] = True
-    assert implants.measure(piece, bone, affine, [16.0, 32.0, -60.0])["overlap_voxels"] == 16
+    assert (
+        implants.measure(piece, bone, affine, np.array([16.0, 32.0, -60.0]))["overlap_voxels"] == 16
+    )
 
 
 def test_an_implant_fits(monkeypatch):
@@ -308,10 +311,10 @@ def test_of_several_files_a_bad_one_is_listed_and_the_others_go_on(
     volumes.write(tmp_path / "complete.nii.gz", complete, phantom.affine(SIDE))
     monkeypatch.setattr(predict, "PICTURE", 32)
     monkeypatch.setattr(predict, "designer", lambda config, workdir: _mirror())
-    named = f"{scans}, {tmp_path / 'complete.nii.gz'}"
+    names = f"{scans}, {tmp_path / 'complete.nii.gz'}"
     config = ml_collections.ConfigDict({"data": {"max_voxels": 2**29}})
-    config.predict = _settings(file=named, dust_mm3=500.0, suffixes=".nii.gz,.nrrd")
-    predict.run(config, tmp_path)
+    config.predict = _settings(file=(names,), dust_mm3=500.0, suffixes=(".nii.gz", ".nrrd"))
+    predict.run(config, tmp_path, figures.implant_sheet)
     out = capsys.readouterr()
     line = "mirror: voxels of 6.4 mm, pairs of phantoms: look at each picture before you trust"
     assert line in out.out and " of the opening" in out.out
@@ -324,17 +327,42 @@ def test_of_several_files_a_bad_one_is_listed_and_the_others_go_on(
     assert told["notice"] == predict.NOTICE and told["overlap_voxels"] == 0
     assert told["made_of"]["file"] == "good.nrrd"
     before = (tmp_path / "predictions" / "good_implant.stl").stat().st_mtime_ns
-    predict.run(config, tmp_path)
+    predict.run(config, tmp_path, figures.implant_sheet)
     assert "good: is made already" in capsys.readouterr().out
     assert (tmp_path / "predictions" / "good_implant.stl").stat().st_mtime_ns == before
-    again = []
-    monkeypatch.setattr(predict, "save", lambda *arguments: again.append(arguments[2]))
-    config.predict.file, config.predict.dust_mm3 = str(scans / "good.nrrd"), 600.0
-    predict.run(config, tmp_path)
-    assert again == ["good"]  # other settings make another implant
-    config.predict.file = str(tmp_path / "complete.nii.gz")
+    config.predict.file = (str(tmp_path / "complete.nii.gz"),)
     with pytest.raises(UserError, match=r"is this skull complete\?"):
-        predict.run(config, tmp_path)
+        predict.run(config, tmp_path, figures.implant_sheet)
+
+
+def test_nothing_is_written_over(skull, tmp_path, monkeypatch):
+    mask, affine, _ = skull
+    volumes.write(tmp_path / "a.nrrd", mask, affine)
+    monkeypatch.setattr(predict, "designer", lambda config, workdir: _mirror())
+    config = ml_collections.ConfigDict({"data": {"max_voxels": 2**29}})
+    config.predict = _settings(file=(str(tmp_path / "a.nrrd"),), dust_mm3=500.0)
+    drawn = []
+
+    def draw(path, *shares, title, note):
+        drawn.append(note)
+        path.write_bytes(b"picture")
+
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    (folder / "a_implant.nrrd").write_bytes(b"a surgeon's")
+    with pytest.raises(UserError, match=r"a_implant\.nrrd: is there, and not ours"):
+        predict.run(config, tmp_path, draw)
+    (folder / "a_implant.nrrd").rename(tmp_path / "his.nrrd")
+    predict.run(config, tmp_path, draw)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "a_implant.stl").unlink()  # as of a kill: it goes on
+    predict.run(config, tmp_path, draw)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    config.predict.dust_mm3 = 600.0
+    with pytest.raises(UserError, match=r"a_implant\.json: made with .*dust_mm3 500\.0, now 600"):
+        predict.run(config, tmp_path, draw)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert len(drawn) == 2 and drawn[0] == drawn[1]
 
 
 def test_what_is_named_wrong_is_one_line(tmp_path):
@@ -351,25 +379,25 @@ def test_what_is_named_wrong_is_one_line(tmp_path):
         (str(tmp_path / "empty"), "empty: holds no skull"),
         (str(tmp_path / "notes.txt"), r"notes\.txt: holds no skull"),
     ):
-        refused(words, file=file)
+        refused(words, file=(file,))
     refused(r"predict\.net is 'unet'", net="unet")
-    refused(r"predict\.suffixes is '\.stl'", suffixes=".stl")
+    refused(r"predict\.suffixes is '\.stl'", suffixes=(".stl",))
 
 
 def test_a_net_that_is_not_there_is_named_before_the_run_with_those_that_are(tmp_path):
     volumes.write(tmp_path / "a.nrrd", phantom.skull(1, 32), phantom.affine(32))
     config = ml_collections.ConfigDict({"generate": {"weights": ""}})
 
-    def check(names=(), **fields):
-        config.predict = _settings(file=str(tmp_path / "a.nrrd"), **fields)
-        predict.check(config, names, tmp_path)
+    def check(*names, **fields):
+        config.predict = _settings(file=(str(tmp_path / "a.nrrd"),), **fields)
+        predict.check(config, list(names), tmp_path)
 
     def refused(words, **fields):
         with pytest.raises(UserError, match=words):
             check(**fields)
 
     refused(r"vnet: no checkpoint; run the stage `segment` first$", net="")
-    check(["segment", "predict"], net="")  # which makes it
+    check("segment", "predict", net="")  # which makes it
     config.generate.weights = "demo"
     refused("run the stage `segment` first, or set predict.weights=demo, too", net="")
     check(weights="demo", net="")
@@ -387,7 +415,7 @@ def test_the_packaged_net_designs_and_says_which_it_is(skull, tmp_path, capsys):
     config = common.defaults("smoke")
     config.predict.update(file=str(tmp_path / "a.nrrd"), weights="demo", dust_mm3=500.0)
     with jax.default_prng_impl("threefry2x32"):  # as it was trained
-        predict.run(config, tmp_path)
+        predict.run(config, tmp_path, figures.implant_sheet)
     assert "vnet_real is its only net: it is taken" in capsys.readouterr().out
     told = json.loads((tmp_path / "predictions" / "a_implant.json").read_text())
     assert told["net"]["name"] == "vnet_real" and told["volume_ml"] > 1
@@ -397,10 +425,10 @@ def test_the_net_of_a_run(tmp_path):
     pairs = np.zeros((4, 8, 8, 8, 2), bool)
     pairs[:, 2:6, 2:6, 2:6, 0] = pairs[:, 6:, 6:, 6:, 1] = True
     recipe = {"config": {"source": "phantom", "threshold": 0.2, "reframe": True}}
-    attributes = {"recipe": recipe, "voxel_mm": 25.6}
-    store.create(tmp_path / "real.zarr", count=4, size=8, shard=64, attributes=attributes)
+    shape, attributes = store.Shape(4, 8, 64), {"voxel_mm": 25.6}
+    real = store.create(tmp_path / "real.zarr", shape, attributes, recipe)
     columns = {"split": np.zeros(4, int), "removed": np.zeros((4, 3))}
-    store.Store(tmp_path / "real.zarr").write(0, store.pack(pairs), columns)
+    real.write(0, store.pack(pairs), columns)
     base = dict(model_name="tests.toy_net", stores="real.zarr:train:all", reference=False, seed=0)
     base |= dict(updates=5, batch_size=4, save_every=5, model=dict(learning_rate=0.1))
     base["model"]["augment"] = False
@@ -409,13 +437,12 @@ def test_the_net_of_a_run(tmp_path):
     config.predict = _settings()
     with pytest.raises(UserError, match="vnet: no checkpoint; run the stage `segment` first"):
         predict.designer(config, tmp_path)
-    options = dict(keep=2, log_every=5, budget_mb=16, tensorboard=False)
-    judges.run(config.segment, 8, tmp_path, **options)
+    judges.train(config.segment, 8, tmp_path, loop.Options(0, 4, 5, 5, 2, 16, None))
     made = predict.designer(config, tmp_path)
     assert (made.size, made.threshold, made.reframe) == (8, 0.2, True)  # as the pairs were made
     probability = made.net(store.pack(pairs)[:1])[0]
     assert probability[7, 7, 7] > probability[0, 0, 0] and made.about["updates"] == 5
     assert (made.about["pairs_of"], made.about["voxel_mm"]) == ("phantoms", 25.6)
     config.segment.model.learning_rate = 0.2
-    with pytest.raises(UserError, match=r"made with another segment\.model"):
+    with pytest.raises(UserError, match=r"made with model\.learning_rate 0\.1, now 0\.2"):
         predict.designer(config, tmp_path)

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from skullgen.core.errors import UserError
+from skullgen.core.types import Model
 from skullgen.data import store
 from skullgen.evaluation import explore
 from skullgen.generation import generate
+from skullgen.generation.postprocess import Rules
 from skullgen.networks import modules
+from skullgen.training.methods import Trained
 from tests import toy
 
 SIZE = 8
@@ -26,38 +29,36 @@ def _pairs(count, seed=0):
     return np.random.default_rng(seed).random((count, SIZE, SIZE, SIZE, 2)) < 0.3
 
 
-def _store(path, **columns):
-    count = len(next(iter(columns.values())))
-    attributes = {"recipe": {}, "names": ["anna", "bert", "carl"], "kinds": ["left", "right"]}
-    store.create(path, count=count, size=SIZE, shard=count, attributes=attributes)
-    store.Store(path).write(
-        0, store.pack(_pairs(count)), {k: np.array(v) for k, v in columns.items()}
-    )
+def _store(path, split, **columns):
+    attributes = {"names": ["anna", "bert", "carl"], "kinds": ["left", "right"]}
+    opened = store.create(path, store.Shape(len(split), SIZE, len(split)), attributes, {})
+    columns = {name: np.array(values) for name, values in {"split": split, **columns}.items()}
+    opened.write(0, store.pack(_pairs(len(split))), columns)
+    return opened
 
 
 def test_pick_takes_one_of_each_skull_first_and_names_them(tmp_path):
-    path = tmp_path / "real.zarr"
-    _store(path, split=[0, 0, 0, 0, 1, 2], skull=[0, 0, 0, 1, 2, 2], kind=[0, 1, 0, 1, 1, -1])
+    skulls, kinds = [0, 0, 0, 1, 2, 2], [0, 1, 0, 1, 1, -1]
+    real = _store(tmp_path / "real.zarr", [0, 0, 0, 0, 1, 2], skull=skulls, kind=kinds)
     for seed in range(5):
-        bits, cases = explore.pick(path, ("train",), 2, seed)
+        bits, cases = explore.pick(real, ("train",), 2, seed)
         assert {case.split(",")[0] for case in cases} == {"anna", "bert"}
         rows = [int(case.split("pair ")[1][:-1]) for case in cases]
         np.testing.assert_array_equal(bits, store.pack(_pairs(6))[rows])
-    _, held = explore.pick(path, ("validation", "test"), 9, 0)
+    _, held = explore.pick(real, ("validation", "test"), 9, 0)
     assert sorted(held) == ["carl (pair 5)", "carl, right (pair 4)"]
-    assert len({tuple(explore.pick(path, (), 6, seed)[1]) for seed in range(5)}) > 1
+    assert len({tuple(explore.pick(real, (), 6, seed)[1]) for seed in range(5)}) > 1
 
 
 def test_pick_draws_generated_pairs_evenly_and_refuses_half_a_store(tmp_path):
-    path = tmp_path / "made.zarr"
-    _store(path, split=[-1] * 40)
-    bits, cases = explore.pick(path, (), 15, 3)
+    generated = _store(tmp_path / "generated.zarr", [-1] * 40)
+    bits, cases = explore.pick(generated, (), 15, 3)
     assert len(bits) == len(set(cases)) == 15
     assert max(int(case.removeprefix("pair ")) for case in cases) > 20
-    assert explore.pick(path, (), 15, 3)[1] == cases
-    (path / "voxels" / "c" / "0" / "0").unlink()
+    assert explore.pick(generated, (), 15, 3)[1] == cases
+    (generated.path / "voxels" / "c" / "0" / "0").unlink()
     with pytest.raises(UserError, match="40 pairs are not made"):
-        explore.pick(path, (), 15, 3)
+        explore.pick(generated, (), 15, 3)
 
 
 def test_volumes_are_block_means():
@@ -75,9 +76,9 @@ def test_network_features_do_not_depend_on_the_batch():
         assert pairs.shape[0] in (1, 4)
         return jnp.stack([pairs.sum((1, 2, 3, 4)), pairs[:, 0, 0, 0, 0] * state], axis=1)
 
-    model, pairs = SimpleNamespace(features=features), _pairs(6)
-    found = explore.network_features(model, 3.0, store.pack(pairs), SIZE, 4)
-    alone = explore.network_features(model, 3.0, store.pack(pairs), SIZE, 1)
+    net, pairs = Trained(Model(None, {}, features=features), 3.0), _pairs(6)
+    found = explore.network_features(net, store.pack(pairs), SIZE, 4)
+    alone = explore.network_features(net, store.pack(pairs), SIZE, 1)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, alone)
     np.testing.assert_array_equal(found[:, 0], pairs.sum((1, 2, 3, 4)))
@@ -90,7 +91,8 @@ def _groups(count):
     pairs[0, :, :4, ..., 0] = pairs[1, :, 4:, ..., 0] = True
     pairs ^= np.random.default_rng(1).random(pairs.shape) < 0.02
     cases = [f"pair {number}" for number in range(count)]
-    return [(name, store.pack(x), cases) for name, x in zip(("low", "high"), pairs, strict=True)]
+    names = ("low", "high")
+    return [explore.Group(name, store.pack(x), cases) for name, x in zip(names, pairs, strict=True)]
 
 
 def _apart(drawn):
@@ -103,7 +105,7 @@ def _apart(drawn):
 
 def test_maps_keep_two_clusters_apart_and_repeat_themselves():
     groups = _groups(12)
-    first, again = (explore.maps(groups, SIZE, seed=0, perplexity=5) for _ in range(2))
+    first, again = (explore.maps(groups, SIZE, seed=0, perplexity=5.0) for _ in range(2))
     assert first == again
     titles = [drawn["title"] for drawn in first["maps"]]
     assert titles[0] == "t-SNE of PCA of the volumes"
@@ -116,7 +118,7 @@ def test_maps_keep_two_clusters_apart_and_repeat_themselves():
 
 def test_maps_of_a_nets_features_follow_the_features():
     mixed = np.tile([[0.0], [9.0]], (10, 1)) + RNG.random((20, 1))
-    drawn = explore.maps(_groups(10), SIZE, lambda bits: mixed, seed=0, perplexity=3)["maps"]
+    drawn = explore.maps(_groups(10), SIZE, lambda bits: mixed, seed=0, perplexity=3.0)["maps"]
     assert drawn[0]["title"] == "t-SNE of the V-Net's bottleneck"
     assert len(drawn) == 3
     assert _apart(drawn[0]) < 0.8 and _apart(drawn[1]) == 1
@@ -124,17 +126,17 @@ def test_maps_of_a_nets_features_follow_the_features():
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_maps_of_a_handful_are_finite(count):
-    drawn = explore.maps(_groups(count), SIZE, seed=0, perplexity=30)["maps"]
+    drawn = explore.maps(_groups(count), SIZE, seed=0, perplexity=30.0)["maps"]
     assert len(drawn) == 2
     assert all(np.isfinite([p["x"], p["y"]]).all() for d in drawn for p in d["points"])
 
 
 def test_maps_of_nothing_to_tell_apart(capsys):
     with pytest.raises(UserError, match="4 pairs or more, not 2"):
-        explore.maps(_groups(1), SIZE, seed=0, perplexity=30)
+        explore.maps(_groups(1), SIZE, seed=0, perplexity=30.0)
     bits = np.zeros((5, SIZE**3 * 2 // 8), np.uint8)
-    groups = [("same", bits, ["pair"] * 5)]
-    assert explore.maps(groups, SIZE, seed=0, perplexity=30) == {"maps": []}
+    groups = [explore.Group("same", bits, ["pair"] * 5)]
+    assert explore.maps(groups, SIZE, seed=0, perplexity=30.0) == {"maps": []}
     assert "PCA of the volumes: alike for all 5 pairs" in capsys.readouterr().out
 
 
@@ -145,31 +147,31 @@ def test_umap_is_asked_for_before_the_work(monkeypatch):
         raise AssertionError("features were computed first")
 
     with pytest.raises(UserError, match=r"pip install 'skullgen\[umap\]'"):
-        explore.maps(_groups(3), SIZE, late, seed=0, perplexity=3, umap=True)
-    explore.maps(_groups(3), SIZE, seed=0, perplexity=3)  # and not missed otherwise
+        explore.maps(_groups(3), SIZE, late, seed=0, perplexity=3.0, umap=True)
+    explore.maps(_groups(3), SIZE, seed=0, perplexity=3.0)  # and not missed otherwise
 
 
 @pytest.mark.slow
 def test_umap_keeps_two_clusters_apart():
     pytest.importorskip("umap")
     for count in (2, 20):
-        drawn = explore.maps(_groups(count), SIZE, seed=0, perplexity=5, umap=True)["maps"]
+        drawn = explore.maps(_groups(count), SIZE, seed=0, perplexity=5.0, umap=True)["maps"]
         assert [d["title"] for d in drawn][1] == "UMAP of PCA of the volumes"
         places = [(p["x"], p["y"]) for p in drawn[1]["points"]]
         assert np.isfinite(places).all()
     assert _apart(drawn[1]) == 1
-    assert drawn == explore.maps(_groups(20), SIZE, seed=0, perplexity=5, umap=True)["maps"]
+    assert drawn == explore.maps(_groups(20), SIZE, seed=0, perplexity=5.0, umap=True)["maps"]
 
 
 def test_ways_by_hand():
-    t = [0, 1 / 3, 0.5, 1]
+    t = np.array([0, 1 / 3, 0.5, 1])
     a, b = np.array([1.0, 0]), np.array([0, 1.0])
-    angles = np.pi / 2 * np.array(t)
+    angles = np.pi / 2 * t
     quarter = np.stack([np.cos(angles), np.sin(angles)], 1)
     np.testing.assert_allclose(explore.spherical(a, b, t), quarter, atol=1e-12)
     np.testing.assert_allclose(explore.linear(a, b, t)[2], [0.5, 0.5])
     # Twice the length at one end: sin(pi / 4) of each.
-    half = explore.spherical(2 * a, b, [0.5])[0]
+    half = explore.spherical(2 * a, b, t[2:3])[0]
     np.testing.assert_allclose(half, [2**0.5, 0.5**0.5])
     for other in (a, -a, 3 * a, 0 * a):  # no great circle, or all of them
         np.testing.assert_allclose(explore.spherical(a, other, t), explore.linear(a, other, t))
@@ -182,7 +184,7 @@ LATENT = arrays.arrays(np.float32, 5, elements=st.floats(-3, 3, width=32))
 @given(LATENT, LATENT)
 def test_ways_end_where_they_should_and_spherical_ones_keep_the_norm(a, b):
     for way in (explore.linear, explore.spherical):
-        ends = way(a, b, [0, 1])
+        ends = way(a, b, np.array([0.0, 1.0]))
         np.testing.assert_array_equal(ends, np.stack([a, b]))
         assert np.isfinite(way(a, b, np.linspace(0, 1, 7))).all()
     long = [np.linalg.norm(x.astype(float)) for x in (a, b)]
@@ -193,40 +195,37 @@ def test_ways_end_where_they_should_and_spherical_ones_keep_the_norm(a, b):
             np.testing.assert_allclose(norms, 1, rtol=1e-9)
 
 
+RULES = Rules("independent", 0.5)
+
+
 @pytest.fixture
-def made():
+def generator():
     model = toy.make(SimpleNamespace(learning_rate=0.1, breaks_at=-1, resolution=16))
-    return model, model.init(jax.random.key(0, impl="threefry2x32"))
+    return Trained(model, model.init(jax.random.key(0, impl="threefry2x32")))
 
 
-def test_ends_without_an_encoder_are_the_first_generated_samples(made):
-    model, state = made
+def test_ends_without_an_encoder_are_the_first_generated_samples(generator):
     with jax.default_prng_impl("threefry2x32"):
-        z = explore.ends(model, state, None, 5)
-        sample = generate.sampler(
-            model, state, seed=5, batch=1, channels="independent", threshold=0.5
-        )
-        bits = np.asarray(sample(0)[0])
-        way = explore.interpolation(model, state, z, count=2, channels="independent", threshold=0.5)
+        z = explore.ends(generator, None, 5)
+        bits = np.asarray(generate.sampler(generator, RULES, batch=1)(0, seed=5)[0])
+        way = explore.interpolation(generator, z, 2, RULES)
     assert z.shape == (2, 1) and z[0] != z[1]
     assert way[0].any()
     np.testing.assert_array_equal(store.pack(way[0]), bits[:2])  # two host devices: samples 0, 1
 
 
-def test_ends_with_an_encoder_are_the_real_pairs(made):
-    model, state = made
-    model = model._replace(encode=lambda state, pairs: pairs.sum((1, 2, 3)))
-    pairs = _pairs(2)
-    np.testing.assert_array_equal(explore.ends(model, state, pairs, 0), pairs.sum((1, 2, 3)))
+def test_ends_with_an_encoder_are_the_real_pairs(generator):
+    model = generator.model._replace(encode=lambda state, pairs: pairs.sum((1, 2, 3)))
+    pairs, encoder = _pairs(2), generator._replace(model=model)
+    np.testing.assert_array_equal(explore.ends(encoder, pairs, 0), pairs.sum((1, 2, 3)))
 
 
-def test_interpolation_decodes_its_ends_by_generates_rules(made):
-    model, state = made
+def test_interpolation_decodes_its_ends_by_generates_rules(generator):
     z = np.float32([[0.1], [0.9]])
-    rules = dict(channels="independent", threshold=0.5)
-    ways = explore.interpolation(model, state, z, count=4, **rules)
+    ways = explore.interpolation(generator, z, 4, RULES)
     assert ways.shape == (2, 4, 16, 16, 16, 2) and ways.dtype == bool
-    raw = np.asarray(modules.binarise(model.decode(state, z), "independent", 0.5))
+    probability = generator.model.decode(generator.state, z)
+    raw = np.asarray(modules.binarise(probability, "independent", 0.5))
     assert (raw[..., 0] & raw[..., 1]).any() and not (ways[..., 0] & ways[..., 1]).any()
     for way in ways:
         np.testing.assert_array_equal(way[[0, -1], ..., 0], raw[..., 0])
@@ -235,4 +234,4 @@ def test_interpolation_decodes_its_ends_by_generates_rules(made):
     assert ways[0].any((2, 3, 4))[..., 0].all()
     wide = [int(pair.any((1, 2))[:, 0].sum()) for pair in ways[0]]
     assert wide == [3, 4, 5, 6]
-    assert explore.interpolation(model, state, z, count=2, dust=10**4, **rules).any() == np.False_
+    assert not explore.interpolation(generator, z, 2, RULES._replace(dust=10**4)).any()

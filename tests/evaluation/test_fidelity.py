@@ -15,11 +15,9 @@ def test_dice_matrix_equals_dice():
     a, b = rng.random((3, SIZE, SIZE, SIZE, 2)) < 0.4, rng.random((5, SIZE, SIZE, SIZE, 2)) < 0.2
     b[2, ..., 1] = False
     matrix = fidelity.dice_matrix(store.pack(a), store.pack(b), SIZE)
-    for channel in (0, 1):
-        for i in range(3):
-            for j in range(5):
-                expected = metrics.dice(a[i, ..., channel], b[j, ..., channel])
-                assert matrix[channel, i, j] == pytest.approx(expected, rel=1e-6)
+    for channel, i, j in np.ndindex(matrix.shape):
+        expected = metrics.dice(a[i, ..., channel], b[j, ..., channel])
+        assert matrix[channel, i, j] == pytest.approx(expected, rel=1e-6)
 
 
 def test_mean_pair_keeps_the_likeliest_voxels_and_the_occupancy():
@@ -34,18 +32,14 @@ def test_mean_pair_keeps_the_likeliest_voxels_and_the_occupancy():
 
 
 def _store(path, pairs, split):
-    store.create(
-        path,
-        count=len(pairs),
-        size=pairs.shape[1],
-        shard=len(pairs),
-        attributes={"recipe": {}, "names": []},
-    )
+    shape = store.Shape(len(pairs), pairs.shape[1], len(pairs))
+    opened = store.create(path, shape, {"names": []}, {})
     columns = {"split": np.array(split), "removed": np.zeros((len(pairs), 3))}
-    store.Store(path).write(0, store.pack(pairs), columns)
+    opened.write(0, store.pack(pairs), columns)
+    return opened
 
 
-def test_quality_by_hand(tmp_path):
+def test_fidelity_by_hand(tmp_path):
     """Cubes at known places: every number can be counted."""
 
     def cube(x, y):
@@ -56,9 +50,10 @@ def test_quality_by_hand(tmp_path):
 
     empty = cube(0, 0)
     empty[..., 1] = False
-    _store(tmp_path / "real.zarr", np.stack([cube(0, 0), cube(4, 4), cube(1, 0)]), [0, 0, 2])
-    _store(tmp_path / "made.zarr", np.stack([cube(0, 0), empty]), [-1, -1])
-    result = fidelity.quality(tmp_path / "real.zarr", tmp_path / "made.zarr")
+    pairs = np.stack([cube(0, 0), cube(4, 4), cube(1, 0)])
+    real = _store(tmp_path / "real.zarr", pairs, [0, 0, 2])
+    generated = _store(tmp_path / "generated.zarr", np.stack([cube(0, 0), empty]), [-1, -1])
+    result = fidelity.fidelity(real, generated)
     skull, defect = result["skull"], result["defect"]
     assert skull["nearest_training_dice"]["generated"] == 1
     assert skull["nearest_training_dice"]["held_out"] == 0.5
@@ -67,17 +62,20 @@ def test_quality_by_hand(tmp_path):
     assert skull["pairwise_dice"] == {"generated": 1, "training": 0}
     assert skull["occupancy"]["training"] == pytest.approx(8 / SIZE**3)
     assert result["removed"]["empty_defects"] == 0.5
-    text = "\n".join(fidelity.describe(result))
-    assert "50.0% empty defects" in text
-    assert "generated skulls lie nearer to a training pair than held-out real ones" in text
-    assert "generated defects lie nearer" not in text
+    closest = result["copies"]["skull"]["closest"][0]  # the whole skull of training pair 0
+    assert (closest["generated"], closest["training"], closest["dice"]) == (0, 0, 1)
+    other = fidelity.fidelity(real, generated, learnt=np.array([1]))
+    assert other["skull"]["nearest_training_dice"]["generated"] == 0
+    assert other["copies"]["pair"]["closest"][0]["training"] == 1
 
 
 def test_stores_of_two_sizes_are_refused(tmp_path):
-    for size in (4, 8):
+    small, large = (
         _store(tmp_path / f"{size}.zarr", np.ones((2, size, size, size, 2), bool), [0, 0])
+        for size in (4, 8)
+    )
     with pytest.raises(UserError, match="not of the size"):
-        fidelity.quality(tmp_path / "4.zarr", tmp_path / "8.zarr")
+        fidelity.fidelity(small, large)
 
 
 def test_copies_by_hand():
@@ -91,11 +89,11 @@ def test_copies_by_hand():
         return out
 
     train = store.pack(np.stack([pair(range(8), range(8, 12)), pair(range(20, 28), range(28, 32))]))
-    held = store.pack(np.stack([pair(range(6), range(6, 9))]))
+    unseen = store.pack(np.stack([pair(range(6), range(6, 9))]))
     other, copy = pair(range(20, 30), range(30, 32)), pair(range(8), range(8, 12))
-    made = store.pack(np.stack([other, copy]))
-    found = fidelity.copies(train, held, made, size=size, names=["a", "b"])
-    # Complete skulls: 12 voxels of training, 9 held out, all shared; made 0 is b, cut elsewhere.
+    generated = store.pack(np.stack([other, copy]))
+    found = fidelity.copies(train, unseen, generated, size, ["a", "b"])
+    # Complete skulls: 12 voxels of training, 9 unseen, all shared; generated 0 is b, cut elsewhere.
     assert found["skull"]["held_out"] == pytest.approx([2 * 9 / 21])
     assert found["skull"]["generated"] == pytest.approx([1, 1])
     assert found["skull"]["limit"] == pytest.approx(2 * 9 / 21)
@@ -104,5 +102,5 @@ def test_copies_by_hand():
     assert found["pair"]["generated"] == pytest.approx([2 * 10 / 24, 1])
     first = found["pair"]["closest"][0]
     assert (first["generated"], first["training"], first["name"], first["dice"]) == (1, 0, "a", 1)
-    none = fidelity.copies(train, held[:0], made, size=size, names=["a", "b"])
+    none = fidelity.copies(train, unseen[:0], generated, size, ["a", "b"])
     assert none["skull"]["limit"] is None and none["skull"]["share_above"] is None

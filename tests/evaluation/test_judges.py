@@ -1,4 +1,4 @@
-"""The networks that judge: mixtures, resuming, and what is set aside."""
+"""The networks that judge: mixtures, resuming, and what is refused."""
 
 import jax
 import ml_collections
@@ -8,10 +8,10 @@ import pytest
 from skullgen.core.errors import UserError
 from skullgen.data import store
 from skullgen.evaluation import judges
-from skullgen.training import logs
+from skullgen.training import logs, loop
 
 SIZE = 8
-OPTIONS = dict(keep=2, log_every=5, budget_mb=16, tensorboard=False)
+OPTIONS = loop.Options(seed=7, batch=7, log_every=5, save_every=7, keep=2, budget_mb=16)
 
 
 def _settings(**fields):
@@ -27,10 +27,9 @@ def _store(path, corner, split, recipe=None):
     pairs = np.zeros((len(split), SIZE, SIZE, SIZE, 2), bool)
     pairs[:, 2:6, 2:6, 2:6, 0] = True
     pairs[(slice(None), *[slice(c, c + 2) for c in corner], 1)] = True
-    attributes = {"recipe": recipe or {}}
-    store.create(path, count=len(split), size=SIZE, shard=64, attributes=attributes)
+    made = store.create(path, store.Shape(len(split), SIZE, 64), {}, recipe or {})
     columns = {"split": np.array(split), "removed": np.zeros((len(split), 3))}
-    store.Store(path).write(0, store.pack(pairs), columns)
+    made.write(0, store.pack(pairs), columns)
 
 
 @pytest.fixture
@@ -42,22 +41,22 @@ def work(tmp_path):
 
 def test_the_net_and_its_yardstick_learn_their_own_pairs(work):
     settings = _settings(updates=40)
-    judges.run(settings, SIZE, work, **OPTIONS)
-    nets = judges.trained(settings, SIZE, work)
+    judges.train(settings, SIZE, work, OPTIONS)
+    nets = judges.load(settings, SIZE, work)
     assert list(nets) == ["vnet", "vnet_real"]
     for name, corner in (("vnet", 7), ("vnet_real", 0)):
         model, state, _ = nets[name]
         found = np.asarray(model.predict(state, np.zeros((1, SIZE, SIZE, SIZE))))[0]
         assert found[(corner,) * 3] > 0.9 and found[(7 - corner,) * 3] < 0.1
-    assert len(nets["vnet"][2][0].rows) == 12 and len(nets["vnet_real"][2][0].rows) == 8
+    assert len(nets["vnet"].parts[0].rows) == 12 and len(nets["vnet_real"].parts[0].rows) == 8
     assert len(logs.read(work / "segment-vnet.jsonl")) == 40
 
 
 def test_a_mixture_sees_both_stores_equally(work):
     settings = _settings(stores="real.zarr:train:2,generated.zarr:all:all", reference=False)
     settings.updates = 60
-    judges.run(settings, SIZE, work, **OPTIONS)
-    ((model, state, parts),) = judges.trained(settings, SIZE, work).values()
+    judges.train(settings, SIZE, work, OPTIONS)
+    ((model, state, parts),) = judges.load(settings, SIZE, work).values()
     found = np.asarray(model.predict(state, np.zeros((1, SIZE, SIZE, SIZE))))[0]
     assert [len(part.rows) for part in parts] == [2, 12]
     assert found[0, 0, 0] == pytest.approx(0.5, abs=0.05)
@@ -65,51 +64,67 @@ def test_a_mixture_sees_both_stores_equally(work):
 
 
 def test_a_second_run_does_nothing_and_a_longer_one_goes_on(work, capsys):
-    judges.run(_settings(), SIZE, work, **OPTIONS)
+    judges.train(_settings(), SIZE, work, OPTIONS)
     capsys.readouterr()
-    judges.run(_settings(), SIZE, work, **OPTIONS)
+    judges.train(_settings(), SIZE, work, OPTIONS)
     assert "vnet: 10 updates on 12 pairs are done" in capsys.readouterr().out
-    judges.run(_settings(updates=20), SIZE, work, **OPTIONS)
+    judges.train(_settings(updates=20), SIZE, work, OPTIONS)
     assert "goes on from the checkpoint of update 10" in capsys.readouterr().out
     fresh = work.parent / "fresh"
     fresh.mkdir()
     for name in ("real.zarr", "generated.zarr"):
         (fresh / name).symlink_to(work / name)
-    judges.run(_settings(updates=20), SIZE, fresh, **OPTIONS)
-    states = [judges.trained(_settings(updates=20), SIZE, w)["vnet"][1] for w in (work, fresh)]
+    judges.train(_settings(updates=20), SIZE, fresh, OPTIONS)
+    states = [judges.load(_settings(updates=20), SIZE, w)["vnet"].state for w in (work, fresh)]
     for a, b in zip(*(jax.tree.leaves(s.nets) for s in states), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"seed": 1}, {"model.learning_rate": 0.2}, {"batch_size": 2}, {"updates": 5}, {"stores": "x"}],
+    ("fields", "words"),
+    [
+        ({"seed": 1}, "made with seed 0, now 1"),
+        ({"model.learning_rate": 0.2}, r"made with model\.learning_rate 0\.1, now 0\.2"),
+        ({"batch_size": 2}, "made with batch_size 4, now 2"),
+        ({"updates": 5}, r"phases\.0 \['segment', 1, 10\], now \['segment', 1, 5\]"),
+        ({"stores": "generated.zarr:all:7"}, r"made with stores\.0\.rows"),
+    ],
 )
-def test_a_net_of_other_pairs_or_settings_is_set_aside(work, fields, capsys):
-    judges.run(_settings(reference=False), SIZE, work, **OPTIONS)
-    if "stores" in fields:
-        fields = {"stores": "generated.zarr:all:7"}
+def test_a_net_of_other_pairs_or_settings_is_refused(work, fields, words):
+    judges.train(_settings(reference=False), SIZE, work, OPTIONS)
     other = _settings(reference=False, **fields)
-    with pytest.raises(UserError, match="not trained on these pairs"):
-        judges.trained(other, SIZE, work)
-    judges.run(other, SIZE, work, **OPTIONS)
-    assert "it is now" in capsys.readouterr().out
-    assert (work / "checkpoints" / "vnet-0" / "10").is_dir()
-    assert len(logs.read(work / "segment-vnet.jsonl")) == other.updates
-    judges.trained(other, SIZE, work)
+    with pytest.raises(judges.Unfinished, match="not trained on these pairs"):
+        judges.load(other, SIZE, work)
+    with pytest.raises(UserError, match=f"vnet: {words}|{words}"):
+        judges.train(other, SIZE, work, OPTIONS)
+    assert len(logs.read(work / "segment-vnet.jsonl")) == 10
+    judges.load(_settings(reference=False), SIZE, work)
 
 
 def test_pairs_made_again_from_other_weights_are_other_pairs(work):
     settings = _settings(reference=False)
-    judges.run(settings, SIZE, work, **OPTIONS)
+    judges.train(settings, SIZE, work, OPTIONS)
     (work / "generated.zarr").rename(work / "old.zarr")
     _store(work / "generated.zarr", (6, 6, 6), [-1] * 12, recipe={"weights": "others"})
-    with pytest.raises(UserError, match="not trained on these pairs"):
-        judges.trained(settings, SIZE, work)
+    with pytest.raises(judges.Unfinished, match=r"vnet: not trained .*stores\.0\.recipe"):
+        judges.load(settings, SIZE, work)
+    assert int(judges.newest(settings, SIZE, work, "vnet").state.step) == 10
+    with pytest.raises(UserError, match=r"made with model\.learning_rate 0\.1, now 0\.2"):
+        judges.newest(_settings(**{"model.learning_rate": 0.2}), SIZE, work, "vnet")
+
+
+def test_a_net_is_chosen_by_its_name_or_because_it_is_the_only_one(work):
+    assert not judges.begun(work)
+    with pytest.raises(judges.Unfinished, match="run the stage `segment` first"):
+        judges.choose(work)
+    judges.train(_settings(reference=False), SIZE, work, OPTIONS)
+    assert judges.begun(work) and judges.choose(work) == "vnet" == judges.choose(work, "vnet")
+    with pytest.raises(judges.Unfinished, match="vnet_real: no checkpoint; here is vnet"):
+        judges.choose(work, "vnet_real")
 
 
 def test_a_generator_is_no_segmentation_network(work):
     settings = _settings(model_name="tests.toy")
     settings.model.breaks_at = -1
     with pytest.raises(UserError, match=r"lacks the step `segment` or predict"):
-        judges.run(settings, SIZE, work, **OPTIONS)
+        judges.train(settings, SIZE, work, OPTIONS)

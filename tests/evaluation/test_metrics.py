@@ -1,13 +1,14 @@
 """The official definitions by hand, and every shortcut against the brute force that it replaces."""
 
-import subprocess
 import sys
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 from scipy import ndimage, stats
 from scipy.spatial.distance import cdist
 
@@ -28,11 +29,6 @@ def _blocks(shape, *sides):
 def _random(seed, shape, *shares):
     draw = np.random.default_rng(seed)
     return [draw.random(shape) < share for share in shares]
-
-
-def test_it_imports_no_jax():
-    code = "import sys, skullgen.evaluation.metrics; sys.exit('jax' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- Dice and boundary Dice --------------------------------------------------------------------
@@ -263,7 +259,7 @@ def _native(seed=0):
 
 def test_native_scores_on_the_models_own_grid():
     probability, truth, _ = _native()
-    got = metrics.native_scores(probability, truth, MODEL, truth, MODEL)
+    got = metrics.native_scores(probability, truth, MODEL, (truth, MODEL))
     mask = probability > 0.5
     assert got["dice_native"] == metrics.dice(mask, truth) < 1 == got["ceiling_native"]
     assert got["hd95_native_mm"] == metrics.hd95(mask, truth, 2.0)
@@ -275,7 +271,7 @@ def test_native_scores_of_an_upsampled_truth(rule):
     affine = np.diag([0.5, 0.5, 0.5, 1])
     affine[:3, 3] = -0.75
     native = _enlarged(2 * truth, 32, rule, 1)
-    got = metrics.native_scores(probability, truth, MODEL, native, affine, rule, 0.6)
+    got = metrics.native_scores(probability, truth, MODEL, (native, affine), rule, 0.6)
     expected = metrics.upsampled_dice(probability, truth, 32, rule, 0.6)
     assert got["ceiling_native"] == 1 and got["dice_native"] == expected < 1
 
@@ -286,10 +282,10 @@ def test_native_scores_by_hand():
     affine = np.diag([1.0, 2, 2, 1])
     affine[0, 3] = -3.5
     native = _blocks((14, 4, 4), np.s_[0:8])
-    got = metrics.native_scores(truth & False, truth, MODEL, native, affine, "nearest")
+    got = metrics.native_scores(truth & False, truth, MODEL, (native, affine), "nearest")
     assert got["ceiling_native"] == 2 * 4 / (4 + 8) and got["dice_native"] == 0
     assert got["hd95_native_mm"] == pytest.approx(np.sqrt(14**2 + 8**2 + 8**2))
-    shifted = metrics.native_scores(truth, truth, MODEL, native[::-1], affine, "nearest")
+    shifted = metrics.native_scores(truth, truth, MODEL, (native[::-1], affine), "nearest")
     # Bone at x 3..6 against 6..13.
     assert shifted["dice_native"] == 2 * 1 / (4 + 8)
 
@@ -303,7 +299,7 @@ def test_native_scores_by_hand():
 )
 def test_native_scores_do_not_depend_on_the_order_of_the_axes(order, flips, angle, rule):
     probability, truth, native = _native()
-    expected = metrics.native_scores(probability, truth, MODEL, native, FINE, rule)
+    expected = metrics.native_scores(probability, truth, MODEL, (native, FINE), rule)
     assert 0.3 < expected["dice_native"] < 0.95 and expected["ceiling_native"] < 1
     turn = np.eye(4)[:, [*order, 3]]
     data, affine = native.transpose(order), FINE @ turn
@@ -315,24 +311,52 @@ def test_native_scores_do_not_depend_on_the_order_of_the_axes(order, flips, angl
     # Both grids lie askew in the scanner.
     tilt, angle = np.eye(4), np.deg2rad(angle)
     tilt[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    got = metrics.native_scores(probability, truth, tilt @ MODEL, data, tilt @ affine, rule)
+    got = metrics.native_scores(probability, truth, tilt @ MODEL, (data, tilt @ affine), rule)
     assert got == pytest.approx(expected, abs=1e-12)
 
 
 def test_native_scores_against_the_whole_enlarged_mask():
     probability, truth, native = _native(1)
     found, best = (grids.enlarge(part, MODEL, FINE, native.shape) for part in (probability, truth))
-    got = metrics.native_scores(probability, truth, MODEL, native, FINE)
+    got = metrics.native_scores(probability, truth, MODEL, (native, FINE))
     assert got["dice_native"] == metrics.dice(found, native)
     assert got["ceiling_native"] == metrics.dice(best, native)
     assert got["hd95_native_mm"] == metrics.hd95(found, native, (0.5, 1, 2))
 
 
+# --- A user's own ------------------------------------------------------------------------------
+
+
+def test_a_users_own_metric_is_a_number_or_none_and_keeps_its_traceback(monkeypatch):
+    lab = SimpleNamespace(
+        size=lambda prediction, truth, skull, voxel_mm: prediction.sum() * voxel_mm,
+        none=lambda *masks: None,
+        nan=lambda *masks: float("nan"),
+        broken=lambda *masks: {}["a key"],
+    )
+    monkeypatch.setitem(sys.modules, "lab", lab)
+    masks = (np.ones((2, 2, 2), bool),) * 3
+
+    def value(name):
+        return metrics._own(f"lab.{name}", masks, 0.5, "s.zarr, pair 3")
+
+    assert value("size") == 4.0 and type(value("size")) is float and value("none") is None
+    with pytest.raises(
+        UserError, match=r"lab\.nan of s\.zarr, pair 3, is nan: it must be a finite"
+    ):
+        value("nan")
+    with pytest.raises(KeyError, match="a key"):
+        value("broken")
+    assert metrics.own(ConfigDict({"metrics": "lab.size, lab.nan,lab.size"})) == (
+        "lab.size",
+        "lab.nan",
+    )
+
+
 # --- Intervals ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [2, 5, 9])
-@pytest.mark.parametrize("level", [0.9, 0.95])
+@pytest.mark.parametrize(("count", "level"), [(2, 0.95), (5, 0.9), (9, 0.95)])
 def test_few_skulls_have_a_t_interval(count, level):
     values = np.random.default_rng(count).random(count)
     mean, low, high, kind = metrics.interval(values, level)
@@ -341,13 +365,12 @@ def test_few_skulls_have_a_t_interval(count, level):
     assert kind == "t over skulls"
 
 
-def test_one_skull_has_no_interval():
+def test_intervals_by_hand():
     assert metrics.interval([0.25]) == (0.25, None, None, "none")
-
-
-def test_a_t_interval_by_hand():
+    for count in (4, 12):
+        assert metrics.interval([0.5] * count)[:3] == (0.5, 0.5, 0.5)
     # Mean 2, deviation 1, t of 2 degrees of freedom at 97.5% 4.3027.
-    _, low, high, _ = metrics.interval([1, 2, 3])
+    _, low, high, _ = metrics.interval([1.0, 2.0, 3.0])
     assert (high - 2) == pytest.approx(2 - low) == pytest.approx(4.30265 / np.sqrt(3), rel=1e-5)
 
 
@@ -361,11 +384,6 @@ def test_many_skulls_are_bootstrapped(count):
     other = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=rng)
     noise = 0.06 * values.std() / np.sqrt(count)  # of two seeds' quantiles
     assert (low, high) == pytest.approx(tuple(other.confidence_interval), abs=3 * noise)
-
-
-def test_equal_values_have_an_interval_of_no_width():
-    assert metrics.interval([0.5] * 12)[:3] == (0.5, 0.5, 0.5)
-    assert metrics.interval([0.5] * 4)[:3] == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(("count", "least", "most"), [(6, 0.92, 0.98), (20, 0.89, 0.97)])

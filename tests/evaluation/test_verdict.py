@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from skullgen.core.types import Model
-from skullgen.data import store
+from skullgen.data import mixture, store
 from skullgen.evaluation import metrics, verdict
+from skullgen.training.methods import Trained
 
 SIZE = 8
-KINDS = ["a", "b"]
 
 
 def _settings(**fields):
@@ -31,9 +31,8 @@ def _slab(height):
 def real(tmp_path):
     """Six pairs of three skulls: two to train on, one (with a native truth) for test."""
     pairs = np.stack([_slab(2), _slab(2), _slab(2), _slab(2), _slab(2), _slab(3)])
-    path = tmp_path / "real.zarr"
-    attributes = {"recipe": {}, "names": ["x", "y", "z"], "kinds": KINDS, "voxel_mm": 25.6}
-    store.create(path, count=6, size=SIZE, shard=6, attributes=attributes)
+    attributes = {"names": ["x", "y", "z"], "kinds": ["a", "b"], "voxel_mm": 25.6}
+    opened = store.create(tmp_path / "real.zarr", store.Shape(6, SIZE, 6), attributes, {})
     affine = np.diag([25.6, 25.6, 25.6, 1.0])
     columns = {
         "split": np.array([0, 0, 0, 0, 2, 2]),
@@ -43,23 +42,16 @@ def real(tmp_path):
         "removed": np.zeros((6, 3)),
     }
     truth = pairs[4, ..., 1]
-    native = {
-        "bits": np.packbits(truth),
-        "origin": [0, 0, 0],
-        "shape": truth.shape,
-        "grid": truth.shape,
-        "affine": affine,
-    }
-    store.Store(path).write(0, store.pack(pairs), columns, [None] * 4 + [native, None])
-    return path
+    native = store.Native(np.packbits(truth), (0, 0, 0), truth.shape, truth.shape, affine)
+    opened.write(0, store.pack(pairs), columns, [None] * 4 + [native, None])
+    return opened
 
 
 def test_mean_skull_and_mirror_by_hand(real):
-    train = store.Store(real).load([0, 1, 2, 3])
-    found = verdict.mean_skull(train, SIZE)(store.Store(real).load([4]))
+    found = verdict.mean_skull(real.load([0, 1, 2, 3]), SIZE)(real.load([4]))
     # All four slabs are the same, complete: what is left of it is the hole.
     np.testing.assert_array_equal(found[0], _slab(2)[..., 1])
-    found = verdict.mirror(SIZE)(store.Store(real).load([5]))
+    found = verdict.mirror(SIZE)(real.load([5]))
     hole = _slab(3)[..., 1]
     np.testing.assert_array_equal(found[0], hole & ~hole[::-1])  # holes at x 2, 3 and 4, 5
     assert verdict.mirror(SIZE)(np.zeros((1, SIZE**3 // 4), np.uint8)).sum() == 0
@@ -80,8 +72,8 @@ def test_the_mean_skull_is_what_most_skulls_have():
 def test_the_biggest_piece_is_kept():
     whole = np.zeros((SIZE,) * 3, bool)
     whole[0, 0, :3] = whole[4, 4, :2] = True
-    assert verdict._rest(whole, np.zeros_like(whole)).sum() == 3
-    assert verdict._rest(whole, whole).sum() == 0
+    assert verdict.biggest(whole).sum() == 3
+    assert verdict.biggest(whole & False).sum() == 0
 
 
 def test_a_networks_answer_does_not_depend_on_the_batch():
@@ -90,7 +82,7 @@ def test_a_networks_answer_does_not_depend_on_the_batch():
 
     rng = np.random.default_rng(0)
     pairs = rng.random((7, SIZE, SIZE, SIZE, 2)) < 0.5
-    net = verdict.network(Model(None, {}, predict=predict), {}, SIZE, batch=3)
+    net = verdict.network(Trained(Model(None, {}, predict=predict), {}), SIZE, batch=3)
     found = net(store.pack(pairs))
     np.testing.assert_array_equal(found, pairs[..., 0] * np.float32(0.5))
     np.testing.assert_array_equal(net(store.pack(pairs[4:5])), found[4:5])
@@ -103,14 +95,9 @@ def test_verdict_by_hand(real):
     def predict(state, skulls):
         return jax.numpy.broadcast_to(state, skulls.shape)
 
-    nets = {
-        "vnet": (
-            Model(None, {}, predict=predict),
-            hole.astype(np.float32),
-            [store.Part(real, np.array([0]))],
-        )
-    }
-    judged = verdict.verdict(real, nets, size=SIZE, settings=_settings(), workers=1)
+    model, parts = Model(None, {}, predict=predict), [mixture.Part(real, np.array([0]))]
+    nets = {"vnet": Trained(model, hole.astype(np.float32), parts)}
+    judged = verdict.verdict(real, nets, _settings(), workers=1)
     cases = {(c["net"], c["column"], c["pair"]): c for c in judged["cases"]}
     assert len(cases) == len(judged["cases"]) == 1 + 4 + 2 + 2 + 2  # train, validation, test, rules
     exact, half = cases["vnet", "test", 4], cases["vnet", "test", 5]
@@ -127,15 +114,19 @@ def test_verdict_by_hand(real):
     assert rows["vnet", "test", "dice", "kind", "b"]["mean"] == pytest.approx(0.5)
     assert rows["vnet", "validation", "dice", "skull", "y"]["cases"] == 2
     assert rows["vnet", "test", "dice_native", "all", ""]["cases"] == 1
-    text = "\n".join(verdict.describe({**judged}))
-    assert "0.750" in text and "vnet minus mirror" in text
+    minus = {row["minus"]: row["mean"] for row in judged["differences"] if row["metric"] == "dice"}
+    assert list(minus) == ["mean_skull", "mirror"]
+    assert minus["mean_skull"] == pytest.approx(
+        rows["vnet", "test", "dice", "all", ""]["mean"]
+        - np.mean([cases["mean_skull", "test", pair]["dice"] for pair in (4, 5)])
+    )
     assert judged["leaks"] == {"vnet": []}
 
 
 def test_training_on_test_skulls_is_told(real):
-    parts = [store.Part(real, np.array([0, 1])), store.Part(real, np.array([2, 5]))]
-    assert verdict._shared(parts, real) == ["z"]
-    assert verdict._shared(parts[:1], real) == []
+    parts = [mixture.Part(real, np.array([0, 1])), mixture.Part(real, np.array([2, 5]))]
+    assert verdict.leaks(parts, real) == ["z"]
+    assert verdict.leaks(parts[:1], real) == []
     judged = {"cases": [], "leaks": {"vnet": ["z"], "vnet_real": []}}
     assert verdict.warnings({"verdict": judged}) == ["vnet was trained on skulls of the test: z"]
 
@@ -161,11 +152,11 @@ def test_intervals_and_differences_are_over_skulls():
 
 
 def test_columns_are_spread_over_parts_and_pairs():
-    parts = [store.Part("a", np.arange(10, 110)), store.Part("b", np.arange(3))]
-    found = verdict._spread(parts, 8)
+    parts = [mixture.Part(None, np.arange(10, 110)), mixture.Part(None, np.arange(3))]
+    found = verdict.spread(parts, 8)
     assert found[0].rows.tolist() == [10, 43, 76, 109] and found[1].rows.tolist() == [0, 1, 2]
-    assert [len(part.rows) for part in verdict._spread(parts, 0)] == [100, 3]
-    assert verdict._spread([store.Part("a", np.arange(0))], 8) == []
+    assert [len(part.rows) for part in verdict.spread(parts, 0)] == [100, 3]
+    assert verdict.spread([mixture.Part(None, np.arange(0))], 8) == []
 
 
 def test_warnings_name_what_is_wrong():

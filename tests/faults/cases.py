@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 class Case(NamedTuple):
     """`make(folder, config)` writes the bad input under folder and points the config at it.
 
-    The config is the VAE's smoke config with `stages="ingest"`; make changes it in place.
+    The config is the VAE's smoke config with `stages=("ingest",)`; make changes it in place.
     `line` is a regular expression that the whole one-line error has to match.
     """
 

@@ -70,20 +70,18 @@ def test_a_shard_is_cleaned_channel_by_channel_and_what_went_is_counted(tmp_path
     pairs = np.random.default_rng(0).random((4, size, size, size, 2)) < share
     pairs[..., 1] &= ~pairs[..., 0]
     pairs[3, :, :, 4:] = [False, True]  # half skull, half defect: they touch
-    path = tmp_path / "s.zarr"
-    store.create(path, count=4, size=size, shard=4, attributes={"recipe": {}})
-    overlap = np.arange(4)
-    assert postprocess.finish(path, 0, store.pack(pairs), overlap, size, 2, 5, connectivity) == 4
+    opened = store.create(tmp_path / "s.zarr", store.Shape(4, size, 4), {"voxel_mm": 2}, {})
+    overlap, rules = np.arange(4), postprocess.Rules("independent", 0.5, 5, connectivity)
+    assert postprocess.finish(opened, 0, store.pack(pairs), overlap, rules) == 4
     expected = np.stack(
         [[_scipys(x, 5, connectivity) for x in np.moveaxis(pair, -1, 0)] for pair in pairs]
     )
     expected = np.moveaxis(expected, 1, -1)
     assert expected[0].any((0, 1, 2)).all() and expected[3].all(-1).sum() == 0
-    np.testing.assert_array_equal(store.unpack(store.Store(path).load(range(4)), size), expected)
-    group, gone = store.Store(path), (pairs & ~expected).sum((1, 2, 3))
-    np.testing.assert_array_equal(group.column("voxels"), expected.sum((1, 2, 3)))
-    np.testing.assert_array_equal(group.column("removed"), np.column_stack([overlap, gone]))
+    np.testing.assert_array_equal(store.unpack(opened.load(np.arange(4)), size), expected)
+    gone = (pairs & ~expected).sum((1, 2, 3))
+    np.testing.assert_array_equal(opened.column("voxels"), expected.sum((1, 2, 3)))
+    np.testing.assert_array_equal(opened.column("removed"), np.column_stack([overlap, gone]))
     assert gone[0].all() and not gone[2:].any()
-    np.testing.assert_array_equal(
-        group.column("affine")[0], [[2, 0, 0, -7], [0, 2, 0, -7], [0, 0, 2, -7], [0, 0, 0, 1]]
-    )
+    affine = [[2, 0, 0, -7], [0, 2, 0, -7], [0, 0, 2, -7], [0, 0, 0, 1]]
+    np.testing.assert_array_equal(opened.column("affine")[0], affine)

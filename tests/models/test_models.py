@@ -16,59 +16,37 @@ from skullgen.models import vae_wgan as vae_wgan_model
 from skullgen.models import wgan_gp as wgan_gp_model
 from skullgen.networks import losses, modules
 from skullgen.networks.modules import AXIS
-from skullgen.training import loop
+from skullgen.training import parallel
+from tests.models import common
+from tests.models.common import SIZE
 
-SIZE = 8
 KEY = jax.random.key(0)
 
 
-def _config(module, **fields):
-    config = module.get_config("smoke")
-    config.model.update(resolution=SIZE, widths=(8, 8), latent=4, **fields)
-    return config
-
-
-def _start(config):
-    """The model and its state; threefry, since rbg under vmap is not per key."""
-    model = loop.load_model(config.model_name, config.model)
-    state = jax.jit(model.init)(jax.random.key(0))
-    return model, state.replace(key=jax.random.key(1, impl="threefry2x32"))
-
-
-@pytest.fixture(scope="module")
-def data():
-    rng = np.random.default_rng(0)
-    pairs = np.zeros((12, SIZE, SIZE, SIZE, 2), bool)
-    pairs[:, 2:6, 2:6, 2:6, 0] = True
-    pairs[..., 0] ^= rng.random(pairs.shape[:-1]) < 0.1
-    pairs[:, 3:5, 3:5, 6:, 1] = rng.random((12, 2, 2, 2)) < 0.7
-    return store.pack(pairs)
-
-
-def _run(model, name, state, data, batches, devices, updates=2):
-    run = steps.data_parallel(model.steps[name], SIZE, jax.local_devices()[:devices])
-    for update in range(updates):
-        index = store.batch_rows(12, 4, seed=0, phase=0, update=update, batches=batches)
-        state, metrics = run(state, data, index)
-    return state, metrics
+def _start(module, **fields):
+    config = common.config_of(module, **fields)
+    return common.start(config.model_name, config.model)
 
 
 @pytest.mark.parametrize(
     ("module", "name", "batches"),
-    [(vae, "vae", 1), (wgan_gp, "wgan", 2), (vae_wgan, "bridge", 2)],
+    [
+        (vae, "vae", 1),
+        (wgan_gp, "wgan", 2),
+        (vae_wgan, "bridge", 2),
+        (introvae, "intro", 1),
+    ],
 )
 def test_two_devices_with_half_a_batch_equal_one(module, name, batches, data):
     fields = {"generator_norm": "batch", "warm_start": False} if module is vae_wgan else {}
     results = []
     for devices in (1, 2):
-        model, state = _start(_config(module, **fields))
-        state, metrics = _run(model, name, state, data, batches, devices)
-        nets_ = {role: (net.params, net.stats) for role, net in state.nets.items()}
-        results.append((nets_, metrics))
-    one, two = map(jax.tree.leaves, results)
-    for a, b in zip(one, two, strict=True):
-        # Adam's first updates divide by the gradient's size: compare to its step, not to 0.
-        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+        model, state = _start(module, **fields)
+        plan = dict(batches=batches, devices=devices, updates=2)
+        state, metrics = common.train(model.steps[name], state, data, **plan)
+        results.append((common.weights(state), metrics[-1]))
+    # Adam's first updates divide by the gradient's size: compare to its step, not to 0.
+    common.assert_close(*results, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -89,15 +67,10 @@ def test_bfloat16_stays_within_a_fiftieth_of_float32_for_20_updates(
         settings = config.segment.model if module is vnet else config.model
         with settings.unlocked():
             settings.update(resolution=SIZE, precision=precision)
-        model = loop.load_model(config.model_name or "vnet", settings)
-        state = jax.jit(model.init)(jax.random.key(0))
-        state = state.replace(key=jax.random.key(1, impl="threefry2x32"))
-        run = steps.data_parallel(model.steps[name], SIZE, jax.local_devices()[:1])
-        logs[precision] = []
-        for update in range(20):
-            index = store.batch_rows(12, 4, seed=0, phase=0, update=update, batches=batches)
-            state, metrics = run(state, data, index)
-            logs[precision].append([float(metrics[key]) for key in watched])
+        model, state = common.start(config.model_name or "vnet", settings)
+        plan = dict(batches=batches, updates=20)
+        _, metrics = common.train(model.steps[name], state, data, **plan)
+        logs[precision] = [[values[key] for key in watched] for values in metrics]
     exact, rounded = (np.array(logs[precision]) for precision in ("float32", "bfloat16"))
     assert not np.array_equal(exact, rounded)  # it was computed in bfloat16
     assert (np.abs(rounded - exact).max(axis=0) < 0.02 * np.abs(exact).max(axis=0)).all()
@@ -105,12 +78,10 @@ def test_bfloat16_stays_within_a_fiftieth_of_float32_for_20_updates(
 
 
 def test_scanned_critic_updates_equal_a_loop_by_hand(data):
-    config = _config(wgan_gp)
-    model, state = _start(config)
-    generator, critic = wgan_gp_model.networks(config.model)
+    model, state = _start(wgan_gp)
+    generator, critic = wgan_gp_model.networks(common.config_of(wgan_gp).model)
     tx = optax.adam(2e-4, b1=0.5, b2=0.9)
-    index = store.batch_rows(12, 4, seed=0, phase=0, update=0, batches=5)
-    maker, judge = state.nets["generator"], state.nets["critic"]
+    net, judge = state.nets["generator"], state.nets["critic"]
     params, opt = judge.params, judge.opt
 
     def on_one_device(function):
@@ -124,39 +95,33 @@ def test_scanned_critic_updates_equal_a_loop_by_hand(data):
                 steps.uniform(steps.keys(state, 1, 4, update)),
             )
         )
-        variables = {"params": maker.params, "stats": maker.stats}
+        variables = {"params": net.params, "stats": net.stats}
         fake = on_one_device(
             lambda: modules.probabilities(generator.apply(variables, z[0], mutable=["stats"])[0])
         )[0]
 
         def loss(params):
-            def judged(x):
+            def score(x):
                 return critic.apply({"params": params}, x)
 
-            penalty, _ = losses.gradient_penalty(judged, real, fake, u[0])
-            return judged(fake).mean() - judged(real).mean() + 10 * penalty.mean()
+            penalty, _ = losses.gradient_penalty(score, real, fake, u[0])
+            return score(fake).mean() - score(real).mean() + 10 * penalty.mean()
 
         updates, opt = tx.update(jax.grad(loss)(params), opt)
         return optax.apply_updates(params, updates), opt
 
-    for update in range(5):
-        real = jnp.asarray(store.unpack(data[index[update]], SIZE), jnp.float32)
+    for update, rows in enumerate(common.index(batches=5)):
+        real = jnp.asarray(store.unpack(data[rows], SIZE), jnp.float32)
         params, opt = update_by_hand(params, opt, real, update)
-    run = steps.data_parallel(model.steps["wgan"], SIZE, jax.local_devices()[:1])
-    state, _ = run(state, data, index)
-    for a, b in zip(
-        jax.tree.leaves(state.nets["critic"].params), jax.tree.leaves(params), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    state, _ = common.train(model.steps["wgan"], state, data, batches=5)
+    common.assert_close(state.nets["critic"].params, params, rtol=1e-3, atol=1e-5)
 
 
 def test_critic_updates_leave_the_generators_running_averages_alone(data):
     """Only the generator's own update moves them, and by one batch's moments."""
-    model, state = _start(_config(wgan_gp, momentum=0.5))
-    run = steps.data_parallel(model.steps["wgan"], SIZE, jax.local_devices()[:1])
-    index = store.batch_rows(12, 4, seed=0, phase=0, update=0, batches=5)
+    model, state = _start(wgan_gp, momentum=0.5)
     before = jax.tree.map(np.asarray, state.nets["generator"].stats)
-    after, _ = run(state, data, index)
+    after, _ = common.train(model.steps["wgan"], state, data, batches=5)
     for old, new in zip(
         jax.tree.leaves(before), jax.tree.leaves(after.nets["generator"].stats), strict=True
     ):
@@ -169,47 +134,53 @@ def test_bridge_fed_by_a_standard_normal_posterior_equals_wgan(data):
     """An encoder that answers mean 0, log-variance 0 makes the two phases one."""
     results = []
     for name in ("bridge", "wgan"):
-        model, state = _start(_config(vae_wgan, latents="prior"))
+        model, state = _start(vae_wgan, latents="prior")
         net = state.nets["vae"]
         encoder = dict(net.params["encoder"])
         for dense in ("mean", "log_variance"):
             encoder[dense] = jax.tree.map(jnp.zeros_like, encoder[dense])
         net = net.replace(params={**net.params, "encoder": encoder})
         state = state.replace(nets={**state.nets, "vae": net})
-        results.append(_run(model, name, state, data, 2, 1, updates=1)[0].nets["generator"])
-    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+        state, _ = common.train(model.steps[name], state, data, batches=2)
+        results.append(state.nets["generator"])
+    common.assert_close(*results, rtol=1e-3, atol=1e-5)
 
 
 def test_warm_start_makes_the_decoder_the_generator(data):
-    model, state = _start(_config(vae_wgan))
-    state, _ = _run(model, "vae", state, data, 1, 1)
+    model, state = _start(vae_wgan)
+    state, _ = common.train(model.steps["vae"], state, data, updates=2)
     z = jax.random.normal(jax.random.key(2), (2, 4))
-    made = model.decode(state, z)
-    alone = loop.load_model("vae", _config(vae).model).decode(state, z)
-    np.testing.assert_array_equal(made, alone)
+    alone = vae_model.make(common.config_of(vae).model).decode(state, z)
+    np.testing.assert_array_equal(model.decode(state, z), alone)
     with pytest.raises(UserError, match=r"model\.generator_norm is 'batch'"):
-        _start(_config(vae_wgan, generator_norm="batch"))
+        _start(vae_wgan, generator_norm="batch")
 
 
-def test_bridge_feeds_on_the_next_batch_and_not_on_the_one_compared():
-    batch = jnp.arange(3).reshape(3, 1, 1, 1, 1, 1) * jnp.ones((3, 2, 1, 1, 1, 2))
+def _bridge_latents(batches, count):
+    """What feeds each update: the number of the pair that it is the posterior of."""
+    pairs = jnp.arange(float(batches * count)).reshape(batches, count, 1, 1, 1, 1)
 
-    def posterior(params, pairs):  # the batch's number, without noise
+    def posterior(params, pairs):  # the pair's number, without noise
         return pairs.mean((1, 2, 3)), jnp.full((len(pairs), 2), -jnp.inf)
 
     state = State(jnp.int32(0), KEY, {"vae": Net({}, {}, {})})
     latents = vae_wgan_model.from_posterior(posterior)
-    keys = jax.random.split(KEY, 2)
-    seen = [int(latents(state, batch, update, keys)[0, 0]) for update in range(4)]
-    assert seen == [1, 2, 0, 1]
+    batch, keys = pairs * jnp.ones((1, 1, 1, 1, 1, 2)), jax.random.split(KEY, count)
+    return [latents(state, batch, update, keys)[:, 0].tolist() for update in range(batches)]
+
+
+def test_bridge_feeds_on_other_pairs_than_those_compared():
+    assert _bridge_latents(3, 2) == [[2, 3], [4, 5], [0, 1]]  # the next batch, cyclic
+    assert _bridge_latents(1, 3) == [[2, 0, 1]]  # of one batch, the next pair
+    with pytest.raises(UserError, match=r"step `bridge` .* set `batches` to 2 or more"):
+        _bridge_latents(1, 1)
 
 
 def test_aggregate_posterior_has_the_mixtures_moments():
     rng = np.random.default_rng(0)
     mean = rng.normal(size=(16, 3)) @ rng.normal(size=(3, 3)) + 1
     log_variance = rng.normal(size=(16, 3)) * 0.2 - 1
-    stats = {"mean": jnp.zeros(3), "square": jnp.zeros((3, 3)), "weight": jnp.zeros(())}
+    stats = vae_model.unknown(3)
 
     def follow(stats, mean, log_variance):
         return jax.vmap(
@@ -227,34 +198,22 @@ def test_aggregate_posterior_has_the_mixtures_moments():
     np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.15 * np.abs(covariance).max())
 
 
-def test_bfloat16_steps_are_near_float32_ones(data):
-    seen = {}
-    for precision in ("float32", "bfloat16"):
-        model, state = _start(_config(vae, precision=precision))
-        _, seen[precision] = _run(model, "vae", state, data, 1, 1, updates=1)
-    for name, value in seen["float32"].items():
-        np.testing.assert_allclose(value, seen["bfloat16"][name], rtol=0.05)
-    assert seen["float32"]["reconstruction"] != seen["bfloat16"]["reconstruction"]
-
-
 def test_before_any_update_the_aggregate_posterior_is_the_prior():
-    stats = {"mean": jnp.zeros(3), "square": jnp.zeros((3, 3)), "weight": jnp.zeros(())}
+    stats = vae_model.unknown(3)
     keys = jax.random.split(KEY, 4)
     np.testing.assert_allclose(vae_model.aggregate(stats, keys), steps.normal(keys, 3), rtol=1e-5)
 
 
 def test_vae_learns_one_batch(data):
     # The pairs differ by noise that a latent of 4 cannot hold: the mean pair is the best answer.
-    config = _config(vae, vae_learning_rate=1e-2, kl_weight=0.01)
-    model, state = _start(config)
-    run = steps.data_parallel(model.steps["vae"], SIZE)
-    index = np.arange(4).reshape(1, 4)
+    model, state = _start(vae, vae_learning_rate=1e-2, kl_weight=0.01)
+    run = parallel.data_parallel(model.steps["vae"], SIZE)
     seen = []
     for _ in range(40):
-        state, metrics = run(state, data, index)
+        state, metrics = run(state, data, np.arange(4).reshape(1, 4))
         seen.append(float(metrics["reconstruction"]))
     assert seen[-1] < 0.4 * seen[0]
     pairs = store.unpack(data[:4], SIZE)
-    made = model.decode(state, model.encode(state, pairs))
-    wrong = np.mean((np.asarray(made) > 0.5) != pairs)
+    decoded = np.asarray(model.decode(state, model.encode(state, jnp.asarray(pairs))))
+    wrong = np.mean((decoded > 0.5) != pairs)
     assert wrong < 0.8 * np.mean(pairs)

@@ -1,4 +1,4 @@
-"""Keys, packing and the only pmap."""
+"""One update, keys, packing."""
 
 import jax
 import jax.numpy as jnp
@@ -60,21 +60,3 @@ def test_descend_averages_over_devices_and_reports_the_norm():
     np.testing.assert_allclose(new.params["w"], [1.5, 2.0])  # the mean gradient is w
     np.testing.assert_allclose(metrics["toy_update_norm"], 5.0)
     np.testing.assert_allclose(metrics["x"], 1.0)
-
-
-def test_data_parallel_gives_each_device_a_run_of_samples():
-    assert jax.local_device_count() == 2
-    pairs = np.arange(6 * 8 * 2).reshape(6, 2, 2, 2, 2) % 3 == 0
-    data = steps.resident(store.pack(pairs))
-    index = np.array([[5, 0, 3, 1], [2, 2, 4, 5]], np.int32)
-
-    def step(state, batch):
-        whole = jax.lax.all_gather(batch, AXIS, axis=1, tiled=True)
-        return state + 1, whole
-
-    run = steps.data_parallel(step, 2)
-    state, seen = run(jnp.zeros(()), data, index)
-    np.testing.assert_array_equal(seen, pairs[index])
-    assert state == 1
-    run = steps.data_parallel(step, 2, jax.local_devices()[:1])
-    np.testing.assert_array_equal(run(jnp.zeros(()), store.pack(pairs), index)[1], pairs[index])

@@ -1,12 +1,15 @@
+"""Every form of the closed family against plain lax: values, and gradients of any order."""
+
 import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax import lax
 
-from skullgen.networks import conv
+from skullgen.networks import conv, conv_cpu
 
 LAYOUT = ("NXYZC", "XYZIO", "NXYZC")
 IMPLS = ("matmul", "lax")
@@ -46,7 +49,7 @@ def close(a, b, rel=1e-4):
 
 
 def test_shapes_cover_both_matmul_forms():
-    forms = {conv._patches_win([s // 2 for s in sides]) for sides, _, _ in SHAPES}
+    forms = {conv_cpu.patches_win([s // 2 for s in sides]) for sides, _, _ in SHAPES}
     assert forms == {True, False}
 
 
@@ -80,8 +83,8 @@ def test_value_and_gradients_equal_plain_lax(sides, c, o, impl):
 @pytest.mark.parametrize(("sides", "c", "o"), SHAPES)
 def test_one_sample_at_a_time_gives_the_same(sides, c, o, monkeypatch):
     x, w, g = arrays(sides, c, o)
-    monkeypatch.setattr(conv, "_CHUNK", 1)
-    assert conv._samples(len(x), 1) == 1
+    monkeypatch.setattr(conv_cpu, "CHUNK", 1)
+    assert conv_cpu._samples(len(x), 1) == 1
     matmul = functools.partial(conv.conv, impl="matmul")
     close(jax.vjp(matmul, x, w)[1](g), jax.vjp(plain_conv, x, w)[1](g))
     close(matmul(x, w), plain_conv(x, w))
@@ -89,21 +92,9 @@ def test_one_sample_at_a_time_gives_the_same(sides, c, o, monkeypatch):
 
 def test_samples_at_a_time_divide_the_batch():
     # 6 samples of a quarter of the chunk: 4 fit, 3 divide.
-    assert conv._samples(6, conv._CHUNK // 4) == 3
-    assert conv._samples(6, 10 * conv._CHUNK) == 1
-    assert conv._samples(7, 1) == 7
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize(("sides", "c", "o"), SHAPES)
-def test_three_contractions_of_one_form(sides, c, o, impl):
-    x, w, g = arrays(sides, c, o)
-    y = conv.conv(x, w, impl)
-    # Scaled by the norms: the form itself may cancel.
-    scale = jnp.linalg.norm(y) * jnp.linalg.norm(g)
-    form = jnp.vdot(y, g)
-    assert abs(jnp.vdot(x, conv.conv_transpose(g, w, impl)) - form) <= 1e-6 * scale
-    assert abs(jnp.vdot(w, conv.weight_gradient(x, g, impl)) - form) <= 1e-6 * scale
+    assert conv_cpu._samples(6, conv_cpu.CHUNK // 4) == 3
+    assert conv_cpu._samples(6, 10 * conv_cpu.CHUNK) == 1
+    assert conv_cpu._samples(7, 1) == 7
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -136,7 +127,7 @@ def test_same_of_any_kernel_equals_plain_lax(kernel, impl):
 @pytest.mark.parametrize("inner", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [4, 5])
 def test_every_form_of_same_gives_the_same(inner, kernel, monkeypatch):
-    monkeypatch.setattr(conv, "_form", lambda sides, sizes, c, o: (inner, conv._CHUNK))
+    monkeypatch.setattr(conv_cpu, "form", lambda sides, sizes, c, o: (inner, conv_cpu.CHUNK))
     x, w, g = normal((2, 2, 6, 4, 3), (kernel,) * 3 + (3, 5), (2, 2, 6, 4, 5))
     ours = functools.partial(conv.conv_same, impl="matmul")
     close(ours(x, w), plain_same(x, w))
@@ -160,14 +151,17 @@ def penalty_arrays(sides=(8, 8, 8)):
     return [0.1 * w for w in weights], x
 
 
+def layers(impl):
+    family = conv.conv, conv.conv_transpose, conv.conv_same
+    return [functools.partial(f, impl=impl) for f in family]
+
+
 @pytest.mark.parametrize("sides", [(8, 8, 8), (4, 8, 12)])
 @pytest.mark.parametrize("impl", IMPLS)
 def test_gradient_of_gradient_equals_plain_lax(sides, impl):
     weights, x = penalty_arrays(sides)
-    ours = [
-        functools.partial(f, impl=impl) for f in (conv.conv, conv.conv_transpose, conv.conv_same)
-    ]
-    got = jax.jit(jax.grad(functools.partial(penalty, *ours), (0, 1)))(weights, x)
+    ours = functools.partial(penalty, *layers(impl))
+    got = jax.jit(jax.grad(ours, (0, 1)))(weights, x)
     plain = functools.partial(penalty, plain_conv, plain_transpose, plain_same)
     close(got, jax.jit(jax.grad(plain, (0, 1)))(weights, x))
 
@@ -193,11 +187,7 @@ def test_penalty_on_cpu_has_no_dilated_convolution():
     weights, x = penalty_arrays()
 
     def lowered(impl):
-        layers = [
-            functools.partial(f, impl=impl)
-            for f in (conv.conv, conv.conv_transpose, conv.conv_same)
-        ]
-        grad = jax.grad(functools.partial(penalty, *layers))
+        grad = jax.grad(functools.partial(penalty, *layers(impl)))
         return jax.jit(grad).lower(weights, x).as_text()
 
     assert "lhs_dilate" in lowered("lax")  # the text would show one
@@ -211,46 +201,19 @@ def test_auto_follows_the_backend():
     assert ("convolution" in text) == (jax.default_backend() != "cpu")
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-def test_vmap_over_the_batch(impl):
+def test_two_devices_equal_one():
     weights, x = penalty_arrays()
-    layers = [
-        functools.partial(f, impl=impl) for f in (conv.conv, conv.conv_transpose, conv.conv_same)
-    ]
-    grad = jax.grad(functools.partial(penalty, *layers))
-    each = jax.vmap(lambda one: grad(weights, one[None]))(x)
-    close(jax.tree.map(lambda g: g.sum(0), each), grad(weights, x))
-
-
-@pytest.mark.parametrize("split", ["pmap", "shard_map"])
-def test_two_devices_equal_one(split):
-    if jax.device_count() < 2:
-        pytest.skip("needs two devices")
-    weights, x = penalty_arrays()
-    grad = jax.grad(functools.partial(penalty, conv.conv, conv.conv_transpose, conv.conv_same))
+    grad = jax.grad(functools.partial(penalty, *layers("auto")))
 
     def part(weights, x):
         return lax.psum(grad(weights, x), "batch")
 
-    if split == "pmap":
-        run = jax.pmap(part, axis_name="batch", in_axes=(None, 0), out_axes=None)
-        got = run(weights, x.reshape(2, 1, *x.shape[1:]))
-    else:
-        mesh = jax.sharding.Mesh(jax.devices()[:2], ("batch",))
-        spec = jax.sharding.PartitionSpec
-        got = jax.jit(
-            jax.shard_map(
-                part,
-                mesh=mesh,
-                in_specs=(spec(), spec("batch")),
-                out_specs=spec(),
-                check_vma=False,
-            )
-        )(weights, x)
-    close(got, grad(weights, x))
+    run = jax.pmap(part, axis_name="batch", in_axes=(None, 0), out_axes=None)
+    close(run(weights, x.reshape(2, 1, *x.shape[1:])), grad(weights, x))
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_shapes_that_do_not_fit_are_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests
     x, w, g = arrays((4, 4, 4), 2, 3)
     with pytest.raises(ValueError, match="even"):
         conv.conv(x[:, 1:], w)

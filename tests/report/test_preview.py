@@ -4,34 +4,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from experiments import vae_wgan
 from skullgen.core.types import Model, State
 from skullgen.data import store
 from skullgen.report import preview
-from skullgen.run import workdir
-from skullgen.training import checkpoint, logs, loop
+from skullgen.training import checkpoint, logs, methods
 from tests import toy_config
 from tests.shapes import holed_shell
 
 SIZE = 16
 
 
-def _toy(stages, **fields):
+def _toy(preview_minutes):
     config = toy_config.get_config()
-    config.stages = stages
-    config.data.skulls = 4
-    config.workers = 1
-    config.log_every = 2
-    config.update_from_flattened_dict(fields)
+    config.stages, config.data.skulls, config.workers = ("ingest", "train"), 4, 1
+    config.log_every, config.tensorboard = 2, True
+    config.preview_minutes = preview_minutes
     return config
 
 
 def _store(path, ways):
     pairs = np.stack([np.stack(holed_shell(way, SIZE), axis=-1) for way in ways])
-    store.create(path, count=len(ways), size=SIZE, shard=4, attributes={"recipe": {}})
-    store.Store(path).write(0, store.pack(pairs), {"split": np.zeros(len(ways))})
+    made = store.create(path, store.Shape(len(ways), SIZE, 4), {}, {})
+    made.write(0, store.pack(pairs), {"split": np.zeros(len(ways))})
     return pairs
 
 
@@ -48,10 +46,11 @@ def _model(pairs, same):
 STATE = State(jnp.int32(7), jax.random.key(0), {})
 
 
-def _watch(model, folder, **fields):
-    options = dict(minutes=1, channels="independent", threshold=0.5)
-    places = folder / "real.zarr", folder / "sheets"
-    return preview.watcher(model, *places, **{**options, **fields})
+def _watch(model, folder, minutes=1.0, **clock):
+    fields = {"model": {}, "generate": {"channels": "", "threshold": 0.5}}
+    config = ConfigDict({**fields, "preview_minutes": minutes})
+    real = store.Store(folder / "real.zarr")
+    return preview.watcher(model, real, folder / "sheets", config, **clock)
 
 
 def test_collapse_is_told_as_a_number_and_a_picture(tmp_path):
@@ -114,9 +113,9 @@ def test_a_phase_that_teaches_another_net_shows_that_one(tmp_path):
     config = vae_wgan.get_config("smoke").model
     with config.unlocked():
         config.warm_start = True
-        assert loop.load_model("vae_wgan", config).drafts is None
+        assert methods.load_model("vae_wgan", config).drafts is None
         config.warm_start = False
-        model = loop.load_model("vae_wgan", config)
+        model = methods.load_model("vae_wgan", config)
     state = jax.jit(model.init)(jax.random.key(0))
     other = state.replace(
         nets={**state.nets, "generator": jax.tree.map(jnp.zeros_like, state.nets["generator"])}
@@ -132,37 +131,27 @@ def test_nothing_is_watched_without_decode_or_minutes(tmp_path):
     assert _watch(_model(pairs, True), tmp_path, minutes=0) is None
     assert _watch(_model(pairs, True)._replace(decode=None), tmp_path) is None
     one = _watch(_model(pairs, True), tmp_path, clock=iter([0, 60, 61]).__next__)(STATE, "a")[0]
-    assert "real none" in one["says"]  # of a single pair no two
+    assert "(real -)" in one["says"]  # of a single pair no two
 
 
 def test_sheets_change_nothing_of_training(tmp_path, capsys):
     pytest.importorskip("tensorboardX")
-    states = []
+    from skullgen.run import workdir
+
+    states, events = [], []
     for name, minutes in (("with", 1e-9), ("without", 0.0)):
-        work = tmp_path / name
-        fields = {"preview_minutes": minutes, "tensorboard": True}
-        workdir.run(_toy("ingest,train", **fields), work)
-        folder = work / "checkpoints" / "tests.toy"
-        states.append(checkpoint.fingerprint(_state(folder)))
-    assert states[0] == states[1]
+        workdir.run(_toy(preview_minutes=minutes), tmp_path / name)
+        model = methods.load_model("tests.toy", toy_config.get_config().model)
+        folder = tmp_path / name / "checkpoints" / "tests.toy"
+        states.append(checkpoint.read(folder, model, checkpoint.newest(folder)))
+        files = (tmp_path / name / "tensorboard").iterdir()
+        events.append(b"".join(path.read_bytes() for path in files))
+    assert checkpoint.fingerprint(states[0]) == checkpoint.fingerprint(states[1])
     assert logs.read(tmp_path / "with/train.jsonl") == logs.read(tmp_path / "without/train.jsonl")
     assert not (tmp_path / "without" / "figures").exists()
     sheets = sorted((tmp_path / "with" / "figures" / "training").glob("toy-*.png"))
     assert sheets and (sheets[0].parent / "latest.png").exists()
     said = capsys.readouterr()
     assert "Dice of two samples, 1 is collapse" in said.out + said.err
-    event = {
-        n: b"".join(p.read_bytes() for p in (tmp_path / n / "tensorboard").iterdir())
-        for n in ("with", "without")
-    }
-    assert b"toy/sheet" in event["with"] and b"\x89PNG" in event["with"]
-    assert b"toy/samples_dice_skull" in event["with"] and b"PNG" not in event["without"]
-
-
-def _state(folder):
-    model = loop.load_model("tests.toy", toy_config.get_config().model)
-    manager = checkpoint.manager(folder)
-    try:
-        return checkpoint.restore(manager, model, checkpoint.newest(folder))
-    finally:
-        manager.close()
+    assert b"toy/sheet" in events[0] and b"\x89PNG" in events[0]
+    assert b"toy/samples_dice_skull" in events[0] and b"PNG" not in events[1]

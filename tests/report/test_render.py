@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from skullgen.core.errors import UserError
 from skullgen.report import render
 from tests.shapes import ball, blue, holed_shell, nothing
 
@@ -172,13 +171,6 @@ def test_any_side_gives_the_same_ball(side):
     skull = ball((middle,) * 3, 0.3 * side, side)
     disc = (render.render(skull, nothing(side), pixels=100) < 250).any(-1)
     assert np.sqrt(disc.sum() / np.pi) / 100 * 0.9 == pytest.approx(0.3, abs=0.04)
-
-
-def test_wrong_shapes_are_the_users_mistakes():
-    with pytest.raises(UserError, match="differ"):
-        render.render(nothing(32), nothing(16))
-    with pytest.raises(UserError, match=r"\[4, 5, 6\]"):
-        _view_of(np.zeros((4, 5, 6)), np.zeros((4, 5, 6)))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")

@@ -1,0 +1,192 @@
+"""Methods by name, phases, and what a model's functions must return."""
+
+import importlib
+import sys
+
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from skullgen.core.errors import UserError
+from skullgen.training import methods
+
+TOY = (methods.Path(__file__).parents[1] / "toy.py").read_text()
+
+
+def _config(**fields):
+    return ConfigDict({"learning_rate": 0.1, "breaks_at": -1, "resolution": 8, **fields})
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """Writes a module of a package of the user's own, and returns its dotted name."""
+    (tmp_path / "lab").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name, text):
+        (tmp_path / "lab" / f"{name}.py").write_text(text)
+        return f"lab.{name}"
+
+    yield write
+    for name in [name for name in sys.modules if name.split(".")[0] == "lab"]:
+        del sys.modules[name]
+
+
+def _changed(old, new):
+    assert old in TOY
+    return TOY.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("specs", "words"),
+    [
+        ([dict(stepp="toy")], "its fields are step, epochs, updates, batches"),
+        ([dict(step="tow", epochs=1)], "the model's steps are toy, more"),
+        ([dict(step="toy")], "positive `epochs` or a positive `updates`"),
+        ([dict(step="toy", epochs=1, updates=1)], "not both"),
+        ([dict(step="toy", epochs=1, batches=0)], "`batches` of 1 or more"),
+    ],
+)
+def test_wrong_phases_are_named(specs, words):
+    model = methods.load_model("tests.toy", _config())
+    with pytest.raises(UserError, match=words) as error:
+        methods.phases([dict(step="toy", epochs=1), *specs], model)
+    assert "phases[1]" in str(error.value)
+
+
+def test_what_is_no_model_is_named(lab):
+    with pytest.raises(UserError, match=r"no module skullgen\.models\.vea"):
+        methods.load_model("vea", _config())
+    with pytest.raises(UserError, match="model_name is '': no module is named"):
+        methods.load_model("", _config())
+    with pytest.raises(UserError, match=r"tests\.toy_config has no function make"):
+        methods.load_model("tests.toy_config", _config())
+    none = lab("none", "def make(config):\n    return None\n")
+    with pytest.raises(UserError, match=r"lab\.none: make returned NoneType"):
+        methods.load_model(none, _config())
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        methods.load_model(lab("own", "import not_installed_anywhere\n"), _config())
+
+
+def test_a_mistake_in_a_users_model_keeps_its_traceback(lab):
+    """A misspelt function of jnp is no field that the config lacks."""
+    name = lab(
+        "misspelt", _changed('"logit": jax.random', '"logit": 0 * jnp.sofplus(1.0) + jax.random')
+    )
+    with pytest.raises(AttributeError, match="sofplus") as error:
+        methods.load_model(name, _config())
+    assert error.traceback[-1].path.name != "methods.py"
+    assert any(entry.path.name == "misspelt.py" for entry in error.traceback)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("    tx = ", "    config.lerning\n    tx = "),  # in make
+        ("config.breaks_at", "config.lerning"),  # in a step
+        ("0.1 * share", "config.lerning * share"),  # in decode
+    ],
+)
+def test_a_field_that_the_config_lacks_is_one_line_wherever_it_is_read(old, new, lab):
+    name = lab("fields", _changed(old, new))
+    for section in ("", "segment."):
+        with pytest.raises(UserError) as error:
+            methods.check(name, _config(), 8, section=section)
+        words = f"config.{section}model lacks the field lerning, which lab.fields reads"
+        assert str(error.value) == words
+
+
+def test_a_field_that_nothing_reads_is_told(capsys):
+    specs = [dict(step="toy", updates=1)]
+    methods.check("tests.toy", _config(head="independent"), 8, specs)
+    assert capsys.readouterr().out == ""
+    methods.check("tests.toy", _config(learning_rte=0.5), 8, specs)
+    words = "warning: nothing in tests.toy reads config.model.learning_rte"
+    assert capsys.readouterr().out.strip() == words
+
+
+def _wrong(**fields):
+    """What `methods.check_shapes` says of the toy model with one thing changed."""
+    model = methods.load_model("tests.toy", _config())
+    with pytest.raises(UserError) as error:
+        methods.check_shapes(model._replace(**fields), "mylab.wrong", 8, {"more": 2})
+    return str(error.value)
+
+
+def _step(change):
+    """The toy's step, whose answer is changed."""
+    model = methods.load_model("tests.toy", _config())
+    return {"toy": lambda state, batch: change(*model.steps["toy"](state, batch))}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"steps": _step(lambda s, m: (s, {"loss": jnp.zeros(3)}))},
+            "step `toy`: metric 'loss' is float32 [3]: it must be float32 []",
+        ),
+        (
+            {"steps": _step(lambda s, m: (s.replace(nets={}), m))},
+            "step `toy` returns state.nets['toy'].params['logit'] as nothing, where init made "
+            "float32 [2]",
+        ),
+        (
+            {"steps": _step(lambda s, m: (s.replace(step=s.step.astype(float)), m))},
+            "step `toy` returns state.step as float32 [], where init made int32 []",
+        ),
+        ({"steps": _step(lambda s, m: s)}, "step `toy` must return (State, metrics by name)"),
+        (
+            {"decode": lambda state, z: jnp.zeros((len(z), 8, 8, 8, 3))},
+            "decode is float32 [2, 8, 8, 8, 3]: it must be float32 [2, 8, 8, 8, 2]",
+        ),
+        (
+            {"decode": lambda state, z: jnp.zeros((len(z), 8, 8, 8, 2), bool)},
+            "decode is bool [2, 8, 8, 8, 2]: it must be float32",
+        ),
+        ({"latents": lambda state, keys: jnp.zeros(4)}, "latents is float32 [4]"),
+        ({"encode": lambda state, pairs: jnp.zeros((2, 7))}, "encode is float32 [2, 7]"),
+        ({"predict": lambda state, skulls: skulls[0]}, "predict is float32 [8, 8, 8]: it must"),
+        ({"features": lambda state, pairs: pairs}, "features is float32 [2, 8, 8, 8, 2]"),
+        ({"init": lambda key: {"a": 1}}, "init must return a State whose step is int32 []"),
+    ],
+)
+def test_a_wrong_shape_names_model_and_function_before_any_work(fields, words):
+    assert f"mylab.wrong: {words}" in _wrong(**fields)
+
+
+@pytest.mark.parametrize("name", ["vae", "introvae"])
+def test_our_own_models_hold_the_contract(name):
+    config = importlib.import_module(f"experiments.{name}").get_config("smoke")
+    model = methods.load_model(config.model_name, config.model)
+    methods.check_shapes(model, name, config.model.resolution, {})
+
+
+def test_a_wrong_size_of_our_own_models_is_one_line():
+    config = importlib.import_module("experiments.vae").get_config("smoke").model
+    config.occupancy = (0.1,)
+    with pytest.raises(UserError, match=r"config\.model does not fit skullgen\.models\.vae: "):
+        methods.load_model("vae", config)
+
+
+def test_weights_of_another_model_or_another_file_of_it_are_refused(lab, tmp_path):
+    name = lab("mine", TOY)
+    methods.provenance.write(tmp_path, methods.recipe(name, _config()))
+    methods.require_same(tmp_path, name, _config())
+    methods.require_same(tmp_path / "none", name, _config())
+    with pytest.raises(UserError, match=r"made with model\.learning_rate 0\.1, now 0\.2"):
+        methods.require_same(tmp_path, name, _config(learning_rate=0.2))
+    lab("mine", TOY + "# changed\n")
+    with pytest.raises(UserError, match=r"made with code\.lab\.mine\.py '.*, now '"):
+        methods.require_same(tmp_path, name, _config())
+
+
+def test_training_that_is_not_at_its_end_is_told(tmp_path, capsys):
+    recipe = {"phases": {"0": ["toy", 1, 4], "1": ["more", 3, 5]}}
+    methods.provenance.write(tmp_path, recipe)
+    for step in (9, 8):
+        (tmp_path / str(step)).mkdir()
+        methods.tell_unfinished(tmp_path)
+        (tmp_path / str(step)).rmdir()
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1 and "update 8, before the end of training, 9" in said

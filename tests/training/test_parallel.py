@@ -1,0 +1,26 @@
+"""The only pmap of training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from skullgen.data import store
+from skullgen.networks.modules import AXIS
+from skullgen.training import parallel
+
+
+def test_each_device_has_a_run_of_samples():
+    assert jax.local_device_count() == 2
+    pairs = np.arange(6 * 8 * 2).reshape(6, 2, 2, 2, 2) % 3 == 0
+    index = np.array([[5, 0, 3, 1], [2, 2, 4, 5]], np.int32)
+
+    def step(state, batch):
+        return state + 1, jax.lax.all_gather(batch, AXIS, axis=1, tiled=True)
+
+    for data, devices in (
+        (parallel.resident(store.pack(pairs)), None),
+        (store.pack(pairs), jax.local_devices()[:1]),
+    ):
+        state, batch = parallel.data_parallel(step, 2, devices)(jnp.zeros(()), data, index)
+        np.testing.assert_array_equal(batch, pairs[index])
+        assert state == 1
