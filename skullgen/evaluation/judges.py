@@ -47,7 +47,8 @@ def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
     methods.check(settings.model_name, _sized(settings, size), size, section="segment.")
     in_range("segment.updates", settings.updates, 1)
     in_range("segment.fresh", settings.fresh, 0)
-    loop.check(_options(settings, options), "segment.")
+    own = dict(batch=settings.batch_size, save_every=settings.save_every)
+    loop.check(options._replace(**own), "segment.")
     mixture.require_there([name for name, *_ in mixture.named(settings.stores)], workdir)
 
 
