@@ -16,8 +16,8 @@ from typing import Any
 from skullgen.core.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# Names of files half-written: ours and Zarr's.
-PARTIAL = re.compile(r".+\.(partial-[0-9a-f]{32}|[0-9a-f]{32}\.partial)")
+# Names of what is half-written or half-deleted: ours, Zarr's, and where orbax moves old steps.
+PARTIAL = re.compile(r".+\.(partial-[0-9a-f]{32}|[0-9a-f]{32}\.partial)|deleted\.partial")
 
 
 def replace(path: Path, content: bytes) -> None:

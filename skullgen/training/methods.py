@@ -186,7 +186,7 @@ def check(
     name: str,
     config: ConfigDict,
     size: int,
-    specs: Sequence[Mapping[str, Any]] = (),
+    specs: Sequence[Mapping[str, Any]] | None = None,
     section: str = "",
 ) -> None:
     """Tries a model of the user's own (`check_shapes`), and warns of fields that it does not read.
@@ -196,7 +196,7 @@ def check(
     """
     copy = Watched(config)
     model = load_model(name, copy, section)
-    plan = phases(specs, model) if specs else []
+    plan = [] if specs is None else phases(specs, model)
     if "." not in name:
         return
     with _fields(name, section):

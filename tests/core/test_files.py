@@ -48,6 +48,7 @@ def test_only_our_own_half_made_files_are_cleared(tmp_path):
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text("")
     (files.partial_of(work / "b.zarr") / "pairs").mkdir(parents=True)
+    (work / "deleted.partial" / "10").mkdir(parents=True)
     (work / "link").symlink_to(outside)
     files.partial_of(work / "link").symlink_to(outside)
     files.clear(work)
