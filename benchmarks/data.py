@@ -31,7 +31,10 @@ MEAN = "reshape(128, 4, 128, 4, 128, 4).mean((1, 3, 5)) >= 0.5"
 READ = {
     "ours": """import skullgen.data.volumes
 kept = "implant" in path
-mask = skullgen.data.volumes.read_reduced(path, 128, keep_native=kept).counts >= 32""",
+skull = skullgen.data.volumes.in_ras(skullgen.data.volumes.read(path))
+mask = skullgen.data.volumes.count_blocks(skull, 128).counts >= 32
+if kept:
+    skullgen.data.volumes.pack(skull.data)""",
     "pynrrd, numpy": f"""import nrrd
 mask = nrrd.read(path)[0].{MEAN}""",
     "pynrrd, scikit-image": """import nrrd, skimage.transform
@@ -142,7 +145,7 @@ def files(args, masks, folder):
             plane &= draw.random(plane.shape, np.float32) < 0.9
         volumes.write(folder / f"{rough}{what}.nrrd", mask, affine)
     if args.file:
-        volumes.write(folder / "file of yours.nrrd", *volumes.read(args.file))
+        volumes.write(folder / "file of yours.nrrd", *volumes.in_ras(volumes.read(args.file)))
     for path in sorted(folder.glob("*.nrrd")):
         what, size = f"NRRD of one {path.stem} to 128^3", round(path.stat().st_size / 1e6, 2)
         rows += compare(what, READ, path, args.rounds, file_mb=size)

@@ -201,7 +201,7 @@ def own(tmp_path, monkeypatch):
 def test_kinds_that_return_anything_else_are_refused(own, name, words):
     complete = np.zeros((8, 8, 8), bool)
     complete[2:6, 2:6, 2:6] = True
-    options = dict(voxel_mm=np.ones(3), area_cm2=(10, 150))
+    options = dict(voxel_mm=np.ones(3), area_cm2=(10.0, 150.0))
     with pytest.raises(UserError, match=rf"ownlab\.code\.{name} {words}"):
         defects.cut(complete, f"ownlab.code.{name}", 0, **options)
     defective, implant = defects.cut(complete, "ownlab.code.half", 0, **options)

@@ -20,7 +20,8 @@ from scipy import ndimage
 from skullgen.core import plugins
 from skullgen.core.errors import UserError
 from skullgen.data import defects, grids, phantom, store, volumes
-from skullgen.data.volumes import Affine, Mask, Volume
+from skullgen.data.grids import Affine, Mask
+from skullgen.data.volumes import Volume
 
 NATIVE_SIDE = 128  # voxels a side at which phantoms are grown and cut
 SIDES = ("defective_skull", "implant")

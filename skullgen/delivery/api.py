@@ -8,7 +8,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import operator
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +97,7 @@ class Run:
         without overlap (equation 6) and dust. A sample is the same whatever is drawn with it. A
         smaller `run.config.generate.batch_size` takes less memory.
         """
-        seed, count, first = _whole(seed=seed, count=count, first=first)
+        _require_range(seed=seed, count=count, first=first)
         if not count:
             return np.zeros((0, *[self._size] * 3, 2), bool)
         rules, make, block = self._drawing()
@@ -118,9 +117,8 @@ class Run:
         In a data loader's workers, which have to be spawned (`multiprocessing_context="spawn"`),
         give each a seed of its own: PyTorch's `get_worker_info().id`; else all make the same pairs.
         """
-        seed, batch, first = _whole(seed=seed, batch=batch, first=first)
-        if not batch:
-            raise UserError("batch is 0: a batch of a stream has one pair, or more")
+        _require_range(seed=seed, first=first)
+        _require_range(batch=batch, least=1)
         return self._stream(self._drawing(), seed, batch, first)
 
     def _stream(self, drawing, seed, batch, first):
@@ -143,7 +141,7 @@ class Run:
 
     def latents(self, seed: int = 0, count: int = 8, first: int = 0) -> Latents:
         """Latents z of the pairs that `sample` makes of these numbers."""
-        seed, count, first = _whole(seed=seed, count=count, first=first)
+        _require_range(seed=seed, count=count, first=first)
         model, state, _ = self._generator
         draw = jax.jit(functools.partial(generate.latents, model))
         return np.asarray(draw(state, np.uint32(seed), jnp.arange(first, first + count)))
@@ -162,7 +160,7 @@ class Run:
         encode = jax.jit(model.encode)
 
         def run(bits):
-            return encode(state, steps.unpack(bits, self._size).astype(jnp.float32))
+            return encode(state, steps.unpack(jnp.asarray(bits), self._size).astype(jnp.float32))
 
         return generate.whole_batches(run, store.pack(pairs.astype(bool)), BATCH)
 
@@ -194,9 +192,7 @@ class Run:
         `spherical` or `linear` (`evaluation.explore`). Raises UserError as `encode` and `decode`.
         """
         one_of("way", way, WAYS)
-        [steps] = _whole(steps=steps)
-        if not steps:
-            raise UserError("steps is 0: a way has one pair, or more")
+        _require_range(steps=steps, least=1)
         ends = [(self.encode if np.ndim(x) == 4 else self._latents)([x])[0] for x in (a, b)]
         return self.decode(WAYS[way](*ends, np.linspace(0, 1, steps)))
 
@@ -253,16 +249,10 @@ def _require_threads():
         )
 
 
-def _whole(**numbers):
-    """The numbers, in order; UserError for one that is not whole, or not 0 to 2^31 - 1."""
+def _require_range(least=0, **numbers):
     for name, value in numbers.items():
-        try:
-            good = 0 <= operator.index(value) < 2**31
-        except TypeError:
-            good = False
-        if not good:
-            raise UserError(f"{name} is {value!r}: it must be a whole number, 0 to 2^31 - 1")
-    return map(operator.index, numbers.values())
+        if not least <= value < 2**31:
+            raise UserError(f"{name} is {value!r}: it must be {least} to 2^31 - 1")
 
 
 def _shaped(name, values, *shape):

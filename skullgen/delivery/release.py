@@ -145,9 +145,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
         jobs.check()
         place = Path("checkpoints", name)
         checkpoint.release(partial / place, state)
-        own = provenance.read(workdir / place) or {}
-        own = {field: own[field] for field in ("model_name", "model", "code") if field in own}
-        provenance.write(partial / place, own)
+        own = provenance.read(workdir / place)
+        if own:
+            own = {field: own[field] for field in ("model_name", "model", "code")}
+            provenance.write(partial / place, own)
     provenance.write(partial, recipe)
     files.write_json(partial / "config.json", _public(config, workdir))
     files.replace(partial / "README.md", _readme(config, recipe).encode())

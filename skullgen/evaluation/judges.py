@@ -47,7 +47,8 @@ def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
     methods.check(settings.model_name, _sized(settings, size), size, section="segment.")
     in_range("segment.updates", settings.updates, 1)
     in_range("segment.fresh", settings.fresh, 0)
-    loop.check(_options(settings, options), "segment.")
+    own = dict(batch=settings.batch_size, save_every=settings.save_every)
+    loop.check(options._replace(**own), "segment.")
     mixture.require_there([name for name, *_ in mixture.named(settings.stores)], workdir)
 
 
@@ -77,21 +78,16 @@ def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
 
     size: `D`, voxels a side. options: the run's own, whose tensorboard is the folder of all.
     """
-    model = _load(settings, size)
-    options = _options(settings, options)
+    model, board = _load(settings, size), options.tensorboard
+    fields = {"seed": settings.seed, "batch": settings.batch_size}
+    options = options._replace(**fields, save_every=settings.save_every)
     for name, parts in mixtures(settings, workdir).items():
-        folder, board = _folder(workdir, name), options.tensorboard
-        pairs = sum(len(part.rows) for part in parts)
+        folder, pairs = _folder(workdir, name), sum(len(part.rows) for part in parts)
         done = hosts.first(checkpoint.newest(folder)) == settings.updates
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
         place = loop.Place(workdir / f"segment-{name}.jsonl", folder, _network(settings, size))
         own = options._replace(tensorboard=board and board / name)
         loop.train(model, _plan(settings), parts, place, own)
-
-
-def _options(settings, options):
-    fields = {"seed": settings.seed, "batch": settings.batch_size}
-    return options._replace(**fields, save_every=settings.save_every)
 
 
 def _network(settings, size):
@@ -101,18 +97,15 @@ def _network(settings, size):
 def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
     """The trained networks; Unfinished where one is not trained to its end, or on other pairs."""
     model, nets = _load(settings, size), {}
-    fields = dict.fromkeys(loop.Options._fields, 0)
-    options = _options(settings, loop.Options(**fields))
+    network, seed, batch = _network(settings, size), settings.seed, settings.batch_size
     for name, parts in mixtures(settings, workdir).items():
         folder = _folder(workdir, name)
-        now = loop.recipe(_plan(settings), parts, _network(settings, size), options)
-        other = provenance.differences(provenance.read(folder) or {}, now)
+        now = loop.recipe(_plan(settings), parts, network, seed, batch)
+        other = ", ".join(provenance.differences(provenance.read(folder) or {}, now))
         if checkpoint.newest(folder) != settings.updates or other:
-            differs = f" ({next(iter(other))} differs)" if other else ""
-            raise Unfinished(
-                f"{folder}: not trained on these pairs for {settings.updates} updates{differs}: "
-                "run the stage `segment` first"
-            )
+            what = f"{folder}: not trained on these pairs for {settings.updates} updates"
+            what += f" ({other})" if other else ""
+            raise Unfinished(f"{what}: run the stage `segment` first")
         nets[name] = Trained(model, checkpoint.read(folder, model, settings.updates), parts)
     return nets
 

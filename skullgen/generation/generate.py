@@ -69,8 +69,10 @@ def pairs(
     probability: Float[Array, "n D D D 2"] | Float[np.ndarray, "n D D D 2"], rules: Rules
 ) -> Bool[np.ndarray, "n D D D 2"]:
     """The pairs that section 4.4 makes of what a network says of each voxel."""
-    bits, size = np.asarray(binary(jnp.asarray(probability), rules)[0]), probability.shape[1]
-    return store.unpack(postprocess.clean(bits, size, rules), size)
+    size = probability.shape[1]
+    # One by one: the device need not hold all.
+    bits = [np.asarray(binary(jnp.asarray(one)[None], rules)[0]) for one in probability]
+    return store.unpack(postprocess.clean(np.concatenate(bits), size, rules), size)
 
 
 def drawer(model: Model, rules: Rules) -> Callable:
@@ -108,12 +110,12 @@ def batches(
     draw: a `sampler` of one seed. first: the sample in row 0. batch: samples of one call. The
     next call runs on the device while this one's answer is copied and worked on.
     """
-    starts = [
+    starts = (
         start
         for shard in shards
         for start in range((first + shard.start) // batch * batch, first + shard.stop, batch)
-    ]
-    starts = iter(list(dict.fromkeys(starts)))
+    )
+    starts = iter(dict.fromkeys(starts))
     ahead, ready = [], {}
     for shard in shards:
         begin, end = first + shard.start, first + shard.stop

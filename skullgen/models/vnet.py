@@ -52,8 +52,10 @@ class Unit(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, train, add=0):
-        """[B, n, n, n, C] -> [B, n', n', n', features]; `add` broadcasts to the result."""
+    def __call__(
+        self, x: modules.Grid, train: bool, add: Float[Array, "B ..."] | int = 0
+    ) -> Float[Array, "B x y z {self.features}"]:
+        """`add` broadcasts to the result."""
         shape = (*(self.kernel,) * 3, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         x = self.operation(x.astype(self.dtype), kernel.astype(self.dtype))

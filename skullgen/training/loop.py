@@ -119,7 +119,8 @@ def train(
     ends = [span.end for span in whole]
     board = logs.tensorboard(options.tensorboard if lead else None)
     if lead:
-        _claim(place.folder, recipe(plan, parts, place.recipe, options))
+        now = recipe(plan, parts, place.recipe, options.seed, options.batch)
+        _claim(place.folder, now)
     # Placed as the steps return it, or the first one is compiled twice.
     state = parallel.resident(checkpoint.begin(place.folder, model, options.seed))
     first = int(state.step)
@@ -147,7 +148,11 @@ def _count(parts):
 
 
 def recipe(
-    plan: list[Phase], parts: list[mixture.Part], network: provenance.Recipe, options: Options
+    plan: list[Phase],
+    parts: list[mixture.Part],
+    network: provenance.Recipe,
+    seed: int,
+    batch: int,
 ) -> provenance.Recipe:
     """All that determines a trained network, with its phases' lengths in updates.
 
@@ -155,15 +160,15 @@ def recipe(
     """
     return {
         **network,
-        "seed": options.seed,
-        "batch_size": options.batch,
+        "seed": seed,
+        "batch_size": batch,
         "stores": {
             str(number): {"recipe": provenance.digest(store.recipe), "rows": _runs(rows)}
             for number, (store, rows) in enumerate(parts)
         },
         "phases": {
             str(number): [phase.step, phase.batches, end - begin]
-            for phase, number, begin, end in spans(plan, _count(parts), options.batch)
+            for phase, number, begin, end in spans(plan, _count(parts), batch)
         },
     }
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -73,8 +74,8 @@ def test_it_holds_weights_without_optimisers_and_tells_no_path(made):
 def test_paths_and_names_of_skulls_stay_at_home(made, tmp_path):
     path, config, *_ = made
     config = config.copy_and_resolve_references()
-    config.data.update(root="/home/patient_7/skulls", test=("patient_7", "patient_8"))
-    config.segment.stores = ("/home/patient_7/a.zarr:all:all",)
+    config.data.update(root="/home/patient_7/skulls", test="patient_7,patient_8")
+    config.segment.stores = "/home/patient_7/a.zarr:all:all"
     public = release._public(config, path)
     assert "patient_7" not in str(public) and public["model"]["latent"] == config.model.latent
 
@@ -125,7 +126,7 @@ def test_any_change_of_a_file_is_seen(copy):
     assert check() == ""
     for file in [path for path in copy.rglob("*") if path.is_file() and path.name != "SHA256SUMS"]:
         content = file.read_bytes()
-        file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        file.write_bytes(content[:-1] + bytes([(content or b"1")[-1] ^ 1]))
         assert f"{file.relative_to(copy)}: FAILED" in check()
         file.write_bytes(content)
 
@@ -134,13 +135,14 @@ def test_weights_of_another_model_than_the_config_says_are_refused(copy):
     config = files.read_json(copy / "config.json")
     config["model"]["latent"] = 9
     files.write_json(copy / "config.json", config)
-    with pytest.raises(UserError, match=r"checkpoints/vae_wgan: made with|damaged"):
+    with pytest.raises(UserError, match=r"vae_wgan: made with model\.latent 8, now 9"):
         skullgen.load(copy).sample(count=1)
 
 
 def test_a_release_of_v_nets_alone_promises_no_samples(made, tmp_path):
     work = shutil.copytree(made[0], tmp_path / "run")
     shutil.rmtree(work / "checkpoints" / "vae_wgan")
+    shutil.rmtree(work / "release")
     config = made[1].copy_and_resolve_references()
     config.model_name = ""
     files.write_json(work / "config.json", json.loads(config.to_json_best_effort()))
@@ -177,7 +179,7 @@ def test_a_second_release_is_the_first_or_is_refused(made, tmp_path, capsys):
 def test_the_packaged_demo_is_of_the_default_experiment():
     config = vae_wgan.get_config()
     config.generate.weights = "demo"
-    mine, folder = release.chosen(config, None)
+    mine, folder = release.chosen(config, Path())
     pairs = skullgen.load("demo").sample(seed=0, count=2)
     assert pairs.shape == (2, 32, 32, 32, 2) and pairs.any((1, 2, 3)).all()
     assert not pairs.all(axis=-1).any()  # no defect lies in its skull

@@ -315,15 +315,6 @@ def test_native_scores_do_not_depend_on_the_order_of_the_axes(order, flips, angl
     assert got == pytest.approx(expected, abs=1e-12)
 
 
-def test_native_scores_against_the_whole_enlarged_mask():
-    probability, truth, native = _native(1)
-    found, best = (grids.enlarge(part, MODEL, FINE, native.shape) for part in (probability, truth))
-    got = metrics.native_scores(probability, truth, MODEL, (native, FINE))
-    assert got["dice_native"] == metrics.dice(found, native)
-    assert got["ceiling_native"] == metrics.dice(best, native)
-    assert got["hd95_native_mm"] == metrics.hd95(found, native, (0.5, 1, 2))
-
-
 # --- A user's own ------------------------------------------------------------------------------
 
 
