@@ -142,8 +142,6 @@ def _generate(config, workdir):
     config, folder = release.chosen(config, workdir)
     newest = hosts.first(checkpoint.newest(folder / "checkpoints" / config.model_name))
     net = methods.generator(config, folder, int(newest))
-    if folder == workdir:
-        methods.tell_unfinished(folder / "checkpoints" / config.model_name)
     about, settings = release.about(folder, config.model_name), config.generate
     free = ("count", "weights")  # the weights' sum tells what they are
     recipe = {

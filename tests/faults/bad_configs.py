@@ -148,7 +148,12 @@ CASES = [
     Case(
         "a phase's unknown step",
         _phases(dict(step="gan", updates=3)),
-        r"phases\[0\]\.step is 'gan': the model's steps are vae",
+        r"phases\[0\]\.step is 'gan': choose one of vae",
+    ),
+    Case(
+        "a phase's step is a list",
+        _phases(dict(step=["vae"], updates=3)),
+        r"phases\[0\]\.step is .*: choose one of vae",
     ),
     *(
         Case(

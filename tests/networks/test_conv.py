@@ -209,10 +209,6 @@ def test_shapes_that_do_not_fit_are_refused(monkeypatch):
     x, w, g = arrays((4, 4, 4), 2, 3)
     with pytest.raises(ValueError, match="even"):
         conv.conv(x[:, 1:], w)
-    with pytest.raises(ValueError, match="kernel"):
-        conv.conv(x, w[1:])
-    with pytest.raises(ValueError, match="kernel"):
-        conv.conv_transpose(g, w[..., 1:])
     with pytest.raises(ValueError, match="do not fit"):
         conv.weight_gradient(x, g[:, 1:])
     with pytest.raises(KeyError):
