@@ -216,12 +216,6 @@ def test_at_the_models_own_grid_the_mask_reaches_the_threshold():
         assert metrics.upsampled_dice(probability, truth, 4, rule, 0.25) == value
 
 
-def test_an_unknown_rule_is_refused():
-    mask = np.ones((4, 4, 4), bool)
-    with pytest.raises(UserError, match=r"'cubic': choose one of probability, mask, nearest"):
-        metrics.upsampled_dice(mask, mask, 8, "cubic")
-
-
 def _cap(size):
     """A defect of a skull's size in a frame, and shares with a soft edge."""
     spots = (np.arange(size) - (size - 1) / 2) * 128 / size
