@@ -97,7 +97,7 @@ def _same(parts, train):
 
 
 def _score(predicts, columns, settings, workers):
-    """The cases of nets (name -> Predict) on the pairs of their columns (net -> column -> parts)."""
+    """The cases of nets (name -> Predict) on their pairs (net -> column -> parts)."""
     parts = [
         (net, column, part)
         for net, column in itertools.product(predicts, COLUMNS)
