@@ -57,7 +57,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     _range(settings.rows)
     generated = path.name == "generated.zarr"
     beside = os.path.abspath(path.parent) == os.path.abspath(workdir)
-    own = path.name in mixture.MADE and (beside or settings.store in mixture.MADE)
+    own = path.name in mixture.OWN and (beside or settings.store in mixture.OWN)
     if not (own and ("generate" if generated else "ingest") in names):
         plan(store.Store(path), formatted, settings)
         return

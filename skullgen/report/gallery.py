@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     settings = config.gallery
     names = [name.strip() for name in settings.stores.split(",") if name.strip()]
-    paths = [mixture.find(name, workdir) for name in names or mixture.MADE]
+    paths = [mixture.find(name, workdir) for name in names or mixture.OWN]
     stores = [store.Store(path) for path in paths if names or store.exists(path)]
     if not stores:
         raise UserError(f"{workdir}: no store of pairs here: run `ingest` or `generate` first")
