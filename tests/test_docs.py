@@ -35,6 +35,7 @@ SMALLER = {  # what a run of 20 generated and 30 real pairs of 16^3 has not
     ":all:200": ":all:20",
     "model.resolution=32": "model.resolution=16",
     "generate.count=5000": "generate.count=20",
+    "generate.count=10000": "generate.count=20",
     "evaluate.cases=30": "evaluate.cases=3",
     "segment.updates=400": "segment.updates=2",
 }
@@ -122,7 +123,7 @@ def _launch(words, monkeypatch, quick):
     named = command.named(own["config"])
     folder = pathlib.Path(own.workdir or named.folder(bool(own.sweep)))
     smaller = [re.sub(r"(experiments/\w+\.py)(:\w+)?", r"\1:smoke", word) for word in words]
-    if any("generate.weights" in word for word in words):  # which have a size
+    if any("generate.weights=demo" in word for word in words):  # which have a size
         smaller = [*words, "--config.generate.count=8"]
     for much, little in SMALLER.items():
         smaller = [word.replace(much, little) for word in smaller]
@@ -146,7 +147,7 @@ def _launch(words, monkeypatch, quick):
     if sweeping:
         sweep.sweep(config, folder, which or ("list" if quick else "all"), named)
         return
-    released = config.generate.weights  # trained with jax's own kind of keys, not the tests'
+    released = config.generate.weights == "demo"  # trained with jax's own kind of keys, not the tests'
     with jax.default_prng_impl("threefry2x32" if released else jax.config.jax_default_prng_impl):
         workdir.run(config, folder)
 
