@@ -147,7 +147,9 @@ def _launch(words, monkeypatch, quick):
     if sweeping:
         sweep.sweep(config, folder, which or ("list" if quick else "all"), named)
         return
-    released = config.generate.weights == "demo"  # trained with jax's own kind of keys, not the tests'
+    released = (
+        config.generate.weights == "demo"
+    )  # trained with jax's own kind of keys, not the tests'
     with jax.default_prng_impl("threefry2x32" if released else jax.config.jax_default_prng_impl):
         workdir.run(config, folder)
 

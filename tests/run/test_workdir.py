@@ -53,7 +53,12 @@ def _content(folder):
         ("train", "batch_size", 2, "made with batch_size 4, now 2"),
         ("train", "model.learning_rate", 1.0, r"made with model\.learning_rate 0\.1, now 1\.0"),
         ("train", "model_name", "tests.twin", "made with model_name 'tests.toy', now 'tests.twin'"),
-        ("ingest", "data.threshold", 0.4, r"real\.zarr: made with config\.threshold 0\.1, now 0\.4"),
+        (
+            "ingest",
+            "data.threshold",
+            0.4,
+            r"real\.zarr: made with config\.threshold 0\.1, now 0\.4",
+        ),
         ("ingest", "data.test", "phantom_0001", r"made with config\.test '', now 'phantom_0001'"),
         ("ingest", "model.resolution", 16, "made with size 8, now 16"),
         ("generate", "generate.seed", 9, r"generated\.zarr: made with generate\.seed 0, now 9"),
