@@ -147,9 +147,7 @@ def _launch(words, monkeypatch, quick):
     if sweeping:
         sweep.sweep(config, folder, which or ("list" if quick else "all"), named)
         return
-    released = (
-        config.generate.weights == "demo"
-    )  # trained with jax's own kind of keys, not the tests'
+    released = config.generate.weights == "demo"  # by keys of the kind threefry
     with jax.default_prng_impl("threefry2x32" if released else jax.config.jax_default_prng_impl):
         workdir.run(config, folder)
 

@@ -1,4 +1,4 @@
-"""Several processes of one run: losses, checkpoints, their shares of a store, a signal, mistakes."""
+"""Several processes of one run: losses, checkpoints, shares of a store, a signal, mistakes."""
 
 import os
 import shutil

@@ -20,7 +20,7 @@ from tests.faults import faults
 
 def _config(stages="ingest,train,generate,segment,evaluate", **fields):
     config = toy_config.get_config()
-    config.update_from_flattened_dict({"workers": 1, "stages": stages, **fields})
+    config.update_from_flattened_dict({"workers": 1, "stages": (stages,), **fields})
     return config
 
 

@@ -57,7 +57,7 @@ def _content(folder):
             "ingest",
             "data.threshold",
             0.4,
-            r"real\.zarr: made with config\.threshold 0\.1, now 0\.4",
+            r"made with config\.threshold 0\.1, now 0\.4",
         ),
         ("ingest", "data.test", "phantom_0001", r"made with config\.test '', now 'phantom_0001'"),
         ("ingest", "model.resolution", 16, "made with size 8, now 16"),
