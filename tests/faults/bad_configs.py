@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 
+from experiments import wgan_gp
 from skullgen.core import files
 from skullgen.data import store
 from skullgen.training import checkpoint, methods
@@ -27,6 +28,12 @@ def _with(stages="ingest", **fields):
 
 def _phases(*phases):
     return _with("train", phases=list(phases))
+
+
+def _wgan_gp(**fields):
+    model = wgan_gp.get_config("smoke").model
+    model.update(fields)
+    return _with("train", model_name="wgan_gp", model=model)
 
 
 def _module(name, **contents):
@@ -116,7 +123,7 @@ STAGES = (
     "predict, export, comma-separated"
 )
 PHASE = r"phases\[0\] needs a positive `epochs` or a positive `updates`, not both.*"
-GENERATE = "ingest,train,generate"
+GENERATE, NET, NETS = "ingest,train,generate", "ingest,segment", "ingest,evaluate"
 ROWS = (
     # Stages and phases.
     ("unknown stage", _with("ingest,trian"), rf"stages is 'ingest, trian': {STAGES}"),
@@ -167,6 +174,14 @@ ROWS = (
         r".*plexity is 0\.0: it must .*",
     ),
     # Models.
+    ("head", _with("train", model__head="a"), r"model\.head is 'a': choose one of independent, .*"),
+    ("precision", _with("train", model__precision="float8"), r"model\.precision is 'float8': .*"),
+    ("pool", _with("train", model__pool="max"), r"model\.pool is 'max': choose one of .*"),
+    ("latents", _with("train", model__latents="a"), r"model\.latents is 'a': .* prior, aggregate"),
+    ("no widths", _with("train", model__widths=()), r"config\.model does not fit .*"),
+    ("norm", _wgan_gp(generator_norm="a"), r"model\.generator_norm is 'a': choose one of .*"),
+    ("critic", _wgan_gp(critic_norm="batch"), r"model\.critic_norm is 'batch': choose one of .*"),
+    ("no posterior", _wgan_gp(latents="aggregate"), r"model\.latents is 'aggregate': .* of prior"),
     ("no such model", _with("train", model_name="vea"), r"model_name is 'vea': no module .*"),
     ("no model", _with("train", model_name=""), r"model_name is '': no module is named"),
     (
