@@ -175,7 +175,7 @@ def whole(what, saved, model, settings, args, workers):
         mock.patch("skullgen.core.jobs.progress", progress),
     ):
         path, start = pathlib.Path(folder) / "s.zarr", time.perf_counter()
-        generator = Trained(model, checkpoint.read(pathlib.Path(args.folder), model, 0))
+        generator = Trained(model, checkpoint.read(saved, model, 0))
         generate.run(generator, path, settings, plan, workers)
         wall = time.perf_counter() - start
         assert not store.Store(path).missing()

@@ -213,12 +213,8 @@ def plan(
 
 
 def _name(fields):
-    parts = [f"{field}={_shown(value)}" for field, value in fields.items()]
+    parts = [f"{field}={command.shown(value)}" for field, value in fields.items()]
     return re.sub(r"[^\w.=+-]+", "_", command.folder_name(parts) or "base", flags=re.ASCII)
-
-
-def _shown(value):
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _made(config, fields):
@@ -264,7 +260,7 @@ def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) ->
     known = list(dict.fromkeys(key for one in found.values() for key in one))
     groups = {}
     for name, own in runs.items():
-        place = tuple(_shown(own.get(f, config_path.get_value(f, config))) for f in fields)
+        place = tuple(command.shown(own.get(f, config_path.get_value(f, config))) for f in fields)
         groups.setdefault(place, []).append(name)
     means = {
         place: {key: _mean([found[n][key] for n in names if key in found[n]]) for key in known}

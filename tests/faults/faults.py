@@ -67,7 +67,9 @@ def left(work):
         name = path.relative_to(work).as_posix()
         if "checkpoints/" in name or not path.is_file() or name in ("versions.json", ".lock"):
             continue
-        found[name] = path.read_bytes().replace(str(work).encode(), b"WORK")
+        found[name] = path.read_bytes()
+        if path.suffix == ".json":  # of two folders: their own paths
+            found[name] = found[name].replace(str(work).encode(), b"WORK")
     for path in sorted((work / "checkpoints").glob("*/*")):
         name = path.relative_to(work).as_posix()
         if (path / "_CHECKPOINT_METADATA").is_file():
