@@ -31,7 +31,10 @@ MEAN = "reshape(128, 4, 128, 4, 128, 4).mean((1, 3, 5)) >= 0.5"
 READ = {
     "ours": """import skullgen.data.volumes
 kept = "implant" in path
-mask = skullgen.data.volumes.read_reduced(path, 128, keep_native=kept).counts >= 32""",
+skull = skullgen.data.volumes.in_ras(skullgen.data.volumes.read(path))
+mask = skullgen.data.volumes.count_blocks(skull, 128).counts >= 32
+if kept:
+    skullgen.data.volumes.pack(skull.data)""",
     "pynrrd, numpy": f"""import nrrd
 mask = nrrd.read(path)[0].{MEAN}""",
     "pynrrd, scikit-image": """import nrrd, skimage.transform
@@ -44,12 +47,13 @@ mask = sitk.GetArrayFromImage(share).T >= 0.5""",
 }
 PAIRS = 4  # in a folder
 INGEST = {
-    "ours": """import shutil, skullgen.data.ingest, skullgen.data.store, experiments.common
+    "ours": """import shutil, experiments.common; from skullgen.data import ingest, store
 config = experiments.common.defaults("paper").data
 config.root, config.threshold = path, 0.5
 shutil.rmtree(path + ".zarr", ignore_errors=True)
-skullgen.data.ingest.run(path + ".zarr", 128, config, workers=1)
-mask = skullgen.data.store.Store(path + ".zarr")["pairs"][0]""",
+place = pathlib.Path(path + ".zarr")
+ingest.run(place, 128, config, ingest.Options(workers=1))
+mask = store.unpack(store.Store(place).load([0]), 128)[0]""",
     "pynrrd, numpy, savez_compressed": f"""import glob, nrrd
 for skull in glob.glob(path + "/train/defective_skull/*/*.nrrd"):
     parts = skull, skull.replace("defective_skull", "implant")
@@ -69,7 +73,7 @@ f = lambda x: skimage.transform.resize(x, (512,) * 3, order=1, mode="edge")
 {SCORE}""",
 }
 HARNESS = """
-import json, sys, time, zlib, numpy
+import json, pathlib, sys, time, zlib, numpy
 code, path, rule = sys.argv[1:]
 head, _, code = code.partition("\\n")
 exec(head)
@@ -142,7 +146,7 @@ def files(args, masks, folder):
             plane &= draw.random(plane.shape, np.float32) < 0.9
         volumes.write(folder / f"{rough}{what}.nrrd", mask, affine)
     if args.file:
-        volumes.write(folder / "file of yours.nrrd", *volumes.read(args.file))
+        volumes.write(folder / "file of yours.nrrd", *volumes.in_ras(volumes.read(args.file)))
     for path in sorted(folder.glob("*.nrrd")):
         what, size = f"NRRD of one {path.stem} to 128^3", round(path.stat().st_size / 1e6, 2)
         rows += compare(what, READ, path, args.rounds, file_mb=size)
@@ -195,15 +199,13 @@ def batches(args, masks, count, path):
     from skullgen.models import steps
     from skullgen.training import parallel
 
-    pair, draw, everything = np.stack(list(masks), -1), np.random.default_rng(0), range(count)
+    pair, draw, everything = np.stack(list(masks), -1), np.random.default_rng(0), list(range(count))
     size = len(pair)
-    store.create(path, count=count, size=size, shard=count, attributes={})
-    store.Store(path).write(0, np.stack([store.pack(np.roll(pair, k, 0)) for k in everything]), {})
-    loads = [
-        common.timed(lambda: store.Store(path).load(everything)) / count for _ in range(args.rounds)
-    ]
+    opened = store.create(path, store.Shape(count, size, count), {}, {})
+    opened.write(0, np.stack([store.pack(np.roll(pair, k, 0)) for k in everything]), {})
+    loads = [common.timed(lambda: opened.load(everything)) / count for _ in range(args.rounds)]
     rows = [common.row("store to packed pairs, a pair", size, "bits", common.device(), loads)]
-    packed = store.Store(path).load(everything)
+    packed = opened.load(everything)
     bytes_ = store.unpack(packed, size).view(np.uint8)
     floats = bytes_.astype(np.float32)
     here, there = parallel.resident(packed), parallel.resident(bytes_)

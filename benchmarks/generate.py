@@ -154,7 +154,7 @@ def posing(model, bits, size):
     return model._replace(decode=decode)
 
 
-def whole(what, manager, model, settings, args, workers):
+def whole(what, saved, model, settings, args, workers):
     """One run from checkpoint to closed store: a row."""
     from skullgen.generation import generate
     from skullgen.training import checkpoint
@@ -175,7 +175,7 @@ def whole(what, manager, model, settings, args, workers):
         mock.patch("skullgen.core.jobs.progress", progress),
     ):
         path, start = pathlib.Path(folder) / "s.zarr", time.perf_counter()
-        generator = Trained(model, checkpoint.restore(manager, model))
+        generator = Trained(model, checkpoint.read(saved, model, 0))
         generate.run(generator, path, settings, plan, workers)
         wall = time.perf_counter() - start
         assert not store.Store(path).missing()
@@ -192,14 +192,14 @@ def with_network(args):
     import jax
 
     from experiments import vae_wgan
-    from skullgen.training import checkpoint, loop
+    from skullgen.training import checkpoint, methods
 
     config = vae_wgan.get_config("paper")
     blocks = min(4, int(math.log2(args.size)))
     config.model.widths = tuple(args.base * 2**block for block in range(blocks))
     config.model.groups = args.base // 2  # two channels each at the finest, as the paper's
     config.model.resolution, config.model.precision = args.size, args.precision
-    model, settings = loop.load_model(config.model_name, config.model), config.generate
+    model, settings = methods.load_model(config.model_name, config.model), config.generate
     state = jax.jit(model.init)(jax.random.key(0, impl="rbg")).replace(key=jax.random.key(0))
     for batch in args.batches:
         yield from stages(model, state, settings, args, batch)
@@ -209,14 +209,13 @@ def with_network(args):
     ready = mock.Mock(return_value=lambda first, seed: (block.copy(), np.zeros(pairs, np.int32)))
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", f"{folder}/cache")  # launch.py has one too
-        manager = checkpoint.manager(pathlib.Path(folder) / "checkpoints")
-        checkpoint.save(manager, state)
-        manager.wait_until_finished()
+        saved = pathlib.Path(folder) / "checkpoints"
+        with checkpoint.manager(saved) as manager:
+            checkpoint.save(manager, state)
         for workers in args.workers:
-            yield whole("end to end", manager, model, settings, args, workers)
+            yield whole("end to end", saved, model, settings, args, workers)
             with mock.patch("skullgen.generation.generate.sampler", ready):
-                yield whole("all but the network", manager, model, settings, args, workers)
-        manager.close()
+                yield whole("all but the network", saved, model, settings, args, workers)
 
 
 def plot(rows, path):

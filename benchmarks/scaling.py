@@ -10,7 +10,7 @@ exponent is that between a case and the one before it: voxels grow by 3, samples
 in turn; and a step of next to nothing on one device under pmap and under jit alone.
 `processes`: `launch.py` on this CPU, `vae` of the size `smoke`: training by two processes
 (`--distributed`), by one on two forced devices, by one on one; generation and ingestion by two
-shares with a worker each (that is their own process) and by one process with two workers.
+processes with a worker each (that is their own process) and by one with two workers.
 `pairs`: the rate and the peak memory of generation and ingestion, of the main process and of its
 largest worker (Linux). `startup`: from a process's start to the end of its first update.
 
@@ -95,7 +95,7 @@ def training(method, size, base, precision, batch, jit=False):
         config = config.segment.model
     else:
         config = getattr(experiments, method)(config, "paper").model
-        config.widths = [base * 2**i for i in range(min(4, int(math.log2(size)) - 1))]
+        config.widths = tuple(base * 2**i for i in range(min(4, int(math.log2(size)) - 1)))
         config.groups = base // 2  # two channels each at the finest, as in the paper's
     config.resolution, config.precision = size, precision
     model = importlib.import_module(f"skullgen.models.{method}").make(config)
@@ -297,11 +297,7 @@ def distributed(work, command, args):
         shutil.copytree(work / "real.zarr", place / "real.zarr")
         commands = [[*command, "--workdir", place]]
         if name == "two processes":
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = free.getsockname()[1]
-            ranks = [f"--distributed={k}/2@localhost:{port}" for k in (0, 1)]
-            commands = [[*commands[0], rank] for rank in ranks]
+            commands = two(commands[0])
         environment = forced(2 if name == "one process, two devices" else 1)
         grew = launch(*commands, environment=environment, log=place / "train.jsonl")[2]
         whole = [(lines, at) for lines, at in grew if lines % 50 == 0]  # a flush is two writes
@@ -310,6 +306,14 @@ def distributed(work, command, args):
             for (first, start), (last, end) in itertools.pairwise(whole)
         ]
     return times
+
+
+def two(command):
+    """The command by two processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [[*command, f"--distributed={k}/2@localhost:{port}"] for k in (0, 1)]
 
 
 def make(work, command, stage, count):
@@ -323,13 +327,12 @@ def make(work, command, stage, count):
 
 def shared(work, command, stage, count, runs):
     """{who made a store: [ms a pair]}."""
-    times = {"one process, two workers": [], "two shares": []}
+    times = {"one process, two workers": [], "two processes": []}
     for _, name in itertools.product(range(runs), times):
         run, path = make(work, command, stage, count)
         commands = [[*run, "--config.workers=2"]]
-        if name == "two shares":
-            run = [*run, "--config.workers=1"]
-            commands = [[*run, f"--config.share={k}/2"] for k in (0, 1)]
+        if name == "two processes":
+            commands = two([*run, "--config.workers=1"])
         launch(*commands, environment=forced(1))
         times[name].append(rate(path))
     return times

@@ -90,7 +90,7 @@ def main():
     parser.add_argument("--json")
     given = parser.parse_args()
     config = CONFIGS[given.config].get_config("smoke")
-    config.stages = "ingest,train,generate"
+    config.stages = ("ingest", "train", "generate")
     config.phases = [{**config.phases[-1], "updates": given.steps}]
     config.log_every, config.save_every = 20, 100
     config.generate.count = given.pairs

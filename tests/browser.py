@@ -42,7 +42,7 @@ def opened(browser, path, width=1280, height=900):
         "request", lambda asked: asked.url[:5] in ("data:", "blob:") or requests.append(asked.url)
     )
     page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-    page.goto(path.as_uri())
-    page.wait_for_selector("body[data-drawn]", timeout=60_000)
+    page.goto(path.as_uri(), timeout=180_000)  # a busy machine
+    page.wait_for_selector("body[data-drawn]", timeout=180_000)
     yield page, complaints, requests
     context.close()

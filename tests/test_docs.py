@@ -21,25 +21,21 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-import launch
+from skullgen.core import plugins
 from skullgen.data import defects, phantom, volumes
 from skullgen.delivery import export
-from skullgen.run import fields, stages, sweep, workdir
+from skullgen.run import config as command
+from skullgen.run import stages, sweep, workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [page for page in PAGES if page.name != "extending.md"]  # tests/test_extending.py runs it
-LONG = {
-    "segment",
-    "evaluate",
-    "explore",
-    "gallery",
-    "report",
-}  # stages that the quick tests leave out
+LONG = {"segment", "evaluate", "explore", "gallery", "report"}  # what quick tests leave out
 SMALLER = {  # what a run of 20 generated and 30 real pairs of 16^3 has not
     ":all:200": ":all:20",
     "model.resolution=32": "model.resolution=16",
     "generate.count=5000": "generate.count=20",
+    "generate.count=10000": "generate.count=20",
     "evaluate.cases=30": "evaluate.cases=3",
     "segment.updates=400": "segment.updates=2",
 }
@@ -61,11 +57,12 @@ def home(tmp_path_factory):
     defective, _ = defects.cut(phantom.skull(0, 64), "bilateral", 1, voxel_mm=3.2)
     volumes.write(home / "DEFECTIVE.nii.gz", defective, phantom.affine(64))
     config = _smoke("experiments/vae_wgan.py")
-    config.stages = "ingest,train,generate,segment,evaluate"
+    config.stages = ("ingest", "train", "generate", "segment", "evaluate")
     config.evaluate.cases, config.evaluate.rules = 1, False
     workdir.run(config, home / "runs" / "vae_wgan")
     settings = config.export
-    export.write(home / "runs/vae_wgan/real.zarr", home / "SKULLBREAK", "skullbreak", settings, 1)
+    real = home / "runs/vae_wgan/real.zarr"
+    export.write(real, home / "SKULLBREAK", "skullbreak", settings, 1)
     stubs = home / "stubs"
     stubs.mkdir()
     noted = 'printf "%q " "${0##*/}" "$@" >> "$NOTED"; echo >> "$NOTED"\n'
@@ -122,37 +119,37 @@ def _launch(words, monkeypatch, quick):
         return
     done.parent.mkdir(exist_ok=True)
     done.touch()
-    fields.check(own.config, [name for name in own.config.stages.split(",") if name])
-    assert fields.stages(own.config, stages.STAGES)
-    workdir = pathlib.Path(own.workdir or launch.default_workdir(own["config"]))
+    assert command.stages(own.config, list(stages.STAGES))
+    named = command.named(own["config"])
+    folder = pathlib.Path(own.workdir or named.folder(bool(own.sweep)))
     smaller = [re.sub(r"(experiments/\w+\.py)(:\w+)?", r"\1:smoke", word) for word in words]
-    if any("generate.weights" in word for word in words):  # which have a size
+    if any("generate.weights=demo" in word for word in words):  # which have a size
         smaller = [*words, "--config.generate.count=8"]
     for much, little in SMALLER.items():
         smaller = [word.replace(much, little) for word in smaller]
     values = _parsed(smaller, monkeypatch)
     config, which = values.config, values.sweep
     config.workers = 1
-    if quick and workdir != pathlib.Path("runs/vae_wgan"):
+    if quick and folder != pathlib.Path("runs/vae_wgan"):
         config.phases = [{**phase, "updates": 2} for phase in config.phases]
     if quick and not any("--config.stages" in word for word in words):
         left_out = LONG - {"segment"} if "vnet.py" in " ".join(words) else LONG
         if any("config.data.root" in word for word in words):  # after that, all are alike
             left_out = LONG | {"train", "generate"}
-        config.stages = ",".join(s for s in config.stages.split(",") if s not in left_out)
-    elif quick and LONG.intersection(config.stages.split(",")):
+        config.stages = tuple(name for name in config.stages if name not in left_out)
+    elif quick and LONG.intersection(plugins.listed(config.stages)):
         return  # its fields are checked; the slow test runs it
     sweeping = which or config.get("table")
-    if not sweeping and not any("config.data." in word or "share" in word for word in words):
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not (workdir / "real.zarr").exists():  # of phantoms, all runs have the same
-            (workdir / "real.zarr").symlink_to(pathlib.Path("runs/vae_wgan/real.zarr").resolve())
+    if not sweeping and not any("config.data." in word for word in words):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "real.zarr").exists():  # of phantoms, all runs have the same
+            (folder / "real.zarr").symlink_to(pathlib.Path("runs/vae_wgan/real.zarr").resolve())
     if sweeping:
-        sweep.sweep(config, workdir, which or ("list" if quick else "all"))
+        sweep.sweep(config, folder, which or ("list" if quick else "all"), named)
         return
-    released = config.generate.weights  # trained with jax's own kind of keys, not the tests'
+    released = config.generate.weights == "demo"  # by keys of the kind threefry
     with jax.default_prng_impl("threefry2x32" if released else jax.config.jax_default_prng_impl):
-        workdir.run(config, workdir)
+        workdir.run(config, folder)
 
 
 def _bash(text, home, monkeypatch, quick):

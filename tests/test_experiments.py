@@ -21,7 +21,7 @@ def phantoms(tmp_path_factory):
     """One store for all: their data fields are equal."""
     work = tmp_path_factory.mktemp("phantoms")
     config = importlib.import_module(f"experiments.{NAMES[0]}").get_config("smoke")
-    config.stages = "ingest"
+    config.stages = ("ingest",)
     workdir.run(config, work)
     return work / "real.zarr"
 
@@ -30,7 +30,7 @@ def phantoms(tmp_path_factory):
 def test_smoke_size_runs_all_stages(name, phantoms, tmp_path):
     config = importlib.import_module(f"experiments.{name}").get_config("smoke")
     if name != "vae_wgan":  # the V-Nets and the maps are the same for all
-        config.stages = "ingest,train,generate,evaluate,report"
+        config.stages = ("ingest", "train", "generate", "evaluate", "report")
     (tmp_path / "real.zarr").symlink_to(phantoms)
     workdir.run(config, tmp_path)
     records = logs.read(tmp_path / "train.jsonl")
@@ -56,11 +56,8 @@ def test_the_v_net_alone_is_scored_on_real_pairs(phantoms, tmp_path):
     found = json.loads((tmp_path / "metrics.json").read_text())
     columns = {(case["net"], case["column"]) for case in found["verdict"]["cases"]}
     # Its own training pairs are the real ones: no column of its own.
-    assert {column for net, column in columns if net == "vnet"} == {
-        "validation",
-        "test",
-        "selection",
-    }
+    own = {column for net, column in columns if net == "vnet"}
+    assert own == {"validation", "test", "selection"}
     assert not any(net == "vnet_real" for net, _ in columns)
     assert "quality" not in found and not (tmp_path / "generated.zarr").exists()
     assert (tmp_path / "report.html").exists()
@@ -119,8 +116,8 @@ def test_table_1_has_the_papers_models_and_counts(size):
     config = importlib.import_module("experiments.table1").get_config(size)
     assert set(config.generators) == set(NAMES)
     if size == "paper":
-        assert set(config.table.models.split(",")) == set(NAMES)
-        assert config.table.counts == "500,1000,3000,40000"
+        assert set(config.table.models) == set(NAMES)
+        assert config.table.counts == (500, 1000, 3000, 40_000)
     if size == "demo":
-        assert (config.table.counts, config.table.seeds) == ("100,1000", 2)
+        assert (config.table.counts, config.table.seeds) == ((100, 1000), 2)
         assert (config.model.resolution, config.segment.model.kernel) == (16, 3)

@@ -2,18 +2,19 @@
 
 import json
 import os
-import pathlib
 import signal
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import again
+from skullgen.data import store
+from skullgen.run import config as command
 from tests.faults import faults
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 TOY = ["--config", "tests/toy_config.py", "--config.compilation_cache=", "--config.workers=1"]
 
 
@@ -82,7 +83,7 @@ def test_a_run_goes_on_by_its_own_config_where_it_lies(whole):
     assert (work / "export" / "skullbreak" / "pairs.csv").exists()
     assert json.loads((work / "config.json").read_text())["stages"] == stages
     # Settings of what is handed out are those of the config file, each time.
-    assert again.get_config(work / "config.json").export.format == "nifti"
+    assert again.get_config(work / "config.json").export.format == ("nifti",)
 
 
 @pytest.mark.parametrize("when", ["training", "generation", "segmentation"])
@@ -188,34 +189,26 @@ def test_config_files_that_cannot_be_used_are_one_line(text, words, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_locked_field_is_refused_by_name(whole):
+def test_a_changed_setting_of_work_done_is_refused_by_name(whole):
     before = (whole[0] / "config.json").read_text()
     code, _, err = _run(*TOY, "--workdir", whole[0], "--config.model.learning_rate=0.5")
     assert code == 2
-    assert "config.model.learning_rate was 0.1 and is now 0.5" in err
+    assert "tests.toy: made with model.learning_rate 0.1, now 0.5: set it back, or choose" in err
     assert (whole[0] / "config.json").read_text() == before
 
 
 def test_default_work_directory_tells_config_size_and_overrides():
-    sys.path.insert(0, str(ROOT))
-    import launch
-
-    class Flag:
-        config_filename = "experiments/vae.py:smoke"
-
-    overrides = {"seed": 3, "stages": "train", "data.root": "/a/b", "data.source": "skulls"}
-    overrides["explore.umap"] = True
-    original = launch.config_flags.get_override_values
-    try:
-        launch.config_flags.get_override_values = lambda flag: overrides
-        assert str(launch.default_workdir(Flag)) == "runs/vae-smoke-seed=3-data.source=skulls"
-    finally:
-        launch.config_flags.get_override_values = original
+    fields = {"seed": 3, "stages": ("train",), "data.root": "/a/b", "data.kinds": ("a", "b.c")}
+    named = command.Named(Path("experiments/vae.py"), "smoke", {**fields, "explore.umap": True})
+    assert str(named.folder(False)) == "runs/vae-smoke-seed=3-data.kinds=a+b.c"
+    assert str(named.folder(True)) == "runs/vae-smoke-seed=3-data.kinds=a+b.c-sweep"
+    json_ = named._replace(file=command.AGAIN, word="runs/x/config.json")
+    assert json_.folder(False) == json_.again == Path("runs/x") and named.again is None
+    long = named._replace(overrides={"data.test": "x" * 300}).folder(False).name
+    assert len(long) < 80
 
 
 def test_pairs_of_two_seeds_differ(whole, tmp_path):
-    from skullgen.data import store
-
     work = tmp_path / "run"
     code, _, err = _run(*TOY, "--workdir", work, "--config.generate.seed=1")
     assert code == 0, err

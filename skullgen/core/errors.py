@@ -8,10 +8,7 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: what is wrong, where, and what to do. Exit code 2.
-
-    Whatever it quotes, of files' names or other errors' words, it is one plain line.
-    """
+    """A mistake that the user can mend, in one plain line: what, where, the cure. Exit code 2."""
 
     code = 2
 
@@ -20,7 +17,7 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """A metric of training is not finite: no one's mistake, and no way to go on. Exit code 1."""
+    """A metric of training is not finite: no one's mistake. Exit code 1."""
 
     code = 1
 

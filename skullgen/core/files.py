@@ -15,9 +15,8 @@ from typing import Any
 
 from skullgen.core.errors import UserError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-# Names of files half-written: ours and Zarr's.
-PARTIAL = re.compile(r".+\.(partial-[0-9a-f]{32}|[0-9a-f]{32}\.partial)")
+# Names of what is half-written or half-deleted: ours, Zarr's, and where orbax moves old steps.
+PARTIAL = re.compile(r".+\.(partial-[0-9a-f]{32}|[0-9a-f]{32}\.partial)|deleted\.partial")
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -58,16 +57,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        value = json.loads(path.read_bytes())
-        if isinstance(value, dict):
+        if isinstance(value := json.loads(path.read_bytes()), dict):
             return value
-        why = "not a JSON object"
+        raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as error:
-        why = str(error)
-    raise UserError(
-        f"{path}: cannot be read ({why}): put a copy back, or delete it and run the stage "
-        "that writes it again"
-    )
+        cure = "put a copy back, or delete it and run the stage that writes it again"
+        raise UserError(f"{path}: cannot be read ({error}): {cure}") from None
 
 
 @contextlib.contextmanager
@@ -83,16 +78,16 @@ def room(path: Path, needed: int = 0) -> Iterator[None]:
 
 def is_full(error: BaseException) -> bool:
     """Whether an error, of tensorstore too, which has no numbers, is that of a full disk."""
-    numbered = isinstance(error, OSError) and error.errno in FULL
-    return numbered or os.strerror(errno.ENOSPC) in str(error)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or os.strerror(errno.ENOSPC) in str(error)
 
 
 def no_room(path: Path, needed: int) -> UserError:
     """The error of a disk that has no room for `needed` bytes more at `path`."""
-    free = free_bytes(path)
+    sizes = f"{needed / 2**20:.3g} MB are needed and {free_bytes(path) / 2**20:.3g} MB free"
     return UserError(
-        f"{path}: no room left on its disk: up to {needed / 2**20:.3g} MB are needed and "
-        f"{free / 2**20:.3g} MB free: make room and start again; what was written is whole"
+        f"{path}: no room left on its disk: up to {sizes}: make room and start again; "
+        "what was written is whole"
     )
 
 
@@ -103,9 +98,9 @@ def free_bytes(path: Path) -> int:
 
 @contextlib.contextmanager
 def alone(path: Path, field: str) -> Iterator[None]:
-    """Holds the lock file `path`, which the system lets go when the process ends.
+    """Holds the lock file `path` until the process ends; UserError where it is another's.
 
-    field: where another folder is chosen. Raises UserError where the lock is another's.
+    field: where another folder is chosen.
     """
     with open(path, "a+") as file:
         try:
@@ -119,7 +114,4 @@ def alone(path: Path, field: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)  # what is given away names no host
+        yield

@@ -20,25 +20,21 @@ def join(text: str) -> None:
     """Becomes one of the processes of a run; call it before anything asks JAX for its devices.
 
     text: `auto`, where SLURM, Open MPI or Kubernetes tell JAX who takes part, or, by hand,
-        `K/N@HOST:PORT`: process K of N, with a free port of process 0's host. UserError for any
-        other, and where JAX finds no cluster.
+    `K/N@HOST:PORT`: process K of N, with a free port of process 0's host.
     """
-    by_hand = re.fullmatch(r"(\d+)/(\d+)@([^@]+:\d+)", text)
-    if by_hand:
+    place = {}
+    if by_hand := re.fullmatch(r"(\d+)/(\d+)@([^@]+:\d+)", text):
         index, count, address = by_hand.groups()
         place = dict(process_id=int(index), num_processes=int(count), coordinator_address=address)
-    elif text == "auto":
-        place = {}
-    else:
+        print(f"process {index} of {count}: process 0 is at {address}", file=sys.stderr)
+    elif text != "auto":
         raise UserError(f"--distributed is {text!r}: auto, or K/N@HOST:PORT (process K of N)")
-    if by_hand and int(index):
-        print(f"process {index} of {count}: waits for process 0 at {address}", file=sys.stderr)
     try:
         jax.distributed.initialize(**place)
     except ValueError as error:
+        cure = "start it by srun or mpirun, or give each process --distributed=K/N@HOST:PORT"
         raise UserError(
-            f"--distributed={text}: JAX finds no such cluster ({error}): start it by srun or "
-            "mpirun, or give each process --distributed=K/N@HOST:PORT"
+            f"--distributed={text}: JAX finds no such cluster ({error}): {cure}"
         ) from None
     # Both groups of devices meet now: later a process may be long behind another, here it may not.
     largest(0)
@@ -68,15 +64,10 @@ def columns(count: int) -> Int[np.ndarray, " n"]:
 
 
 def first(value: Any) -> Any:
-    """Process 0's `value` (numbers, arrays, or trees of them) in every process, as numpy arrays.
-
-    No process goes on before process 0 has come here.
-    """
+    """Process 0's `value` (a tree of arrays) in every process, which wait for process 0 here."""
     return multihost_utils.broadcast_one_to_all(value) if several() else value
 
 
 def largest(number: int) -> int:
     """The largest of all processes' numbers; no process goes on before all have come here."""
-    if not several():
-        return number
-    return int(multihost_utils.process_allgather(np.int32(number)).max())
+    return int(multihost_utils.process_allgather(np.int32(number)).max()) if several() else number

@@ -18,10 +18,7 @@ from skullgen.core.errors import UserError
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; what is done has been written.
-
-    agreed: of several processes, all know.
-    """
+    """A signal asked the run to stop; what is done is written. agreed: all processes know."""
 
     def __init__(self, signum: int, agreed: bool = False) -> None:
         super().__init__(signum)
@@ -70,40 +67,24 @@ def quiet(yes: bool) -> None:
 
 def progress(total: int, done: int, name: str, unit: str) -> tqdm:
     """A tqdm bar on stderr with rate and time left; in a log file one line every 30 s."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=name,
-        unit=unit,
-        mininterval=0.2 if terminal else 30,
-        maxinterval=10 if terminal else 30,
-        dynamic_ncols=terminal,
-        ascii=not terminal,
-        disable=bool(_quiet),
-    )
+    what = dict(total=total, initial=done, desc=name, unit=unit, disable=bool(_quiet))
+    if sys.stderr.isatty():
+        return tqdm(**what, mininterval=0.2, dynamic_ncols=True)
+    return tqdm(**what, mininterval=30, maxinterval=30, ascii=True)
 
 
 def ordered(function: Callable[..., Any], tasks: Iterable[tuple], workers: int) -> Iterator[Any]:
     """`function(*task)` for each task, in worker processes, yielded in the order of the tasks.
 
     Tasks are drawn as workers become free, a few a worker ahead. One worker means this process.
-    An exception in a task, or in what draws them, is raised here; where a worker dies, UserError.
     """
     if workers <= 1:
         for task in tasks:
             check()
             yield function(*task)
         return
-    pool = joblib.Parallel(
-        workers,
-        return_as="generator",
-        pre_dispatch="2 * n_jobs",
-        batch_size=1,
-        max_nbytes=None,
-        initializer=_begin_worker,
-        initargs=(os.getpid(),),
-    )
+    begin = dict(initializer=_begin_worker, initargs=(os.getpid(),))
+    pool = joblib.Parallel(workers, return_as="generator", batch_size=1, max_nbytes=None, **begin)
     answers = pool(joblib.delayed(function)(*task) for task in tasks)
     try:
         for answer in answers:
@@ -111,10 +92,8 @@ def ordered(function: Callable[..., Any], tasks: Iterable[tuple], workers: int) 
             check()
     except TerminatedWorkerError:
         check()
-        raise UserError(
-            "a worker process died (out of memory?): start again to go on, "
-            "with --config.workers=1 to use less memory"
-        ) from None
+        cure = "start again to go on, with --config.workers=1 to use less memory"
+        raise UserError(f"a worker process died (out of memory?): {cure}") from None
     finally:
         with warnings.catch_warnings():  # joblib tells of tasks that are given up: we mean it
             warnings.filterwarnings("ignore", ".*tasks (have been successfully|which were still)")
@@ -122,10 +101,7 @@ def ordered(function: Callable[..., Any], tasks: Iterable[tuple], workers: int) 
 
 
 def _begin_worker(parent):
-    """Leaves signals to the parent, and ends when the parent is gone, even by kill -9.
-
-    Schedulers signal the whole process group: a worker finishes its task, and the parent stops.
-    """
+    """Leaves signals, sent to the whole group, to the parent; ends with it, even by kill -9."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -139,6 +115,4 @@ def _begin_worker(parent):
 
 def workers(count: int) -> int:
     """The number of worker processes: `count`, or one a core that this process may use if 0."""
-    if hasattr(os, "sched_getaffinity"):  # Linux; not macOS
-        return count or len(os.sched_getaffinity(0))
-    return count or os.cpu_count() or 1
+    return count or joblib.cpu_count()

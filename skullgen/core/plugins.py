@@ -15,21 +15,18 @@ from skullgen.core.errors import UserError
 
 
 def module(field: str, name: str, path: str) -> ModuleType:
-    """The module `path` that the value `name` of a field stands for; UserError where none is.
-
-    What that module itself imports and does not find is its own error, and raised as it is.
-    """
+    """The module `path` that the value `name` of a field stands for; UserError where none is."""
     try:
         if not all(map(str.isidentifier, path.split("."))):
             raise ModuleNotFoundError(name=path)
         return importlib.import_module(path)
     except ModuleNotFoundError as error:
         if not (error.name and f"{path}.".startswith(f"{error.name}.")):
-            raise
+            raise  # what that module itself imports and does not find
         ours = "a file of skullgen/models, or " * field.endswith("model_name")
+        where = f"{ours}package.module on PYTHONPATH"
         raise UserError(
-            f"{field} is {name!r}: no module {path} that can be imported "
-            f"({ours}package.module on PYTHONPATH)"
+            f"{field} is {name!r}: no module {path} that can be imported ({where})"
         ) from None
 
 

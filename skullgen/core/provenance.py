@@ -32,10 +32,7 @@ def write(folder: Path, recipe: Recipe) -> None:
 
 
 def claim(folder: Path, recipe: Recipe) -> bool:
-    """Whether `folder` holds an artifact of this recipe; makes one that holds only the recipe.
-
-    Raises UserError where it holds another.
-    """
+    """Whether `folder` holds an artifact of this recipe; if none, makes one of only the recipe."""
     before = read(folder)
     require_same(folder, before, recipe)
     if before is None:
@@ -48,7 +45,7 @@ def require_same(folder: Path, before: Recipe | None, now: Recipe) -> None:
     """UserError, with the fields that differ, unless `before` is None or equals `now`."""
     changes = {} if before is None else differences(before, now)
     if changes:
-        fields = [f"{name} {_short(a)}, now {_short(b)}" for name, (a, b) in changes.items()]
+        fields = [f"{name} {a!r:.60}, now {b!r:.60}" for name, (a, b) in changes.items()]
         more = f" and {len(fields) - 4} more" if len(fields) > 4 else ""
         raise UserError(
             f"{folder}: made with {'; '.join(fields[:4])}{more}: set it back, or choose another "
@@ -57,14 +54,14 @@ def require_same(folder: Path, before: Recipe | None, now: Recipe) -> None:
 
 
 def differences(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> both values, of the fields in which two recipes differ, in order.
+    """Dotted name -> both values, of the fields in which two recipes differ.
 
     A field that is missing differs from one that is None, 0 or empty.
     """
-    old, new = (_leaves(json.loads(json.dumps(recipe))) for recipe in (before, now))
-    missing = Missing()
+    plain = (json.loads(json.dumps(recipe, sort_keys=True)) for recipe in (before, now))
+    (old, new), missing = map(_leaves, plain), Missing()
     pairs = {name: (old.get(name, missing), new.get(name, missing)) for name in {**old, **new}}
-    return {name: pair for name, pair in pairs.items() if _other(*pair)}
+    return {name: (a, b) for name, (a, b) in pairs.items() if repr(a) != repr(b)}  # 0 is not False
 
 
 class Missing:
@@ -95,18 +92,9 @@ def commit() -> str:
         return "unknown"
 
 
-def _other(a, b):
-    return type(a) is not type(b) or digest(a) != digest(b)  # 0 is not False, in lists too
-
-
 def _leaves(value, name=""):
     """Every value of nested dicts by its dotted name; an empty dict is a value."""
     if not isinstance(value, dict) or (name and not value):
         return {name: value}
     dot = f"{name}." if name else ""
     return {k: v for key, item in value.items() for k, v in _leaves(item, f"{dot}{key}").items()}
-
-
-def _short(value):
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

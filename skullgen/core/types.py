@@ -19,12 +19,7 @@ Batch = Bool[Array, "batches B D D D 2"]
 @no_type_check  # jax fills trees with whatever it maps: shapes, shardings
 @struct.dataclass
 class Net:
-    """One network in training.
-
-    params: its weights, float32, as flax made them.
-    stats: running values that are not trained (`{}` where there are none).
-    opt: the state of its optax optimiser.
-    """
+    """One network: flax's weights in float32, running values (`{}` for none), optax's state."""
 
     params: Any
     stats: Any
@@ -36,9 +31,8 @@ class Net:
 class State:
     """All that a run needs to go on: saved, restored, donated and returned as one value.
 
-    step: optimiser updates taken over all phases.
-    key: the run's; never split, only folded (`skullgen.models.steps.keys`).
-    nets: the networks by role, for example `{"generator": Net, "critic": Net}`.
+    step: updates taken over all phases. key: the run's; never split, only folded
+    (`models.steps.keys`). nets: by role, for example `{"generator": Net, "critic": Net}`.
     """
 
     step: Int[Array, ""]
@@ -47,12 +41,10 @@ class State:
 
 
 class Phase(NamedTuple):
-    """One line of a recipe: which step, for how long, on how many batches at a time.
+    """One line of a recipe: a name in `Model.steps`, and for how long it trains.
 
-    step: a name in `Model.steps`.
-    epochs: length in epochs of `ceil(pairs / batch)` updates, or 0 where `updates` is given.
-    updates: length in updates of the generator (or of the only network).
-    batches: real batches that one update takes: 5 for WGAN-GP's five critic updates.
+    epochs: of `ceil(pairs / batch)` updates, or 0 where `updates` (of the generator, or of the
+    only network) is given. batches: real ones that one update takes: WGAN-GP's critic has 5.
     """
 
     step: str
@@ -69,17 +61,14 @@ class Model(NamedTuple):
     """A method, as pure functions; those that it lacks are None.
 
     init: the State at the start.
-    steps: by name; one runs under `skullgen.training.parallel.data_parallel`, on `B` samples: one
-        device's share of the batch.
+    steps: by name; one runs under `training.parallel.data_parallel`, on one device's share `B`.
     latents: what samples are made from, one key a sample.
     decode: the probability of each channel.
     encode: the posterior's mean.
     predict: from defective skulls, the implant's probability.
     features: what maps are drawn from.
-    notes: of a whole epoch's records of the log, all of one phase, the lines that its user should
-        know: a number to set, a term that does nothing.
-    drafts: step -> what is shown for `decode` while that step trains, where `decode` does not
-        learn from it.
+    notes: of an epoch's records of one phase, lines for the user: a term that does nothing.
+    drafts: step -> what is shown for `decode` while that step trains and `decode` does not.
     """
 
     init: Callable[[Key[Array, ""]], State]

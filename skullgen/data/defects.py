@@ -6,6 +6,7 @@ surface of the vault on a chart of directions; a hole is drawn on that chart in 
 area, and carried down the rays through the full thickness, so that the saw stands on the surface.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cc3d
@@ -360,12 +361,12 @@ def kinds_of(config: ConfigDict) -> tuple[str, ...]:
 
 
 def cut(
-    complete: Bool[np.ndarray, "X Y Z"],
+    complete: np.ndarray,
     kind: str,
     seed: int,
     *,
-    voxel_mm: float | Float[np.ndarray, "3"],
-    area_cm2: tuple[float, float] = (10.0, 150.0),
+    voxel_mm: float | Sequence[float] | Float[np.ndarray, "3"],
+    area_cm2: Sequence[float] = (10.0, 150.0),
 ) -> tuple[Bool[np.ndarray, "X Y Z"], Bool[np.ndarray, "X Y Z"]]:
     """A complete skull with a defect cut into it, and the piece that was taken out.
 
@@ -377,7 +378,7 @@ def cut(
     vertex, where the base of the vault is assumed beside the head's middle.
 
     Args:
-      complete: in RAS axes, any size. Its largest piece is the skull.
+      complete: bool [X, Y, Z] in RAS axes, any size. Its largest piece is the skull.
       kind: one of `KINDS`, or a function of the user's own (`kinds_of`).
       seed: settles position, side, size and shape in mm, at any voxel size.
       voxel_mm: of each axis, or one for all.

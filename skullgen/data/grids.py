@@ -5,9 +5,10 @@ are resampled into each other have parallel axes, so that all of it is separable
 """
 
 import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Num
+from jaxtyping import Bool, Float, Float32, Int, Num, Shaped
 
 from skullgen.core.errors import UserError
 
@@ -18,31 +19,28 @@ PLANE_MM2 = 20.0  # a plane that cuts less bone than this is a speck, a wire or 
 PIECE_MM = 1.0  # pieces are told apart on a grid no coarser than this, where the source allows
 MAX_CELLS = 2**25  # of that grid: a larger field, as of a whole body, gets a coarser one
 TIE = 1e-6  # of a share: what float32 rounding lifts a value on the threshold by, at most
-SLAB, BATCH = 16, 2**18  # planes of cells and voxels at a time: what a core's cache holds
 SNAP = 1e-3  # voxels; float32 affines put edges that coincide this far apart at worst
 
+Mask = Bool[np.ndarray, "X Y Z"]
+Affine = Float[np.ndarray, "4 4"]
+Share = Bool[np.ndarray, "D D D"] | Float[np.ndarray, "D D D"]
 
-def frame(volume_mask, affine, size):
-    """Place the models' cube on a skull as SkullBreak does (design: framing); nothing is scaled.
+
+def frame(mask: Mask, affine: Affine, size: int) -> Affine:
+    """Place the models' cube on a skull in RAS order, as SkullBreak does; nothing is scaled.
 
     The vertex is the top of the largest piece of bone; the vault is the largest piece of what
     lies at most 80 mm below it. Planes with under 20 mm^2 of bone count for neither.
 
-    Args:
-      volume_mask: [X, Y, Z] in RAS order, non-zero is bone.
-      affine: [4, 4] voxel -> RAS mm.
-      size: voxels along a side of the model grid.
-
-    Returns:
-      [4, 4], voxel of the model grid -> RAS mm: a cube of 204.8 mm, axes parallel to the source's,
-      the vault in its middle left-right and front-back, the vertex 125 mm above its floor. Raises
-      UserError where there is no bone, or the vault is wider or longer than the cube.
+    Returns the affine of `size`^3 voxels: a cube of 204.8 mm, axes parallel to the source's, the
+    vault in its middle left-right and front-back, the vertex 125 mm above its floor. Raises
+    UserError where there is no bone, or the vault is wider or longer than the cube.
     """
     from scipy import ndimage
 
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    sides = box(volume_mask)
-    pools, bone = np.maximum(1, (PIECE_MM / spacing + SNAP).astype(int)), volume_mask[sides]
+    sides = box(mask)
+    pools, bone = np.maximum(1, (PIECE_MM / spacing + SNAP).astype(int)), mask[sides]
     pools *= int(np.ceil(np.cbrt(max(1.0, np.prod(bone.shape / pools) / MAX_CELLS))))
     steps = spacing * pools
     for axis, pool in enumerate(pools):  # is there bone in each block?
@@ -78,19 +76,13 @@ def frame(volume_mask, affine, size):
     return model
 
 
-def reduce(mask, affine, target_affine, size):
-    """Return the exact share of bone in each voxel of a target grid (area-weighted mean).
+def reduce(
+    mask: Mask, affine: Affine, target_affine: Affine, size: int
+) -> Float32[np.ndarray, "D D D"]:
+    """The exact share of bone in each of `size`^3 voxels of a target grid (area-weighted mean).
 
     Where the grids are aligned and their ratio is whole, these are block means, bit for bit.
-
-    Args:
-      mask: [X, Y, Z], non-zero is bone; outside of it there is none.
-      affine: [4, 4] voxel -> RAS mm.
-      target_affine: [4, 4] of the target grid, its axes parallel to the source's; coarser or finer.
-      size: voxels along a side of the target grid.
-
-    Returns:
-      float32 [size, size, size], 0 to 1. Raises ValueError where the axes are not parallel.
+    Outside of the mask there is no bone. Raises ValueError where the axes are not parallel.
     """
     sides, edges = box(mask), _edges(affine, target_affine, size)
     share, part = np.zeros((size,) * 3, np.float32), mask[sides]
@@ -114,11 +106,16 @@ def reduce(mask, affine, target_affine, size):
     return np.minimum(share, 1, out=share)
 
 
-def enlarge(share, model_affine, affine, shape, *, threshold=0.5, nearest=False):
-    """Bring a share back to a native grid, as `planes`; the same arguments.
-
-    Returns bool `shape`. Raises ValueError where the axes are not parallel.
-    """
+def enlarge(
+    share: Share,
+    model_affine: Affine,
+    affine: Affine,
+    shape: tuple[int, ...],
+    *,
+    threshold: float = 0.5,
+    nearest: bool = False,
+) -> Mask:
+    """Bring a share back to a native grid of `shape`, as `planes`."""
     out = np.zeros(shape, bool)
     grids = model_affine, affine, shape
     for x, plane in planes(share, *grids, threshold=threshold, nearest=nearest):
@@ -126,25 +123,26 @@ def enlarge(share, model_affine, affine, shape, *, threshold=0.5, nearest=False)
     return out
 
 
-def planes(share, model_affine, affine, shape, *, threshold=0.5, nearest=False):
-    """Bring a share back to a native grid, one plane at a time, where there may be bone.
+def planes(
+    share: Share,
+    model_affine: Affine,
+    affine: Affine,
+    shape: tuple[int, ...],
+    *,
+    threshold: float = 0.5,
+    nearest: bool = False,
+) -> Iterator[tuple[int, Bool[np.ndarray, "Y Z"]]]:
+    """Bring a share back to a native grid of `shape`, one plane at a time, where there is bone.
 
-    A value of exactly `threshold` is not bone, by whatever rounding it comes: equal shares give
-    equal masks on every machine.
+    Bone is what is above `threshold`, which is not negative: a value of exactly that is not bone,
+    by whatever rounding it comes, so that equal shares give equal masks on every machine. Beyond
+    its outer centres the share is constant, outside of its cube empty.
 
-    Args:
-      share: [D, D, D] on the model grid; beyond its outer centres it is held constant, outside
-        of the cube it is empty.
-      model_affine: [4, 4] voxel of the model grid -> RAS mm.
-      affine: [4, 4] of the native grid, its axes parallel to the model's.
-      shape: [3], voxels of the native grid.
-      threshold: share above which a voxel is bone, not negative.
-      nearest: take the voxel that holds the centre (on an edge, the one above), instead of
-        trilinear between voxel centres.
+    nearest: take the voxel that holds the centre (on an edge, the one above), instead of trilinear
+    between voxel centres.
 
-    Yields:
-      (x, bool [Y, Z]), x rising; planes left out are empty. Raises ValueError where the axes are
-      not parallel.
+    Yields x, rising, and its plane; those left out are empty. Raises ValueError where the axes are
+    not parallel.
     """
     size, used, taps = share.shape[0], [], []
     above = box(share > threshold)
@@ -174,80 +172,47 @@ def planes(share, model_affine, affine, shape, *, threshold=0.5, nearest=False):
             yield k, whole
 
 
-def overlap(shares, thresholds, size, *, nearest=False):
-    """Bring two shares to `size`^3 voxels and count the bone there; neither mask is ever held.
+def overlap(
+    shares: Sequence[Share], thresholds: Sequence[float], size: int, *, nearest: bool = False
+) -> Int[np.ndarray, "3"]:
+    """The bone of two shares of one cube at `size`^3 voxels: of each, and of both.
 
-    Trilinear or nearest, and cut, as in `planes`; all grids are of one cube. Eight neighbouring
-    centres span a cell: only where some of them are bone and some not is anything interpolated.
-
-    Args:
-      shares: two of [D, D, D], each bool or float, 0 to 1.
-      thresholds: one for each, not negative.
-      size: voxels along a side; any, not only multiples of D.
-      nearest: as in `planes`.
-
-    Returns:
-      int [3], the voxels that are bone in the first, in the second, in both.
+    Enlarged as by `planes`, so that neither mask is ever whole in memory.
     """
-    count, levels = shares[0].shape[0], [threshold + TIE for threshold in thresholds]
-    at = (np.arange(size) + 0.5) * count / size - 0.5
-    at = np.floor(at + 0.5) if nearest else at
-    cell = np.floor(at).astype(int) + 1  # between the centres cell - 1 and cell
-    inside = np.bincount(cell, minlength=count + 1)
-    # How far on in each cell its voxels lie; where it has fewer, NaN, which is never bone.
-    part = np.full((inside.max(), count + 1), np.nan, np.float32)
-    order = np.arange(size) - (np.cumsum(inside) - inside)[cell]
-    part[order, cell] = np.clip(at, 0, count - 1) - cell + 1
-    sides = box((shares[0] > levels[0]) | (shares[1] > levels[1]))
-    near = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in sides)
-    edges = [(int(side.start == 0), int(side.stop == count)) for side in sides]
-    shares = [np.pad(share[near], edges, mode="edge") for share in shares]
-    parts = [part[:, side.start : side.stop + 1] for side in sides]
-    # In flat arrays the neighbours are a step away; cells that wrap around have no voxels.
-    x, y, z = (np.append(inside[side.start : side.stop + 1], 0) for side in sides)
-    steps = 1, len(z), len(y) * len(z)
-    corners = np.add.outer(np.add.outer([0, steps[1]], [0, 1]), [0, steps[2]])
-    batch = max(1, BATCH // len(part) ** 3)
-    counts = np.zeros(3, int)
-    for first in range(0, len(x) - 1, SLAB):
-        flat = [share[first : first + SLAB + 1].ravel() for share in shares]
-        some = full = [share > level for share, level in zip(flat, levels, strict=True)]
-        for step in steps:
-            some = [bone[:-step] | bone[step:] for bone in some]
-            full = [bone[:-step] & bone[step:] for bone in full]
-        voxels = np.multiply.outer(x[first : first + SLAB], np.outer(y, z)).ravel()[: full[0].size]
-        mixed = [k & ~whole & (voxels > 0) for k, whole in zip(some, full, strict=True)]
-        either, alone = mixed[0] | mixed[1], (mixed[0] & ~some[1], mixed[1] & ~some[0])
-        counts += [voxels[bone & ~either].sum() for bone in (*full, full[0] & full[1])]
-        groups = ([0], alone[0]), ([1], alone[1]), ([0, 1, 2], either & ~alone[0] & ~alone[1])
-        for which, cells in groups:
-            cells = np.flatnonzero(cells)
-            for start in range(0, len(cells), batch):
-                here = cells[start : start + batch]
-                where = np.unravel_index(here + first * steps[2], shares[0].shape)
-                taps = [part.take(k, axis=1) for part, k in zip(parts, where, strict=True)]
-                here = corners[..., None] + here
-                bone = [_between(flat[k][here], *taps) > levels[k] for k in which[:2]]
-                if len(bone) == 2:
-                    bone.append(bone[0] & bone[1])
-                counts[which] += [np.count_nonzero(k) for k in bone]
+    ratio = shares[0].shape[0] / size
+    fine = np.diag([ratio, ratio, ratio, 1.0])
+    fine[:3, 3] = (ratio - 1) / 2
+    masks = [
+        planes(share, np.eye(4), fine, (size,) * 3, threshold=threshold, nearest=nearest)
+        for share, threshold in zip(shares, thresholds, strict=True)
+    ]
+    end, counts = (size, None), np.zeros(3, int)
+    heads = [next(mask, end) for mask in masks]
+    while (x := min(heads[0][0], heads[1][0])) < size:
+        here = [k for k in range(2) if heads[k][0] == x]
+        counts[here] += [np.count_nonzero(heads[k][1]) for k in here]
+        counts[2] += np.count_nonzero(heads[0][1] & heads[1][1]) if len(here) == 2 else 0
+        for k in here:
+            heads[k] = next(masks[k], end)
     return counts
 
 
-def split_share(complete_share, implant_share, threshold):
+def split_share(
+    complete: Float[np.ndarray, "D D D"], implant: Float[np.ndarray, "D D D"], threshold: float
+) -> tuple[Bool[np.ndarray, "D D D"], Bool[np.ndarray, "D D D"]]:
     """Cut a reduced skull in two: each bone voxel goes to the channel with the larger share.
 
-    Bone is where `complete_share` [D, D, D] >= threshold; `implant_share` [D, D, D] is the share of
-    a part of it. Returns (defective, implant), bool [D, D, D]: disjoint, together the complete
+    Bone is where the share of the complete skull is `threshold` or more; `implant` is the share of
+    a part of it. Returns the defective skull and the implant: disjoint, together the complete
     skull; ties go to the defective skull.
     """
-    complete = complete_share >= threshold
-    implant = complete & (2 * implant_share > complete_share)
-    return complete & ~implant, implant
+    bone = complete >= threshold
+    piece = bone & (2 * implant > complete)
+    return bone & ~piece, piece
 
 
-def box(mask):
-    """Return the tight box of the non-zero voxels of `mask` [X, Y, Z]; 0:0 where there are none."""
+def box(mask: Shaped[np.ndarray, "X Y Z"]) -> tuple[slice, ...]:
+    """The tight box of the voxels that are not 0; 0:0 where there are none."""
     order = np.argsort(np.abs(mask.strides), kind="stable")[::-1]
     ordered = mask.transpose(order)
     plane = ordered.any(axis=0)
@@ -266,8 +231,8 @@ def block_counts(mask: Bool[np.ndarray, "X Y Z"], factor: int) -> Num[np.ndarray
     return np.ascontiguousarray(counts)
 
 
-def to_ras(affine, shape):
-    """Return [4, 4], voxel of the grid turned closest to RAS -> voxel of this one of `shape`.
+def to_ras(affine: Affine, shape: tuple[int, ...]) -> Affine:
+    """Voxel of the grid turned closest to RAS -> voxel of this one of `shape`.
 
     Flips and permutations only: `affine @ to_ras(affine, shape)` is the turned grid's affine.
     """
@@ -281,8 +246,8 @@ def to_ras(affine, shape):
     return turn
 
 
-def turned(data, turn):
-    """View `data` [., ., .] in the order of `to_ras`'s matrix (its offsets are not used)."""
+def turned(data: Shaped[np.ndarray, "X Y Z"], turn: Affine) -> Shaped[np.ndarray, "x y z"]:
+    """A view of `data` in the order of `to_ras`'s matrix (its offsets are not used)."""
     axes = np.abs(turn[:3, :3]).argmax(axis=0)
     signs = turn[axes, range(3)].astype(int)
     return data.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
@@ -317,11 +282,3 @@ def _taps(side, edge):
     weights = np.minimum(high, where + 1) - np.maximum(low, where)
     weights[(weights < 0) | (where < side.start) | (where >= side.stop)] = 0
     return np.clip(where, side.start, side.stop - 1) - side.start, weights.astype(np.float32)
-
-
-def _between(corners, x, y, z):
-    """Interpolate `corners` [2 (y), 2 (z), 2 (x), K] at parts [J, K] of each axis: [J, J, J, K]."""
-    corners, y, z = corners.astype(np.float32, copy=False), y[:, None, None], z[:, None]
-    corners = corners[:, :, :1] * (1 - x) + corners[:, :, 1:] * x
-    corners = corners[:, :1] * (1 - z) + corners[:, 1:] * z
-    return corners[:1] * (1 - y) + corners[1:] * y

@@ -87,9 +87,9 @@ def run(path: Path, size: int, config: ConfigDict, options: Options) -> None:
         if options.share == (0, 1) and pairs.missing() == pairs.shards():
             store.discard(path)  # nothing was made
         raise
-    left = sum(map(len, pairs.missing()))
-    if left:
-        print(f"{path}: {left} pairs are left to other processes")
+    rest = sum(map(len, pairs.missing()))
+    if rest:
+        print(f"{path}: {rest} pairs are left to other processes")
     else:
         _summary(pairs, plan, config)
 
@@ -164,21 +164,21 @@ def _work(pairs, plan, config, options):
     ]
     total = sum(map(len, pairs.shards(options.share)))
     with jobs.progress(total, total - sum(map(len, shards)), "ingest", "pair") as bar:
-        for start, case, made in _cases(todo, config, options.workers):
-            if isinstance(made, str):
-                pairs.leave_out(start, made.replace(f"{config.root}/", ""))
-                bar.write(plain(f"left out: {made}"))
-                made = [None] * len(case.kinds)
-            counts.update(ties=sum(pair.ties for pair in made if pair))
-            counts.update(redraws=sum(pair.redraws for pair in made if pair))
-            rows = map(Row, made, case.kinds, [case.skull] * len(made))
+        for start, case, answer in _cases(todo, config, options.workers):
+            if isinstance(answer, str):
+                pairs.leave_out(start, answer.replace(f"{config.root}/", ""))
+                bar.write(plain(f"left out: {answer}"))
+                answer = [None] * len(case.kinds)
+            counts.update(ties=sum(pair.ties for pair in answer if pair))
+            counts.update(redraws=sum(pair.redraws for pair in answer if pair))
+            rows = map(Row, answer, case.kinds, [case.skull] * len(answer))
             ready |= dict(enumerate(rows, start))
-            while shards and all(row in ready for row in shards[0]):
+            while shards and all(number in ready for number in shards[0]):
                 shard = shards.pop(0)
-                _write(pairs, shard, [ready[row] for row in shard], plan, options.native)
+                _write(pairs, shard, [ready[number] for number in shard], plan, options.native)
                 bar.update(len(shard))
             waiting = set().union(*shards)
-            ready = {row: made for row, made in ready.items() if row in waiting}
+            ready = {number: row for number, row in ready.items() if number in waiting}
     if counts["ties"]:
         print(f"{counts['ties']} voxels are in both channels: ties at the threshold")
     if counts["redraws"]:
@@ -189,11 +189,11 @@ def _cases(todo, config, workers) -> Iterator[tuple[int, sources.Case, list | st
     """Each case with its first row and its pairs, or in one line why it has none, in order."""
     tasks = ((case.make, case.arguments, config.strict) for _, case in todo)
     answers = jobs.ordered(_call, tasks, jobs.workers(workers))
-    for (start, case), made in zip(todo, answers, strict=True):
-        if not isinstance(made, str) and len(made) != len(case.kinds):
-            what = f"{case.make.__qualname__} made {len(made)} pairs"
+    for (start, case), answer in zip(todo, answers, strict=True):
+        if not isinstance(answer, str) and len(answer) != len(case.kinds):
+            what = f"{case.make.__qualname__} made {len(answer)} pairs"
             raise UserError(f"{config.source}: {what} of a case with {len(case.kinds)} kinds")
-        yield start, case, made
+        yield start, case, answer
 
 
 def _call(make, arguments, strict):
@@ -207,17 +207,17 @@ def _call(make, arguments, strict):
 
 def _write(pairs, shard, rows, plan, native):
     nothing = sources.Pair(np.zeros(pairs.size**3 * 2 // 8, np.uint8), np.eye(4), None, 0, 0)
-    made = [row.pair or nothing for row in rows]
+    parts = [row.pair or nothing for row in rows]
     splits = [plan.split[plan.names[row.skull]] if row.pair else store.LEFT_OUT for row in rows]
     columns = {
         "split": np.array(splits),
         "kind": np.array([row.kind for row in rows]),
         "skull": np.array([row.skull for row in rows]),
-        "affine": np.stack([pair.affine for pair in made]),
-        "removed": np.zeros((len(made), 3)),
+        "affine": np.stack([pair.affine for pair in parts]),
+        "removed": np.zeros((len(parts), 3)),
     }
-    bits = np.stack([pair.bits for pair in made])
-    pairs.write(shard.start, bits, columns, [pair.native for pair in made] * native)
+    bits = np.stack([pair.bits for pair in parts])
+    pairs.write(shard.start, bits, columns, [pair.native for pair in parts] * native)
 
 
 def _summary(pairs, plan, config):

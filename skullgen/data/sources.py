@@ -20,7 +20,8 @@ from scipy import ndimage
 from skullgen.core import plugins
 from skullgen.core.errors import UserError
 from skullgen.data import defects, grids, phantom, store, volumes
-from skullgen.data.volumes import Affine, Mask, Volume
+from skullgen.data.grids import Affine, Mask
+from skullgen.data.volumes import Volume
 
 NATIVE_SIDE = 128  # voxels a side at which phantoms are grown and cut
 SIDES = ("defective_skull", "implant")
@@ -282,7 +283,7 @@ def _cut_once(skull, shares, draw, kind, how):
     """One pair of a skull, whose shares on the model's grid are given; `draw` names its seeds."""
     voxel_mm = np.linalg.norm(skull.affine[:3, :3], axis=0)
     for attempt in range(8):
-        number, area = _seed(how.seed, f"{draw} {attempt}"), (10 * 1.4**attempt, 150)
+        number, area = _seed(how.seed, f"{draw} {attempt}"), (10 * 1.4**attempt, 150.0)
         _, implant = defects.cut(skull.data, kind, number, voxel_mm=voxel_mm, area_cm2=area)
         part = grids.reduce(implant, skull.affine, shares.affine, how.size)
         pair = np.stack(grids.split_share(shares.data, part, how.threshold), axis=-1)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Num, UInt8
+from jaxtyping import Num, UInt8
 
 from skullgen.core import files
 from skullgen.core.errors import UserError
-from skullgen.data.grids import block_counts, box, to_ras, turned
+from skullgen.data.grids import Affine, Mask, block_counts, box, to_ras, turned
 
 WRITTEN = (".nrrd", ".nii", ".nii.gz")
 SUFFIXES = (*WRITTEN, ".nhdr", ".mha", ".mhd")
@@ -34,9 +34,6 @@ MAX_LABELS = 64  # more distinct values than this are a scan, not labels
 _NIFTI_UNITS = {1: 1e3, 2: 1.0, 3: 1e-3}  # xyzt_units & 7; 0 (unknown) is taken as mm
 _SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior")
 _SPACES += ("ras", "las", "lps")
-
-Mask = Bool[np.ndarray, "X Y Z"]
-Affine = Float[np.ndarray, "4 4"]
 
 
 class Volume(NamedTuple):
@@ -73,7 +70,7 @@ class Source(NamedTuple):
 
 
 def read(
-    path: Path,
+    path: str | Path,
     *,
     bone_hu: float | None = None,
     label: int | None = None,
@@ -199,7 +196,7 @@ def _holds_slices(folder):
     return False
 
 
-def write(path: Path, mask: Mask | UInt8[np.ndarray, "X Y Z"], affine: Affine) -> None:
+def write(path: str | Path, mask: Mask | UInt8[np.ndarray, "X Y Z"], affine: Affine) -> None:
     """Write uint8 voxels as one of `WRITTEN`, atomically; equal arguments, equal bytes.
 
     The folder is made if need be. Raises UserError for an unknown suffix, an unusable affine, or
@@ -247,7 +244,7 @@ def suffix_of(path: Path) -> str:
     return found[0]
 
 
-def describe(path: Path, max_voxels: int = MAX_VOXELS) -> Source:
+def describe(path: str | Path, max_voxels: int = MAX_VOXELS) -> Source:
     """What a file's header says, checked; no voxel is read.
 
     max_voxels: a header that claims more is refused, before any memory is spent on it.

@@ -3,6 +3,7 @@
 Shapes: `n` pairs, `D` voxels a side (the `size`), `Z` latents, `F` features, `T` steps of a way.
 """
 
+import collections
 import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -50,19 +51,19 @@ def pick(
 
     splits: () for all pairs, as of a generated store. One pair of each skull is taken before a
     second of any. A name is "phantom_0003, bilateral (pair 12)", or "pair 12" where both are
-    unknown. Raises UserError where the store is not whole.
+    unknown.
     """
     opened.require_whole()
     skull, kind = opened.column("skull"), opened.column("kind")
     rows = np.concatenate([opened.rows(split) for split in splits or (None,)])
     rows = np.random.default_rng(seed).permutation(np.sort(rows))
-    # The place of each row among those of its skull; generated pairs, of no skull, stay as drawn.
-    order = np.argsort(skull[rows], kind="stable")
-    turn = np.empty(len(rows), int)
-    turn[order] = np.arange(len(rows)) - np.searchsorted(skull[rows][order], skull[rows][order])
-    rows = rows[np.argsort(turn, kind="stable")][:count]
-    cases, names = [], opened.names(skull[rows])
-    for row, name in zip(rows.tolist(), names, strict=True):
+    turns, taken = [], collections.Counter()  # generated pairs, of no skull, stay as drawn
+    for number in skull[rows].tolist():
+        turns.append(taken[number])
+        taken[number] += 1
+    rows = rows[np.argsort(turns, kind="stable")][:count]
+    cases = []
+    for row, name in zip(rows.tolist(), opened.names(skull[rows]), strict=True):
         known = [name] if skull[row] >= 0 else []
         known += [opened.attrs["kinds"][kind[row]]] if kind[row] >= 0 else []
         cases.append(f"{', '.join(known)} (pair {row})" if known else f"pair {row}")
@@ -72,18 +73,16 @@ def pick(
 def volumes(bits: store.Packed, size: int, side: int = 32) -> Float32[np.ndarray, "n F"]:
     """Pairs as plain numbers: means of blocks of voxels, at most `side` of them a side.
 
-    F = d^3 * 2, d = ceil(D / ceil(D / side)); a last block that D cuts counts as empty beyond the
-    frame.
+    A last block that the grid cuts counts as empty beyond it.
     """
     block = -(-size // side)
-    starts = np.arange(0, size, block)
-    out = np.empty((len(bits), len(starts) ** 3 * 2), np.float32)
-    for row, one in enumerate(bits):
+    starts, rows = np.arange(0, size, block), []
+    for one in bits:
         pair = store.unpack(one, size)
         for axis in range(3):
             pair = np.add.reduceat(pair, starts, axis=axis, dtype=np.uint32)
-        out[row] = pair.ravel() / block**3
-    return out
+        rows.append((pair.ravel() / block**3).astype(np.float32))
+    return np.stack(rows)
 
 
 def network_features(
@@ -109,38 +108,34 @@ def maps(
 ) -> dict[str, Any]:
     """All groups' pairs in one map for each kind of features and each method (figure 3).
 
-    The features are the V-Net's bottleneck, where given, and `volumes`; of each at most 50
-    principal components are kept, fitted on all groups, so that what only generated pairs do
-    stays visible. t-SNE (van der Maaten and Hinton 2008) and UMAP (McInnes et al. 2018) start
-    from them. The volumes' first two components are a map, too: the one whose distances are true.
+    Of the features (the bottleneck of a V-Net that never saw generated pairs, and `volumes`) at
+    most 50 principal components are kept, fitted on all groups: what only generated pairs do
+    stays visible. t-SNE (van der Maaten and Hinton 2008; perplexity at most a third of the points)
+    and UMAP (McInnes et al. 2018) start from them. The volumes' first two components are a map,
+    too: the one whose distances are true. Features that are alike for all pairs get no map.
 
-    features: those of a net that never saw generated pairs. seed: of all that is drawn.
-    perplexity: t-SNE's; at most a third of the number of points is used.
-
-    Returns `{"maps": [{"title", "points": [{"x", "y", "group", "case"}]}]}`, points in the groups'
-    order. Features that are alike for all pairs get a line on the screen and no map. Raises
-    UserError for fewer than 4 pairs, and where umap-learn is asked for and missing.
+    Returns `{"maps": [{"title", "points": [{"x", "y", "group", "case"}]}]}`, in the groups' order.
     """
-    methods = {"t-SNE": _tsne} | ({"UMAP": _umap()} if umap else {})
     for name, part, _ in groups:
         if part.shape[1] != size**3 // 4:
             raise UserError(f"explore.stores: the pairs of {name} are not of {size}^3 voxels")
     bits = np.concatenate([group.bits for group in groups])
     if len(bits) < 4:
         raise UserError(f"a map needs 4 pairs or more, not {len(bits)}: take more of them")
-    kinds = {"PCA of the volumes": lambda bits: volumes(bits, size)}
-    if features is not None:
-        kinds = {"the V-Net's bottleneck": features} | kinds
+    pca = "PCA of the volumes"
+    kinds = {"the V-Net's bottleneck": features, pca: lambda bits: volumes(bits, size)}
     drawn = {}
     for kind, measure in kinds.items():
+        if measure is None:
+            continue
         points, share = _components(measure(bits), seed)
         if points is None:
             print(f"{kind}: alike for all {len(bits)} pairs: no map of it")
             continue
-        for method, place in methods.items():
+        for method, place in {"t-SNE": _tsne, **({"UMAP": _umap} if umap else {})}.items():
             jobs.check()
             drawn[f"{method} of {kind}"] = place(points, seed, perplexity)
-        if kind == "PCA of the volumes":
+        if kind == pca:
             drawn[f"{kind}, components 1 and 2 ({share:.0%} of the variance)"] = points[:, :2]
     labels = [(group.name, case) for group in groups for case in group.cases]
     return {
@@ -165,7 +160,6 @@ def _components(x, seed):
 
     if not np.ptp(x, axis=0).any():
         return None, 0
-    x = x if x.shape[1] > 1 else np.pad(x, ((0, 0), (0, 1)))
     pca = PCA(min(COMPONENTS, *x.shape), random_state=seed)
     return pca.fit_transform(x), pca.explained_variance_ratio_[:2].sum()
 
@@ -177,21 +171,11 @@ def _tsne(points, seed, perplexity):
     return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(points)
 
 
-def _umap():
-    """UMAP as a method of `maps`, asked for before other work is done."""
-    try:
-        from umap import UMAP
-    except ImportError:
-        raise UserError(
-            "explore.umap is True, and umap-learn is not installed: pip install 'skullgen[umap]'"
-        ) from None
+def _umap(points, seed, _):
+    from umap import UMAP
 
-    def place(points, seed, _):
-        # Its own spectral start fails for a handful of points.
-        near = min(15, len(points) - 1)
-        return UMAP(n_neighbors=near, init="pca", random_state=seed, n_jobs=1).fit_transform(points)
-
-    return place
+    near = min(15, len(points) - 1)  # its own spectral start fails for a handful of points
+    return UMAP(n_neighbors=near, init="pca", random_state=seed, n_jobs=1).fit_transform(points)
 
 
 def linear(a: Latent, b: Latent, t: Steps) -> Float64[np.ndarray, "T Z"]:
@@ -203,10 +187,8 @@ def linear(a: Latent, b: Latent, t: Steps) -> Float64[np.ndarray, "T Z"]:
 def spherical(a: Latent, b: Latent, t: Steps) -> Float64[np.ndarray, "T Z"]:
     """The way along a great circle from `a` to `b` at `t`, exact at 0 and 1.
 
-    Slerp (Shoemake 1985; for latents White 2016, arXiv:1609.04468), w the angle at the origin:
-    `(sin((1 - t) w) a + sin(t w) b) / sin(w)`. It keeps a norm that `a` and `b` share, where
-    `linear` passes nearer to the origin than draws from N(0, I) lie. Zero, parallel and opposite
-    vectors have no one great circle: theirs is the straight way.
+    Slerp (Shoemake 1985; for latents White 2016, arXiv:1609.04468). It keeps a norm that `a` and
+    `b` share. Zero, parallel and opposite vectors have no one great circle: theirs is straight.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     length = np.linalg.norm(a) * np.linalg.norm(b)
@@ -221,11 +203,7 @@ def spherical(a: Latent, b: Latent, t: Steps) -> Float64[np.ndarray, "T Z"]:
 def ends(
     generator: Trained, pairs: Bool[np.ndarray, "2 D D D 2"] | None, seed: int
 ) -> Float32[np.ndarray, "2 Z"]:
-    """Two places in latent space to go between.
-
-    They are what the model's encoder makes of two real pairs; a model without one gets what
-    `generate` draws for samples 0 and 1 of this seed.
-    """
+    """Two latents to go between: the encoder's of two real pairs, else of samples 0 and 1."""
     model, state = generator.model, generator.state
     if model.encode is not None:
         return np.asarray(jax.jit(model.encode)(state, jnp.asarray(pairs, jnp.float32)))
@@ -236,14 +214,10 @@ def ends(
 def interpolation(
     generator: Trained, ends: Float32[np.ndarray, "2 Z"], count: int, rules: Rules
 ) -> Bool[np.ndarray, "2 T D D D 2"]:
-    """Both ways between two latents, linear and spherical, in `count` equal steps, decoded.
-
-    The first and the last pair of both ways are those of `ends`.
-    """
+    """Both ways between two latents, linear and spherical, in `count` equal steps, decoded."""
     t, decode = np.linspace(0, 1, count), jax.jit(generator.model.decode)
 
     def pair(z):
         return generate.pairs(decode(generator.state, np.float32(z)[None]), rules)[0]
 
-    ways = [linear(*ends, t), spherical(*ends, t)]
-    return np.stack([[pair(z) for z in way] for way in ways])
+    return np.stack([[pair(z) for z in way(*ends, t)] for way in (linear, spherical)])

@@ -11,49 +11,45 @@ from skullgen.generation import generate
 
 CHANNELS = ("skull", "defect")
 A, B = UInt8[np.ndarray, "n bytes"], UInt8[np.ndarray, "m bytes"]  # packed pairs: `store.pack`
+Overlaps = tuple[
+    Float64[np.ndarray, "2 n m"], Float64[np.ndarray, "2 n 1"], Float64[np.ndarray, "2 1 m"]
+]
 
 
 def dice_matrix(a: A, b: B, size: int) -> Float32[np.ndarray, "2 n m"]:
-    """Dice of every pair of `a` with every one of `b`, for both channels.
-
-    Exact: counts are sums of 0 and 1 in float32 over one slab of voxels at a time, added in
-    float64.
-    """
+    """Dice of every pair of `a` with every one of `b`, for both channels."""
     return _dice(*overlaps(a, b, size))
 
 
-def overlaps(
-    a: A, b: B, size: int
-) -> tuple[
-    Float64[np.ndarray, "2 n m"], Float64[np.ndarray, "2 n 1"], Float64[np.ndarray, "2 1 m"]
-]:
-    """Voxels of each channel in both, in those of `a`, and in those of `b`."""
-    slabs = size if size >= 8 else 1
-    parts = [np.array_split(x, slabs, axis=1) for x in (a, b)]
+def overlaps(a: A, b: B, size: int) -> Overlaps:
+    """Voxels of each channel in both, in those of `a`, and in those of `b`.
+
+    Exact: sums of 0 and 1 in float32 over one slab of voxels at a time, added in float64.
+    """
     both = np.zeros((2, len(a), len(b)))
-    sums = np.zeros((2, len(a), 1)), np.zeros((2, 1, len(b)))
-    for left, right in zip(*parts, strict=True):
-        x, y = (
-            np.unpackbits(part, axis=1, bitorder="little").reshape(len(part), 4 * part.shape[1], 2)
-            for part in (left, right)
-        )
-        for channel in (0, 1):
-            p, q = (part[..., channel].astype(np.float32) for part in (x, y))
-            both[channel] += p @ q.T
-            sums[0][channel, :, 0] += p.sum(axis=1)
-            sums[1][channel, 0] += q.sum(axis=1)
-    return both, *sums
+    ones, others = np.zeros((2, len(a), 1)), np.zeros((2, 1, len(b)))
+    for parts in zip(*(np.array_split(x, size, axis=1) for x in (a, b)), strict=True):
+        x, y = map(_channels, parts)
+        both += x @ y.mT
+        ones += x.sum(axis=2)[:, :, None]
+        others += y.sum(axis=2)[:, None]
+    return both, ones, others
 
 
-def _dice(both, left, right):
-    return (2 * both / np.maximum(left + right, 1)).astype(np.float32)
+def _channels(bits):
+    """Packed pairs as float32 [2, n, voxels]."""
+    pairs = np.unpackbits(bits, axis=1, bitorder="little").reshape(len(bits), 4 * bits.shape[1], 2)
+    return np.moveaxis(pairs, -1, 0).astype(np.float32, order="C")
+
+
+def _dice(both, ones, others):
+    return (2 * both / np.maximum(ones + others, 1)).astype(np.float32)
 
 
 def mean_pair(bits: A, size: int) -> UInt8[np.ndarray, "1 bytes"]:
-    """The mean of some pairs: the likeliest voxels.
+    """The likeliest voxels of some pairs.
 
-    Each channel keeps as many as the pairs have in the mean, so that a sparse defect's mean is not
-    simply empty.
+    Each channel keeps as many as the pairs have in the mean: a sparse defect's are not none.
     """
     share = np.zeros(size**3 * 2)
     for row in bits:
@@ -61,9 +57,8 @@ def mean_pair(bits: A, size: int) -> UInt8[np.ndarray, "1 bytes"]:
     share = (share / len(bits)).reshape(-1, 2)
     mask = np.zeros(share.shape, bool)
     for channel in (0, 1):
-        voxels = round(share[:, channel].sum())
         order = np.argsort(-share[:, channel], kind="stable")
-        mask[order[:voxels], channel] = True
+        mask[order[: round(share[:, channel].sum())], channel] = True
     return store.pack(mask.reshape(1, size, size, size, 2))
 
 
@@ -74,8 +69,8 @@ def training_dice(bits: A, train: B, size: int) -> dict[str, Float32[np.ndarray,
     voxel by voxel.
     """
     skulls = [(x | x >> 1) & 0x55 for x in (bits, train)]  # channels alternate: bit 2 v is skull
-    found = {"skull": overlaps(*skulls, size), "pair": overlaps(bits, train, size)}
-    return {name: _dice(*(x.sum(axis=0) for x in parts)) for name, parts in found.items()}
+    counts = {"skull": overlaps(*skulls, size), "pair": overlaps(bits, train, size)}
+    return {name: _dice(*(x.sum(axis=0) for x in parts)) for name, parts in counts.items()}
 
 
 def copies(
@@ -87,30 +82,24 @@ def copies(
 ) -> dict[str, Any]:
     """How near generated pairs lie to training pairs, beside unseen real ones.
 
-    names: of the skull of each training pair. For `skull` and `pair` of `training_dice`: the
-    nearest training Dice of every generated and unseen pair (`held_out`), the latter's 95th
-    percentile (`limit`), the share of generated ones above it, and the closest ten. Without unseen
-    pairs there is no limit.
+    names: of the skull of each training pair. `limit` is the 95th percentile of the unseen pairs'
+    nearest training Dice (None without any); `closest` are the ten generated pairs nearest.
     """
     result = {"compared": len(generated)}
     dice, apart = (training_dice(bits, train, size) for bits in (generated, unseen))
     for name in ("skull", "pair"):
-        near, held_out = dice[name].max(axis=1), apart[name].max(axis=1)
+        near, unseen_near = dice[name].max(axis=1), apart[name].max(axis=1)
         nearest = dice[name].argmax(axis=1).tolist()
-        limit = float(np.percentile(held_out, 95)) if len(held_out) else None
+        limit = float(np.percentile(unseen_near, 95)) if len(unseen_near) else None
+        closest = [(row, nearest[row]) for row in np.argsort(-near, kind="stable")[:10].tolist()]
         result[name] = {
             "limit": limit,
-            "held_out": held_out.tolist(),
+            "held_out": unseen_near.tolist(),
             "generated": near.tolist(),
             "share_above": None if limit is None else float((near > limit).mean()),
             "closest": [
-                {
-                    "generated": row,
-                    "training": nearest[row],
-                    "name": names[nearest[row]],
-                    "dice": float(near[row]),
-                }
-                for row in np.argsort(-near, kind="stable")[:10].tolist()
+                {"generated": row, "training": to, "name": names[to], "dice": float(near[row])}
+                for row, to in closest
             ],
         }
     return result
@@ -127,38 +116,27 @@ def fidelity(
     pairs: at most so many generated ones are compared (the first), and so many of every group in
     the pairwise comparison. learnt: rows of `real` that the generator learnt from; without them,
     those of split train that are not left out.
-
-    For each channel: mean Dice to the nearest training pair of generated pairs, of held-out real
-    pairs (test and validation; None where there are none), and of the mean training pair; mean
-    Dice of two different pairs, generated and training; mean occupancy of both. And `copies`.
-    Raises UserError where a store is not whole, or their sizes differ.
     """
     real.require_whole("ingest")
     generated.require_whole("generate")
-    size = generated.size
+    size, rows = generated.size, generated.rows()[:pairs]
     if real.size != size:
         raise UserError(f"{generated.path}: its pairs are not of the size of those of {real.path}")
     unseen = real.load(np.sort(np.concatenate([real.rows(s) for s in ("test", "validation")])))
     learnt = real.rows("train") if learnt is None else learnt
-    rows = generated.rows()[:pairs]
     bits = {"generated": generated.load(rows), "training": real.load(learnt)}
-    train = bits["training"]
-    groups = {"generated": bits["generated"], "held_out": unseen}
-    groups["mean_training_pair"] = mean_pair(train, size)
+    ours, train = bits.values()
+    groups = {"generated": ours, "held_out": unseen, "mean_training_pair": mean_pair(train, size)}
     nearest = {
         who: dice_matrix(group, train, size).max(axis=2) if len(group) else None
         for who, group in groups.items()
     }
     names = real.names(real.column("skull")[learnt])
-    result = {
-        "compared": len(rows),
-        "removed": generate.removed(generated),
-        "copies": copies(train, unseen, bits["generated"], size, names),
-    }
-    for name in ("skull", "pair"):
-        for copy in result["copies"][name]["closest"]:  # by rows of the stores
-            copy["generated"] = int(rows[copy["generated"]])
-            copy["training"] = int(learnt[copy["training"]])
+    near = copies(train, unseen, ours, size, names)
+    for copy in [*near["skull"]["closest"], *near["pair"]["closest"]]:  # by rows of the stores
+        copy["generated"] = int(rows[copy["generated"]])
+        copy["training"] = int(learnt[copy["training"]])
+    result = {"compared": len(rows), "removed": generate.removed(generated), "copies": near}
     some = {
         who: group[np.linspace(0, len(group) - 1, min(pairs, len(group))).astype(int)]
         for who, group in bits.items()

@@ -1,7 +1,7 @@
 """The networks that judge: V-Nets trained by the one loop on any mixture of stores (section 5).
 
 Two of a kind: `vnet`, on `config.segment.stores`, and its yardstick `vnet_real`, on the run's own
-real training pairs.
+real training pairs. settings: an experiment's `config.segment`; size: `D`, voxels a side.
 """
 
 from pathlib import Path
@@ -25,10 +25,7 @@ class Unfinished(UserError):
 
 
 def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[mixture.Part]]:
-    """The pairs of each network of a run, by its name.
-
-    settings: an experiment's `config.segment`; no stores means the run's `generated.zarr`.
-    """
+    """The pairs of each network, by its name; no stores means the run's `generated.zarr`."""
     nets = {}
     if settings.stores:
         nets["vnet"] = mixture.parts(settings.stores, workdir, settings.seed)
@@ -47,25 +44,30 @@ def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
     methods.check(settings.model_name, _sized(settings, size), size, section="segment.")
     in_range("segment.updates", settings.updates, 1)
     in_range("segment.fresh", settings.fresh, 0)
-    loop.check(_options(settings, options), "segment.")
+    loop.check(_own(settings, options), "segment.")
     mixture.require_there([name for name, *_ in mixture.named(settings.stores)], workdir)
 
 
+def _own(settings, options):
+    fields = dict(seed=settings.seed, batch=settings.batch_size, save_every=settings.save_every)
+    return options._replace(**fields)
+
+
 def _sized(settings, size):
-    """`config.segment.model` with the resolution."""
-    config = settings.model.copy_and_resolve_references()
-    with config.unlocked():
-        config.resolution = size
-    return config
+    return ConfigDict({**settings.model, "resolution": size})
 
 
 def _load(settings, size) -> Model:
     model = methods.load_model(settings.model_name, _sized(settings, size), "segment.")
     if model.predict is None or "segment" not in model.steps:
-        raise UserError(
-            f"segment.model_name is {settings.model_name!r}: it lacks the step `segment` or predict"
-        )
+        name = f"segment.model_name is {settings.model_name!r}"
+        raise UserError(f"{name}: it lacks the step `segment` or predict")
     return model
+
+
+def _recipe(settings, size, parts):
+    network = methods.recipe(settings.model_name, _sized(settings, size))
+    return loop.recipe(_plan(settings), parts, network, settings.seed, settings.batch_size)
 
 
 def _plan(settings):
@@ -73,61 +75,38 @@ def _plan(settings):
 
 
 def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
-    """Trains what is not trained yet, or goes on.
-
-    size: `D`, voxels a side. options: the run's own, whose tensorboard is the folder of all.
-    """
-    model = _load(settings, size)
-    options = _options(settings, options)
+    """Trains what is not trained yet, or goes on; options: the run's own."""
+    model, board = _load(settings, size), options.tensorboard
+    network = methods.recipe(settings.model_name, _sized(settings, size))
     for name, parts in mixtures(settings, workdir).items():
-        folder, board = _folder(workdir, name), options.tensorboard
-        pairs = sum(len(part.rows) for part in parts)
+        folder, pairs = _folder(workdir, name), sum(len(part.rows) for part in parts)
         done = hosts.first(checkpoint.newest(folder)) == settings.updates
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
-        place = loop.Place(workdir / f"segment-{name}.jsonl", folder, _network(settings, size))
-        own = options._replace(tensorboard=board and board / name)
+        place = loop.Place(workdir / f"segment-{name}.jsonl", folder, network)
+        own = _own(settings, options)._replace(tensorboard=board and board / name)
         loop.train(model, _plan(settings), parts, place, own)
-
-
-def _options(settings, options):
-    fields = {"seed": settings.seed, "batch": settings.batch_size}
-    return options._replace(**fields, save_every=settings.save_every)
-
-
-def _network(settings, size):
-    return methods.recipe(settings.model_name, _sized(settings, size))
 
 
 def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
     """The trained networks; Unfinished where one is not trained to its end, or on other pairs."""
     model, nets = _load(settings, size), {}
-    fields = dict.fromkeys(loop.Options._fields, 0)
-    options = _options(settings, loop.Options(**fields))
     for name, parts in mixtures(settings, workdir).items():
         folder = _folder(workdir, name)
-        now = loop.recipe(_plan(settings), parts, _network(settings, size), options)
-        other = provenance.differences(provenance.read(folder) or {}, now)
+        before, now = provenance.read(folder) or {}, _recipe(settings, size, parts)
+        other = ", ".join(provenance.differences(before, now))
         if checkpoint.newest(folder) != settings.updates or other:
-            differs = f" ({next(iter(other))} differs)" if other else ""
-            raise Unfinished(
-                f"{folder}: not trained on these pairs for {settings.updates} updates{differs}: "
-                "run the stage `segment` first"
-            )
+            what = f"{folder}: not trained on these pairs for {settings.updates} updates"
+            what += f" ({other})" if other else ""
+            raise Unfinished(f"{what}: run the stage `segment` first")
         nets[name] = Trained(model, checkpoint.read(folder, model, settings.updates), parts)
     return nets
 
 
 def newest(settings: ConfigDict, size: int, workdir: Path, name: str) -> Trained:
-    """The newest state of the network `name`, whatever became of its pairs.
-
-    Raises Unfinished where it has no checkpoint, UserError where it is another network.
-    """
+    """The newest state of the network `name` of `choose`, whatever became of its pairs."""
     model, folder = _load(settings, size), _folder(workdir, name)
-    step = checkpoint.newest(folder)
-    if not step:
-        raise Unfinished(f"{folder}: no checkpoint; run the stage `segment` first")
     methods.require_same(folder, settings.model_name, _sized(settings, size))
-    return Trained(model, checkpoint.read(folder, model, step))
+    return Trained(model, checkpoint.read(folder, model, checkpoint.newest(folder)))
 
 
 def choose(workdir: Path, name: str = "") -> str:
@@ -147,11 +126,11 @@ def about(settings: ConfigDict, nets: dict[str, Trained]) -> dict[str, Any]:
     """What trained networks are made of, in words for `metrics.json`."""
     shared = {"updates": settings.updates, "seed": settings.seed}
     shared["augment"] = settings.model.get("augment", False)
-
-    def stores(parts):
-        return [{"path": str(part.store.path), "pairs": len(part.rows)} for part in parts]
-
-    return {name: {"stores": stores(net.parts), **shared} for name, net in nets.items()}
+    stores = {
+        name: [{"path": str(part.store.path), "pairs": len(part.rows)} for part in net.parts]
+        for name, net in nets.items()
+    }
+    return {name: {"stores": stores[name], **shared} for name in nets}
 
 
 def begun(workdir: Path) -> bool:

@@ -1,9 +1,15 @@
 """Dice, boundary Dice and HD95 as the AutoImplant challenge defines them, on three grids.
 
 Shapes: `X Y Z` voxels of any grid, `D` a side of the model's. `voxel_mm` is a voxel's side in mm.
+
+A rule is how a prediction is upsampled. `probability`: trilinear between the voxels' centres
+(constant outside of the outermost), cut afterwards at `> threshold`. `mask`: the same of the mask
+`probability >= threshold`, cut at `> 0.5`. `nearest`: the voxel of that mask that holds the centre.
+The truth is a mask, and upsampled as one. An interpolated value that equals the threshold is not
+bone, so that a perfect mask has Dice 1 under every rule.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -15,24 +21,32 @@ from skullgen.core import plugins
 from skullgen.core.errors import UserError, in_range, one_of
 from skullgen.data import grids, store
 
-RULES = ("probability", "mask", "nearest")  # how a prediction is upsampled: `upsampled_dice`
+RULES = ("probability", "mask", "nearest")
 NATIVE = ("dice_native", "ceiling_native", "hd95_native_mm")
 BAND_MM = 10.0
 BOOTSTRAP_SKULLS = 10  # fewer than this have a t interval
 RESAMPLES = 10_000
 
 Mask = Bool[np.ndarray, "X Y Z"]
-Share = Float[np.ndarray, "D D D"] | Bool[np.ndarray, "D D D"]  # of bone, 0 to 1
+Truth = Bool[np.ndarray, "D D D"]
+Share = Float[np.ndarray, "D D D"] | Truth  # of bone, 0 to 1
 Voxel = float | int | tuple[float | int, ...] | Float[np.ndarray, " 3"]
-Native = tuple[Mask, Float[np.ndarray, "4 4"]]  # a mask and its affine, as of `Store.native`
+Affine = Float[np.ndarray, "4 4"]  # voxel -> RAS mm
 _FORM = "(prediction, truth, skull, voxel_mm) -> a number or None"
 
 
-def dice(a: Bool[np.ndarray, "*shape"], b: Bool[np.ndarray, "*shape"]) -> float:
-    """Equation 8, `2 |A and B| / (|A| + |B|)`.
+def check(settings: ConfigDict) -> None:
+    """UserError for what the stage `evaluate` would find wrong with `config.evaluate`."""
+    one_of("evaluate.upsampling", settings.upsampling, RULES)
+    for field in ("pairs", "batch_size"):
+        in_range(f"evaluate.{field}", settings[field], 1)
+    in_range("evaluate.cases", settings.cases, 0)
+    in_range("evaluate.threshold", settings.threshold, 0.001, 1)
+    own(settings)
 
-    Two empty masks have Dice 0, as in the AutoImplant challenge.
-    """
+
+def dice(a: Bool[np.ndarray, "*shape"], b: Bool[np.ndarray, "*shape"]) -> float:
+    """Equation 8, `2 |A and B| / (|A| + |B|)`; 0 for two empty masks, as in AutoImplant."""
     total = np.count_nonzero(a) + np.count_nonzero(b)
     both = sum(np.count_nonzero(x & y) for x, y in zip(a, b, strict=True))  # no third mask is held
     return 2 * both / total if total else 0.0
@@ -43,9 +57,8 @@ def boundary_dice(
 ) -> float:
     """AutoImplant's bDSC: Dice over the voxels at most `band_mm` from the defective skull.
 
-    Distances lie between voxel centres; a skull's own voxels have distance 0. Exact, though only
-    the box of prediction and truth, padded by the band, is looked at. 0 where both are empty
-    within the band, as for `dice`; so also for an empty skull.
+    Distances lie between voxel centres. Exact, though only the box of prediction and truth,
+    padded by the band, is looked at. 0 where both are empty within the band.
     """
     voxel, limit = np.broadcast_to(voxel_mm, 3), band_mm * (1 + 1e-6)  # float32 headers
     pad = np.ceil(limit / voxel).astype(int).tolist()
@@ -63,48 +76,23 @@ def boundary_dice(
 def hd95(prediction: Mask, truth: Mask, voxel_mm: Voxel) -> float:
     """The 95th percentile, in mm, of both directions' surface distances taken together.
 
-    A surface are a mask's voxels with one of their 6 neighbours outside of it, or outside of the
-    grid; a voxel's distance is that to the other surface's nearest voxel, between centres;
-    percentiles are interpolated linearly (AutoImplant).
-
-    An empty prediction scores the grid's diagonal, and so does whatever is compared with an empty
-    truth.
+    A surface are a mask's voxels with one of their 6 neighbours outside of it, or of the grid;
+    distances lie between centres. Where either mask is empty: the grid's diagonal.
     """
     voxel = np.broadcast_to(voxel_mm, 3)
-    surfaces = [_surface(mask) for mask in (prediction, truth)]
+    surfaces = [_surface(mask) * voxel for mask in (prediction, truth)]
     if not all(map(len, surfaces)):
         return float(np.linalg.norm(voxel * prediction.shape))
-    flat = [np.ravel_multi_index(points.T, truth.shape) for points in surfaces]
-    # A voxel of both surfaces has distance 0 and need not be looked for.
-    alone = [~np.isin(*pair, assume_unique=True) for pair in (flat, flat[::-1])]
-    distances = [
-        _nearest(points[rest] * voxel, others * voxel)
-        for points, rest, others in zip(surfaces, alone, surfaces[::-1], strict=True)
-    ]
-    zeros = np.zeros(sum(map(len, flat)) - sum(map(len, distances)))
-    return float(np.percentile(np.concatenate([*distances, zeros]), 95))
+    # SciPy's own choices build twice as long, and are 4 times slower for points far away.
+    trees = [KDTree(x, leafsize=24, compact_nodes=False, balanced_tree=False) for x in surfaces]
+    distances = [tree.query(x)[0] for tree, x in zip(trees, surfaces[::-1], strict=True)]
+    return float(np.percentile(np.concatenate(distances), 95))
 
 
 def upsampled_dice(
-    probability: Share,
-    truth: Bool[np.ndarray, "D D D"],
-    size: int,
-    rule: str = "probability",
-    threshold: float = 0.5,
+    probability: Share, truth: Truth, size: int, rule: str = "probability", threshold: float = 0.5
 ) -> float:
-    """Dice at `size`^3 voxels, prediction and truth both upsampled (the paper: `size` 512).
-
-    rule: `probability` is trilinear between the voxels' centres (outside of the outermost ones,
-    constant), cut afterwards at `> threshold`; `mask` the same of the mask `probability >=
-    threshold`, cut afterwards at `> 0.5`; `nearest` is the voxel of that mask that holds the
-    centre. The truth is a mask: trilinear under the first two, nearest under the third.
-
-    Ties: on the model's grid a probability that equals the threshold is bone, as in
-    `modules.binarise`; an interpolated value that equals it is not, neither in prediction nor
-    truth, so that a perfect mask has Dice 1 under every rule.
-
-    size: any; not only multiples of D. Raises UserError for an unknown rule.
-    """
+    """Dice at `size`^3 voxels (any size; the paper's 512), prediction and truth both upsampled."""
     shares, levels = zip(_cut(probability, rule, threshold), _cut(truth, rule, 0.5), strict=True)
     one, other, both = grids.overlap(shares, levels, size, nearest=rule == "nearest").tolist()
     return 2 * both / (one + other) if both else 0.0
@@ -112,20 +100,17 @@ def upsampled_dice(
 
 def native_scores(
     probability: Share,
-    truth: Bool[np.ndarray, "D D D"],
-    model_affine: Float[np.ndarray, "4 4"],
-    native: Native,
+    truth: Truth,
+    model_affine: Affine,
+    native: tuple[Mask, Affine],
     rule: str = "probability",
     threshold: float = 0.5,
 ) -> dict[str, float]:
     """The upsampled prediction against the native truth, and what the best prediction would get.
 
-    Affines are voxel -> RAS mm, their axes parallel in any order and direction. rule, threshold:
-    as in `upsampled_dice`.
-
-    Returns `dice_native`; `ceiling_native`, the Dice of `truth` upsampled by the same rule; and
-    `hd95_native_mm`. What lies outside of the model's cube is not predicted and counts as missed.
-    Raises ValueError where the axes are not parallel, UserError for an unknown rule.
+    `ceiling_native` is the Dice of `truth`, upsampled by the same rule. What lies outside of the
+    model's cube is not predicted and counts as missed. Raises ValueError where the affines' axes
+    are not parallel (in any order and direction).
     """
     mask, affine = native
     turn = grids.to_ras(np.linalg.inv(model_affine) @ affine, mask.shape)
@@ -139,21 +124,11 @@ def native_scores(
     return dict(zip(NATIVE, (dice(prediction, mask), dice(best, mask), distance), strict=True))
 
 
-def check(settings: ConfigDict) -> None:
-    """UserError for what the stage `evaluate` would find wrong with `config.evaluate`."""
-    one_of("evaluate.upsampling", settings.upsampling, RULES)
-    for field in ("pairs", "batch_size"):
-        in_range(f"evaluate.{field}", settings[field], 1)
-    in_range("evaluate.cases", settings.cases, 0)
-    in_range("evaluate.threshold", settings.threshold, 0.001, 1)
-    own(settings)
-
-
 def own(settings: ConfigDict) -> tuple[str, ...]:
-    """The metrics of `config.evaluate.metrics`: dotted names of functions of the user's own.
+    """The user's own functions in `config.evaluate.metrics`, by dotted name; all can be imported.
 
     Each is `(prediction, truth, skull, voxel_mm) -> number`, or None where it is not defined, of
-    bool [D, D, D] on the model's grid. Raises UserError for one that cannot be imported.
+    bool [D, D, D] on the model's grid.
     """
     names = plugins.listed(settings.get("metrics", ""))
     for name in names:
@@ -182,26 +157,23 @@ def case(
 ) -> dict[str, Any]:
     """All of a prediction's numbers for pair `row`: the task of a worker process.
 
-    rule, threshold: `upsampled_dice`'s. `dice`, `bdsc`, `hd95_mm` are on the model's grid, where
-    voxels are cubes. None: what needs a native truth that the pair has not, and `bdsc` on coarse
-    grids.
+    None: what needs a native truth that the pair has not, and `bdsc` where voxels are larger than
+    its band, in which no voxel of the defect lies then.
     """
-    pair = store.unpack(real.load([row])[0], real.size)
-    skull, truth = np.moveaxis(pair, -1, 0)
+    skull, truth = np.moveaxis(store.unpack(real.load([row])[0], real.size), -1, 0)
     prediction, voxel = probability >= threshold, real.attrs["voxel_mm"]
-    native = dict.fromkeys(NATIVE)
+    native, where = dict.fromkeys(NATIVE), f"{real.path}, pair {row}"
     if real.has_native(row):
         affine, mask = real.column("affine")[row], real.native(row)
         try:
             native = native_scores(probability, truth, affine, mask, rule, threshold)
         except (ValueError, np.linalg.LinAlgError) as error:
-            what = f"pair {row}: its affines fit no grid ({error}): make the store again"
-            raise UserError(f"{real.path}: {what}") from None
-    masks, where = (prediction, truth, skull), f"{real.path}, pair {row}"
+            what = f"its affines fit no grid ({error}): make the store again"
+            raise UserError(f"{where}: {what}") from None
+    masks = prediction, truth, skull
     return {
         "empty": not prediction.any(),
         "dice": dice(prediction, truth),
-        # No voxel of the defect is within the band where voxels are larger than it.
         "bdsc": boundary_dice(*masks, voxel) if voxel <= BAND_MM else None,
         "hd95_mm": hd95(prediction, truth, voxel),
         "dice_512": upsampled_dice(probability, truth, 512, rule, threshold),
@@ -210,42 +182,24 @@ def case(
     }
 
 
-class Interval(NamedTuple):
-    """A mean with its interval over skulls; of one skull low and high are None.
-
-    kind: "bootstrap over skulls", "t over skulls" or "none".
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    kind: str
-
-
 def interval(
     values: list[float] | Shaped[np.ndarray, " n"], level: float = 0.95, seed: int = 0
-) -> Interval:
-    """The mean of one number per skull, with its interval over skulls.
+) -> tuple[float, float | None, float | None, str]:
+    """Mean, low, high and the interval's kind of one number per skull; of one there is no interval.
 
-    values: one for each skull (its cases' mean, or a paired difference of such), at least one.
-    From ten skulls on the percentile bootstrap over skulls (10,000 resamples by `seed`); from two
-    to nine a t interval. Skulls, not cases, are what was drawn: the cases of one skull resemble
-    each other.
+    From ten skulls on the percentile bootstrap over skulls; from two to nine a t interval. Skulls,
+    not cases, are what was drawn: the cases of one skull resemble each other.
     """
     values, tail = np.asarray(values, float), (1 - level) / 2
     mean, count = float(values.mean()), len(values)
     if count == 1:
-        return Interval(mean, None, None, "none")
+        return mean, None, None, "none"
     if count < BOOTSTRAP_SKULLS:
         half = special.stdtrit(count - 1, 1 - tail) * values.std(ddof=1) / np.sqrt(count)
-        return Interval(mean, float(mean - half), float(mean + half), "t over skulls")
-    rng, step = np.random.default_rng(seed), max(1, 2**20 // count)
-    means = [
-        values[rng.integers(count, size=(min(step, RESAMPLES - first), count))].mean(axis=1)
-        for first in range(0, RESAMPLES, step)
-    ]
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return Interval(mean, float(low), float(high), "bootstrap over skulls")
+        return mean, float(mean - half), float(mean + half), "t over skulls"
+    draws = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+    low, high = np.quantile(values[draws].mean(axis=1), [tail, 1 - tail])
+    return mean, float(low), float(high), "bootstrap over skulls"
 
 
 def _surface(mask):
@@ -256,14 +210,6 @@ def _surface(mask):
     return np.argwhere(edge) + [side.start for side in sides]
 
 
-def _nearest(points, others):
-    """Distances [n] from each of `points` [n, 3] to the nearest of `others`."""
-    # SciPy's own choices build twice as long, and are 4 times slower for points far away.
-    tree = KDTree(others, leafsize=24, compact_nodes=False, balanced_tree=False)
-    return tree.query(points)[0]
-
-
 def _cut(share, rule, threshold):
     """What a rule upsamples, and the threshold afterwards."""
-    one_of("rule", rule, RULES)
     return (share, threshold) if rule == "probability" else (share >= threshold, 0.5)

@@ -28,7 +28,7 @@ METRICS = ("dice", "bdsc", "hd95_mm", "dice_512", *metrics.NATIVE)
 COLUMNS = ("train", "validation", "test", "selection")
 CHUNK = 32  # pairs that are read at once
 Predict = Callable[[store.Packed], Float32[np.ndarray, "n D D D"]]  # the implant's probability
-Case = dict[str, Any]  # as `score` makes it, and as it is in metrics.json
+Case = dict[str, Any]  # net, column, store, pair, skull, kind, and the values of `metrics.case`
 Row = dict[str, Any]  # a mean with its interval: of `summary` and `differences`
 
 
@@ -40,28 +40,21 @@ def network(net: Trained, size: int, batch: int = 8) -> Predict:
 
 def mean_skull(train: store.Packed, size: int) -> Predict:
     """A rule without training: bone of most training skulls minus the case's, biggest piece."""
-    votes = np.zeros((size, size, size), int)
-    for row in train:
-        votes += store.unpack(row, size).any(axis=-1)
+    votes = sum(store.unpack(row, size).any(axis=-1).astype(int) for row in train)
     most = 2 * votes >= len(train)
-    return lambda bits: np.stack([biggest(most & ~skull) for skull in _skulls(bits, size)])
+    return lambda bits: np.stack([biggest(most & ~x) for x in store.unpack(bits, size)[..., 0]])
 
 
 def mirror(size: int) -> Predict:
     """A rule without training: the mirror image of the skull minus the skull, biggest piece."""
-    return lambda bits: np.stack([biggest(x[::-1] & ~x) for x in _skulls(bits, size)])
+    return lambda bits: np.stack([biggest(x[::-1] & ~x) for x in store.unpack(bits, size)[..., 0]])
 
 
 def biggest(mask: Bool[np.ndarray, "D D D"]) -> Float32[np.ndarray, "D D D"]:
     """The biggest piece (6 neighbours) of a mask."""
     labels = cc3d.connected_components(mask.astype(np.uint8), connectivity=6)
-    counts = np.bincount(labels.ravel())
-    counts[0] = 0
-    return (labels == counts.argmax()).astype(np.float32) * bool(counts.any())
-
-
-def _skulls(bits, size):
-    return store.unpack(bits, size)[..., 0]
+    counts = np.bincount(labels[mask], minlength=1)
+    return (mask & (labels == counts.argmax())).astype(np.float32)
 
 
 def verdict(
@@ -86,7 +79,7 @@ def verdict(
         rules = {"mean_skull": mean_skull(real.load(train.rows), size), "mirror": mirror(size)}
         predicts |= rules
         columns |= dict.fromkeys(rules, unseen)
-    cases = score(predicts, columns, settings, workers)
+    cases = _score(predicts, columns, settings, workers)
     return {
         "rule": settings.upsampling,
         "threshold": settings.threshold,
@@ -103,18 +96,8 @@ def _same(parts, train):
     return same and parts[0].store.path.samefile(train.store.path)
 
 
-def score(
-    predicts: dict[str, Predict],
-    columns: dict[str, dict[str, list[mixture.Part]]],
-    settings: ConfigDict,
-    workers: int,
-) -> list[Case]:
-    """Scores nets on the pairs of their columns.
-
-    columns: net -> column -> parts. settings: `config.evaluate`. A case has its net, column,
-    store, pair, skull, kind, whether the prediction is empty, and the values of `METRICS` (None
-    where the pair has no native truth) and of `metrics.own`.
-    """
+def _score(predicts, columns, settings, workers):
+    """The cases of nets (name -> Predict) on their pairs (net -> column -> parts)."""
     parts = [
         (net, column, part)
         for net, column in itertools.product(predicts, COLUMNS)
@@ -125,7 +108,10 @@ def score(
     tasks = (
         (part.store, row, probability, *rule)
         for net, _, part in parts
-        for row, probability in _predictions(predicts[net], part)
+        for rows in np.array_split(part.rows, -(-len(part.rows) // CHUNK))
+        for row, probability in zip(
+            rows.tolist(), predicts[net](part.store.load(rows)), strict=True
+        )
     )
     cases, workers = [], min(jobs.workers(workers), len(labels))
     with jobs.progress(len(labels), 0, "evaluate", "case") as bar:
@@ -133,11 +119,6 @@ def score(
             cases.append({**label, **values})
             bar.update()
     return cases
-
-
-def _predictions(predict, part):
-    for rows in np.array_split(part.rows, -(-len(part.rows) // CHUNK)):
-        yield from zip(rows.tolist(), predict(part.store.load(rows)), strict=True)
 
 
 def _labels(net, column, part):
@@ -151,11 +132,11 @@ def _labels(net, column, part):
 
 def leaks(parts: list[mixture.Part], real: store.Store) -> list[str]:
     """Names of test skulls that are among a net's training skulls: there should be none."""
-    test = real.names(real.column("skull")[real.rows("test")])
-    seen = [
-        name for part in parts for name in part.store.names(part.store.column("skull")[part.rows])
-    ]
-    return sorted({*test}.intersection(seen) - {""})
+    test, *seen = (
+        {*part.store.names(part.store.column("skull")[part.rows])}
+        for part in (mixture.Part(real, real.rows("test")), *parts)
+    )
+    return sorted(test.intersection(set().union(*seen)) - {""})
 
 
 def spread(parts: list[mixture.Part], most: int) -> list[mixture.Part]:
@@ -169,10 +150,7 @@ def spread(parts: list[mixture.Part], most: int) -> list[mixture.Part]:
 
 
 def by_skull(cases: list[Case], metric: str) -> dict[str, float]:
-    """Means of a metric over each skull's cases.
-
-    A pair without a known skull (a generated one) is a skull of its own.
-    """
+    """Means of a metric over each skull's cases; a pair without a known skull is one of its own."""
     values = collections.defaultdict(list)
     for case in cases:
         if case.get(metric) is not None:
@@ -182,17 +160,10 @@ def by_skull(cases: list[Case], metric: str) -> dict[str, float]:
 
 def _row(place, values):
     mean, low, high, kind = metrics.interval(list(values))
-    return {
-        **place,
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "skulls": len(values),
-        "interval": kind,
-    }
+    return dict(place, mean=mean, low=low, high=high, skulls=len(values), interval=kind)
 
 
-def measured(cases: list[Case]) -> list[str]:
+def _measured(cases):
     """The names of `METRICS`, and those of the user's own metrics that cases hold."""
     return [*METRICS, *dict.fromkeys(name for case in cases for name in case if "." in name)]
 
@@ -203,13 +174,10 @@ def summary(cases: list[Case]) -> list[Row]:
     for by in ("all", "kind", "skull"):
         groups = collections.defaultdict(list)
         for case in cases:
-            group = "" if by == "all" else case[by]
-            if group or by == "all":
-                groups[case["net"], case["column"], group].append(case)
+            groups[case["net"], case["column"], case.get(by, "")].append(case)
         for (net, column, group), part in groups.items():
-            for metric in measured(part):
-                values = by_skull(part, metric)
-                if values:
+            for metric in _measured(part) if group or by == "all" else ():
+                if values := by_skull(part, metric):
                     count = sum(case[metric] is not None for case in part)
                     place = {"net": net, "column": column, "metric": metric}
                     place |= {"by": by, "group": group, "cases": count}
@@ -217,19 +185,18 @@ def summary(cases: list[Case]) -> list[Row]:
     return rows
 
 
-def differences(cases: list[Case], net: str, column: str = "test") -> list[Row]:
-    """`net` minus every other net, for each metric, paired by skull, with intervals."""
-    groups = collections.defaultdict(list)
+def differences(cases: list[Case], net: str) -> list[Row]:
+    """`net` minus every other net on the test, for each metric, paired by skull."""
+    rows, groups = [], collections.defaultdict(list)
     for case in cases:
-        if case["column"] == column:
+        if case["column"] == "test":
             groups[case["net"]].append(case)
-    rows = []
     others = [name for name in groups if name != net]
-    for other, metric in itertools.product(others, measured(cases)):
+    for other, metric in itertools.product(others, _measured(cases)):
         ours, theirs = by_skull(groups[net], metric), by_skull(groups[other], metric)
         paired = [ours[skull] - theirs[skull] for skull in ours if skull in theirs]
         if paired and metric != "ceiling_native":
-            place = {"net": net, "minus": other, "column": column, "metric": metric}
+            place = {"net": net, "minus": other, "column": "test", "metric": metric}
             rows.append(_row(place, paired))
     return rows
 
@@ -248,17 +215,13 @@ def warnings(result: dict[str, Any]) -> list[str]:
 def _of_pairs(quality):
     empty, copies = quality["removed"]["empty_defects"], quality["copies"]["skull"]
     if empty > 0.1:
-        yield (
-            f"{empty:.0%} of the generated pairs have no defect: train longer, raise "
-            "config.model.channel_weights, or lower config.generate.dust_mm3"
-        )
+        cure = "raise config.model.channel_weights, or lower config.generate.dust_mm3"
+        yield f"{empty:.0%} of the generated pairs have no defect: train longer, {cure}"
     for channel in ("skull", "defect"):
         ours, real = (quality[channel]["occupancy"][who] for who in ("generated", "training"))
         if not 0.75 < ours / max(real, 1e-9) < 1.33:
-            yield (
-                f"occupancy drift: generated {channel}s fill {ours:.2%} of the grid, training "
-                f"ones {real:.2%}"
-            )
+            drift = f"generated {channel}s fill {ours:.2%} of the grid, training ones {real:.2%}"
+            yield f"occupancy drift: {drift}"
     if (copies["share_above"] or 0) > 0.15:
         yield (
             f"copies: {copies['share_above']:.0%} of the generated skulls lie nearer to a "

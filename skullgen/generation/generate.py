@@ -1,12 +1,12 @@
 """latents -> decode -> binarise -> equation 6 -> dust -> store (sections 4.4 and 5).
 
 Sample i's latent is keyed by i, and the device always runs whole, aligned batches of one size:
-any range of samples can be made alone, in any order, on several machines, and is bit-equal for
-one kind of device, versions and batch size. Binarising, equation 6 and packing happen on the
-device; components on a pool of worker processes, each of which writes whole shards.
+any range of samples can be made alone, and is bit-equal for one kind of device, versions and batch
+size. Dust is for worker processes, each of which writes whole shards.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,12 +65,12 @@ def binary(
     return steps.pack(apart), (defect & skull).sum((1, 2, 3), dtype=jnp.int32)
 
 
-def pairs(
-    probability: Float[Array, "n D D D 2"] | Float[np.ndarray, "n D D D 2"], rules: Rules
-) -> Bool[np.ndarray, "n D D D 2"]:
-    """The pairs that section 4.4 makes of what a network says of each voxel."""
-    bits, size = np.asarray(binary(jnp.asarray(probability), rules)[0]), probability.shape[1]
-    return store.unpack(postprocess.clean(bits, size, rules), size)
+def pairs(probability: Float[Any, "n D D D 2"], rules: Rules) -> Bool[np.ndarray, "n D D D 2"]:
+    """The pairs that section 4.4 makes of what a network (numpy or jax) says of each voxel."""
+    size = probability.shape[1]
+    # One by one: the device need not hold all.
+    bits = [np.asarray(binary(jnp.asarray(one)[None], rules)[0]) for one in probability]
+    return store.unpack(postprocess.clean(np.concatenate(bits), size, rules), size)
 
 
 def drawer(model: Model, rules: Rules) -> Callable:
@@ -85,10 +85,7 @@ def drawer(model: Model, rules: Rules) -> Callable:
 
 
 def sampler(generator: Trained, rules: Rules, batch: int) -> Callable:
-    """`draw(first, seed)`: `binary` of the aligned batches that begin at sample `first`.
-
-    One batch of `batch` samples runs on each local device: n = batch * devices.
-    """
+    """`draw(first, seed)`: `binary` of samples `first` on, `batch` of them on each local device."""
     devices, state = jax.local_device_count(), parallel.resident(generator.state)
     draw = drawer(generator.model, rules)
 
@@ -103,29 +100,24 @@ def sampler(generator: Trained, rules: Rules, batch: int) -> Callable:
 def batches(
     draw: Callable[[int], tuple], shards: list[range], first: int, batch: int
 ) -> Iterator[tuple[range, Shaped[np.ndarray, "n bytes"], Integer[np.ndarray, " n"]]]:
-    """For each range of rows in `shards`: the range, its bits, its overlap.
+    """For each range of rows in `shards`, which rise: the range, its bits, its overlap.
 
     draw: a `sampler` of one seed. first: the sample in row 0. batch: samples of one call. The
     next call runs on the device while this one's answer is copied and worked on.
     """
-    starts = [
-        start
-        for shard in shards
-        for start in range((first + shard.start) // batch * batch, first + shard.stop, batch)
+    needs = [
+        range((first + shard.start) // batch * batch, first + shard.stop, batch) for shard in shards
     ]
-    starts = iter(list(dict.fromkeys(starts)))
-    ahead, ready = [], {}
-    for shard in shards:
-        begin, end = first + shard.start, first + shard.stop
-        while not ready or max(ready) + batch < end:
-            while len(ahead) < 2 and (start := next(starts, None)) is not None:
-                ahead.append((start, draw(start)))
-            start, answer = ahead.pop(0)
+    calls = ((start, draw(start)) for start in dict.fromkeys(itertools.chain(*needs)))
+    ahead, ready = next(calls, None), {}
+    for shard, need in zip(shards, needs, strict=True):
+        ready = {start: part for start, part in ready.items() if start >= need[0]}
+        while need[-1] not in ready:
+            (start, answer), ahead = ahead, next(calls, None)
             ready[start] = [np.asarray(part) for part in answer]
-        ready = {start: part for start, part in ready.items() if start + batch > begin}
-        offset = begin - min(ready)
-        bits, overlap = (np.concatenate([ready[s][k] for s in sorted(ready)]) for k in (0, 1))
-        yield shard, bits[offset : offset + len(shard)], overlap[offset : offset + len(shard)]
+        bits, overlap = (np.concatenate([ready[s][k] for s in need]) for k in (0, 1))
+        rows = slice(first + shard.start - need[0], first + shard.stop - need[0])
+        yield shard, bits[rows], overlap[rows]
 
 
 def whole_batches(
@@ -133,7 +125,7 @@ def whole_batches(
 ) -> Shaped[np.ndarray, "n ..."]:
     """`run` over rows (packed pairs, latents) in batches of one size, the last filled up.
 
-    One compiled program does, and a row's answer does not depend on how many there are.
+    A row's answer does not depend on how many there are.
     """
     answers = []
     for start in range(0, len(rows), batch):
@@ -145,10 +137,7 @@ def whole_batches(
 
 
 class Plan(NamedTuple):
-    """What a store of generated pairs is to be: voxels a side, and `store.create`'s arguments.
-
-    channels: as of `Rules`. attributes: among them `voxel_mm`, of the real pairs.
-    """
+    """A store of generated pairs: voxels a side, `Rules.channels`, attributes (with `voxel_mm`)."""
 
     size: int
     channels: str
@@ -164,9 +153,9 @@ def run(
     workers: int,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Generates samples `first` to `first + count` into the store `path`, or goes on.
+    """Generates samples `first` to `first + count` of `config.generate` into a store, or goes on.
 
-    settings: an experiment's `config.generate`. share: (k, n), of the shards.
+    share: (k, n), of the shards.
     """
     if hosts.lead():
         shape = store.Shape(settings.count, plan.size, SHARD)
@@ -191,10 +180,10 @@ def run(
 
 
 def removed(generated: store.Store) -> dict[str, Any]:
-    """What post-processing removed from a generated store, as shares and voxels.
+    """What post-processing removed from a generated store.
 
-    empty_defects: share of pairs whose defect is empty. overlap: share of defect voxels that lay
-    in the skull (equation 6). dust_skull_voxels, dust_defect_voxels: mean of a pair.
+    Shares: of pairs whose defect is empty, of defect voxels that lay in the skull (equation 6).
+    Voxels of dust: mean of a pair.
     """
     generated.require_whole("generate")
     rows = generated.rows()

@@ -6,14 +6,14 @@ import cc3d
 import numpy as np
 from jaxtyping import Bool, Integer, Shaped
 
-from skullgen.data import store
+from skullgen.data import grids, store
 
 
 class Rules(NamedTuple):
     """How probabilities become pairs (section 4.4).
 
     channels: `independent` or `exclusive` (`modules.binarise`). dust: components of fewer voxels
-    are removed. connectivity: neighbours that make a component, 6, 18 or 26.
+    (6, 18 or 26 neighbours) are removed.
     """
 
     channels: str
@@ -23,10 +23,7 @@ class Rules(NamedTuple):
 
 
 def separate(skull: Bool[Any, "*shape"], defect: Bool[Any, "*shape"]) -> Bool[Any, "*shape"]:
-    """Equation 6, `I = XOR(I, AND(I, S))`: the defect I without what lies in the skull S.
-
-    Of numpy, or of jax.
-    """
+    """Equation 6, `I = XOR(I, AND(I, S))`, of numpy or jax: the defect I without the skull S."""
     return defect ^ (defect & skull)
 
 
@@ -39,20 +36,10 @@ def remove_dust(
 
     Each value but 0 has components of its own.
     """
-    out, bone = image.copy(), image != 0
-    plane = bone.any(axis=0)
-    places = [np.flatnonzero(x) for x in (bone.any((1, 2)), plane.any(1), plane.any(0))]
-    if places[0].size == 0:
-        return out
-    box = tuple(slice(place[0], place[-1] + 1) for place in places)
+    out, sides = image.copy(), grids.box(image)
     # cc3d 4.1 fails on some boxes of a few voxels whose bone touches their sides.
-    padded = np.pad(image[box], 1)
-    labels = cc3d.connected_components(padded, connectivity=connectivity)
-    # Bone is a twentieth of the grid: components are counted and cleared by its places alone.
-    place = np.flatnonzero(padded != 0)
-    label = labels.ravel()[place]
-    np.put(padded, place[(np.bincount(label) < voxels)[label]], 0)
-    out[box] = padded[1:-1, 1:-1, 1:-1]
+    padded = np.pad(image[sides], 1)
+    out[sides] = cc3d.dust(padded, voxels, connectivity)[1:-1, 1:-1, 1:-1]
     return out
 
 
@@ -61,13 +48,10 @@ def clean(bits: store.Packed, size: int, rules: Rules) -> store.Packed:
 
     No voxel may be in both channels (equation 6): they are labelled as one image of two values.
     """
-    out = np.empty_like(bits)
-    for row, packed in enumerate(bits):
-        pair = store.unpack(packed, size)
-        image = pair.view(np.uint16)[..., 0]
-        image[...] = remove_dust(image, rules.dust, rules.connectivity)
-        out[row] = store.pack(pair)
-    return out
+    pairs = [store.unpack(row, size) for row in bits]
+    images = [pair.view(np.uint16)[..., 0] for pair in pairs]
+    images = [remove_dust(image, rules.dust, rules.connectivity) for image in images]
+    return np.stack([store.pack(image[..., None].view(bool)) for image in images])
 
 
 def finish(
@@ -79,7 +63,7 @@ def finish(
 ) -> int:
     """Removes dust from the shard that begins at pair `start` and writes it: a worker's task.
 
-    overlap: voxels that equation 6 removed from each pair. Returns the number of pairs.
+    overlap: voxels that equation 6 removed from each pair.
     """
     size, voxel_mm = generated.size, generated.attrs["voxel_mm"]
     kept = clean(bits, size, rules)

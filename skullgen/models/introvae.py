@@ -3,6 +3,7 @@
 Shapes: `B` samples, `D` voxels a side, `Z` latents.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,12 +21,11 @@ ng = jax.lax.stop_gradient
 
 
 def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
-    """Equations 4 and 5, as functions of both networks' weights.
+    """Equations 4 and 5, of `(encoder, decoder, pairs, noise, prior, alpha)`: means over the batch.
 
     Returns `encoder_loss(...) -> (float32 [], (posterior, metrics))` and `decoder_loss(...) ->
-    float32 []`, means over the batch. Both take `(encoder, decoder, pairs, noise, prior, alpha)`:
-    the networks' params; pairs float32 [B, D, D, D, 2]; N(0, I) of the posteriors and z of
-    the new samples, float32 [B, Z] each; a plain number: terms of weight 0 have no gradient.
+    float32 []`. encoder, decoder: params. pairs: float32 [B, D, D, D, 2]. noise, prior: N(0, I) of
+    the posteriors and z of the new samples, [B, Z]. alpha: a number; of 0, no gradient is made.
     """
     module = vae.autoencoder(config)
 
@@ -44,18 +44,11 @@ def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
 
     def encoder_loss(encoder, decoder, pairs, noise, prior, alpha):
         posterior, fakes, error = forward(encoder, decoder, pairs, noise, prior)
-        real, fake = (
-            losses.kl(*posterior),
-            divergences(encoder if alpha else ng(encoder), ng(fakes)),
-        )
+        real = losses.kl(*posterior)
+        fake = divergences(encoder if alpha else ng(encoder), ng(fakes))
         loss = losses.introspective_encoder(real, fake, error, alpha, config.beta, config.margin)
-        occupancy = jnp.clip(fakes[0], 0, 1).mean(axis=(0, 1, 2, 3))
-        metrics = {
-            "reconstruction": error.mean(),
-            "kl_real": real.mean(),
-            "occupancy_skull": occupancy[0],
-            "occupancy_defect": occupancy[1],
-        }
+        metrics = {"reconstruction": error.mean(), "kl_real": real.mean()}
+        metrics |= steps.occupancy(jnp.clip(fakes[0], 0, 1))
         for name, kl in zip(FAKES, fake, strict=True):
             metrics[f"kl_{name}"] = kl.mean()
             metrics[f"hinge_active_{name}"] = jnp.mean(kl < config.margin, dtype=jnp.float32)
@@ -70,10 +63,7 @@ def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
 
 
 def advice(config: ConfigDict, records: list[dict]) -> list[str]:
-    """What an epoch's records of one phase say about `config.margin` and `config.alpha`.
-
-    Lines that begin with `warning: ` tell of a hinge that does nothing.
-    """
+    """What an epoch's records of one phase say about `config.margin` and `config.alpha`."""
 
     def mean(name):
         return f"KL({name}) is {sum(record[f'kl_{name}'] for record in records) / len(records):.3g}"
@@ -95,8 +85,8 @@ def advice(config: ConfigDict, records: list[dict]) -> list[str]:
 def make(config: ConfigDict) -> Model:
     """IntroVAE; `config` is `config.model` of `experiments/introvae.py`.
 
-    Steps: `vae`, alpha = 0; `intro`, equations 4 and 5. Each updates the encoder, then the
-    decoder on outputs recomputed from the new encoder.
+    Steps: `vae`, alpha = 0; `intro`. Each updates the encoder, then the decoder on outputs
+    recomputed from the new encoder.
     """
     one_of("model.head", config.head, ("linear",))
     module = vae.autoencoder(config)
@@ -109,7 +99,7 @@ def make(config: ConfigDict) -> Model:
         encoder = steps.new_net(module.encoder, tx, keys[0], pair)
         decoder = steps.new_net(module.decoder, tx, keys[1], jnp.zeros((1, config.latent)))
         encoder = encoder.replace(stats=vae.unknown(config.latent))
-        return State(jnp.zeros((), jnp.int32), key, {"encoder": encoder, "decoder": decoder})
+        return steps.begin(key, {"encoder": encoder, "decoder": decoder})
 
     def step(state: State, batch: Batch, alpha: float):
         encoder, decoder = state.nets["encoder"], state.nets["decoder"]
@@ -128,8 +118,7 @@ def make(config: ConfigDict) -> Model:
             return decoder_loss(encoder.params, params, *data), (decoder.stats, {})
 
         decoder, more = steps.descend(decoder, tx, generate, "decoder")
-        nets = {"encoder": encoder, "decoder": decoder}
-        return state.replace(step=state.step + 1, nets=nets), {**metrics, **more}
+        return steps.advance(state, encoder=encoder, decoder=decoder), {**metrics, **more}
 
     def decode(state, z):
         output = module.decoder.apply({"params": state.nets["decoder"].params}, z)
@@ -139,14 +128,7 @@ def make(config: ConfigDict) -> Model:
         params = {"params": state.nets["encoder"].params}
         return module.encoder.apply(params, pairs.astype(jnp.float32))[0]
 
-    return Model(
-        init=init,
-        steps={
-            "vae": lambda state, batch: step(state, batch, 0.0),
-            "intro": lambda state, batch: step(state, batch, config.alpha),
-        },
-        latents=vae.sampler(config, "encoder"),
-        decode=decode,
-        encode=encode,
-        notes=lambda records: advice(config, records),
-    )
+    alphas = {"vae": 0.0, "intro": config.alpha}
+    by_name = {name: functools.partial(step, alpha=alpha) for name, alpha in alphas.items()}
+    latents, notes = vae.sampler(config, "encoder"), functools.partial(advice, config)
+    return Model(init, by_name, latents, decode, encode, notes=notes)

@@ -14,6 +14,7 @@ from skullgen.core.errors import one_of
 from skullgen.core.types import Metrics, Net, State
 from skullgen.networks.modules import AXIS
 
+Loss = Callable[[Any], tuple[Float[Array, ""], tuple[Any, Metrics]]]  # of params; stats, metrics
 Z, U, NOISE = 0, 1, 2  # streams of random draws: latents, the penalty's u, the posterior's noise
 
 
@@ -25,21 +26,32 @@ def dtype(precision: str, section: str = "model") -> jnp.dtype:
 def new_net(module: nn.Module, tx: optax.GradientTransformation, key: Key[Array, ""], *arguments):
     """A module's weights, running values and optimiser state at the start, as a `types.Net`."""
     variables = module.init(key, *arguments)
-    params = variables["params"]
-    return Net(params, variables.get("stats", {}), tx.init(params))
+    return Net(variables["params"], variables.get("stats", {}), tx.init(variables["params"]))
+
+
+def begin(key: Key[Array, ""], nets: dict[str, Net]) -> State:
+    """The State before any update."""
+    return State(jnp.zeros((), jnp.int32), key, nets)
+
+
+def advance(state: State, **nets: Net) -> State:
+    """The State after an update of these networks."""
+    return state.replace(step=state.step + 1, nets={**state.nets, **nets})
+
+
+def occupancy(pairs: Float[Array, "B D D D 2"]) -> Metrics:
+    """The share of voxels of skull and of defect, as metrics."""
+    share = pairs.mean(axis=(0, 1, 2, 3))
+    return {"occupancy_skull": share[0], "occupancy_defect": share[1]}
 
 
 def descend(
-    net: Net,
-    tx: optax.GradientTransformation,
-    loss: Callable[[Any], tuple[Float[Array, ""], tuple[Any, Metrics]]],
-    name: str,
+    net: Net, tx: optax.GradientTransformation, loss: Loss, name: str
 ) -> tuple[Net, Metrics]:
     """One optimiser update of one network; gradients and metrics are averaged over devices.
 
-    loss: `(params) -> (value, (stats, metrics))`, the mean over this device's samples.
-    name: prefix of the metric `<name>_update_norm`, the global norm of the averaged gradient:
-        where it is not finite the new weights are not either, and the run must stop.
+    loss: the mean over this device's samples. name: prefix of the metric `<name>_update_norm`, of
+    the averaged gradient: where it is not finite the new weights are not, and the run must stop.
     """
     (_, (stats, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(net.params)
     gradient, metrics = _mean((gradient, metrics))
@@ -49,7 +61,6 @@ def descend(
 
 
 def _mean(tree):
-    """Averages float32 values over devices."""
     if jax.process_count() == 1:
         return jax.lax.pmean(tree, AXIS)
     # As one array: between processes on CPUs each sum costs a millisecond.
@@ -60,10 +71,9 @@ def _mean(tree):
 def keys(
     state: State, stream: int, count: int, update: int | Int[Array, ""] = 0
 ) -> Key[Array, " {count}"]:
-    """Keys for this device's samples.
+    """Keys for this device's samples, by (step, stream, critic update, global sample index).
 
-    A draw is keyed by (step, stream, critic update, global sample index), never by device: two
-    devices with half a batch each draw what one device draws.
+    Two devices with half a batch each draw what one device draws.
     """
     key = state.key
     for number in (state.step, stream, update):

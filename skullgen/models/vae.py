@@ -17,7 +17,10 @@ from skullgen.core.types import Batch, Model, State
 from skullgen.models import steps
 from skullgen.networks import losses, modules
 
-Posterior = tuple[Float[Array, "B Z"], Float[Array, "B Z"]]  # mean, log-variance
+Pairs = Float[Array, "B D D D 2"]
+Logits = Float[Array, "B D D D logits"]
+Latents = Float[Array, "B Z"]
+Posterior = tuple[Latents, Latents]  # mean, log-variance
 Moments = dict[str, Float[Array, "..."]]
 
 
@@ -27,21 +30,21 @@ class Autoencoder(nn.Module):
     encoder: modules.Encoder
     decoder: modules.Generator
 
-    def encode(self, pairs: Float[Array, "B D D D 2"]) -> Posterior:
+    def encode(self, pairs: Pairs) -> Posterior:
         """The posterior."""
         return self.encoder(pairs)
 
-    def decode(self, z: Float[Array, "B Z"]) -> Float[Array, "B D D D logits"]:
+    def decode(self, z: Latents) -> Logits:
         """The head's output."""
         return self.decoder(z)
 
-    def __call__(self, pairs: Float[Array, "B D D D 2"]) -> Float[Array, "B D D D logits"]:
+    def __call__(self, pairs: Pairs) -> Logits:
         """The head's output for the posterior's mean."""
         return self.decode(self.encode(pairs)[0])
 
 
 def autoencoder(config: ConfigDict) -> Autoencoder:
-    """The autoencoder that `config` (an experiment's `config.model`) describes."""
+    """Of an experiment's `config.model`."""
     dtype = steps.dtype(config.precision)
     one_of("model.head", config.head, (*modules.HEADS, "linear"))
     modules.coarsest(config.resolution, config.widths)
@@ -63,17 +66,16 @@ def autoencoder(config: ConfigDict) -> Autoencoder:
 def variational(config: ConfigDict) -> tuple[Callable, Callable, Callable]:
     """The network's start and the ELBO step, for this method and for its hybrids.
 
-    Returns `init(key) -> Net`, `step(state, batch) -> (state, metrics)` on `state.nets["vae"]`,
-    and `posterior(params, pairs) -> mean, log-variance`. `Net.stats` follows the aggregate
-    posterior. With the head `linear` the reconstruction is the sum of squares / D.
+    Returns `init(key) -> Net`, whose stats follow the aggregate posterior, `step(state, batch)`
+    on `state.nets["vae"]`, and `posterior(params, pairs) -> mean, log-variance`.
     """
     module = autoencoder(config)
     tx = optax.adam(config.vae_learning_rate)
     distance = losses.squared_error if config.head == "linear" else losses.reconstruction
-    shape = (1, *(config.resolution,) * 3, 2)
 
     def init(key):
-        net = steps.new_net(module, tx, key, jnp.zeros(shape))
+        pair = jnp.zeros((1, *(config.resolution,) * 3, 2))
+        net = steps.new_net(module, tx, key, pair)
         return net.replace(stats=unknown(config.latent))
 
     def posterior(params, pairs):
@@ -89,18 +91,13 @@ def variational(config: ConfigDict) -> tuple[Callable, Callable, Callable]:
             output = module.apply({"params": params}, z, method="decode")
             error = distance(output, pairs, config.channel_weights).mean()
             divergence = losses.kl(mean, log_variance).mean()
-            occupancy = probabilities(output, config.head).mean(axis=(0, 1, 2, 3))
-            metrics = {
-                "reconstruction": error,
-                "kl": divergence,
-                "occupancy_skull": occupancy[0],
-                "occupancy_defect": occupancy[1],
-            }
+            metrics = {"reconstruction": error, "kl": divergence}
+            metrics |= steps.occupancy(probabilities(output, config.head))
             stats = follow(net.stats, mean, log_variance, config.posterior_momentum)
             return error + config.kl_weight * divergence, (stats, metrics)
 
         net, metrics = steps.descend(net, tx, loss, "vae")
-        return state.replace(step=state.step + 1, nets={**state.nets, "vae": net}), metrics
+        return steps.advance(state, vae=net), metrics
 
     return init, step, posterior
 
@@ -111,21 +108,15 @@ def probabilities(output: Float[Array, "*grid logits"], head: str) -> Float[Arra
 
 
 def unknown(latent: int) -> Moments:
-    """The aggregate posterior before any update, as `Net.stats` holds it.
+    """The aggregate posterior, the mixture of all training pairs' posteriors, before any update.
 
-    The aggregate posterior q(z) is the mixture of all training pairs' posteriors: exponential
-    averages of its mean and second moment (weight: how much they hold).
+    `Net.stats`: exponential averages of its mean and second moment (weight: how much they hold).
     """
-    moments = {"mean": jnp.zeros(latent), "square": jnp.zeros((latent, latent))}
-    return {**moments, "weight": jnp.zeros(())}
+    mean, square = jnp.zeros(latent), jnp.zeros((latent, latent))
+    return {"mean": mean, "square": square, "weight": jnp.zeros(())}
 
 
-def follow(
-    stats: Moments,
-    mean: Float[Array, "B Z"],
-    log_variance: Float[Array, "B Z"],
-    momentum: float,
-) -> Moments:
+def follow(stats: Moments, mean: Latents, log_variance: Latents, momentum: float) -> Moments:
     """Moves the aggregate posterior's moments a little towards this batch's, over all devices."""
     variance = jnp.exp(log_variance).mean(axis=0)
     square = mean.T @ mean / len(mean) + jnp.diag(variance)
@@ -134,11 +125,8 @@ def follow(
     return jax.tree.map(lambda old, now: momentum * old + (1 - momentum) * now, stats, new)
 
 
-def aggregate(stats: Moments, keys: Key[Array, " B"]) -> Float[Array, "B Z"]:
-    """Draws from the Gaussian with the aggregate posterior's mean and covariance.
-
-    Before any update of the VAE that is N(0, I).
-    """
+def aggregate(stats: Moments, keys: Key[Array, " B"]) -> Latents:
+    """Draws from the Gaussian with the aggregate posterior's moments; N(0, I) at first."""
     known = stats["weight"] > 0
     weight = jnp.where(known, stats["weight"], 1)
     mean = stats["mean"] / weight
@@ -149,10 +137,7 @@ def aggregate(stats: Moments, keys: Key[Array, " B"]) -> Float[Array, "B Z"]:
 
 
 def sampler(config: ConfigDict, source: str) -> Callable:
-    """`Model.latents` from `config.latents`: `prior` or `aggregate`.
-
-    source: the role in `state.nets` whose stats hold the aggregate posterior.
-    """
+    """`Model.latents` from `config.latents`; source: the role whose stats hold the aggregate."""
     one_of("model.latents", config.latents, ("prior", "aggregate"))
     if config.latents == "prior":
         return lambda state, keys: steps.normal(keys, config.latent)
@@ -165,7 +150,7 @@ def make(config: ConfigDict) -> Model:
     module = autoencoder(config)
 
     def start(key):
-        return State(jnp.zeros((), jnp.int32), key, {"vae": init(jax.random.fold_in(key, 0))})
+        return steps.begin(key, {"vae": init(jax.random.fold_in(key, 0))})
 
     def decode(state, z):
         params = {"params": state.nets["vae"].params}

@@ -10,18 +10,15 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from skullgen.core.errors import UserError
-from skullgen.core.types import Model, State
+from skullgen.core.types import Model
 from skullgen.models import steps, vae, wgan_gp
 
 
 def from_posterior(posterior: Callable) -> Callable:
     """The bridge's `latents(state, batch, update, keys) -> z [B, Z]`: reparametrised posteriors.
 
-    posterior: `(params, pairs) -> mean, log-variance`, as `vae.variational` returns it.
-
     No pair is compared with its own reconstruction, to which x_hat would join it: the posteriors
-    are those of the next batch (cyclic), or, where there is one batch only, of the next pair in
-    it. UserError for one batch of one pair.
+    are those of the next batch (cyclic), or, of one batch, of the next pair in it.
     """
 
     def latents(state, batch, update, keys):
@@ -42,10 +39,9 @@ def from_posterior(posterior: Callable) -> Callable:
 def make(config: ConfigDict) -> Model:
     """The hybrid; `config` is `config.model` of `experiments/vae_wgan.py`.
 
-    Steps, in the paper's order: `vae`; `bridge`, whose generator is fed with reparametrised
-    posterior latents of training pairs; `wgan`, fed from `config.latents` (`prior` in the paper).
-    With `config.warm_start` the generator starts as the VAE's decoder (equal layers: its norm is
-    then `group`, or UserError), else from weights of its own, as in the paper.
+    Steps, in the paper's order: `vae`; `bridge`, whose generator is fed with posteriors of training
+    pairs; `wgan`, fed from `config.latents` (`prior` in the paper). With `config.warm_start` the
+    generator starts as the VAE's decoder, else from weights of its own, as in the paper.
     """
     if config.warm_start and config.generator_norm != "group":
         raise UserError(
@@ -58,8 +54,7 @@ def make(config: ConfigDict) -> Model:
 
     def init(key):
         vae_key, gan_key = (jax.random.fold_in(key, stream) for stream in (0, 1))
-        nets = {"vae": init_vae(vae_key), **init_gan(gan_key)}
-        return State(jnp.zeros((), jnp.int32), key, nets)
+        return steps.begin(key, {"vae": init_vae(vae_key), **init_gan(gan_key)})
 
     def pretrain(state, batch):
         state, metrics = vae_step(state, batch)
@@ -78,11 +73,6 @@ def make(config: ConfigDict) -> Model:
     def encode(state, pairs):
         return posterior(state.nets["vae"].params, pairs.astype(jnp.float32))[0]
 
-    return Model(
-        init=init,
-        steps={"vae": pretrain, "bridge": bridge, "wgan": wgan},
-        latents=draw,
-        decode=wgan_gp.decoder(config),
-        encode=encode,
-        drafts=None if config.warm_start else {"vae": vae.make(config).decode},
-    )
+    by_name = {"vae": pretrain, "bridge": bridge, "wgan": wgan}
+    drafts = None if config.warm_start else {"vae": vae.make(config).decode}
+    return Model(init, by_name, draw, wgan_gp.decoder(config), encode, drafts=drafts)

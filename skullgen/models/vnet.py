@@ -20,21 +20,18 @@ from skullgen.data.grids import FIELD_MM
 from skullgen.models import steps
 from skullgen.networks import augment, conv, losses, modules
 
+Kernel = Float[Array, "2 2 2 C O"]
 AUGMENT = 0  # stream of random draws
 
 
-def halve(
-    x: Float[Array, "B X Y Z C"], w: Float[Array, "2 2 2 C O"]
-) -> Float[Array, "B X//2 Y//2 Z//2 O"]:
+def halve(x: modules.Grid, w: Kernel) -> Float[Array, "B X//2 Y//2 Z//2 O"]:
     """Convolve with kernel and stride 2: blocks of 2^3 to channels, then a product."""
     b, p, q, r, c = x.shape
     x = x.reshape(b, p // 2, 2, q // 2, 2, r // 2, 2, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
     return x.reshape(*x.shape[:4], 8 * c) @ w.reshape(8 * c, -1)
 
 
-def double(
-    x: Float[Array, "B X Y Z C"], w: Float[Array, "2 2 2 C O"]
-) -> Float[Array, "B 2*X 2*Y 2*Z O"]:
+def double(x: modules.Grid, w: Kernel) -> Float[Array, "B 2*X 2*Y 2*Z O"]:
     """Transpose a convolution of kernel and stride 2: a product, then channels to blocks of 2^3."""
     b, p, q, r, c = x.shape
     x = (x @ jnp.moveaxis(w, 3, 0).reshape(c, -1)).reshape(b, p, q, r, 2, 2, 2, -1)
@@ -52,8 +49,10 @@ class Unit(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, train, add=0):
-        """[B, n, n, n, C] -> [B, n', n', n', features]; `add` broadcasts to the result."""
+    def __call__(
+        self, x: modules.Grid, train: bool, add: Float[Array, "B ..."] | int = 0
+    ) -> Float[Array, "B x y z {self.features}"]:
+        """`add` broadcasts to the result."""
         shape = (*(self.kernel,) * 3, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         x = self.operation(x.astype(self.dtype), kernel.astype(self.dtype))
@@ -110,10 +109,7 @@ class VNet(nn.Module):
 
 
 def network(config: ConfigDict) -> VNet:
-    """The V-Net that `config` (an experiment's `config.segment.model`) describes.
-
-    Raises UserError for an unknown choice, tuples of wrong lengths, groups that do not divide.
-    """
+    """Of an experiment's `config.segment.model`; UserError for wrong lengths and groups."""
     widths, down, up = map(tuple, (config.widths, config.down, config.up))
     dtype = steps.dtype(config.precision, "segment.model")
     one_of("segment.model.norm", config.norm, ("group", "batch", "none"))
@@ -140,7 +136,7 @@ def make(config: ConfigDict) -> Model:
     def init(key):
         skull = jnp.zeros((1, *(config.resolution,) * 3))
         net = steps.new_net(module, tx, jax.random.fold_in(key, 0), skull, False)
-        return State(jnp.zeros((), jnp.int32), key, {"vnet": net})
+        return steps.begin(key, {"vnet": net})
 
     def step(state: State, batch: Batch):
         net, pairs = state.nets["vnet"], batch[0]
@@ -159,14 +155,15 @@ def make(config: ConfigDict) -> Model:
             return value, (stats.get("stats", {}), metrics)
 
         net, metrics = steps.descend(net, tx, loss, "vnet")
-        return state.replace(step=state.step + 1, nets={**state.nets, "vnet": net}), metrics
+        return steps.advance(state, vnet=net), metrics
 
     def apply(net, skulls):
         return module.apply({"params": net.params, "stats": net.stats}, skulls, train=False)
 
-    return Model(
-        init=init,
-        steps={"segment": step},
-        predict=lambda state, skulls: jax.nn.sigmoid(apply(state.nets["vnet"], skulls)[0]),
-        features=lambda state, pairs: apply(state.nets["vnet"], pairs[..., 0])[1],
-    )
+    def predict(state, skulls):
+        return jax.nn.sigmoid(apply(state.nets["vnet"], skulls)[0])
+
+    def features(state, pairs):
+        return apply(state.nets["vnet"], pairs[..., 0])[1]
+
+    return Model(init, {"segment": step}, predict=predict, features=features)

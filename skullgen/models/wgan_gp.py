@@ -18,7 +18,7 @@ from skullgen.networks import losses, modules
 
 
 def networks(config: ConfigDict) -> tuple[modules.Generator, modules.Critic]:
-    """The generator and the critic that `config` (an experiment's `config.model`) describes."""
+    """Of an experiment's `config.model`."""
     dtype = steps.dtype(config.precision)
     one_of("model.head", config.head, modules.HEADS)
     modules.coarsest(config.resolution, config.widths)
@@ -41,23 +41,19 @@ def networks(config: ConfigDict) -> tuple[modules.Generator, modules.Critic]:
 def adversarial(config: ConfigDict) -> tuple[Callable, Callable]:
     """The two networks' starts and the adversarial step, for this method and for its hybrids.
 
-    Returns `init(key) -> {"generator": Net, "critic": Net}` and
-    `step(state, batch, latents) -> (state, metrics)`, where `latents(state, batch, update, keys)
-    -> z [B, Z]` says where the generator's input comes from. `batch` has one new real batch for
-    each critic update.
+    Returns `init(key) -> nets` and `step(state, batch, latents)`, with one real batch for each
+    critic update, where `latents(state, batch, update, keys) -> z [B, Z]` is the generator's input.
     """
     generator, critic = networks(config)
     rates = {"generator": config.learning_rate, "critic": config.critic_learning_rate}
     tx = {role: optax.adam(rate, b1=config.b1, b2=config.b2) for role, rate in rates.items()}
-    shape = (1, *(config.resolution,) * 3, 2)
 
     def init(key):
-        generator_key, critic_key = jax.random.split(key)
-        z = jnp.zeros((1, config.latent))
-        return {
-            "generator": steps.new_net(generator, tx["generator"], generator_key, z, False),
-            "critic": steps.new_net(critic, tx["critic"], critic_key, jnp.zeros(shape)),
-        }
+        keys = jax.random.split(key)
+        z, pair = jnp.zeros((1, config.latent)), jnp.zeros((1, *(config.resolution,) * 3, 2))
+        generator_net = steps.new_net(generator, tx["generator"], keys[0], z, False)
+        critic_net = steps.new_net(critic, tx["critic"], keys[1], pair)
+        return {"generator": generator_net, "critic": critic_net}
 
     def generate(net, params, z):
         variables = {"params": params, "stats": net.stats}
@@ -72,11 +68,8 @@ def adversarial(config: ConfigDict) -> tuple[Callable, Callable]:
             scores = score(jnp.concatenate([fake, real])).reshape(2, len(real)).mean(axis=1)
             penalty, norm = losses.gradient_penalty(score, real, fake, u)
             distance = scores[1] - scores[0]
-            metrics = {
-                "critic_distance": distance,
-                "penalty": penalty.mean(),
-                "gradient_norm": norm.mean(),
-            }
+            metrics = {"critic_distance": distance, "penalty": penalty.mean()}
+            metrics["gradient_norm"] = norm.mean()
             return config.penalty * penalty.mean() - distance, (net.stats, metrics)
 
         return steps.descend(net, tx["critic"], loss, "critic")
@@ -85,13 +78,7 @@ def adversarial(config: ConfigDict) -> tuple[Callable, Callable]:
         def loss(params):
             fake, stats = generate(net, params, z)
             score = critic.apply({"params": critic_net.params}, fake).mean()
-            occupancy = fake.mean(axis=(0, 1, 2, 3))
-            metrics = {
-                "generator_loss": -score,
-                "occupancy_skull": occupancy[0],
-                "occupancy_defect": occupancy[1],
-            }
-            return -score, (stats, metrics)
+            return -score, (stats, {"generator_loss": -score, **steps.occupancy(fake)})
 
         return steps.descend(net, tx["generator"], loss, "generator")
 
@@ -113,8 +100,7 @@ def adversarial(config: ConfigDict) -> tuple[Callable, Callable]:
         last["critic_update_norm"] = metrics["critic_update_norm"].max()
         z = latents(state, batch, 0, steps.keys(state, steps.Z, count, updates))
         net, more = update_generator(net, critic_net, z)
-        nets = {**state.nets, "generator": net, "critic": critic_net}
-        return state.replace(step=state.step + 1, nets=nets), {**last, **more}
+        return steps.advance(state, generator=net, critic=critic_net), {**last, **more}
 
     return init, step
 
@@ -137,7 +123,7 @@ def make(config: ConfigDict) -> Model:
     init, step = adversarial(config)
 
     def start(key):
-        return State(jnp.zeros((), jnp.int32), key, init(jax.random.fold_in(key, 0)))
+        return steps.begin(key, init(jax.random.fold_in(key, 0)))
 
     def prior(state, keys):
         return steps.normal(keys, config.latent)

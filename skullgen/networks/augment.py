@@ -11,23 +11,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+Pairs = Bool[Array, "B D D D 2"]
 _HALVINGS = 10  # of the threshold's interval: what is left of it, 0.001, is rounding
 
 
 def augment(
-    keys: Key[Array, " B"],
-    pairs: Bool[Array, "B D D D 2"],
-    rotation_degrees: float,
-    scaling: float,
-    shift: float,
-) -> Bool[Array, "B D D D 2"]:
-    """Flip, scale, rotate and shift each pair at random, by one draw a sample.
+    keys: Key[Array, " B"], pairs: Pairs, rotation_degrees: float, scaling: float, shift: float
+) -> Pairs:
+    """Flip left and right, scale, rotate and shift each pair at random, by one draw a sample.
 
-    rotation_degrees: about an axis of any direction, by an angle of up to this, either way.
-    scaling: each axis by a factor of its own in 1 - scaling to 1 + scaling, below 1.
-    shift: along each axis by up to this many voxels, either way.
-
-    Left and right change places with probability 1/2.
+    rotation_degrees: about an axis of any direction, by up to this. scaling: each axis by a factor
+    of its own in 1 - scaling to 1 + scaling. shift: along each axis by up to this many voxels.
     """
     matrix, direction = jax.vmap(lambda key: draw(key, rotation_degrees, scaling))(keys)
     return warp(pairs, matrix, direction * shift)
@@ -36,11 +30,7 @@ def augment(
 def draw(
     key: Key[Array, ""], rotation_degrees: float, scaling: float
 ) -> tuple[Float[Array, "3 3"], Float[Array, " 3"]]:
-    """Draw one sample's flip, scales and rotation as a matrix, and a shift in -1 to 1.
-
-    rotation_degrees, scaling: as of `augment`. The matrix takes offsets from the centre of the pair
-    to those of the augmented one.
-    """
+    """Draw one sample's flip, scales and rotation as a matrix (`warp`), and a shift in -1 to 1."""
     u = jax.random.uniform(key, (10,), minval=-1)
     flip = jnp.where(u[0] < 0, jnp.array([-1.0, 1, 1]), 1)
     angle, turn = jnp.radians(rotation_degrees) * u[1], jnp.pi * u[2]
@@ -51,22 +41,16 @@ def draw(
     return rotation * (1 + scaling * u[4:7]) * flip, u[7:]
 
 
-def warp(
-    pairs: Bool[Array, "B D D D 2"],
-    matrix: Float[Array, "B 3 3"],
-    shift: Float[Array, "B 3"],
-) -> Bool[Array, "B D D D 2"]:
-    """Resample pairs, of at least 2 voxels a side, by affines about the grid's centre.
+def warp(pairs: Pairs, matrix: Float[Array, "B 3 3"], shift: Float[Array, "B 3"]) -> Pairs:
+    """Resample pairs by affines about the grid's centre; identity and flips are exact.
 
-    matrix: of offsets from the centre, pair to result. shift: in voxels, after it. What lies
-    beyond the pair's outer voxels is as they are: a skull that the frame's floor cuts is cut there
-    still.
+    matrix: of offsets from the centre, pair to result. shift: in voxels, after it. Beyond the
+    pair's outer voxels it is as they are: a skull that the frame's floor cuts is cut there still.
 
     Shares are trilinear. Their sum is how much bone there should be, so the threshold is, sample
     by sample, the one that leaves this many voxels: at 1/2, thin bone on a coarse grid loses up to
-    a tenth of them, at 0.4 it gains a sixth. Each bone voxel goes to the larger share, ties to the
-    skull, as in `data.grids.split_share`. Identity and flips are exact. The channels are disjoint,
-    also where the pair's are not.
+    a tenth of them. Each bone voxel goes to the larger share, ties to the skull, as in
+    `data.grids.split_share`: the channels are disjoint.
     """
     shares = jax.vmap(_shares)(pairs, jnp.linalg.inv(matrix), shift)
     bone, defect = shares[..., 0], shares[..., 1]

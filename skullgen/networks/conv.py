@@ -2,7 +2,8 @@
 
 Legend: `X Y Z` voxels a side (they may differ), `C` channels on the fine grid, `O` on the coarse
 one. Arrays are float32 or bfloat16, results of the first one's dtype, products summed in float32.
-`impl` is "matmul" (fast on CPUs), "lax" (cuDNN) or "auto", which follows the default backend.
+`impl` is "matmul" (fast on CPUs), "lax" (cuDNN) or "auto", which follows the default backend. All
+are differentiable to any order in reverse mode; forward mode (`jax.jvp`) is refused.
 
 A k4 s2 p1 convolution is bilinear in (x, w), so its derivatives are the three contractions of one
 trilinear form: `conv` (over x, w), `conv_transpose` (over g, w) and `weight_gradient` (over x, g).
@@ -20,48 +21,40 @@ from jaxtyping import Array, Float
 
 from skullgen.networks import conv_cpu
 
+Grid = Float[Array, "B X Y Z C"]
+Coarse = Float[Array, "B X Y Z O"]
+Kernel = Float[Array, "4 4 4 C O"]
 _FORWARD = ("NXYZC", "XYZIO", "NXYZC")
 _GRADIENT = ("CXYZN", "IXYZO", "XYZNC")  # of the weights
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv(
-    x: Float[Array, "B X Y Z C"], w: Float[Array, "4 4 4 C O"], impl: str = "auto"
-) -> Float[Array, "B X//2 Y//2 Z//2 O"]:
-    """Convolve with a kernel of 4, stride 2 and padding 1 (critic, encoders).
-
-    Differentiable to any order in reverse mode; forward mode (`jax.jvp`) is refused.
-    Raises ValueError when a side is odd or the kernel does not fit.
-    """
-    _check(x.shape, w.shape, x.shape[-1:] + w.shape[-1:])
-    return (conv_cpu.conv if _matmul(impl) else _conv_lax)(x, w)
+def conv(x: Grid, w: Kernel, impl: str = "auto") -> Float[Array, "B X//2 Y//2 Z//2 O"]:
+    """Convolve with a kernel of 4, stride 2 and padding 1; ValueError when a side is odd."""
+    if any(n % 2 for n in x.shape[1:4]):
+        raise ValueError(f"conv: the sides of {x.shape} must be even")
+    if _matmul(impl):
+        return conv_cpu.conv(x, w)
+    return _lax(x, w, _FORWARD, strides=(2, 2, 2))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def conv_transpose(
-    g: Float[Array, "B X Y Z O"], w: Float[Array, "4 4 4 C O"], impl: str = "auto"
-) -> Float[Array, "B 2*X 2*Y 2*Z C"]:
-    """Transpose `conv` in x: the k4 s2 p1 transposed convolution (generator, decoders).
-
-    w: the kernel of the convolution that this one transposes: a decoder layer from O to C channels
-        stores its kernel as `[4, 4, 4, out, in]`.
-    Raises ValueError when the kernel does not fit.
-    """
-    _check(_fine(g.shape, w.shape[-2]), w.shape, w.shape[-2:-1] + g.shape[-1:])
-    return (conv_cpu.conv_transpose if _matmul(impl) else _transpose_lax)(g, w)
+def conv_transpose(g: Coarse, w: Kernel, impl: str = "auto") -> Float[Array, "B 2*X 2*Y 2*Z C"]:
+    """Transpose `conv` of kernel w in x: a decoder layer from O to C channels."""
+    if _matmul(impl):
+        return conv_cpu.conv_transpose(g, w)
+    layout = ("NXYZC", "XYZOI", "NXYZC")
+    return _lax(g, jnp.flip(w, (0, 1, 2)), layout, padding=((2, 2),) * 3, lhs=(2, 2, 2))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def weight_gradient(
-    x: Float[Array, "B X Y Z C"], g: Float[Array, "B X//2 Y//2 Z//2 O"], impl: str = "auto"
-) -> Float[Array, "4 4 4 C O"]:
-    """Differentiate `sum(g * conv(x, w))` with respect to w.
-
-    Raises ValueError when the two grids do not fit.
-    """
-    if x.shape[:-1] != _fine(g.shape, 0)[:-1]:
+def weight_gradient(x: Grid, g: Float[Array, "B X//2 Y//2 Z//2 O"], impl: str = "auto") -> Kernel:
+    """Differentiate `sum(g * conv(x, w))` by w; ValueError where the grids do not fit."""
+    if x.shape[1:4] != tuple(2 * n for n in g.shape[1:4]):
         raise ValueError(f"conv: fine grid {x.shape} and coarse grid {g.shape} do not fit")
-    return (conv_cpu.weight_gradient if _matmul(impl) else _weight_lax)(x, g)
+    if _matmul(impl):
+        return conv_cpu.weight_gradient(x, g)
+    return _lax(x, g, _GRADIENT, rhs=(2, 2, 2))
 
 
 conv.defvjp(
@@ -78,13 +71,10 @@ weight_gradient.defvjp(
 )
 
 
-def conv_same(
-    x: Float[Array, "B X Y Z C"], w: Float[Array, "k k k C O"], impl: str = "auto"
-) -> Float[Array, "B X Y Z O"]:
-    """Convolve with a kernel of any size, stride 1 and SAME padding (the generator's stem, V-Net).
+def conv_same(x: Grid, w: Float[Array, "k k k C O"], impl: str = "auto") -> Coarse:
+    """Convolve with a kernel of any size, stride 1 and SAME padding.
 
-    The paper's k4 s1 transposed convolution is this one with the kernel mirrored, so a trained
-    layer need not tell them apart.
+    The paper's k4 s1 transposed convolution is this one with the kernel mirrored.
     """
     return _same(x, w, (len(w) - 1) // 2, impl)
 
@@ -131,17 +121,6 @@ def _matmul(impl):
     return {"matmul": True, "lax": False}[impl]
 
 
-def _fine(shape, channels):
-    return (shape[0], *(2 * n for n in shape[1:4]), channels)
-
-
-def _check(fine, kernel, channels):
-    if any(n % 2 for n in fine[1:4]):
-        raise ValueError(f"conv: the sides of {fine} must be even")
-    if kernel != (4, 4, 4, *channels):
-        raise ValueError(f"conv: kernel {kernel} should be {(4, 4, 4, *channels)}")
-
-
 # The lax forms are those that XLA recognises as cuDNN's own backward convolutions. Only their
 # derivatives by autodiff are slow (jax issue 31662), and the closed family never asks for them.
 # cuDNN sums products of bfloat16 in float32 by itself.
@@ -149,16 +128,3 @@ def _check(fine, kernel, channels):
 
 def _lax(a, b, layout, strides=(1, 1, 1), padding=((1, 1),) * 3, lhs=None, rhs=None):
     return lax.conv_general_dilated(a, b, strides, padding, lhs, rhs, layout)
-
-
-def _conv_lax(x, w):
-    return _lax(x, w, _FORWARD, strides=(2, 2, 2))
-
-
-def _transpose_lax(g, w):
-    layout = ("NXYZC", "XYZOI", "NXYZC")
-    return _lax(g, jnp.flip(w, (0, 1, 2)), layout, padding=((2, 2),) * 3, lhs=(2, 2, 2))
-
-
-def _weight_lax(x, g):
-    return _lax(x, g, _GRADIENT, rhs=(2, 2, 2))

@@ -13,22 +13,19 @@ import optax
 from jaxtyping import Array, Float, Shaped
 
 Samples = Float[Array, " B"]
+Latents = Float[Array, "B Z"]
+Grid = Float[Array, "B X Y Z C"]
 Weights = tuple[float, float]  # of the skull's channel and the defect's
 
 
 def gradient_penalty(
-    critic: Callable[[Array], Samples],
-    real: Float[Array, "B X Y Z C"],
-    fake: Float[Array, "B X Y Z C"],
-    u: Samples,
+    critic: Callable[[Array], Samples], real: Grid, fake: Grid, u: Samples
 ) -> tuple[Samples, Samples]:
     """Equation 3's penalty `(||grad C(x_hat)||_2 - 1)^2` and the norms that it is made of.
 
     critic: it must not mix samples (no batch norm): only then is the gradient of the sum over the
-        batch each sample's own gradient.
-    u: in [0, 1), one a sample: `x_hat = real + u (fake - real)`.
-
-    1e-12 stands under the root, whose second derivative at 0 is NaN.
+    batch each sample's own. u: in [0, 1): `x_hat = real + u (fake - real)`. 1e-12 stands under the
+    root, whose second derivative at 0 is NaN.
     """
     u = u.reshape(-1, *(1,) * (real.ndim - 1))
     x_hat = real + u * (fake - real)
@@ -37,7 +34,7 @@ def gradient_penalty(
     return jnp.square(norm - 1), norm
 
 
-def kl(mean: Float[Array, "B Z"], log_variance: Float[Array, "B Z"]) -> Samples:
+def kl(mean: Latents, log_variance: Latents) -> Samples:
     """KL(N(mean, exp(log_variance)) || N(0, I)), summed over latents."""
     return 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).sum(axis=-1)
 
@@ -47,9 +44,8 @@ def reconstruction(
 ) -> Samples:
     """Negative log-likelihood of binary pairs, summed over voxels and channels.
 
-    weights: the weight of a skull voxel and of a defect voxel. With two logits it weighs that
-        channel's whole cross-entropy, with three the voxels that belong to the class
-        (background has 1). Sparse defects are ignored for hundreds of updates at weight 1.
+    weights: with two logits, of each channel's whole cross-entropy; with three, of the voxels of
+    the class (background has 1). Sparse defects are ignored for hundreds of updates at weight 1.
     """
     logits, pairs = logits.astype(jnp.float32), pairs.astype(jnp.float32)
     weights = jnp.asarray(weights, jnp.float32)
@@ -70,8 +66,6 @@ def squared_error(
 
     Only so reduced do the paper's alpha, beta and m make sense: with a plain sum the hinge never
     acts, with a mean the posterior collapses. The paper's weights are 1.
-
-    output: a linear head's.
     """
     error = jnp.square(output.astype(jnp.float32) - pairs) * jnp.asarray(weights, jnp.float32)
     return error.sum(axis=(1, 2, 3, 4)) / pairs.shape[1]
@@ -85,10 +79,7 @@ def introspective_encoder(
     beta: float,
     margin: float,
 ) -> Samples:
-    """Equation 4, each sample's.
-
-    kl_fake: of reconstructions and prior samples. margin: the paper's m.
-    """
+    """Equation 4; kl_fake: of reconstructions and prior samples. margin: the paper's m."""
     hinge = jnp.maximum(0, margin - kl_fake)
     return kl_real + alpha * hinge.sum(axis=0) + beta * error
 
@@ -96,15 +87,14 @@ def introspective_encoder(
 def introspective_generator(
     kl_fake: Float[Array, "2 B"], error: Samples, alpha: float, beta: float
 ) -> Samples:
-    """Equation 5, each sample's; arguments as in `introspective_encoder`."""
+    """Equation 5; arguments as in `introspective_encoder`."""
     return alpha * kl_fake.sum(axis=0) + beta * error
 
 
 def soft_dice(probability: Float[Array, "B X Y Z"], target: Shaped[Array, "B X Y Z"]) -> Samples:
-    """Equation 7: one minus twice the overlap over the sum of both sizes and 1, per sample.
+    """Equation 7: one minus twice the overlap over the sum of both sizes and 1.
 
-    Sums are plain, over voxels. Where the target is empty it is 1 and its gradient 0: an empty
-    prediction is not rewarded.
+    Where the target is empty it is 1 and its gradient 0: an empty prediction is not rewarded.
     """
     probability, target = probability.astype(jnp.float32), target.astype(jnp.float32)
     axes = tuple(range(1, target.ndim))

@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float
 from skullgen.networks import conv
 
 Grid = Float[Array, "B X Y Z C"]
+Pairs = Float[Array, "B D D D 2"]
+Latents = Float[Array, "B Z"]
 
 AXIS = "batch"  # the axis of devices, over which batch norm averages
 HEADS = {"independent": 2, "exclusive": 3}  # of logits; a `linear` head's are probabilities
@@ -30,11 +32,9 @@ def coarsest(resolution: int, widths: Sequence[int]) -> int:
     """Voxels a side of the coarsest grid; ValueError where the widths do not divide it."""
     side, rest = divmod(resolution, 2 ** len(widths))
     if rest or not side:
-        raise ValueError(
-            f"resolution {resolution} cannot be halved {len(widths)} times: "
-            "give model.widths fewer entries, or a resolution that is a multiple of "
-            f"{2 ** len(widths)}"
-        )
+        cure = "give model.widths fewer entries, or choose a multiple of"
+        times = f"resolution {resolution} cannot be halved {len(widths)} times"
+        raise ValueError(f"{times}: {cure} {2 ** len(widths)}")
     return side
 
 
@@ -49,11 +49,10 @@ def probabilities(logits: Float[Array, "*grid logits"]) -> Float[Array, "*grid 2
 def binarise(
     probability: Float[Array | np.ndarray, "*grid 2"], head: str, threshold: float = 0.5
 ) -> Bool[Array | np.ndarray, "*grid 2"]:
-    """A pair from its probabilities (section 4.4).
+    """A pair from its probabilities: each channel by itself, where it reaches the threshold.
 
-    independent, linear: each channel by itself, where it reaches the threshold.
-    exclusive: bone where the two together reach it, each voxel to the likelier channel (a tie
-        to the skull): the rule by which ingest reduces real pairs.
+    exclusive: bone where the two together reach it, each voxel to the likelier channel (a tie to
+    the skull): the rule by which ingest reduces real pairs.
     """
     if head != "exclusive":
         return probability >= threshold
@@ -104,16 +103,13 @@ class Norm(nn.Module):
         return pool(mean), pool(square)
 
     def _averages(self, mean, square, train):
-        running = self.variable(
-            "stats", "moments", lambda: (jnp.zeros_like(mean), jnp.ones_like(square))
-        )
+        start, m = (jnp.zeros_like(mean), jnp.ones_like(square)), self.momentum
+        running = self.variable("stats", "moments", lambda: start)
         if not train:
             return running.value
         moments = jax.lax.pmean((mean, square), AXIS)
-        m = self.momentum
-        running.value = jax.tree.map(
-            lambda old, new: m * old + (1 - m) * new, running.value, moments
-        )
+        pairs = zip(running.value, moments, strict=True)
+        running.value = tuple(m * old + (1 - m) * new for old, new in pairs)
         return moments
 
 
@@ -167,7 +163,7 @@ class Critic(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, pairs: Float[Array, "B D D D 2"]) -> Float[Array, " B"]:
+    def __call__(self, pairs: Pairs) -> Float[Array, " B"]:
         """How real each pair is."""
         x = pairs
         for width in self.widths:
@@ -176,10 +172,7 @@ class Critic(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The VAE's encoder: the critic's blocks with group norm, then mean and log-variance.
-
-    pool: `average` (the paper's global average pool) or `flatten`.
-    """
+    """The VAE's encoder: the critic's blocks, a pool (`average`, the paper's, or `flatten`)."""
 
     latent: int
     widths: tuple[int, ...]
@@ -188,9 +181,7 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, pairs: Float[Array, "B D D D 2"]
-    ) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:
+    def __call__(self, pairs: Pairs) -> tuple[Latents, Latents]:
         """Mean and log-variance of the posterior."""
         x = pairs
         for width in self.widths:
@@ -206,13 +197,12 @@ class Encoder(nn.Module):
 class Generator(nn.Module):
     """The generator (norm `batch`) and the VAE's decoder (norm `group`) of section 4.2.
 
-    Dense to the coarsest grid, conv k4 s1, transposed convs k4 s2 back to the resolution; norm
-    and ReLU after each, a head with a bias. It returns logits, which `probabilities` reads.
+    Dense to the coarsest grid, conv k4 s1, transposed convs k4 s2; norm and ReLU after each.
 
-    head: `independent` (the paper's two channels) or `exclusive` (softmax over background,
-        skull, defect: overlap is impossible), or `linear` (two channels, squared errors).
-    occupancy: the expected share of voxels of skull and defect; the head's bias starts at its
-        logit (a linear head's at itself), else sparse channels are empty for hundreds of updates.
+    head: `independent` (the paper's two channels) or `exclusive` (softmax over background, skull,
+    defect: overlap is impossible), or `linear` (two channels, squared errors). occupancy: the
+    expected share of voxels of skull and defect, where the head's bias starts: else sparse
+    channels are empty for hundreds of updates.
     """
 
     resolution: int
@@ -225,14 +215,11 @@ class Generator(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, z: Float[Array, "B Z"], train: bool = True
-    ) -> Float[Array, "B D D D logits"]:
+    def __call__(self, z: Latents, train: bool = True) -> Float[Array, "B D D D logits"]:
         """Logits; a linear head's are the probabilities themselves."""
 
         def block(layer, x):
-            x = Norm(self.norm, self.groups, self.momentum)(layer(x), train)
-            return nn.relu(x)
+            return nn.relu(Norm(self.norm, self.groups, self.momentum)(layer(x), train))
 
         side = coarsest(self.resolution, self.widths)
         x = nn.Dense(side**3 * self.widths[-1], dtype=self.dtype)(z)

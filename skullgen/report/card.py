@@ -95,7 +95,7 @@ def write(path: Path, metrics: dict[str, Any] | None = None) -> Path:
             metrics = files.read_json(path.parent / "metrics.json")
     worth = "Not evaluated.\n"
     if metrics and metrics.get("generated") == identity(pairs):
-        worth = tables.markdown(tables.fidelity(metrics["quality"]))
+        worth = tables.markdown(tables.fidelity(metrics["quality"])._replace(title=""))
         if metrics.get("verdict"):
             worth += "\n" + tables.markdown(_verdict(metrics["verdict"]))
     licence = pairs.attrs["licence"].removeprefix("as of the pairs that it was trained on: ")

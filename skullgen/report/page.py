@@ -7,7 +7,6 @@ import base64
 import collections
 import io
 import numbers
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,16 +88,16 @@ def write(workdir: Path) -> Path:
         "details": _details(config, found["versions"], stores),
         "scenes": [one for one in map(_scene, stores) if one],
         "galleries": sorted(path.parent.name for path in workdir.glob("gallery/*/index.html")),
+        "verdict": verdict,
         "scores": scores(summary),
-        "note": _note(verdict, summary),
+        "intervals": sorted({r["interval"] for r in summary if r["by"] == "all"} - {"none"}),
         "nets": _nets(verdict),
         "differences": differences(verdict.get("differences") or []),
         "groups": groups(summary),
         "table1": _table(found["table1"], found["table1"].get("title", "")),
         "sweep": _table(found["sweep"], "Its runs, seeds together"),
         "copies": copies(quality.get("copies") or {}),
-        "amounts": amounts(quality),
-        "removed": fields("", quality.get("removed") or {}, ["post-processing", ""]),
+        "quality": tables.fidelity(quality)._replace(notes=()) if quality.get("skull") else None,
         "maps": list(map(scatter, found["maps"].get("maps") or [])),
         "pictures": pictures(sorted((workdir / "figures").glob("*.png"))),
         "logs": [(name, plots) for name, plots in charts.items() if plots],
@@ -171,16 +170,6 @@ def _nets(verdict):
     )
 
 
-def _note(verdict, summary):
-    kinds = {str(row["interval"]) for row in summary if row["by"] == "all"} - {"none"}
-    return (
-        f"Brackets: 95 % intervals ({', '.join(sorted(kinds)) or 'none'}). Dice, bDSC and HD95: "
-        f"the model's grid, {verdict.get('voxel_mm')} mm a voxel. Upsampling to the other grids: "
-        f"{verdict.get('rule')}, threshold {verdict.get('threshold')}. Ceiling: what the truth "
-        "itself scores at the source's grid after the same way down and up."
-    )
-
-
 def differences(rows: list[Row]) -> Table:
     """Differences between nets, and on which side of zero their intervals lie."""
     lines = []
@@ -234,20 +223,6 @@ def copies(found: dict[str, Any]) -> list[tuple[str, str, Plot, Table]]:
         plot, closest = Plot("histogram", [figure], title, 15), Table("The closest", columns, rows)
         made.append((f"{name.title()}s", tables.copies(name, near), plot, closest))
     return made
-
-
-def amounts(quality: dict[str, Any]) -> Table:
-    """The numbers of `fidelity` for each channel."""
-    channels = [name for name in ("skull", "defect") if quality.get(name)]
-    columns = [dict(_leaves(quality[name])) for name in channels]
-    keys = columns[0] if columns else []
-    rows = [[_words(key), *(column.get(key, "-") for column in columns)] for key in keys]
-    return Table("", ["mean", *channels], rows)
-
-
-def fields(title: str, values: dict[str, Any], columns: list[str]) -> Table:
-    """The leaves of nested dicts and lists of dicts, a line each."""
-    return Table(title, columns, [[_words(key), value] for key, value in _leaves(values)])
 
 
 def scatter(found: dict[str, Any]) -> Plot:
@@ -357,10 +332,6 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, ", ".join(map(str, value))
     else:
         yield name, "-" if value is None else f"{value:.4g}" if type(value) is float else str(value)
-
-
-def _words(key):
-    return re.sub(r"[._]", " ", key)
 
 
 def _span(row, sign=""):

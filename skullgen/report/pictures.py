@@ -1,5 +1,6 @@
 """The pictures of a run: pairs, slices, maps, interpolation, a case by every net."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from skullgen.training import methods
 from skullgen.training.methods import Trained
 
 VIEWS = 8  # pairs in a picture
-NAMES = "real_pairs generated_pairs generated_slices real_and_generated closest".split()
 CLOSEST = "Closest generated skulls, each before the training skull that it is closest to"
 
 
@@ -23,33 +23,32 @@ def pictures(workdir: Path) -> list[Path]:
 
     Generated pairs are the first that are not empty: chosen by number, not by looks.
     """
-    places = {name: workdir / "figures" / f"{name}.png" for name in NAMES}
-    for path in places.values():
-        path.unlink(missing_ok=True)
     paths = [workdir / f"{name}.zarr" for name in ("real", "generated")]
     stores = [store.Store(path) if store.exists(path) else None for path in paths]
     real, made = _pairs(stores[0], spread=True), _pairs(stores[1], spread=False)
+    sheets = {}
     if len(real):
-        figures.pair_sheet(places["real_pairs"], real, title="Real pairs")
-    if not len(made) and stores[1]:
-        print("no generated pair has both a skull and a defect: none is drawn")
+        sheets["real_pairs"] = figures.pair_sheet, real, "Real pairs"
     if len(made):
-        figures.pair_sheet(places["generated_pairs"], made, title="Generated pairs")
-        figures.slice_sheet(places["generated_slices"], made[:4], title="Generated pairs")
-    if len(made) and len(real):
+        sheets["generated_pairs"] = figures.pair_sheet, made, "Generated pairs"
+        sheets["generated_slices"] = figures.slice_sheet, made[:4], "Generated pairs"
+    if len(real) and len(made):
         title = "Real pairs, generated pairs"
-        figures.comparison_sheet(places["real_and_generated"], real[:4], made[:4], title=title)
+        sheets["real_and_generated"] = figures.comparison_sheet, real[:4], made[:4], title
     quality = (files.read_json(workdir / "metrics.json") or {}).get("quality")
     if quality and all(stores):
         pairs, captions = _closest(*stores, quality["copies"]["skull"]["closest"])
-        figures.pair_sheet(places["closest"], pairs, title=CLOSEST, captions=captions)
-    return [path for path in places.values() if path.exists()]
+        sheets["closest"] = figures.pair_sheet, pairs, CLOSEST, captions
+    places = {name: workdir / "figures" / f"{name}.png" for name in sheets}
+    for name, (draw, *arguments) in sheets.items():
+        draw(places[name], *arguments)
+    return list(places.values())
 
 
 def _pairs(pairs, spread):
     """Up to `VIEWS` pairs bool [n, D, D, D, 2], spread over a store, or its first."""
     if pairs is None or pairs.missing():
-        return np.zeros((0, 1, 1, 1, 2), bool)
+        return []
     rows = pairs.rows()
     if spread:  # different skulls and, since the kinds take turns, different kinds
         rows = rows[np.linspace(0, len(rows) - 1, min(VIEWS, len(rows))).astype(int)]
@@ -86,21 +85,21 @@ def maps(
         explore.Group(name, *explore.pick(pairs, splits, settings.pairs, settings.seed))
         for name, pairs, splits in drawn
     ]
-
-    def features(bits):
-        return explore.network_features(nets[0], bits, real.size, 8)
-
+    features = None
+    if nets and nets[0].model.features is not None:
+        features = functools.partial(explore.network_features, nets[0], size=real.size, batch=8)
     places = explore.maps(
         [group for group in groups if len(group.bits)],
         real.size,
-        features if nets and nets[0].model.features is not None else None,
+        features,
         seed=settings.seed,
         perplexity=settings.perplexity,
         umap=settings.umap,
     )
     files.write_json(workdir / "maps.json", places)
     path = workdir / "figures" / "maps.png"
-    figures.map_sheet(path, places)
+    if places["maps"]:  # not where all pairs are alike
+        figures.map_sheet(path, places)
     return path
 
 
@@ -123,7 +122,7 @@ def segmentations(
     predict["mirror image"] = verdict.mirror(real.size)
     implants = {name: one(bits)[0] >= threshold for name, one in predict.items()}
     path = workdir / "figures" / "segmentation.png"
-    figures.segmentation_sheet(path, skull, truth, implants, title=f"Test pair {row}")
+    figures.segmentation_sheet(path, skull, truth, implants, f"Test pair {row}")
     return [path]
 
 
@@ -139,10 +138,7 @@ def interpolation(workdir: Path, real: store.Store, net: Trained, config: Config
     ways = explore.interpolation(net, z, settings.steps, rules)
     between = "two draws" if net.model.encode is None else " and ".join(names)
     path = workdir / "figures" / "interpolation.png"
-    figures.strip(
-        path,
-        list(zip(("linear", "spherical"), ways, strict=True)),
-        title=f"Interpolation in latent space between {between}",
-        ends=None if net.model.encode is None else ends,
-    )
+    title = f"Interpolation in latent space between {between}"
+    shown = dict(zip(("linear", "spherical"), ways, strict=True))
+    figures.strip(path, shown, title, None if net.model.encode is None else ends)
     return path

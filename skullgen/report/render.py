@@ -7,38 +7,54 @@ averaged in blocks first.
 import math
 
 import numpy as np
-from jaxtyping import Float, Integer, Shaped, UInt8
+from jaxtyping import Float, Float32, Integer, Shaped, UInt8
 from scipy import ndimage
+from skimage.measure import block_reduce
 
 Volume = Shaped[np.ndarray, "D D D"]
 Picture = UInt8[np.ndarray, "P P 3"]
-Layer = tuple  # nearness [2 P, 2 P], normals [2 P, 2 P, 3], colour
+Vector = Float[np.ndarray, "3"]
 View = tuple[float | int, float | int]  # azimuth, elevation: degrees
 
-# Told apart, also by the colour-blind: from each other and from bone.
-BONE = (0.96, 0.89, 0.76)
-IMPLANT = (0.05, 0.42, 0.78)
+# Bone and implant, told apart also by the colour-blind.
+COLOURS = np.float32([(0.96, 0.89, 0.76), (0.05, 0.42, 0.78)])
 THREE_QUARTER = (35.0, 20.0)
+LAMP = np.float32([-0.41, 0.6, 0.69])  # to the right, upwards, towards the camera
 
-_SIGMA = 0.75  # voxels
-# Half of what a plate one voxel thick keeps after the smoothing: the thinnest bone stays visible at
-# its full width at half maximum, where 0.5 would drop it.
-_LEVEL = 0.5 * math.erf(0.5 / (_SIGMA * math.sqrt(2)))
-_MARGIN = 0.06
-_LARGEST = 160  # voxels a side
+SIGMA = 0.75  # voxels
+LEVEL = (
+    0.25  # of the smoothed shares: half of what a plate one voxel thick keeps, so it stays whole
+)
+LARGEST = 160  # voxels a side
+PAD = 4  # voxels, so that surfaces close outside the frame
 
 
 def render(
-    skull: Volume, defect: Volume, view: View = THREE_QUARTER, *, pixels: int = 256
-) -> Picture:
-    """A pair as shaded surfaces: the skull in bone colour, its defect in blue, on white.
+    skull: Volume, defect: Volume, view: View = THREE_QUARTER, pixels: int = 256
+) -> tuple[Picture, Picture]:
+    """A skull in bone colour on white, without its defect and with it, in blue.
 
-    The surface is that of a volume smoothed by 0.75 voxel; thin bone and narrow holes are kept.
     The projection is orthographic and centred on the pair; 0.9 of the frame's edge spans it, more
     where the pair would not fit. Azimuth 0 is the frontal view (the patient's right on the
     picture's left), 90 the patient's right, 180 the back; elevation 90 is from above.
     """
-    return shade(*layers(skull, defect, view, pixels))
+    camera = _camera(*view)
+    fields = [
+        ndimage.gaussian_filter(np.pad(shares(x, LARGEST), PAD), SIGMA) for x in (skull, defect)
+    ]
+    seen = np.argwhere(np.maximum(*fields) > LEVEL) @ camera.T
+    seen = seen if len(seen) else np.zeros((1, 3))
+    low, high = seen.min(0), seen.max(0)
+    pivot = (low + high) / 2 @ camera
+    # One scale for all, so that skulls keep their sizes; only what is too large is shrunk to fit.
+    span = max(0.9 * (len(fields[0]) - 2 * PAD), 1.04 * (high - low)[:2].max())
+    surfaces = [_surface(field, camera, pivot, span, pixels) for field in fields]
+    return _shade(surfaces[:1], span), _shade(surfaces, span)
+
+
+def shares(volume: Volume, side: int) -> Float32[np.ndarray, "E E E"]:
+    """A volume averaged in blocks to at most `side` voxels a side."""
+    return block_reduce(volume, -(-len(volume) // side), np.mean).astype(np.float32)
 
 
 def largest_part(volume: Volume) -> Integer[np.ndarray, "M 3"]:
@@ -51,9 +67,8 @@ def largest_part(volume: Volume) -> Integer[np.ndarray, "M 3"]:
     return np.argwhere(labels == 1 + np.argmax(sizes[1:]) if parts else labels)
 
 
-def direction(skull: Volume, defect: Volume) -> Float[np.ndarray, "3"]:
+def direction(skull: Volume, defect: Volume) -> Vector:
     """The unit vector from a pair's middle to the largest part of its defect; zeros without one."""
-    skull, defect = _shares(skull), _shares(defect)
     part = largest_part(defect)
     if not len(part):
         return np.zeros(3)
@@ -62,7 +77,7 @@ def direction(skull: Volume, defect: Volume) -> Float[np.ndarray, "3"]:
     return away / max(np.linalg.norm(away), 1e-6)
 
 
-def look(towards: Float[np.ndarray, "3"]) -> View:
+def look(towards: Vector) -> View:
     """The view that sees what lies in a direction obliquely.
 
     From its side, turned to the face and somewhat upwards; the three-quarter view for zeros.
@@ -76,66 +91,6 @@ def look(towards: Float[np.ndarray, "3"]) -> View:
     return (oblique if math.hypot(x, y) > 0.3 else THREE_QUARTER[0]), elevation
 
 
-def layers(skull: Volume, defect: Volume, view: View, pixels: int) -> tuple[list[Layer], float]:
-    """The surfaces of skull and defect as `shade` takes them, and the picture's edge in voxels."""
-    skull, defect = _shares(skull), _shares(defect)
-    camera = _camera(*view)
-    seen = np.concatenate([np.argwhere(skull > 0), np.argwhere(defect > 0)]) @ camera.T
-    seen = seen if len(seen) else np.full((1, 3), len(skull) / 2)
-    low, high = seen.min(0), seen.max(0)
-    pivot = (low + high) / 2 @ camera
-    # One scale for all, so that skulls keep their sizes; only what is too large is shrunk to fit.
-    span = max(0.9 * len(skull), 1.04 * ((high - low)[:2].max() + 2))
-    grid = (np.arange(2 * pixels) + 0.5 - pixels) * span / (2 * pixels)
-    bone = (*_march(skull, camera, pivot, grid), BONE)
-    piece = (*_march(defect, camera, pivot, grid), IMPLANT)
-    return [bone, piece], span
-
-
-def shade(layers: list[Layer], span: float) -> Picture:
-    """The nearest of some layers on white, at equal depth the later.
-
-    span: the picture's edge in voxels; rays are averaged two by two.
-    """
-    nearness, normals, colour = layers[0]
-    colour = np.broadcast_to(np.float32(colour), normals.shape)
-    for other, turned, tint in layers[1:]:
-        wins = ((other >= nearness) & (other > -np.inf))[..., None]
-        nearness = np.maximum(other, nearness)
-        normals, colour = np.where(wins, turned, normals), np.where(wins, np.float32(tint), colour)
-    hit = nearness > -np.inf
-    depth = np.where(hit, (nearness.max() if hit.any() else 0) - nearness, 0) / span
-    depth = depth.astype(np.float32)
-    # What lies behind its surroundings gets less light (Luft et al. 2006, unsharp masked depth).
-    light, weight = 1 - 0.4 * np.clip(depth - 0.15, 0, 1), hit.astype(np.float32)
-    for radius, strength in ((0.012, 5.0), (0.05, 3.5)):
-        sigma = radius * len(hit)
-        around, mass = (ndimage.gaussian_filter(a, sigma, truncate=2.5) for a in (depth, weight))
-        light = light * np.exp(-strength * np.maximum(depth - around / np.maximum(mass, 1e-3), 0))
-    lamps = np.float32([[-0.45, 0.65, 0.75], [0.75, 0.05, 0.5], [-0.45, 0.65, 1.85]])
-    lamps /= np.linalg.norm(lamps, axis=1, keepdims=True)
-    key, fill, gloss = np.moveaxis(np.maximum(normals @ lamps.T, 0), -1, 0)
-    shade = (light * (0.36 + 0.60 * key + 0.24 * fill))[..., None]
-    # Shadows lose blue first, as bone's do; grey ones look like plaster.
-    picture = colour * shade ** np.float32([0.95, 1.05, 1.15])
-    picture = np.clip(picture + (0.1 * light * gloss**40)[..., None], 0, 1)
-    side = len(hit) // 2
-    picture = np.where(hit[..., None], picture, 1).reshape(side, 2, side, 2, 3).mean((1, 3))
-    return np.rint(picture * 255).astype(np.uint8)
-
-
-def _shares(volume):
-    """A cube as float32 shares in [0, 1], averaged in blocks to `_LARGEST` a side."""
-    if volume.dtype != bool:
-        volume = np.clip(np.nan_to_num(volume.astype(np.float32), nan=0), 0, 1)
-    total = np.uint16 if volume.dtype == bool else np.float32  # 512^3 floats would take 0.5 GB
-    block = -(-len(volume) // _LARGEST)
-    for axis in range(3):
-        starts = np.arange(0, volume.shape[axis], block)
-        volume = np.add.reduceat(volume, starts, axis=axis, dtype=total)
-    return volume.astype(np.float32) / block**3
-
-
 def _camera(azimuth, elevation):
     """The rows (picture's right, picture's up, towards the camera) [3, 3] in RAS."""
     a, e = math.radians(azimuth), math.radians(elevation)
@@ -144,74 +99,45 @@ def _camera(azimuth, elevation):
     return np.stack([np.cross(up, towards), up, towards])
 
 
-def _field(volume):
-    """Smooth shares [D, D, D] into the field whose level `_LEVEL` is the surface.
+def _surface(field, camera, pivot, span, pixels):
+    """Where the rays of the camera first meet a surface.
 
-    The centres of bone voxels are held inside it, so that no thin bone vanishes, and those of empty
-    voxels that lie between two bone voxels in a passage are held outside, so that no hole closes.
+    Nearness [P, P], voxels from the pivot towards the camera (far behind where a ray meets
+    nothing); normals [P, P, 3] along the camera's rows; how much of a pixel is covered [P, P].
     """
-    field = ndimage.gaussian_filter(volume, _SIGMA, mode="constant")
-    bone, empty = volume >= 0.5, volume <= 0.02
-    across, through = np.zeros_like(bone), np.zeros_like(bone)
-    for axis in range(3):
-        across |= ndimage.correlate1d(np.uint8(bone), [1, 0, 1], axis, mode="constant") == 2
-        through |= ndimage.correlate1d(np.uint8(empty), [1, 0, 1], axis, mode="constant") == 2
-    field = np.where(bone, np.maximum(field, _LEVEL + _MARGIN), field)
-    return np.where(empty & across & through, np.minimum(field, _LEVEL - _MARGIN), field)
-
-
-def _march(volume, camera, pivot, grid):
-    """Where the rays of an orthographic camera first meet a surface: nearness, normals.
-
-    pivot: the voxel [3] in the picture's middle. grid: the pixels' places [P] along its edge in
-    voxels from there. Nearness [P, P] is in voxels from the pivot towards the camera, -inf where a
-    ray meets nothing; unit normals [P, P, 3] are along the camera's rows.
-    """
-    nearness = np.full((len(grid), len(grid)), -np.inf, np.float32)
-    normals = np.zeros((*nearness.shape, 3), np.float32)
-    seen = (np.argwhere(volume > 0) - pivot) @ camera.T
-    if not len(seen):
-        return nearness, normals
-    step = float(np.clip(len(volume) / 128, 1 / 3, 1))
-    low, high = seen.min(0) - 2, seen.max(0) + 2
-    right, up, near = (np.arange(a, b + step, step) for a, b in zip(low, high, strict=True))
-    pad = 4  # so that surfaces close outside the frame
-    field = _field(np.pad(volume, pad))
-    turned = ndimage.affine_transform(
-        field,
-        np.stack([-camera[2], camera[1], camera[0]], 1) * step,  # depth from the front, up, right
-        pivot + pad + (right[0], up[0], near[-1]) @ camera,
-        (len(near), len(up), len(right)),
-        order=3 if step < 1 else 1,
-    )
-    rows = np.flatnonzero((-grid > up[0]) & (-grid < up[-2]))
-    columns = np.flatnonzero((grid > right[0]) & (grid < right[-2]))
-    i, a = np.divmod((-grid[rows, None] - up[0]) / step, 1)
-    j, b = np.divmod((grid[columns] - right[0]) / step, 1)
-    i, j, a, b = i[:, 0].astype(int), j.astype(int), np.float32(a), np.float32(b)
-    found = np.full((len(rows), len(columns)), -np.inf, np.float32)
-    before = np.zeros_like(found)
-    for depth, plane in zip(near[::-1], turned, strict=True):
-        # No matrix products: BLAS threads of many processes fight over the cores.
-        here = plane[i] * (1 - a) + plane[i + 1] * a
-        here = here[:, j] * (1 - b) + here[:, j + 1] * b
-        hit = np.nonzero((here >= _LEVEL) & (found == -np.inf))
-        fraction = (here[hit] - _LEVEL) / np.maximum(here[hit] - before[hit], 1e-6)
-        found[hit] = depth + step * np.clip(fraction, 0, 1)
-        before = here
-    nearness[np.ix_(rows, columns)] = found
-    hit = np.nonzero(nearness > -np.inf)
-    points = np.stack([grid[hit[1]], -grid[hit[0]], nearness[hit]], 1) @ camera + pivot + pad
-    normals[hit] = _normals(field, points, camera)
-    return nearness, normals
-
-
-def _normals(field, points, camera):
-    """Unit normals [n, 3] along the camera's rows at points [n, 3] of a surface."""
+    inside = (np.argwhere(field > LEVEL) - pivot) @ camera[2]
+    near, far = inside.max(initial=0) + 2, inside.min(initial=0) - 2
+    step = float(np.clip(len(field) / 128, 1 / 3, 1))
+    count = math.ceil(span / step) + 1
+    axes = np.stack([-camera[2], -camera[1], camera[0]], 1) * [step, *[span / (count - 1)] * 2]
+    corner = pivot + np.array([-span / 2, span / 2, near]) @ camera
+    shape = math.ceil((near - far) / step), count, count
+    turned = ndimage.affine_transform(field, axes, corner, shape, order=1)  # depth, down, right
+    places = (np.arange(pixels) + 0.5) * (count - 1) / pixels
+    weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(count))).astype(np.float32)
+    rays = weights @ turned @ weights.T
+    first = (rays > LEVEL).argmax(0)
+    here, before = (np.take_along_axis(rays, first[None] - k, 0)[0] for k in (0, 1))
+    depth = first - np.clip((here - LEVEL) / np.maximum(here - before, 1e-6), 0, 1)
+    points = np.stack([depth, *np.meshgrid(places, places, indexing="ij")])
     # Of a smoother field: the stairs leave the shading, and the shape stays.
-    smooth = ndimage.gaussian_filter(field, 1.0)
-    slopes = (ndimage.sobel(smooth, axis) for axis in range(3))
-    slopes = [ndimage.map_coordinates(slope, points.T, order=1) for slope in slopes]
-    normal = -np.stack(slopes, 1) @ camera.T
-    normal[:, 2] = np.maximum(normal[:, 2], 0) + 1e-6
-    return normal / np.linalg.norm(normal, axis=1, keepdims=True)
+    slopes = np.gradient(ndimage.gaussian_filter(turned, 1 / step))
+    inwards, down, right = (ndimage.map_coordinates(x, points, order=1) for x in slopes)
+    normals = np.stack([-right, down, np.maximum(inwards, 0) + 1e-6], -1)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    cover = np.clip((rays.max(0) - LEVEL) / (0.4 * span / pixels), 0, 1)
+    return np.where(here > LEVEL, near - step * depth, -2 * span), normals, cover
+
+
+def _shade(surfaces, span):
+    """The nearest of some surfaces on white, each in its colour, lit by one lamp."""
+    nearness, normals, cover = map(np.stack, zip(*surfaces, strict=True))
+    front = nearness.argmax(0)
+    normals = np.take_along_axis(normals, front[None, ..., None], 0)[0]
+    depth = np.minimum((nearness.max() - nearness.max(0)) / span, 1)
+    # What lies behind its surroundings gets less light (Luft et al. 2006, unsharp masked depth).
+    behind = np.maximum(depth - ndimage.gaussian_filter(depth, 0.03 * len(depth)), 0)
+    light = (1 - 0.4 * depth) * np.exp(-5 * behind) * (0.4 + 0.7 * np.maximum(normals @ LAMP, 0))
+    cover = cover.max(0)[..., None]
+    picture = 1 - cover + cover * np.minimum(COLOURS[front] * light[..., None], 1)
+    return np.rint(255 * picture).astype(np.uint8)

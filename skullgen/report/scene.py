@@ -4,47 +4,49 @@ import base64
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 from scipy import ndimage
 from skimage.measure import marching_cubes
 
 from skullgen.report import render
+from skullgen.report.render import Volume
 
 SIDE = 48  # voxels a side of what is turned, at most
+LIGHT = {"ambient": 0.5, "diffuse": 0.8, "specular": 0.15, "roughness": 0.6, "fresnel": 0.1}
+MESH = {"type": "mesh3d", "hoverinfo": "skip", "lighting": LIGHT}
+MESH |= {"lightposition": {"x": -1e5, "y": 1e5, "z": 0}}
 
 
-def scene(
-    skull: Bool[np.ndarray, "D D D"], defect: Bool[np.ndarray, "D D D"], voxel_mm: float | int
-) -> dict[str, Any]:
-    """The surfaces of a pair, and an eye on the defect's own side."""
+def scene(skull: Volume, defect: Volume, voxel_mm: float | int) -> dict[str, Any]:
+    """A figure of the surfaces of a pair, seen from the defect's own side."""
     azimuth, up = np.radians(render.look(render.direction(skull, defect)))
     up = max(up, 0.3)  # seen level, the axes' labels lie on one another
     eye = np.sin(azimuth) * np.cos(up), np.cos(azimuth) * np.cos(up), np.sin(up)
-    meshes = [surface(volume, voxel_mm) for volume in (skull, defect)]
-    return {"meshes": meshes, "eye": eye, "side": len(skull) * voxel_mm}
+    camera = {"eye": {k: 1.1 * v for k, v in zip("xyz", eye, strict=True)}}
+    camera["projection"] = {"type": "orthographic"}
+    axis = {"range": [0, len(skull) * voxel_mm], "nticks": 4, "showspikes": False}
+    sides = zip("xyz", ("right, mm", "front, mm", "up, mm"), strict=True)
+    layout = {f"{k}axis": {**axis, "title": {"text": side}} for k, side in sides}
+    layout |= {"aspectmode": "data", "dragmode": "turntable", "camera": camera}
+    bone = {**MESH, "color": "#c9c2b4", "opacity": 0.6, **surface(skull, voxel_mm)}
+    data = [bone, {**MESH, "color": "#0072b2", **surface(defect, voxel_mm)}]
+    return {"data": data, "layout": {"scene": layout, "margin": dict.fromkeys("lrtb", 0)}}
 
 
-def surface(volume: Bool[np.ndarray, "D D D"], voxel_mm: float | int) -> dict[str, dict[str, str]]:
+def surface(volume: Volume, voxel_mm: float | int) -> dict[str, dict[str, str]]:
     """A volume's surface, as Plotly's Mesh3d takes it, in mm from the frame's corner.
 
     More than 48 voxels a side are averaged in blocks first.
     """
     factor = -(-len(volume) // SIDE)
-    shares = np.pad(np.asarray(volume, np.float32), (0, -len(volume) % factor))
-    side = len(shares) // factor
-    shares = shares.reshape(side, factor, side, factor, side, factor).mean((1, 3, 5))
     # Smoothing and level of `render`, at which a plate of one voxel stays whole.
-    shares = ndimage.gaussian_filter(np.pad(shares, 2), 0.75 / factor)
+    field = ndimage.gaussian_filter(np.pad(render.shares(volume, SIDE), 2), render.SIGMA / factor)
     points, faces = np.zeros((0, 3)), np.zeros((0, 3))
-    if shares.max() > 0.25:
-        points, faces, _, _ = marching_cubes(shares, 0.25)
+    if field.max() > render.LEVEL:
+        points, faces, *_ = marching_cubes(field, render.LEVEL)
     points = (points - 1.5) * factor * voxel_mm
+    columns = {name: values.astype("<f4") for name, values in zip("xyz", points.T, strict=True)}
+    columns |= {name: values.astype("<i4") for name, values in zip("ijk", faces.T, strict=True)}
     return {
-        **{name: _column(values, "f4") for name, values in zip("xyz", points.T, strict=True)},
-        **{name: _column(values, "i4") for name, values in zip("ijk", faces.T, strict=True)},
+        name: {"dtype": values.dtype.str[1:], "bdata": base64.b64encode(values).decode()}
+        for name, values in columns.items()
     }
-
-
-def _column(values, kind):
-    data = base64.b64encode(values.astype(f"<{kind}").tobytes())
-    return {"dtype": kind, "bdata": data.decode()}

@@ -74,7 +74,7 @@ class Named(NamedTuple):
         """`runs/<config>[-<size>][-<overrides>][-sweep]`, or the folder of a `config.json`."""
         if self.again:
             return self.again
-        fields = [f"{name}={value}" for name, value in self.overrides.items()]
+        fields = [f"{name}={shown(value)}" for name, value in self.overrides.items()]
         parts = [part for part in (self.file.stem, self.word, *fields) if part]
         parts = [part for part in parts if not part.startswith(UNNAMED)]
         return Path("runs") / folder_name([*parts, *["sweep"] * sweeping])
@@ -89,6 +89,11 @@ def named(flag: Any = None) -> Named:
     flag = flag or flags.FLAGS["config"]
     file, _, word = flag.config_filename.partition(":")
     return Named(Path(file), word, config_flags.get_override_values(flag))
+
+
+def shown(value: Any) -> str:
+    """A field's value in a name: a list's items with commas between them."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def folder_name(parts: Iterable[str]) -> str:

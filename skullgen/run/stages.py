@@ -38,6 +38,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
         if making:
             methods.require_generates(made.model_name, model)
     if "train" in names:
+        _require_alone(config.model_name, workdir)
         loop.check(_options(config))
         size = config.model.resolution
         methods.check(config.model_name, config.model, size, config.phases)
@@ -55,6 +56,16 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
         export.check(config, names, workdir)
     for name in {"explore", "gallery"}.intersection(names):
         mixture.require_there(plugins.listed(config[name].stores), workdir)
+
+
+def _require_alone(name, workdir):
+    """UserError where another generator was trained: it has the log `train.jsonl`."""
+    for folder in (workdir / "checkpoints").glob("*"):
+        if folder.name not in (name, *judges.NETS) and checkpoint.newest(folder):
+            raise UserError(
+                f"{workdir}: made with model_name {folder.name!r}, now {name!r}: set it back, or "
+                "choose another --workdir"
+            )
 
 
 def versions() -> dict[str, Any]:
@@ -142,8 +153,6 @@ def _generate(config, workdir):
     config, folder = release.chosen(config, workdir)
     newest = hosts.first(checkpoint.newest(folder / "checkpoints" / config.model_name))
     net = methods.generator(config, folder, int(newest))
-    if folder == workdir:
-        methods.tell_unfinished(folder / "checkpoints" / config.model_name)
     about, settings = release.about(folder, config.model_name), config.generate
     free = ("count", "weights")  # the weights' sum tells what they are
     recipe = {

@@ -30,10 +30,7 @@ from skullgen.report import page, tables
 from skullgen.run import config as command
 from skullgen.run import stages, table1, workdir
 
-FREE = (
-    *("workers", "explore", "tensorboard", "compilation_cache"),
-    *("log_every", "keep", "budget_mb"),
-)
+FREE = "workers explore tensorboard compilation_cache log_every keep budget_mb".split()
 SHOWN = {  # title of a column that is printed -> the number in it
     "test Dice": "vnet.test.dice",
     "at 512³": "vnet.test.dice_512",
@@ -53,9 +50,8 @@ Job = table1.Job
 def sweep(config: ConfigDict, folder: Path, which: str, named: command.Named) -> None:
     """Runs a sweep's jobs in `folder`: `list` shows them, a number runs one, or `all`.
 
-    config: with `config.table`, or the file that is `named` has a function `sweep(add)`. Jobs that
-    are finished are not run again. `all` goes on past a job that fails, and ends with the table of
-    what is there, and the report. Raises UserError where jobs failed.
+    `all` goes on past a job that fails, ends with the table of what is there and the report, and
+    raises UserError where jobs failed.
     """
     if config.get("table"):
         jobs_, rows = table1.plan(config, folder)
@@ -65,8 +61,7 @@ def sweep(config: ConfigDict, folder: Path, which: str, named: command.Named) ->
         jobs_, rows = plan(config, declare, named.overrides)
     else:
         raise UserError(
-            "--sweep needs a config with `table`, as experiments/table1.py has, or with a function "
-            "sweep(add), as experiments/vae_wgan.py has"
+            "--sweep needs a config with `table` (table1.py) or sweep(add) (vae_wgan.py)"
         )
     done = {}
     for job in jobs_:
@@ -87,32 +82,31 @@ def sweep(config: ConfigDict, folder: Path, which: str, named: command.Named) ->
 
 def _list(plan, done):
     """Number, wave (its runs need only runs of earlier waves), name, state."""
-    names, waves = [job.name for job in plan], {}
+    numbers, waves = {job.name: number for number, job in enumerate(plan)}, {}
     print(f"  no  wave  {'run':50s} state")
-    for number, job in enumerate(plan):
-        needs = ", ".join(str(names.index(name)) for name in job.needs)
-        state = "done" if done[job.name] else f"needs {needs}" if needs else ""
-        waves[job.name] = 1 + max([waves[name] for name in job.needs], default=-1)
-        print(f"{number:4d}  {waves[job.name]:4d}  {job.name:50s} {state}")
+    for name, needs, _ in plan:
+        missing = f"needs {', '.join(str(numbers[other]) for other in needs)}" if needs else ""
+        waves[name] = 1 + max([waves[other] for other in needs], default=-1)
+        print(
+            f"{numbers[name]:4d}  {waves[name]:4d}  {name:50s} {'done' if done[name] else missing}"
+        )
 
 
 def _run(plan, which, folder, done):
     """Runs what is chosen and not done, and notes it in `done`; returns which jobs failed."""
-    chosen = list(enumerate(plan)) if which == "all" else [(int(which), plan[int(which)])]
-    todo, failed = [(number, job) for number, job in chosen if not done[job.name]], []
-    for _, job in todo:
+    numbers, failed = {job.name: number for number, job in enumerate(plan)}, []
+    chosen = plan if which == "all" else [plan[int(which)]]
+    todo, start = [job for job in chosen if not done[job.name]], time.monotonic()
+    for job in todo:
         if not job.needs:  # wrong fields of a run cost no hours of those before it
             workdir.check(job.make(), folder / job.name)
-    start = time.monotonic()
-    for turn, (number, job) in enumerate(todo):
-        spent = time.monotonic() - start
+    for turn, job in enumerate(todo):
+        number, spent = numbers[job.name], time.monotonic() - start
         left = f", about {spent / turn * (len(todo) - turn) / 60:.0f} min left" if turn else ""
         print(f"== job {number} of {len(plan)}: {job.name}{left}", flush=True)
         try:
-            for name in job.needs:
-                if not done[name]:
-                    needed = [other.name for other in plan].index(name)
-                    raise UserError(f"job {number} needs {needed} ({name}) first")
+            if first := [name for name in job.needs if not done[name]]:
+                raise UserError(f"job {number} needs {numbers[first[0]]} ({first[0]}) first")
             _finish(job, folder, done)
         except (jobs.Stopped, OSError):
             raise
@@ -129,10 +123,10 @@ def _run(plan, which, folder, done):
 
 
 def _finish(job, folder, done):
-    made, place = job.make(), folder / job.name
+    config, place = job.make(), folder / job.name
     (place / provenance.FILE).unlink(missing_ok=True)
-    workdir.run(made, place)
-    provenance.write(place, _recipe(made, job, done))
+    workdir.run(config, place)
+    provenance.write(place, _recipe(config, job, done))
     done[job.name] = _digest(job, folder, done)
 
 
@@ -155,35 +149,40 @@ def _write(config, folder, plan, done, count):
     folder.mkdir(parents=True, exist_ok=True)  # where all failed
     jobs_, rows = plan
     if config.get("table"):
-        kept = [row for row in (row.done(done) for row in rows) if any(row.folders)]
+        kept = [
+            row._replace(folders=[[name for name in fold if done[name]] for fold in row.folders])
+            for row in rows
+        ]
+        kept = [row for row in kept if any(row.folders)]
         table = table1.gather(config, folder, kept, count)
-        _compare(config, folder, {job.name: job for job in jobs_}, kept)
+        _compare(config, folder, jobs_, kept)
     else:
         pairs = zip(jobs_, rows, strict=True)
         table = gather(config, folder, {job.name: its for job, its in pairs if done[job.name]})
-        table = table._replace(notes=[f"{count}. {table.notes[0]}", *table.notes[1:]])
+        table = table._replace(notes=[f"{count}. {table.notes[0]}"])
         files.replace(folder / "sweep.md", tables.markdown(table).encode())
     print("\n".join(map(plain, tables.text(table))))
     files.write_json(folder / "config.json", command.as_json(config))
     seconds = {}
     for job in jobs_:
-        spent = files.read_json(folder / job.name / "versions.json") or {}
-        seconds[job.name] = round(sum(spent.get("seconds", {}).values()), 1)
+        spent = files.read_json(folder / job.name / "versions.json") or {"seconds": {}}
+        seconds[job.name] = round(sum(spent["seconds"].values()), 1)
     files.write_json(folder / "versions.json", {**stages.versions(), "seconds": seconds})
     print(page.write(folder))
 
 
-def _compare(config, folder, made, rows):
+def _compare(config, folder, plan, rows):
     """Figures 3 and 5 of the runs of table 1 that are done."""
-    firsts = {
-        row.title: next(name for fold in row.folders for name in fold)
-        for row in rows
-        if not row.title.startswith("best")
-    }
+    firsts = {row.title: next(name for fold in row.folders for name in fold) for row in rows}
     if "real" in firsts:
         real = folder / firsts["real"] / "real.zarr"
         stages.link(real, folder / "real.zarr", config.model.resolution)
-        runs = {title: (made[name].make(), folder / name) for title, name in firsts.items()}
+        makes = {job.name: job.make for job in plan}
+        runs = {
+            title: (makes[name](), folder / name)
+            for title, name in firsts.items()
+            if not title.startswith("best")
+        }
         stages.compare(folder, runs)
 
 
@@ -193,13 +192,10 @@ def _compare(config, folder, made, rows):
 def plan(
     config: ConfigDict, declare: Callable, fixed: Container[str] = ()
 ) -> tuple[list[Job], list[dict[str, Any]]]:
-    """The runs that `declare` (a config file's `sweep`) adds to, and the fields of each.
+    """The runs that `declare` (a config file's `sweep`) adds, and the fields of each.
 
-    config: what `get_config` returned, with the command line's overrides, which hold for all runs;
-    fixed: their fields.
-    `add({"model.penalty": 10.0}, seed=0)` adds a run with these fields, named as after
-    `--config.`. A run's folder is named by them alone: more runs rename none. Raises UserError for
-    a field that is not there, of another kind, or set twice.
+    fixed: the fields that the command line set in `config`, for all runs. A run's folder is named
+    by its own fields alone: more runs rename none.
     """
     runs = []
     declare(lambda *given, **more: runs.append(dict(*given, **more)))
@@ -217,32 +213,25 @@ def plan(
 
 
 def _name(fields):
-    parts = [f"{field}={_shown(value)}" for field, value in fields.items()]
+    parts = [f"{field}={command.shown(value)}" for field, value in fields.items()]
     return re.sub(r"[^\w.=+-]+", "_", command.folder_name(parts) or "base", flags=re.ASCII)
 
 
-def _shown(value):
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
 def _made(config, fields):
-    made = copy.deepcopy(config)
-    with made.unlocked():
+    own = copy.deepcopy(config)
+    with own.unlocked():
         for field, value in fields.items():
             try:
-                config_path.set_value(field, made, value)
+                config_path.set_value(field, own, value)
             except (AttributeError, LookupError):
                 raise UserError(f"sweep(add): the config has no field {field!r}") from None
             except (TypeError, ValueError) as error:
                 raise UserError(f"sweep(add): config.{field} is {value!r}: {error}") from None
-    return made
+    return own
 
 
 def numbers(result: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a run's `metrics.json` by dotted name.
-
-    Of the verdict `net.column.metric`, means over skulls; of the rest their place in the file.
-    """
+    """The numbers of a run's `metrics.json`, by dotted names such as `net.column.metric`."""
     found = {
         f"{row['net']}.{row['column']}.{row['metric']}": row["mean"]
         for row in (result.get("verdict") or {}).get("summary", ())
@@ -260,20 +249,23 @@ def _leaves(value, name):
 
 
 def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) -> tables.Table:
-    """The table of a sweep's finished runs: means and deviations over seeds.
+    """The table of a sweep's finished runs (name -> fields): means and deviations over seeds.
 
-    config: the sweep's. runs: name -> fields of the finished ones. Runs that differ in nothing but
-    seeds (`seed`, `segment.seed`, ...) share a row. Writes `sweep.json` and `sweep.csv`, which have
-    all numbers, in `folder`.
+    Runs that differ in nothing but seeds (`seed`, `segment.seed`, ...) share a row. Writes
+    `sweep.json` and `sweep.csv`, which have all numbers, in `folder`.
     """
-    fields = list(dict.fromkeys(f for own in runs.values() for f in own if not _is_seed(f)))
+    every = dict.fromkeys(field for own in runs.values() for field in own)
+    fields = [field for field in every if field.rpartition(".")[2] != "seed"]
     found = {name: numbers(files.read_json(folder / name / "metrics.json") or {}) for name in runs}
     known = list(dict.fromkeys(key for one in found.values() for key in one))
     groups = {}
     for name, own in runs.items():
-        place = tuple(_shown(own.get(f, config_path.get_value(f, config))) for f in fields)
+        place = tuple(command.shown(own.get(f, config_path.get_value(f, config))) for f in fields)
         groups.setdefault(place, []).append(name)
-    means = {place: _means([found[n] for n in names], known) for place, names in groups.items()}
+    means = {
+        place: {key: _mean([found[n][key] for n in names if key in found[n]]) for key in known}
+        for place, names in groups.items()
+    }
     own = [key for key in known if re.match(r"vnet\.test\..*\.", key)]
     shown = {title: key for title, key in SHOWN.items() if key in known}
     shown |= {key.removeprefix("vnet.test."): key for key in own}
@@ -281,14 +273,11 @@ def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) ->
         [*place, str(len(names)), *(_cell(means[place][key]) for key in shown.values())]
         for place, names in groups.items()
     ]
-    notes = [
-        "Mean ± standard deviation over the runs of a row; what columns mean: docs/extending.md"
-    ]
-    if not known:
-        notes = ["No run has a metrics.json: name the stage `evaluate`."]
-    table = tables.Table("Sweep", [*fields, "runs", *shown], rows, notes)
-    made = [{"name": name, "fields": runs[name], "numbers": found[name]} for name in runs]
-    files.write_json(folder / "sweep.json", {**table._asdict(), "runs": made})
+    note = "Mean ± standard deviation over the runs of a row; what columns mean: docs/extending.md"
+    note = note if known else "No run has a metrics.json: name the stage `evaluate`."
+    table = tables.Table("Sweep", [*fields, "runs", *shown], rows, [note])
+    every = [{"name": name, "fields": runs[name], "numbers": found[name]} for name in runs]
+    files.write_json(folder / "sweep.json", {**table._asdict(), "runs": every})
     columns = [*fields, "runs", *(f"{key}{end}" for key in known for end in ("", " sd"))]
     lines = [
         [*place, len(names), *(value for key in known for value in means[place][key])]
@@ -298,20 +287,10 @@ def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) ->
     return table
 
 
-def _is_seed(field):
-    return field.rpartition(".")[2] == "seed"
-
-
-def _means(found, known):
-    """Name -> mean, and sd (None of one run), of the runs that have it; None without."""
-    values = {key: [one[key] for one in found if key in one] for key in known}
-    return {
-        key: (
-            float(np.mean(v)) if v else None,
-            float(np.std(v, ddof=1)) if len(v) > 1 else None,
-        )
-        for key, v in values.items()
-    }
+def _mean(values):
+    """Mean, and standard deviation (None of one value)."""
+    mean = float(np.mean(values)) if values else None
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _cell(value):

@@ -9,14 +9,14 @@ import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from skullgen.core import files, plugins
 from skullgen.core.errors import UserError, in_range, one_of
-from skullgen.evaluation import metrics, verdict
+from skullgen.evaluation import explore, metrics, verdict
 from skullgen.report import tables
 
 CONTROLS = {  # row -> store, augmentation
@@ -48,84 +48,113 @@ class Row(NamedTuple):
     pairs: str
     folders: list[list[str]]
 
-    def done(self, marks: dict[str, Any]) -> "Row":
-        """The row with only the folders whose job has a mark."""
-        return self._replace(folders=[[n for n in fold if marks[n]] for fold in self.folders])
 
-
-class Net(NamedTuple):
+class _Net(NamedTuple):
     """A V-Net to train: its row, its seed, the folders that it needs, and its stores.
 
-    stores: `segment.stores` and whether it is augmented, or a function that returns both.
+    stores: () -> `segment.stores`, and whether it is augmented.
     """
 
     title: str
     pairs: str
     seed: int
     needs: tuple[str, ...]
-    stores: tuple[str, bool] | Callable[[], tuple[str, bool]]
+    stores: Callable[[], tuple[str, bool]]
 
 
-class Fold(NamedTuple):
-    """One fold of the cross-validation, or all where there are none."""
+class _Fold(NamedTuple):
+    """The runs of one fold of the cross-validation, or all where there are none."""
 
     config: ConfigDict
     folder: Path
     number: int
 
-    @property
-    def place(self) -> str:
-        """How the folders of its runs begin."""
-        return f"fold{self.number}/" if self.config.table.folds else ""
+    def place(self, name):
+        """The folder of a run, in the sweep's."""
+        return f"fold{self.number}/{name}" if self.config.table.folds else name
 
-    @property
-    def data(self) -> str:
-        """The folder of its data."""
-        return f"{self.place}data"
-
-    @property
-    def real(self) -> Path:
-        """Its real pairs."""
-        return self.folder / self.data / "real.zarr"
-
-    def generator(self, model: str, seed: int) -> str:
+    def generator(self, model, seed):
         """The folder of a generator; one for all seeds, unless `table.refit`."""
-        return f"{self.place}{model}-s{seed if self.config.table.refit else 0}"
+        return self.place(f"{model}-s{seed if self.config.table.refit else 0}")
 
-    def made(self, model: str, seed: int, count: int) -> str:
-        """The generated pairs of a model, as a part of `segment.stores`."""
-        return f"{self.folder / self.generator(model, seed) / 'generated.zarr'}:all:{count}"
-
-    def control(self, title: str) -> str:
-        """The pairs of a control, as a part of `segment.stores`."""
-        source, _ = CONTROLS[title]
-        count = "all" if source == "real" else self.config.table.fresh
-        return f"{self.folder / self.data / source}.zarr:train:{count}"
-
-    def net(self, net: Net) -> str:
+    def net(self, net):
         """The folder of a V-Net."""
-        name = f"{self.place}{net.title}-{net.pairs}-s{net.seed}"
-        return name.replace(" + ", "+").replace(" ", "_")
+        name = f"{net.title}-{net.pairs}-s{net.seed}"
+        return self.place(name.replace(" + ", "+").replace(" ", "_"))
+
+    def control(self, title):
+        """The stores of a control, and whether it is augmented."""
+        source, augment = CONTROLS[title]
+        count = "all" if source == "real" else self.config.table.fresh
+        return f"{self.folder / self.place('data') / source}.zarr:train:{count}", augment
+
+    def mixture(self, title, made):
+        """The stores of generated pairs, beside a control or, without a title, alone."""
+        if not title:
+            return made, False
+        if title == "best control":  # known when the controls are scored
+            folders = {}
+            for net in self.controls():
+                folders.setdefault(net.title, []).append(self.net(net))
+            title = best_control(self.folder, folders)
+        pairs, augment = self.control(title)
+        return f"{pairs},{made}", augment
+
+    def controls(self) -> list[_Net]:
+        """The V-Nets of real pairs and of fresh defects."""
+        table = self.config.table
+        return [
+            _Net(title, str(pairs), seed, (), partial(self.control, title))
+            for seed in range(table.seeds)
+            for title, (source, _) in CONTROLS.items()
+            if (pairs := "all" if source == "real" else table.fresh)
+        ]
+
+    def mixtures(self) -> Iterator[_Net]:
+        """The V-Nets of generated pairs, alone and with others."""
+        counts, most = _counts(self.config), _counts(self.config)[-1]
+        controls = tuple(map(self.net, self.controls()))
+        rows = [*(("", count, ()) for count in counts), ("real", most, ())]
+        for seed in range(self.config.table.seeds):
+            for model in _models(self.config):
+                folder = self.generator(model, seed)
+                for control, count, needs in [*rows, ("best control", most, controls)]:
+                    made = f"{self.folder / folder / 'generated.zarr'}:all:{count}"
+                    title = f"{control} + {model}" if control else model
+                    stores = partial(self.mixture, control, made)
+                    yield _Net(title, str(count), seed, (folder, *needs), stores)
+
+    def jobs(self) -> list[Job]:
+        """Data and generators."""
+        data, table = self.place("data"), self.config.table
+        seeds = range(table.seeds) if table.refit else (0,)
+        return [
+            Job(data, (), partial(_data, self)),
+            *(
+                Job(self.generator(model, seed), (data,), partial(_generator, self, model, seed))
+                for model in _models(self.config)
+                for seed in seeds
+            ),
+        ]
 
 
 def plan(config: ConfigDict, folder: Path) -> tuple[list[Job], list[Row]]:
-    """The jobs, in an order in which each comes after those that it needs, and the rows.
+    """The jobs, each after those that it needs, and the rows.
 
     config: an experiment with `table` and `generators` (`experiments/table1.py`). folder: of the
-    sweep. Raises UserError for a wrong field of `config.table`.
+    sweep.
     """
     _check(config, folder)
-    folds = [Fold(config, folder, number) for number in range(max(config.table.folds, 1))]
-    plan, rows = [], {}
-    for fold in folds:
-        nets = [*_controls(fold), *_mixtures(fold)]
-        plan += [Job(fold.data, (), partial(_data, fold)), *_generators(fold)]
-        for net in nets:
-            plan.append(Job(fold.net(net), (fold.data, *net.needs), partial(_net, fold, net)))
-        for row in dict.fromkeys((net.title, net.pairs) for net in nets):
-            names = [fold.net(net) for net in nets if (net.title, net.pairs) == row]
-            rows.setdefault(row, []).append(names)
-    return plan, [Row(*row, names) for row, names in rows.items()]
+    jobs, rows = [], {}
+    for number in range(max(config.table.folds, 1)):
+        fold = _Fold(config, folder, number)
+        jobs += fold.jobs()
+        for net in [*fold.controls(), *fold.mixtures()]:
+            needs = fold.place("data"), *net.needs
+            jobs.append(Job(fold.net(net), needs, partial(_net, fold, net)))
+            row = rows.setdefault((net.title, net.pairs), {})
+            row.setdefault(number, []).append(fold.net(net))
+    return jobs, [Row(*row, list(folds.values())) for row, folds in rows.items()]
 
 
 def _check(config, folder):
@@ -137,9 +166,9 @@ def _check(config, folder):
         raise UserError("table.counts is empty: numbers of pairs, comma-separated")
     for count in _counts(config):
         in_range("table.counts", count, 1)
-    in_range("table.seeds", table.seeds, 1)
-    in_range("table.folds", table.folds, 0)
-    in_range("table.fresh", table.fresh, 0)
+    for field, least in {"seeds": 1, "folds": 0, "fresh": 0}.items():
+        in_range(f"table.{field}", table[field], least)
+    explore.check(config.explore)
     if config.data.folds:
         raise UserError("config.data.folds: set config.table.folds")
     if "," in str(folder):
@@ -150,72 +179,30 @@ def _check(config, folder):
 
 def _counts(config):
     """The numbers of pairs, rising."""
-    return sorted(
-        {int(part) if part.isdecimal() else 0 for part in plugins.listed(config.table.counts)}
-    )
+    parts = plugins.listed(config.table.counts)
+    return sorted({int(part) if part.isdecimal() else 0 for part in parts})
 
 
-def _models(fold):
-    return list(dict.fromkeys(plugins.listed(fold.config.table.models)))
-
-
-def _generators(fold) -> Iterator[Job]:
-    for model in _models(fold):
-        for seed in range(fold.config.table.seeds) if fold.config.table.refit else (0,):
-            make = partial(_generator, fold, model, seed)
-            yield Job(fold.generator(model, seed), (fold.data,), make)
-
-
-def _controls(fold) -> list[Net]:
-    """The V-Nets of real pairs and of fresh defects."""
-    table = fold.config.table
-    return [
-        Net(title, str(pairs), seed, (), (fold.control(title), augment))
-        for seed in range(table.seeds)
-        for title, (source, augment) in CONTROLS.items()
-        if (pairs := "all" if source == "real" else table.fresh)
-    ]
-
-
-def _mixtures(fold) -> Iterator[Net]:
-    """The V-Nets of generated pairs, alone and with others."""
-    counts = _counts(fold.config)
-    most = counts[-1]
-    controls = tuple(map(fold.net, _controls(fold)))
-    for seed in range(fold.config.table.seeds):
-        for model in _models(fold):
-            needs, made = (fold.generator(model, seed),), partial(fold.made, model, seed)
-            for count in counts:
-                yield Net(model, str(count), seed, needs, (made(count), False))
-            both = f"{fold.control('real')},{made(most)}", False
-            yield Net(f"real + {model}", str(most), seed, needs, both)
-            best = partial(_with_best, fold, made(most))
-            title = f"best control + {model}"
-            yield Net(title, str(most), seed, (*needs, *controls), best)
-
-
-def _with_best(fold, made):
-    """The stores of the best control with generated pairs: known when the controls are scored."""
-    folders = {}
-    for net in _controls(fold):
-        folders.setdefault(net.title, []).append(fold.net(net))
-    title = best_control(fold.folder, folders)
-    return f"{fold.control(title)},{made}", CONTROLS[title][1]
+def _models(config):
+    return list(dict.fromkeys(plugins.listed(config.table.models)))
 
 
 def best_control(folder: Path, controls: dict[str, list[str]]) -> str:
     """The control with the highest mean Dice on the split `validation`, which judges nothing else.
 
-    Without such a split it is the last, fresh defects with augmentation, chosen beforehand.
-    controls: row -> folders of its V-Nets.
+    controls: row -> folders of its V-Nets. Without such a split (SkullBreak) it is the last, fresh
+    defects with augmentation, chosen beforehand.
     """
-    found = {
-        title: [v for name in names for v in _values(folder / name, "selection").values()]
-        for title, names in controls.items()
-    }
-    if not all(found.values()):  # no such split, as in SkullBreak: what should be best
-        return list(controls)[-1]
-    return max(found, key=lambda title: np.mean(found[title]))
+    scores = {}
+    for title, names in controls.items():
+        values = [v for n in names for v in _values(_cases(folder / n), "selection").values()]
+        scores[title] = np.mean(values) if values else None
+    return _best(scores)
+
+
+def _best(scores):
+    """The title with the highest score; the last where one has none."""
+    return list(scores)[-1] if None in scores.values() else max(scores, key=scores.get)
 
 
 def _base(config, stages):
@@ -242,24 +229,27 @@ def _generator(fold, model, seed):
     base.generate.count = _counts(config)[-1]
     base.workers = config.workers
     base.data.update(config.data)
-    base.data.update(source="store", root=str(fold.real))
+    base.data.update(source="store", root=str(fold.folder / fold.place("data") / "real.zarr"))
     return base
 
 
 def _net(fold, net):
     base = _base(fold.config, ("ingest", "segment", "evaluate"))
-    base.data.update(source="store", root=str(fold.real))
-    stores, augment = net.stores() if callable(net.stores) else net.stores
-    base.segment.stores, base.segment.model.augment = stores, augment
+    base.data.update(source="store", root=str(fold.folder / fold.place("data") / "real.zarr"))
+    base.segment.stores, base.segment.model.augment = net.stores()
     base.segment.seed, base.segment.reference, base.segment.fresh = net.seed, False, 0
     base.evaluate.rules = (net.title, net.seed) == ("real", 0)
     return base
 
 
-def _values(folder, column, metric="dice", net="vnet"):
-    """Means by skull of a V-Net's column; {} where it is not evaluated yet."""
+def _cases(folder):
+    """The cases of a run; [] where it is not evaluated yet."""
     result = files.read_json(folder / "metrics.json")
-    cases = result["verdict"]["cases"] if result else []
+    return result["verdict"]["cases"] if result else []
+
+
+def _values(cases, column, metric="dice", net="vnet"):
+    """Means by skull of a V-Net's column."""
     chosen = [case for case in cases if case["column"] == column and case["net"] == net]
     return verdict.by_skull(chosen, metric)
 
@@ -270,25 +260,21 @@ def gather(config: ConfigDict, folder: Path, rows: list[Row], done: str) -> tabl
     rows: as `plan` returns them. done: how many of the jobs are, in words.
     """
     metric = config.table.metric
-    entries = [_entry(folder, row, "vnet", metric) for row in rows]
-    rules = [
-        _entry(folder, real._replace(title=title, pairs="-"), net, metric)
-        for real in rows
-        if real.title == "real"
-        for title, net in RULES.items()
+    real = next((row for row in rows if row.title == "real"), None)
+    rules = RULES.items() if real else ()
+    entries = [
+        *(_entry(folder, Row(title, "-", real.folders), net, metric) for title, net in rules),
+        *(_entry(folder, row, "vnet", metric) for row in rows),
     ]
-    entries = [entry for entry in [*rules, *entries] if entry["skulls"]]
-    controls = [entry for entry in entries if entry["title"] in CONTROLS]
-    # Chosen where nothing is judged: on the split `validation`.
-    if all(entry["selection"] is not None for entry in controls):
-        best = max(controls, key=lambda entry: entry["selection"], default=None)
-    else:
-        best = controls[-1] if controls else None
-    real = next((entry for entry in entries if entry["title"] == "real"), None)
-    for entry in entries:
-        for name, other in (("minus_real", real), ("minus_best", best)):
-            entry[name] = None if other in (None, entry) else _minus(entry, other)
+    entries = {(e["title"], e["pairs"]): e for e in entries if e["skulls"]}
+    scores = {title: e["selection"] for (title, _), e in entries.items() if title in CONTROLS}
+    best = _best(scores) if scores else None
+    for entry in entries.values():
+        for name, title in (("minus_real", "real"), ("minus_best", best)):
+            other = next((e for e in entries.values() if e["title"] == title), entry)
+            entry[name] = None if other is entry else _minus(entry, other)
     title = f"Table 1: mean {metric} on real pairs; every V-Net has as many updates"
+    entries = list(entries.values())
     notes = _remarks(config, entries, best, done)
     table = tables.Table(title, list(COLUMNS), list(map(_line, entries)), notes)
     files.write_json(folder / "table1.json", {**table._asdict(), "entries": entries})
@@ -297,37 +283,32 @@ def gather(config: ConfigDict, folder: Path, rows: list[Row], done: str) -> tabl
 
 def _entry(folder, row, net, metric):
     """One row's numbers: per-skull means over seeds, the folds' skulls together."""
-    entry = {"title": row.title, "pairs": row.pairs}
-    names = [name for fold in row.folders for name in fold]
+    runs = [[_cases(folder / name) for name in fold] for fold in row.folders]
 
-    def values(column, metric):
+    def values(column, metric=metric):
         """For each fold the seeds' values, by skull."""
-        found = [[_values(folder / name, column, metric, net) for name in f] for f in row.folders]
-        return [[one for one in fold if one] for fold in found]
+        every = [[_values(cases, column, metric, net) for cases in fold] for fold in runs]
+        return [[one for one in fold if one] for fold in every]
+
+    def mean_of(*column):
+        """The mean of the runs' means: each seed may have pairs of its own."""
+        means = [np.mean(list(one.values())) for fold in values(*column) for one in fold]
+        return float(np.mean(means)) if means else None
 
     tests = {
         f"{number} {skull}": float(np.mean([one[skull] for one in fold]))
-        for number, fold in enumerate(values("test", metric))
+        for number, fold in enumerate(values("test"))
         for skull in (fold[0] if fold else ())
     }
-    mean, low, high, kind = metrics.interval(list(tests.values())) if tests else (None,) * 4
     # One number a seed, over all folds: the spread that another seed would show.
-    turns = zip(*values("test", metric), strict=False)
+    turns = zip(*values("test"), strict=False)
     means = [np.mean([v for one in turn for v in one.values()]) for turn in turns]
-
-    def mean_of(column, metric=metric):
-        """The mean of the runs' means: each seed may have pairs of its own."""
-        runs = [list(one.values()) for fold in values(column, metric) for one in fold]
-        return float(np.mean([np.mean(one) for one in runs])) if runs else None
-
     return {
-        **entry,
+        "title": row.title,
+        "pairs": row.pairs,
         "seeds": len(means),
         "skulls": tests,
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "interval": kind,
+        **_interval(list(tests.values())),
         "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
         "train": mean_of("train"),
         "validation": mean_of("validation"),
@@ -335,16 +316,19 @@ def _entry(folder, row, net, metric):
         "grid": mean_of("test", "dice"),
         "native": mean_of("test", "dice_native"),
         "ceiling": mean_of("test", "ceiling_native"),
-        "runs": names,
+        "runs": [name for fold in row.folders for name in fold],
     }
 
 
+def _interval(values):
+    names = ("mean", "low", "high", "interval")
+    return dict(zip(names, metrics.interval(values) if values else (None,) * 4, strict=True))
+
+
 def _minus(entry, other):
-    paired = [
-        value - other["skulls"][s] for s, value in entry["skulls"].items() if s in other["skulls"]
-    ]
-    mean, low, high, kind = metrics.interval(paired)
-    return {"mean": mean, "low": low, "high": high, "interval": kind, "than": other["title"]}
+    ours, theirs = entry["skulls"], other["skulls"]
+    paired = [value - theirs[skull] for skull, value in ours.items() if skull in theirs]
+    return {**_interval(paired), "than": other["title"]}
 
 
 def _line(entry):
@@ -370,6 +354,6 @@ def _remarks(config, entries, best, done):
         "test: skulls that nothing was trained on. Scored: all test pairs, of the others "
         f"{f'at most {config.evaluate.cases}' if config.evaluate.cases else 'all'}. "
         "A mixture draws equally from its parts.",
-        f"best control: {best['title'] if best else '-'}, chosen on the split `validation`, which "
+        f"best control: {best or '-'}, chosen on the split `validation`, which "
         "judges nothing (beforehand, where there is none; in `best control + ...` fold by fold).",
     ]

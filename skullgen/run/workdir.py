@@ -103,7 +103,7 @@ def _stage(config, workdir, name):
         if stopped.agreed:
             raise
         stop = stopped.signum
-    if hosts.lead():
+    if hosts.lead() and name not in stages.OUT:
         record(config, workdir, name)
     if name in stages.TOGETHER:  # where one stops, all do
         stop = hosts.largest(stop or jobs.asked())
@@ -118,12 +118,13 @@ def _stage(config, workdir, name):
 def record(config: ConfigDict, workdir: Path, stage: str = "") -> None:
     """Writes `config.json`: all stages so far, and the settings by which each of them ran last.
 
-    stage: the one that has run now; "": none yet, in a new work directory.
+    stage: the one that has run now; "": none yet, in a new work directory. Of stages that only hand
+    out nothing is kept.
     """
     old, new = files.read_json(workdir / "config.json"), as_json(config)
     if old and stage:
         own = {stage, *(["phases", *_shared(new)] if stage in stages.TOGETHER else [])}
-        so_far = {*old["stages"], *([] if stage in stages.OUT else [stage])}
+        so_far = {*old["stages"], stage}
         new = {name: new[name] if name in own else old.get(name, new[name]) for name in new}
         new["stages"] = [name for name in stages.STAGES if name in so_far]
     files.write_json(workdir / "config.json", new)

@@ -6,7 +6,6 @@ does not see every flipped bit, so each step holds a sum of its own. Whatever go
 is read, nothing is renamed or deleted.
 """
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -27,24 +27,18 @@ DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND")  # what tensorstore says of 
 
 
 def manager(folder: Path, keep: int = 2, always: Sequence[int] = ()) -> ocp.CheckpointManager:
-    """What saves in `folder`, which is made: the last `keep` steps and `always` stay.
-
-    It is this process's alone: of several processes one saves.
-    """
+    """What saves in `folder`, for this process alone: the last `keep` steps and `always` stay."""
     folder.mkdir(parents=True, exist_ok=True)
     policies = ocp.checkpoint_managers
-    return ocp.CheckpointManager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(keep), policies.CustomSteps(list(always))]
-            ),
-            create=False,
-            cleanup_tmp_directories=True,
-            todelete_subdir=DELETED,  # moved there at once: a kill leaves no step half deleted
-            multiprocessing_options=_alone(),
-        ),
+    kept = [policies.LatestN(keep), policies.CustomSteps(list(always))]
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        create=False,
+        cleanup_tmp_directories=True,
+        todelete_subdir=DELETED,  # moved there at once: a kill leaves no step half deleted
+        multiprocessing_options=_alone(),
     )
+    return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
 def _alone():
@@ -54,9 +48,8 @@ def _alone():
 
 def newest(folder: Path) -> int:
     """The newest whole step in `folder`, or 0 where there is none."""
-    if not folder.is_dir():
-        return 0
-    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def fingerprint(state: State) -> str:
@@ -68,15 +61,14 @@ def fingerprint(state: State) -> str:
 
 
 def save(manager: ocp.CheckpointManager, state: State) -> None:
-    """Starts to save `state` under its step, unless that step is there; copies it first.
+    """Starts to save `state`, which may be donated at once, under its step, unless that is there.
 
-    The state may be donated at once afterwards. Raises UserError where the disk has no room for it.
+    UserError where the disk has no room for it.
     """
     step = int(state.step)
     if step in manager.all_steps():
         return
-    state = state.replace(key=jax.random.key_data(state.key))
-    copy = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    copy = jax.tree.map(lambda x: np.array(x, copy=True), _plain(state))
     place = Path(manager.directory) / str(step)
     needed = sum(x.nbytes for x in jax.tree.leaves(copy)) + 2**20  # and orbax's own files
     finish(manager)
@@ -94,12 +86,58 @@ def finish(manager: ocp.CheckpointManager) -> None:
 def release(folder: Path, state: State) -> None:
     """Saves into `folder` what inference needs: weights and running values, without `opt`."""
     copy = jax.tree.map(np.asarray, _released(state))
-    with contextlib.closing(manager(folder)) as place, files.room(folder):
-        about = {"crc32": _crc(copy), "release": True}
+    about = {"crc32": _crc(copy), "release": True}
+    with manager(folder) as place, files.room(folder):
         place.save(int(state.step), args=ocp.args.StandardSave(copy), custom_metadata=about)
         finish(place)
     for note in folder.rglob("commit_success.txt"):  # the folder's place on this machine
         note.unlink()
+
+
+def begin(folder: Path, model: Model, seed: int) -> State:
+    """The State to train from in every process: process 0's newest checkpoint, or a new one."""
+    step = newest(folder) if hosts.lead() else 0
+    if step:
+        if _about(folder / str(step)).get("release"):
+            raise UserError(f"{folder / str(step)}: of a release: training cannot go on from it")
+        state = read(folder, model, step)
+    else:
+        # rbg for the weights: threefry takes XLA seconds to compile for every shape drawn.
+        state = jax.jit(model.init)(jax.random.key(seed, impl="rbg"))
+        state = state.replace(key=jax.random.key(seed))
+    return _keyed(hosts.first(_plain(state)))
+
+
+def read(folder: Path, model: Model, step: int) -> State:
+    """The State at `step` in `folder`, to which nothing is written; of a release without `opt`.
+
+    UserError where it is not what was saved; orbax's own error for any other reason.
+    """
+    place, why = folder / str(step), ""
+    about = _about(place)
+    shapes = jax.eval_shape(lambda key: _plain(model.init(key)), jax.random.key(0))
+    shapes = _released(shapes) if about.get("release") else shapes
+    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    try:
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as orbax:
+            state = orbax.restore(place.absolute() / "default", target)
+        if about.get("crc32") != _crc(state):
+            why = "not what was saved, or of another version of its model"
+    except ValueError as error:
+        if not (isinstance(error, json.JSONDecodeError) or str(error).startswith(DAMAGE)):
+            raise
+        why = str(error).partition(":")[0]
+    if why:
+        raise UserError(
+            f"{place}: damaged ({why}): delete it: training goes on from the one before"
+        )
+    if about.get("release"):
+        state = state.replace(key=jax.random.key_data(jax.random.key(0)))
+    return _keyed(state)
+
+
+def _about(place):
+    return (files.read_json(place / "_CHECKPOINT_METADATA") or {}).get("custom_metadata") or {}
 
 
 def _released(state):
@@ -107,55 +145,13 @@ def _released(state):
     return State(state.step, np.zeros(1, np.uint32), nets)
 
 
-def begin(folder: Path, model: Model, seed: int) -> State:
-    """The State to train from in every process: process 0's newest checkpoint, or a new one."""
-    step = newest(folder) if hosts.lead() else 0
-    if step:
-        state, of_release = _restore(folder / str(step), model)
-        if of_release:
-            raise UserError(f"{folder / str(step)}: of a release: training cannot go on from it")
-    else:
-        # rbg for the weights: threefry takes XLA seconds to compile for every shape drawn.
-        state = jax.jit(model.init)(jax.random.key(seed, impl="rbg"))
-        state = state.replace(key=jax.random.key(seed))
-    same = hosts.first(state.replace(key=jax.random.key_data(state.key)))
-    same = jax.tree.map(jax.numpy.asarray, same)
-    return same.replace(key=jax.random.wrap_key_data(same.key))
+def _plain(state):
+    return state.replace(key=jax.random.key_data(state.key))
 
 
-def read(folder: Path, model: Model, step: int) -> State:
-    """The State at `step` in `folder`, to which nothing is written; of a release without `opt`.
-
-    Raises UserError where it is not what was saved, and what orbax raises for any other reason.
-    """
-    return _restore(folder / str(step), model)[0]
-
-
-def _restore(place, model):
-    """The State in the folder `place` of one step, and whether it is of a release."""
-    about = (files.read_json(place / "_CHECKPOINT_METADATA") or {}).get("custom_metadata") or {}
-    of_release = about.get("release", False)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    shapes = shapes.replace(key=jax.eval_shape(jax.random.key_data, shapes.key))
-    wanted = _released(shapes) if of_release else shapes
-    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), wanted)
-    try:
-        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as orbax:
-            state = orbax.restore(place.absolute() / "default", target)
-    except ValueError as error:
-        if not (isinstance(error, json.JSONDecodeError) or str(error).startswith(DAMAGE)):
-            error.add_note(f"while {place} was read")
-            raise
-        raise _damaged(place, str(error).partition(":")[0]) from None
-    if about.get("crc32") != _crc(state):
-        raise _damaged(place, "not what was saved, or of another version of its model")
-    state = jax.tree.map(jax.numpy.asarray, state)
-    key = jax.random.key(0) if of_release else jax.random.wrap_key_data(state.key)
-    return state.replace(key=key), of_release
-
-
-def _damaged(place, why):
-    return UserError(f"{place}: damaged ({why}): delete it: training goes on from the one before")
+def _keyed(state):
+    state = jax.tree.map(jnp.asarray, state)
+    return state.replace(key=jax.random.wrap_key_data(state.key))
 
 
 def _crc(state):

@@ -12,21 +12,15 @@ Record = dict[str, Any]
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a log, in order; [] where there is none, UserError for a damaged line.
-
-    A last line that a kill cut short is left out.
-    """
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    """The records of a log, [] without one; a last line that a kill cut short is left out."""
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
     records = []
     for number, line in enumerate(lines, 1):
-        if not line.endswith(b"\n"):
-            break
         try:
             records.append(json.loads(line))
-        except (ValueError, RecursionError):
+        except ValueError:
             raise UserError(
-                f"{path}: line {number} is damaged: delete it: curves lack it, and no other result "
-                "depends on it"
+                f"{path}: line {number} is damaged: delete it: curves lack it"
             ) from None
     return records
 
@@ -57,9 +51,8 @@ def tensorboard(folder: Path | None) -> Callable[[list[Record]], None]:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise UserError(
-            "config.tensorboard needs tensorboardX: pip install 'skullgen[tensorboard]'"
-        ) from None
+        cure = "pip install 'skullgen[tensorboard]'"
+        raise UserError(f"config.tensorboard needs tensorboardX: {cure}") from None
     writer = SummaryWriter(str(folder))
 
     def write(records):

@@ -8,14 +8,14 @@ import contextlib
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Int
 
 from skullgen.core import files, hosts, jobs, provenance
 from skullgen.core.errors import Diverged, UserError, in_range
@@ -24,6 +24,7 @@ from skullgen.data import mixture, store
 from skullgen.training import checkpoint, logs, parallel
 
 Watch = Callable[[State, str], Iterable[logs.Record]]
+Parts = list[mixture.Part]
 
 
 class Options(NamedTuple):
@@ -46,13 +47,6 @@ class Place(NamedTuple):
     recipe: provenance.Recipe
 
 
-class Batch(NamedTuple):
-    """Packed pairs, and the rows of them that one update takes."""
-
-    data: UInt8[Array | np.ndarray, "N bytes"]
-    index: Int[np.ndarray, "batches size"]
-
-
 class Span(NamedTuple):
     """A phase on the line of updates: its number, the updates before it and at its end."""
 
@@ -64,7 +58,7 @@ class Span(NamedTuple):
 
 class _Run(NamedTuple):
     model: Model
-    parts: list[mixture.Part]
+    parts: Parts
     place: Place
     options: Options
     ends: list[int]  # of the phases
@@ -76,19 +70,14 @@ class _Run(NamedTuple):
 
 
 def check(options: Options, section: str = "") -> None:
-    """UserError for an option that is out of bounds, or a batch that devices cannot share alike.
-
-    section: of the config's fields, "segment." for a V-Net's.
-    """
-    for field in ("log_every", "keep"):
-        in_range(field, getattr(options, field), 1)
+    """UserError for an option that is out of bounds; section: "segment." for a V-Net's own."""
+    in_range("log_every", options.log_every, 1)
+    in_range("keep", options.keep, 1)
     in_range(f"{section}save_every", options.save_every, 1)
     in_range(f"{section}batch_size", options.batch, 1)
-    count = jax.device_count()
-    if options.batch % count:
-        raise UserError(
-            f"{section}batch_size is {options.batch}: not a multiple of the {count} devices"
-        )
+    if options.batch % jax.device_count():
+        what = f"not a multiple of the {jax.device_count()} devices"
+        raise UserError(f"{section}batch_size is {options.batch}: {what}")
 
 
 def spans(plan: list[Phase], pairs: int, batch: int) -> list[Span]:
@@ -101,32 +90,32 @@ def spans(plan: list[Phase], pairs: int, batch: int) -> list[Span]:
 def train(
     model: Model,
     plan: list[Phase],
-    parts: list[mixture.Part],
+    parts: Parts,
     place: Place,
     options: Options,
     watch: Watch | None = None,
 ) -> State:
     """Trains `model` through `plan` on a mixture of stores of one size, or goes on.
 
-    parts: each has an equal share of every batch. watch: `(state, phase's step) -> records` for
-    TensorBoard, whose `says` is printed; called by process 0 wherever metrics were fetched.
-
-    Raises UserError where `place` holds a network of another recipe, Diverged for a metric that is
-    not finite, jobs.Stopped after a checkpoint where a signal came.
+    watch: `(state, phase's step) -> records` for TensorBoard, whose `says` is printed; called by
+    process 0 wherever metrics were fetched. Raises UserError where `place` holds a network of
+    another recipe, Diverged, and jobs.Stopped after a checkpoint where a signal came.
     """
     check(options)
     lead, whole = hosts.lead(), spans(plan, _count(parts), options.batch)
     ends = [span.end for span in whole]
     board = logs.tensorboard(options.tensorboard if lead else None)
     if lead:
-        _claim(place.folder, recipe(plan, parts, place.recipe, options))
+        _claim(place.folder, recipe(plan, parts, place.recipe, options.seed, options.batch))
     # Placed as the steps return it, or the first one is compiled twice.
     state = parallel.resident(checkpoint.begin(place.folder, model, options.seed))
     first = int(state.step)
     if 0 < first < ends[-1]:
         print(f"training: goes on from the checkpoint of update {first}")
-    manager = checkpoint.manager(place.folder, options.keep, ends) if lead else None
-    with contextlib.closing(manager) if manager else contextlib.nullcontext():
+    managing = contextlib.nullcontext()
+    if lead:
+        managing = checkpoint.manager(place.folder, options.keep, ends)
+    with managing as manager:
         recent = logs.cut(place.log, first) if lead else []
         watch = watch if lead else None
         run = _Run(model, parts, place, options, ends, manager, board, watch, recent, set())
@@ -147,28 +136,27 @@ def _count(parts):
 
 
 def recipe(
-    plan: list[Phase], parts: list[mixture.Part], network: provenance.Recipe, options: Options
+    plan: list[Phase], parts: Parts, network: provenance.Recipe, seed: int, batch: int
 ) -> provenance.Recipe:
-    """All that determines a trained network, with its phases' lengths in updates.
-
-    network: as of `methods.recipe`. Rows of a store are kept as runs [first, last + 1].
-    """
+    """All that determines a trained network (network: `methods.recipe`), lengths in updates."""
+    stores = [
+        {"recipe": provenance.digest(part.store.recipe), "rows": _runs(part.rows)} for part in parts
+    ]
+    phases = [
+        [phase.step, phase.batches, end - begin]
+        for phase, _, begin, end in spans(plan, _count(parts), batch)
+    ]
     return {
         **network,
-        "seed": options.seed,
-        "batch_size": options.batch,
-        "stores": {
-            str(number): {"recipe": provenance.digest(store.recipe), "rows": _runs(rows)}
-            for number, (store, rows) in enumerate(parts)
-        },
-        "phases": {
-            str(number): [phase.step, phase.batches, end - begin]
-            for phase, number, begin, end in spans(plan, _count(parts), options.batch)
-        },
+        "seed": seed,
+        "batch_size": batch,
+        "stores": {str(number): each for number, each in enumerate(stores)},
+        "phases": {str(number): each for number, each in enumerate(phases)},
     }
 
 
 def _runs(rows):
+    """Rows as runs [first, last + 1]."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     return [[int(run[0]), int(run[-1]) + 1] for run in np.split(rows, breaks)]
 
@@ -205,11 +193,10 @@ def _until(recipe, step):
 
 
 def _phase(run, span, state):
-    first, options = int(state.step), run.options
-    update = parallel.data_parallel(run.model.steps[span.phase.step], run.parts[0].store.size)
-    name, length = f"train {span.phase.step}", span.end - span.begin
-    with jobs.progress(length, first - span.begin, name, "update") as bar:
-        pending = []
+    first, options, name = int(state.step), run.options, span.phase.step
+    update, pending = parallel.data_parallel(run.model.steps[name], run.parts[0].store.size), []
+    length, done = span.end - span.begin, first - span.begin
+    with jobs.progress(length, done, f"train {name}", "update") as bar:
         for step, batch in enumerate(_batches(run, span, first), first + 1):
             state, metrics = update(state, *batch)
             if step == first + 1:  # compiled: the bar's rate begins now
@@ -221,32 +208,33 @@ def _phase(run, span, state):
             # Several processes stop in the same update, one alone at once.
             stop = hosts.largest(jobs.asked()) if fetch or not hosts.several() else 0
             if fetch or stop:  # metrics are looked at before the state is saved
-                bar.set_postfix(epoch=_fetch(run, span, pending, bar), refresh=False)
+                _fetch(run, span, pending, bar)
                 pending = []
             bar.update()
             if due or stop:
                 _save(run, state, stop)
             if stop:
                 raise jobs.Stopped(stop, agreed=True)
-            for record in run.watch(state, span.phase.step) if fetch and run.watch else ():
+            for record in run.watch(state, name) if fetch and run.watch else ():
                 run.board([record])
                 bar.write(record["says"])
     return state
 
 
 def _fetch(run, span, pending, bar):
-    """Writes the metrics of some updates, says the model's notes on them; returns the epoch."""
+    """Writes the metrics of some updates, and says the model's notes on them."""
     epoch, records = math.ceil(_count(run.parts) / run.options.batch), []
     for step, metrics in jax.device_get(pending):
         place = {"phase": span.phase.step, "epoch": (step - span.begin - 1) // epoch + 1}
         values = {name: float(value) for name, value in metrics.items()}
         records.append({**place, "step": step, **values})
+    bar.set_postfix(epoch=records[-1]["epoch"], refresh=False)
     good = list(itertools.takewhile(lambda record: not _infinite(record), records))
     if hosts.lead():
         logs.append(run.place.log, good)
     run.board(good)
     if len(good) < len(records):
-        _diverged(run, span, records[len(good)])
+        raise _diverged(run, span, records[len(good)])
     *whole, last = epochs([*run.recent, *records])
     over = records[-1]["step"] == span.end
     run.recent[:] = [] if over else last
@@ -255,7 +243,6 @@ def _fetch(run, span, pending, bar):
         if line not in run.said:
             bar.write(line)
             run.said.add(line)
-    return records[-1]["epoch"]
 
 
 def _save(run, state, stop):
@@ -284,34 +271,30 @@ def notes(model: Model, groups: list[list[logs.Record]]) -> list[str]:
 
 
 def _infinite(record):
-    """The metrics of a record that are not finite, by name."""
-    return {k: v for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
+    """The first metric of a record that is not finite, as its name and value."""
+    values = ((k, v) for k, v in record.items() if isinstance(v, float) and not math.isfinite(v))
+    return next(values, None)
 
 
 def _diverged(run, span, record):
-    """Writes which batches an update took beside the log, and raises Diverged."""
+    """The error to raise, with the pairs that the update took, which it writes beside the log."""
     if run.manager:
         checkpoint.finish(run.manager)
     log, folder, step = run.place.log, run.place.folder, record["step"]
-    batches = [
-        [[str(run.parts[number].store.path), int(run.parts[number].rows[row])] for number, row in x]
-        for x in np.stack(_owner(run.parts, _draw(run, span, step - 1)), axis=-1)
-    ]
     path, last = log.with_name(f"{log.stem}-diverged.json"), checkpoint.newest(folder)
+    pairs = [(str(part.store.path), int(row)) for part in run.parts for row in part.rows]
+    batches = [[pairs[i] for i in batch] for batch in _draw(run, span, step - 1)]
     if hosts.lead():
         files.write_json(path, {"record": record, "checkpoint": last, "batches": batches})
-    [(name, value), *_] = _infinite(record).items()
-    rows = ", ".join(str(row) for _, row in batches[0][:8]) + ", ..." * (len(batches[0]) > 8)
-    kept = f"update {last}, the last good checkpoint" if last else "the beginning"
-    raise Diverged(
+    name, value = _infinite(record)
+    return Diverged(
         f"training of {folder.name} stopped: {name} is {value} at update {step} (phase "
-        f"{record['phase']}), on rows {rows} of {Path(batches[0][0][0]).name} (all in "
-        f"{path.name}): the same command replays it from {kept}; lower the learning rate or the "
-        "penalty, or compute in float32, in a new --workdir"
+        f"{record['phase']}), on the pairs of {path.name}: the same command replays it from update "
+        f"{last}; lower the learning rate or the penalty, or compute in float32, in a new --workdir"
     )
 
 
-# --- Batches -------------------------------------------------------------------------------------
+# --- Batches: packed pairs, and the rows of them that an update takes ----------------------------
 
 
 def _draw(run, span, update):
@@ -321,21 +304,14 @@ def _draw(run, span, update):
     return mixture.batch_rows(counts, run.options.batch, place, span.phase.batches)
 
 
-def _owner(parts, rows):
-    """The part that each row, counted through all, is of, and its place there."""
-    starts = np.cumsum([0, *(len(part.rows) for part in parts)])
-    number = np.searchsorted(starts, rows, side="right") - 1
-    return number, rows - starts[number]
-
-
-def _batches(run, span, first) -> Iterator[Batch]:
+def _batches(run, span, first):
     """The batches of the updates after `first`: resident where they fit, else streamed."""
     draws = (_draw(run, span, update) for update in range(first, span.end))
     needed = _count(run.parts) * run.parts[0].store.size ** 3 * 2 // 8
     if needed <= run.options.budget_mb * 2**20 and jax.process_count() == 1:
-        bits = [part.store.load(part.rows) for part in run.parts]
-        data = parallel.resident(np.concatenate(bits))
-        yield from (Batch(data, index) for index in draws)
+        data = np.concatenate([part.store.load(part.rows) for part in run.parts])
+        data = parallel.resident(data)
+        yield from ((data, index) for index in draws)
         return
     with ThreadPoolExecutor(4) as pool:
         ahead = [pool.submit(_read, run.parts, index) for index in itertools.islice(draws, 4)]
@@ -347,11 +323,12 @@ def _batches(run, span, first) -> Iterator[Batch]:
 def _read(parts, index):
     """The pairs of one draw; of several processes, each reads only its own columns of it."""
     mine = hosts.columns(index.shape[1])
-    number, rows = _owner(parts, index[:, mine].ravel())
+    wanted = index[:, mine].ravel()
+    owner = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])[wanted]
+    rows = np.concatenate([part.rows for part in parts])[wanted]
     bits = np.empty((len(rows), parts[0].store.size ** 3 * 2 // 8), np.uint8)
-    for each, part in enumerate(parts):
-        its = number == each
-        bits[its] = part.store.load(part.rows[rows[its]])
+    for number, part in enumerate(parts):
+        bits[owner == number] = part.store.load(rows[owner == number])
     local = np.zeros_like(index)
     local[:, mine] = np.arange(len(rows)).reshape(len(index), -1)
-    return Batch(bits, local)
+    return bits, local

@@ -5,24 +5,22 @@ Shapes: `B` samples, `D` voxels a side, as in `core.types`.
 
 import contextlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from skullgen.core import files, hosts, plugins, provenance
-from skullgen.core.errors import UserError, plain
+from skullgen.core import files, plugins, provenance
+from skullgen.core.errors import UserError, one_of
 from skullgen.core.types import Model, Phase, State
 from skullgen.data import mixture
 from skullgen.networks import modules
 from skullgen.training import checkpoint
 
 B = 2  # samples of the shapes that are tried
+Specs = Sequence[Mapping[str, Any]]  # as of `config.phases`
 
 
 class Trained(NamedTuple):
@@ -49,8 +47,8 @@ def load_config(folder: Path) -> ConfigDict:
 def load_model(name: str, config: ConfigDict, section: str = "") -> Model:
     """The Model that `make(config)` returns in `skullgen.models.<name>` or in `package.module`.
 
-    config: an experiment's `config.model`, or that of its section `section` ("segment."). Raises
-    UserError where there is no such module, or a field is missing or, for a model of ours, wrong.
+    config: `config.model` of an experiment, or of its section `section` ("segment."). UserError
+    where there is no such module, or a field is missing or, for a model of ours, wrong.
     """
     if not name:
         raise UserError(f"{section}model_name is '': no module is named")
@@ -80,28 +78,23 @@ def _fields(name, section):
         if not isinstance(cause, KeyError):
             raise
         field = str(cause.args[0]).split("\n")[0].strip("'")
-        raise UserError(
-            f"config.{section}model lacks the field {field}, which {name} reads"
-        ) from error
+        what = f"config.{section}model lacks the field {field}, which {name} reads"
+        raise UserError(what) from error
 
 
-def phases(specs: Sequence[Mapping[str, Any]], model: Model) -> list[Phase]:
+def phases(specs: Specs, model: Model) -> list[Phase]:
     """`config.phases` as a list of Phase; UserError for a wrong field, step or length."""
-    result = []
     if not specs:
         raise UserError("phases is empty: `train` needs one, for example dict(step=..., updates=9)")
+    result = []
     for number, spec in enumerate(specs):
         where = f"phases[{number}]"
         try:
             phase = Phase(**spec)
         except TypeError:
-            shown = dict(spec) if hasattr(spec, "keys") else spec
-            raise UserError(
-                f"{where} is {shown}: its fields are {', '.join(Phase._fields)}"
-            ) from None
-        if phase.step not in list(model.steps):
-            known = ", ".join(model.steps)
-            raise UserError(f"{where}.step is {phase.step!r}: the model's steps are {known}")
+            fields = ", ".join(Phase._fields)
+            raise UserError(f"{where} is {spec}: its fields are {fields}") from None
+        one_of(f"{where}.step", phase.step, list(model.steps))
         lengths = phase.epochs, phase.updates, phase.batches
         whole = all(type(length) is int and length >= 0 for length in lengths)
         if not whole or (phase.epochs > 0) == (phase.updates > 0) or phase.batches < 1:
@@ -157,55 +150,21 @@ def channels(config: ConfigDict) -> str:
     return config.generate.channels or ("exclusive" if head == "exclusive" else "independent")
 
 
-def tell_unfinished(folder: Path) -> None:
-    """A warning where the newest checkpoint in `folder` is before the end of its training."""
-    step, made = checkpoint.newest(folder), provenance.read(folder) or {}
-    end = sum(updates for *_, updates in made.get("phases", {}).values())
-    if step < end and hosts.lead():
-        what = f"is of update {step}, before the end of training, {end}: the stage that trains it"
-        print(plain(f"warning: {folder}: the newest checkpoint {what} goes on"), file=sys.stderr)
-
-
 # --- What a model's functions must return, asked for by shapes alone -----------------------------
 
 
-class Watched(ConfigDict):
-    """A config that keeps the names of the fields that were read, in `names_read`."""
-
-    def __init__(self, config: ConfigDict | None = None) -> None:
-        object.__setattr__(self, "names_read", set())
-        super().__init__(config)
-        self.names_read.clear()
-
-    def __getitem__(self, key):
-        self.names_read.add(key)
-        return super().__getitem__(key)
-
-
 def check(
-    name: str,
-    config: ConfigDict,
-    size: int,
-    specs: Sequence[Mapping[str, Any]] = (),
-    section: str = "",
+    name: str, config: ConfigDict, size: int, specs: Specs | None = None, section: str = ""
 ) -> None:
-    """Tries a model of the user's own (`check_shapes`), and warns of fields that it does not read.
+    """Tries `load_model`, `phases` and, of a model of the user's own, `check_shapes`.
 
-    name, config, section: as for `load_model`. size: `D`. specs: `config.phases`. Our own models
-    are tried by our tests, since that takes seconds.
+    Our own models are tried by our tests, since that takes seconds. size: `D`.
     """
-    copy = Watched(config)
-    model = load_model(name, copy, section)
-    plan = phases(specs, model) if specs else []
-    if "." not in name:
-        return
-    with _fields(name, section):
-        check_shapes(model, name, size, {phase.step: phase.batches for phase in plan})
-    # What others than the model read of its section: `channels`, `judges.about`.
-    unread = sorted(set(config.keys()) - copy.names_read - {"resolution", "head", "augment"})
-    if unread:
-        fields = ", ".join(f"config.{section}model.{field}" for field in unread)
-        print(plain(f"warning: nothing in {name} reads {fields}"))
+    model = load_model(name, config, section)
+    plan = [] if specs is None else phases(specs, model)
+    if "." in name:
+        with _fields(name, section):
+            check_shapes(model, name, size, {phase.step: phase.batches for phase in plan})
 
 
 def check_shapes(model: Model, name: str, size: int, batches: Mapping[str, int]) -> None:
@@ -214,75 +173,59 @@ def check_shapes(model: Model, name: str, size: int, batches: Mapping[str, int])
     size: `D`. batches: step -> `Phase.batches`. A model's own exceptions come as they are, with a
     note of what was tried.
     """
-    state = _ask(name, "init", model.init, jax.random.key(0))
-    if not isinstance(state, State) or _form(state.step) != "int32 []":
+    grid = (B, size, size, size)
+    skulls = jax.ShapeDtypeStruct(grid, "float32")
+    pairs = jax.ShapeDtypeStruct((*grid, 2), "float32")
+
+    def ask(what, function, *arguments):
+        try:
+            return jax.eval_shape(function, *arguments)
+        except Exception as error:
+            error.add_note(f"{name}: {what}, tried by shapes alone: B is {B} ({__name__}.py)")
+            raise
+
+    def require(what, shape, *arguments):
+        """What a function returns, where the model has it; shape: None for [B, any]."""
+        if function := getattr(model, what):
+            value = ask(what, function, *arguments)
+            shape = shape or (B, *getattr(value, "shape", ())[-1:])
+            _require(f"{name}: {what}", value, jax.ShapeDtypeStruct(shape, "float32"))
+            return value
+
+    state = ask("init", model.init, jax.random.key(0))
+    if not isinstance(state, State) or (state.step.shape, state.step.dtype) != ((), "int32"):
         raise UserError(f"{name}: init must return a State whose step is int32 []")
     for step, function in model.steps.items():
-        _check_step(name, step, function, state, (1, batches.get(step, 1), B, *(size,) * 3, 2))
-    grid = f"{B} {size} {size} {size}"
-    pairs = jax.ShapeDtypeStruct((B, size, size, size, 2), jnp.float32)
-    skulls = jax.ShapeDtypeStruct(pairs.shape[:-1], jnp.float32)
-    keys = jax.random.split(jax.random.key(0), B)
-    z = model.latents and _asked(name, model, "latents", (state, keys), f"{B} Z")
-    if z:
-        _asked(name, model, "decode", (state, z), f"{grid} 2")
-        _asked(name, model, "encode", (state, pairs), f"{B} {z.shape[1]}")
-    _asked(name, model, "predict", (state, skulls), grid)
-    _asked(name, model, "features", (state, pairs), f"{B} F")
+        of_device = jax.vmap(function, in_axes=(None, 0), axis_name=modules.AXIS)
+        batch = jax.ShapeDtypeStruct((1, batches.get(step, 1), *pairs.shape), bool)
+        answer = ask(f"step `{step}`", of_device, state, batch)
+        _require_step(f"{name}: step `{step}`", state, answer)
+    z = require("latents", None, state, jax.random.split(jax.random.key(0), B))
+    if z is not None:
+        require("decode", pairs.shape, state, z)
+        require("encode", z.shape, state, pairs)
+    require("predict", grid, state, skulls)
+    require("features", None, state, pairs)
 
 
-def _asked(name, model, what, arguments, form):
-    """The shape of what a function of a model returns, None where it lacks it."""
-    function = getattr(model, what)
-    if not function:
-        return None
-    value = _ask(name, what, function, *arguments)
-    _require(name, what, value, form)
-    return value
-
-
-def _check_step(name, step, function, state, shape):
-    """shape: [devices, batches, B, D, D, D, 2]."""
-    under = jax.vmap(function, in_axes=(None, 0), axis_name=modules.AXIS)  # one device
-    answer = _ask(name, f"step `{step}`", under, state, jax.ShapeDtypeStruct(shape, bool))
+def _require_step(where, state, answer):
     if not isinstance(answer, tuple) or len(answer) != 2 or not hasattr(answer[1], "items"):
-        raise UserError(f"{name}: step `{step}` must return (State, metrics by name)")
+        raise UserError(f"{where} must return (State, metrics by name)")
     after, metrics = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), answer)
-    _same(state, after, f"{name}: step `{step}`")
-    for metric, value in metrics.items():
-        _require(name, f"step `{step}`: metric {metric!r}", value, "")
+    _require(f"{where}: state", after, state)
+    number = jax.ShapeDtypeStruct((), "float32")
+    _require(f"{where}: metrics", dict(metrics), dict.fromkeys(metrics, number))
 
 
-def _ask(name, what, function, *arguments):
-    try:
-        return jax.eval_shape(function, *arguments)
-    except Exception as error:
-        error.add_note(f"{name}: {what}, tried by shapes alone: B is {B} ({__name__}.py)")
-        raise
-
-
-def _require(name, what, value, form):
-    """UserError unless a value is a float array of a shape, as jaxtyping writes it."""
-    if not isinstance(value, Float[jax.ShapeDtypeStruct, form]):
-        words = f"{what} is {_form(value)}: it must be float32 [{', '.join(form.split())}]"
-        raise UserError(f"{name}: {words}")
-
-
-def _form(value):
-    if not hasattr(value, "shape"):
-        return type(value).__name__
-    return f"{value.dtype} {list(value.shape)}"
-
-
-def _same(before, after, where):
-    """UserError, by the first leaf that differs, unless two trees have one form."""
-    old, new = (
-        {jax.tree_util.keystr(path): _form(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
-        for tree in (before, after)
+def _require(where, value, wanted):
+    """UserError, by the first leaf that differs, unless two trees of arrays have one form."""
+    now, then = (
+        {jax.tree_util.keystr(path): f"{x.dtype} {list(x.shape)}" for path, x in leaves}
+        for leaves in map(jax.tree.leaves_with_path, (value, wanted))
     )
-    for name in {**old, **new}:
-        if old.get(name) != new.get(name):
-            now, was = new.get(name, "nothing"), old.get(name, "nothing")
-            raise UserError(f"{where} returns state{name} as {now}, where init made {was}")
-    if jax.tree.structure(before) != jax.tree.structure(after):
-        raise UserError(f"{where} returns another kind of State than init")
+    for leaf in {**then, **now}:
+        a, b = now.get(leaf, "nothing"), then.get(leaf, "nothing")
+        if a != b:
+            raise UserError(f"{where}{leaf} is {a}: it must be {b}")
+    if jax.tree.structure(value) != jax.tree.structure(wanted):
+        raise UserError(f"{where} is another kind of tree than init made")

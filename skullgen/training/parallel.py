@@ -15,16 +15,11 @@ from skullgen.networks.modules import AXIS
 def data_parallel(
     step: Step, size: int, devices: Sequence[jax.Device] | None = None
 ) -> Callable[..., tuple[State, Metrics]]:
-    """A model's step on pairs of `size` voxels a side, over `devices` (None: of all processes).
+    """`run(state, data, index)`: a step on pairs of `size` voxels a side, over `devices` (or all).
 
-    Returns `run(state, data, index) -> (state, metrics)`.
-
-    data: uint8 [N, bytes], packed pairs on every device: all of them (`resident`), or, where they
-        are streamed, those of this update.
-    index: int32 [batches, B], rows of `data`; the B samples are split over the devices. Of several
-        processes, each reads its own columns only (`hosts.columns`).
-
-    `state` is one unreplicated value, donated, and so is the state that comes back.
+    data: uint8 [N, bytes], packed pairs, on every device. index: int32 [batches, B], rows of them;
+    the B samples are split over the devices, each process reads its own (`hosts.columns`). `state`
+    is one unreplicated value, donated, and so is the one that comes back.
     """
     devices = devices or jax.devices()
     here = [device.process_index == jax.process_index() for device in devices]
@@ -36,20 +31,17 @@ def data_parallel(
         donate_argnums=0,
         devices=devices,
     )
-    return lambda state, data, index: mapped(state, data, _split(index, len(devices))[here])
 
+    def run(state, data, index):
+        split = index.reshape(len(index), len(devices), -1)  # each device has a run of samples
+        return mapped(state, data, np.moveaxis(split, 1, 0)[here])
 
-def _split(index, devices):
-    """[batches, B] -> [devices, batches, B / devices]: each device has a run of samples."""
-    return np.moveaxis(index.reshape(len(index), devices, -1), 1, 0)
+    return run
 
 
 def resident(tree: Any) -> Any:
     """Puts arrays on every local device, whole."""
-    mesh = jax.make_mesh(
-        (jax.local_device_count(),),
-        (AXIS,),
-        axis_types=(jax.sharding.AxisType.Auto,),
-        devices=jax.local_devices(),
-    )
+    devices = jax.local_devices()
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=auto, devices=devices)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -48,6 +48,7 @@ def test_only_our_own_half_made_files_are_cleared(tmp_path):
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text("")
     (files.partial_of(work / "b.zarr") / "pairs").mkdir(parents=True)
+    (work / "deleted.partial" / "10").mkdir(parents=True)
     (work / "link").symlink_to(outside)
     files.partial_of(work / "link").symlink_to(outside)
     files.clear(work)
@@ -98,7 +99,6 @@ def test_a_work_directory_is_one_runs_until_it_ends(tmp_path):
         first.kill()
     with files.alone(lock, "--workdir"):
         assert str(os.getpid()) in lock.read_text()
-    assert lock.read_text() == ""
     with pytest.raises(ValueError), files.alone(lock, "--workdir"):
         raise ValueError
     with files.alone(lock, "--workdir"):

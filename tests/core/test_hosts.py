@@ -11,13 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from skullgen.core import jobs
-from skullgen.core.errors import UserError
 from skullgen.data import store
-from skullgen.run import workdir
 from skullgen.training import checkpoint, logs
 from tests.test_launch import ROOT, TOY
-from tests.test_run import _toy
 
 HYBRID = ["--config", "experiments/vae_wgan.py:smoke", "--config.phases[0].updates=4"]
 HYBRID += ["--config.workers=1", "--config.generate.count=130"]  # three shards
@@ -40,6 +36,13 @@ def _ends(processes):
     return codes.pop(), said
 
 
+def _wait(condition, processes):
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end and all(p.poll() is None for p in processes)
+        time.sleep(0.05)
+
+
 def _free_port():
     with socket.socket() as found:
         found.bind(("localhost", 0))
@@ -55,16 +58,9 @@ def _slurm(arguments):
     """Two processes as `srun` starts them on one node."""
     job = next(n for n in np.random.default_rng().permutation(2**12).tolist() if _is_free(n))
     shared = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    return [
-        _start(
-            [*arguments, "--distributed=auto"],
-            **shared,
-            SLURM_PROCID=str(k),
-            SLURM_LOCALID="0",
-            SLURM_STEP_NUM_NODES="2",
-        )
-        for k in (0, 1)
-    ]
+    shared |= {"SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "2"}
+    auto = [*arguments, "--distributed=auto"]
+    return [_start(auto, **shared, SLURM_PROCID=str(k)) for k in (0, 1)]
 
 
 def _is_free(job):
@@ -127,10 +123,7 @@ def test_a_signal_to_one_process_stops_both_in_the_same_update(tmp_path):
     command += ["--config.phases[1].updates=40000", "--config.save_every=50"]
     processes = _two(command)
     log = tmp_path / "train.jsonl"
-    end = time.monotonic() + 120
-    while not (log.exists() and log.read_bytes().count(b"\n") > 40):
-        assert time.monotonic() < end and all(p.poll() is None for p in processes)
-        time.sleep(0.05)
+    _wait(lambda: log.exists() and log.read_bytes().count(b"\n") > 40, processes)
     processes[1].send_signal(signal.SIGTERM)
     code, said = _ends(processes)
     assert code == 143, said
@@ -138,18 +131,12 @@ def test_a_signal_to_one_process_stops_both_in_the_same_update(tmp_path):
     assert stopped and len(_log(tmp_path)) == stopped
 
 
-def test_a_signal_in_generation_stops_both_and_two_go_on_with_other_weights(two, tmp_path):
-    work = tmp_path / "run"
-    shutil.copytree(two[0], work)
-    again = [*HYBRID, "--workdir", work, "--config.phases[2].updates=3"]
-    code, said = _ends(_two([*again, "--config.stages=train,generate"]))
-    assert code == 0 and "held pairs of another checkpoint" in said[0][0], said
-    many = [*again, "--config.stages=generate", "--config.generate.count=60000"]
-    processes = _two(many)
-    end = time.monotonic() + 120
-    while len(list((work / "generated.zarr" / "voxels" / "c").glob("*"))) < 8:
-        assert time.monotonic() < end and all(p.poll() is None for p in processes)
-        time.sleep(0.05)
+def test_a_signal_in_generation_stops_both(two, tmp_path):
+    work = shutil.copytree(two[0], tmp_path / "run")
+    many = [*HYBRID, "--workdir", work, "--config.stages=generate"]
+    processes = _two([*many, "--config.generate.count=60000"])
+    done = work / "generated.zarr" / "voxels" / "c"
+    _wait(lambda: len(list(done.glob("*"))) >= 8, processes)
     for process in processes:
         process.send_signal(signal.SIGTERM)
     code, said = _ends(processes)
@@ -168,62 +155,10 @@ def test_work_directories_that_are_not_one_are_refused(tmp_path):
     processes[0].communicate()
 
 
-def test_fresh_pairs_and_counts_in_shares(tmp_path):
-    fields = {"data.skulls": 9, "segment.fresh": 40}
-    for share in ("0/2", "1/2", "0/2"):
-        workdir.run(_toy("ingest", share=share, **fields), tmp_path / "a")
-        begun = (tmp_path / "a" / "fresh.zarr").exists()
-        assert begun == (not store.Store(tmp_path / "a" / "real.zarr").missing())
-    assert store.Store(tmp_path / "a" / "fresh.zarr").missing() == []
-    assert store.Store(tmp_path / "a" / "fresh.zarr").recipe["config"]["cuts"] == 2
-    workdir.run(_toy("ingest,train"), tmp_path / "b")
-    workdir.run(_toy("generate", share="1/2", **{"generate.count": 70}), tmp_path / "b")
-    with pytest.raises(UserError, match="holds 70 pairs, and shares cannot make it larger"):
-        workdir.run(_toy("generate", share="1/2", **{"generate.count": 140}), tmp_path / "b")
-    with pytest.raises(
-        UserError, match="holds pairs of another checkpoint, model file or settings: move it"
-    ):
-        workdir.run(_toy("generate", share="1/2", **{"generate.seed": 1}), tmp_path / "b")
-
-
-def test_shares_made_apart_are_the_store_made_at_once(tmp_path, capsys):
-    whole, parts, skulls = tmp_path / "whole", tmp_path / "parts", {"data.skulls": 9}
-    workdir.run(_toy("ingest,train", **skulls), whole)
-    for share in ("2/3", "0/3"):
-        workdir.run(_toy("ingest", share=share, **skulls), parts)
-    assert "20 pairs are left to other shares" in capsys.readouterr().out
-    assert [len(shard) for shard in store.Store(parts / "real.zarr").missing()] == [20]
-    workdir.run(_toy("ingest,train", **skulls), parts)  # makes what is missing
-    assert _bytes(parts / "real.zarr") == _bytes(whole / "real.zarr")
-    workdir.run(_toy("generate", **skulls), whole)
-    for share in ("1/2", "0/2"):
-        workdir.run(_toy("generate", share=share, **skulls), parts)
-    assert _bytes(parts / "generated.zarr") == _bytes(whole / "generated.zarr")
-
-
-def test_shares_hold_the_work_directory_together_and_each_its_own(tmp_path):
-    with workdir.alone(tmp_path, (0, 2)), workdir.alone(tmp_path, (1, 2)):
-        for share in ((0, 2), (0, 1)):
-            with (
-                pytest.raises(UserError, match="another run works here"),
-                workdir.alone(tmp_path, share),
-            ):
-                pass
-    with workdir.alone(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} on"):
-        with workdir.alone(tmp_path, (0, 2)):
-            pass
-
-
-@pytest.mark.parametrize("text", ["", "1", "2/2", "-1/2", "a/b", "1/0"])
-def test_a_share_that_is_none_is_refused(text):
-    with pytest.raises(UserError, match="share is"):
-        jobs.share(text)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config.share=0/2"], "only ingest and generate are made in shares"),
+        (["--distributed=0/1@localhost:1", "--sweep=all"], "--distributed is for one run"),
         (["--distributed=two"], "--distributed is 'two': auto, or K/N@HOST:PORT"),
         (["--distributed=auto"], "JAX finds no such cluster"),
     ],

@@ -126,7 +126,7 @@ def test_skullbreaks_layout_is_read_back_as_the_same_pairs(real, tmp_path):
     assert len(names) == 2 * 7 + 4
     blind = nrrd.read(str(folder / "train" / "implant" / "bilateral" / "001.nrrd"))[0]
     np.testing.assert_array_equal(blind, _pairs(7)[2][::-1, ..., 1])  # LAS, as SkullBreak's own
-    whole = volumes.read(folder / "train" / "complete_skull" / "000.nrrd").data
+    whole = volumes.in_ras(volumes.read(folder / "train" / "complete_skull" / "000.nrrd")).data
     np.testing.assert_array_equal(whole, _pairs(7)[0].any(-1))
 
 

@@ -1,46 +1,27 @@
 """Configs and folders that cannot be run, each with its one line."""
 
-import contextlib
-import json
 import math
 import sys
 import types
 
-import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from experiments import wgan_gp
 from skullgen.core import files
 from skullgen.data import store
-from skullgen.training import checkpoint
-from tests import toy
+from skullgen.training import checkpoint, methods
 from tests.faults.cases import Case
 
 
 def _with(stages="ingest", **fields):
-    """`make` that sets fields, `a__b` for a.b, whatever their types."""
+    """`make` that sets fields, `a__b` for a.b, as a command line would."""
 
     def make(folder, config):
-        for name, value in {"stages": stages, **fields}.items():
-            *sections, last = name.split("__")
-            held = config
-            for section in sections:
-                held = held[section]
-            with held.ignore_type():
-                held[last] = value
-
-    return make
-
-
-def _without(*names, stages="ingest"):
-    def make(folder, config):
-        config.stages = stages
-        for name in names:
-            *sections, last = name.split("__")
-            held = config
-            for section in sections:
-                held = held[section]
-            del held[last]
+        for name, value in {"stages": (stages,), **fields}.items():
+            section, _, last = name.rpartition("__")
+            place = config[section] if section else config
+            with place.ignore_type():
+                place[last] = value
 
     return make
 
@@ -49,17 +30,23 @@ def _phases(*phases):
     return _with("train", phases=list(phases))
 
 
+def _wgan_gp(**fields):
+    model = wgan_gp.get_config("smoke").model
+    model.update(fields)
+    return _with("train", model_name="wgan_gp", model=model)
+
+
 def _module(name, **contents):
     """A user's own module, as a run would import it."""
     sys.modules[name] = types.SimpleNamespace(**contents)
     return _with("train", model_name=name)
 
 
-def _store(path, size=16, split=0, **attributes):
-    held = {"recipe": {}, "voxel_mm": 12.8, "kinds": ["a"], "names": ["b"], "licence": "none"}
-    store.create(path, count=4, size=size, shard=4, attributes={**held, **attributes})
+def _store(path, size=16, split=0):
+    attributes = {"voxel_mm": 12.8, "kinds": ["a"], "names": ["b"], "licence": "none"}
+    opened = store.create(path, store.Shape(4, size, 4), attributes, {})
     bits = np.full((4, size**3 // 4), 0x55, np.uint8)
-    store.Store(path).write(0, bits, {"split": np.full(4, split), "skull": np.zeros(4, int)})
+    opened.write(0, bits, {"split": np.full(4, split), "skull": np.zeros(4, int)})
 
 
 def _linked(**about):
@@ -83,52 +70,37 @@ def _half_a_store(folder, config):
 def _net_of_another_size(folder, config):
     _store(folder / "run" / "real.zarr", size=16)
     _store(folder / "other.zarr", size=8)
-    config.stages = "segment"
+    config.stages = ("segment",)
     config.segment.stores = f"real.zarr:train:all,{folder / 'other.zarr'}:all:2"
 
 
 def _too_many_pairs(folder, config):
     _store(folder / "run" / "real.zarr")
-    config.stages, config.segment.stores = "segment", "real.zarr:train:9"
+    config.stages, config.segment.stores = ("segment",), "real.zarr:train:9"
 
 
-def _checkpoint(state, name, folder, config):
-    """A checkpoint of update 2 in the run's own place, with the run's own config beside it."""
-    place = folder / "run" / "checkpoints" / name
-    with contextlib.closing(checkpoint.manager(place)) as manager:
-        checkpoint.save(manager, state.replace(step=np.int32(2)))
-        manager.wait_until_finished()
+def _a_checkpoint(folder, config):
+    """A checkpoint of update 2 in the run's own place, as far as a folder of that name is one."""
+    place = folder / "run" / "checkpoints" / "vae"
+    (place / "2").mkdir(parents=True)
+    files.write_json(place / "recipe.json", methods.recipe("vae", config.model))
     _store(folder / "run" / "real.zarr")
-    config.stages = "generate"
-    held = json.loads(config.to_json_best_effort())
-    del held["share"]
-    files.write_json(folder / "run" / "config.json", held)
-
-
-def _toy_state():
-    settings = ConfigDict({"learning_rate": 0.1, "breaks_at": -1, "resolution": 16})
-    return toy.make(settings).init(jax.random.key(0))
-
-
-def _checkpoint_of_another_model(folder, config):
-    _checkpoint(_toy_state(), "vae", folder, config)
-
-
-def _checkpoint_of_other_widths(folder, config):
-    config.model_name = "tests.toy"
-    config.model.update(learning_rate=0.1, breaks_at=-1)
-    state = _toy_state()
-    wide = state.nets["toy"].replace(params={"logit": np.zeros(3, np.float32)})
-    _checkpoint(state.replace(nets={"toy": wide}), "tests.toy", folder, config)
+    config.stages = ("generate",)
+    assert checkpoint.newest(place) == 2
 
 
 def _other_widths_than_the_checkpoint(folder, config):
-    _checkpoint(_toy_state(), "vae", folder, config)
+    _a_checkpoint(folder, config)
     config.model.widths = (8, 32)
 
 
-def _checkpoint_beside_a_cut_config(folder, config):
-    _checkpoint(_toy_state(), "vae", folder, config)
+def _a_cut_recipe(folder, config):
+    _a_checkpoint(folder, config)
+    (folder / "run" / "checkpoints" / "vae" / "recipe.json").write_text("{")
+
+
+def _a_cut_config(folder, config):
+    (folder / "run").mkdir()
     (folder / "run" / "config.json").write_text("{")
 
 
@@ -141,286 +113,192 @@ def _a_file_above_the_data(folder, config):
     config.data.source, config.data.root = "skulls", str(folder / "skulls" / "more")
 
 
+def _fresh_of_a_store(folder, config):
+    _linked()(folder, config)
+    config.segment.fresh = 5
+
+
 STAGES = (
     "name some of ingest, train, generate, segment, evaluate, explore, gallery, report, release, "
     "predict, export, comma-separated"
 )
-CASES = [
-    # Stages.
-    Case("unknown stage", _with("ingest,trian"), rf"stages is 'ingest,trian': {STAGES}"),
-    Case("no stage", _with(""), rf"stages is '': {STAGES}"),
-    Case("only commas", _with(" , "), rf"stages is ' , ': {STAGES}"),
-    Case("stages is a list", _with(["ingest"]), r"config\.stages is \['ingest'\]: .*text"),
-    Case("stages is missing", _without("stages"), r"config\.stages is missing: .*text"),
-    # Phases.
-    Case("no phases", _phases(), r"phases is empty: `train` needs one, for example .*"),
-    Case(
-        "phases is missing", _without("phases"), r"config\.phases is missing: it must be a list.*"
-    ),
-    Case("phases is text", _with(phases="vae"), r"config\.phases is 'vae': it must be a list.*"),
-    Case("a phase is text", _phases("vae"), r"phases\[0\] is vae: its fields are step, epochs, .*"),
-    Case(
+PHASE = r"phases\[0\] needs a positive `epochs` or a positive `updates`, not both.*"
+GENERATE, NET, NETS = "ingest,train,generate", "ingest,segment", "ingest,evaluate"
+ROWS = (
+    # Stages and phases.
+    ("unknown stage", _with("ingest,trian"), rf"stages is 'ingest, trian': {STAGES}"),
+    ("no stage", _with(""), rf"stages is '': {STAGES}"),
+    ("only commas", _with(" , "), rf"stages is '': {STAGES}"),
+    ("no phases", _phases(), r"phases is empty: `train` needs one, for example .*"),
+    ("a phase is text", _phases("vae"), r"phases\[0\] is vae: its fields are step, epochs, .*"),
+    (
         "a phase's unknown field",
         _phases(dict(step="vae", updates=1), dict(step="vae", length=3)),
         r"phases\[1\] is {'step': 'vae', 'length': 3}: its fields are step, epochs, .*",
     ),
-    Case("a phase without step", _phases(dict(updates=3)), r"phases\[0\] is .*: its fields are .*"),
-    Case(
+    ("a phase without step", _phases(dict(updates=3)), r"phases\[0\] is .*: its fields are .*"),
+    (
         "a phase's unknown step",
         _phases(dict(step="gan", updates=3)),
-        r"phases\[0\]\.step is 'gan': the model's steps are vae",
+        r"phases\[0\]\.step is 'gan': choose one of vae",
     ),
-    Case(
-        "a phase's step is a list",
-        _phases(dict(step=["vae"], updates=3)),
-        r"phases\[0\]\.step is .*: the model's steps are vae",
+    ("epochs and updates", _phases(dict(step="vae", epochs=1, updates=2)), PHASE),
+    ("a phase without length", _phases(dict(step="vae")), PHASE),
+    ("a negative length", _phases(dict(step="vae", updates=-3)), PHASE),
+    ("no whole length", _phases(dict(step="vae", updates=2.5)), PHASE),
+    ("a length in words", _phases(dict(step="vae", epochs="ten")), PHASE),
+    ("a length of NaN", _phases(dict(step="vae", epochs=math.nan)), PHASE),
+    ("no batches", _phases(dict(step="vae", updates=3, batches=0)), PHASE),
+    # Bounds.
+    (
+        "a batch in words",
+        _with("train", batch_size="four"),
+        r"config\.batch_size is 'four': .*",
     ),
-    *(
-        Case(
-            f"a phase's {what}",
-            _phases(dict(step="vae", **fields)),
-            r"phases\[0\] needs a positive `epochs` or a positive `updates`, not both.*",
-        )
-        for what, fields in {
-            "epochs and updates": dict(epochs=1, updates=2),
-            "lengths are missing": {},
-            "length is negative": dict(updates=-3),
-            "length is no whole number": dict(updates=2.5),
-            "length is text": dict(epochs="ten"),
-            "length is NaN": dict(epochs=math.nan),
-            "batches are 0": dict(updates=3, batches=0),
-        }.items()
+    ("no batch", _with("train", batch_size=None), r"config\.batch_size is None: it must .*"),
+    ("True for a number", _with("train", keep=True), r"config\.keep is True: it must be 1 .*"),
+    ("NaN for a count", _with(workers=math.nan), r"config\.workers is nan: it must be 0 .*"),
+    ("workers below 0", _with(workers=-1), r"config\.workers is -1: it must be 0 to 1024"),
+    ("resolution 0", _with(model__resolution=0), r"config\.model\.resolution is 0: .*"),
+    ("resolution 10^6", _with(model__resolution=10**6), r".*model\.resolution is 10+: .*"),
+    ("threshold 0", _with(GENERATE, generate__threshold=0.0), r".*threshold is 0\.0: .*"),
+    ("threshold NaN", _with(GENERATE, generate__threshold=math.nan), r".*shold is nan: .*"),
+    (
+        "no pairs to make",
+        _with(GENERATE, generate__count=0),
+        r"config\.generate\.count is 0: .*",
     ),
-    # Kinds and ranges of fields.
-    Case("text for a number", _with(batch_size="four"), r"config\.batch_size is 'four': it .*"),
-    Case("None for a number", _with(seed=None), r"config\.seed is missing: it must be a whole .*"),
-    Case("a list for a number", _with(seed=[1, 2]), r"config\.seed is \[1, 2\]: it must be a .*"),
-    Case("True for a number", _with(keep=True), r"config\.keep is True: it must be a whole .*"),
-    Case(
-        "a fraction of a count", _with(batch_size=2.5), r"config\.batch_size is 2\.5: .* whole .*"
-    ),
-    Case("NaN for a count", _with(workers=math.nan), r"config\.workers is nan: it must be a .*"),
-    Case("infinite skulls", _with(data__skulls=math.inf), r"config\.data\.skulls is inf: it .*"),
-    Case("a number for text", _with(data__root=3), r"config\.data\.root is 3: it must be text"),
-    Case(
-        "text for a switch",
-        _with(data__reframe="no"),
-        r"config\.data\.reframe is 'no': it must be True or False",
-    ),
-    Case(
-        "bone_hu is NaN", _with(data__bone_hu=math.nan), r"config\.data\.bone_hu is nan: .*number"
-    ),
-    Case("threshold 0", _with(generate__threshold=0.0), r"config\.generate\.threshold is 0\.0: .*"),
-    Case(
-        "threshold NaN",
-        _with(generate__threshold=math.nan),
-        r"config\.generate\.thres.* is nan: .*",
-    ),
-    Case("no pairs to make", _with(generate__count=0), r"config\.generate\.count is 0: .* 1 to .*"),
-    Case(
-        "more than there are", _with(generate__count=10**30), r"config\.generate\.count is 10+: .*"
-    ),
-    Case("batch 0", _with(batch_size=0), r"config\.batch_size is 0: it must be 1 or more"),
-    Case("workers below 0", _with(workers=-1), r"config\.workers is -1: it must be 0 to 1024"),
-    Case("latent 0", _with(model__latent=0), r"config\.model\.latent is 0: it must be 1 to \d+"),
-    Case("resolution 0", _with(model__resolution=0), r"config\.model\.resolution is 0: .*"),
-    Case("resolution -16", _with(model__resolution=-16), r"config\.model\.resolution is -16: .*"),
-    Case(
-        "resolution 10^6", _with(model__resolution=10**6), r"config\.model\.resolution is 10+: .*"
-    ),
-    Case(
-        "widths below 0", _with(model__widths=(8, -16)), r"config\.model\.widths is \(8, -16\): .*"
-    ),
-    Case(
-        "no widths", _with(model__widths=()), r"config\.model\.widths is \(\): it must be a tuple.*"
-    ),
-    Case(
-        "widths is a number", _with(model__widths=8), r"config\.model\.widths is 8: .* a tuple .*"
-    ),
-    Case(
-        "one weight for two channels",
-        _with(model__channel_weights=(1.0,)),
-        r"config\.model\.channel_weights is \(1\.0,\): it must be a tuple of 2 numbers, 0 or more",
-    ),
-    Case(
-        "a learning rate in words",
-        _with(model__vae_learning_rate="1e-3"),
-        r"config\.model\.vae_learning_rate is '1e-3': it must be a number, 0 or more",
-    ),
-    Case(
-        "connectivity 7", _with(generate__connectivity=7), r"generate\.connectivity is 7: choose .*"
-    ),
-    Case(
-        "perplexity 0", _with(explore__perplexity=0.0), r"config\.explore\.perplexity is 0\.0: .*"
-    ),
-    Case(
-        "upsampling",
-        _with("ingest,evaluate", evaluate__upsampling="cubic"),
-        r"evaluate\.upsampling is 'cubic': choose one of probability, mask, nearest",
-    ),
-    # Sections.
-    *(
-        Case(
-            f"no section {name}",
-            _without(name, stages=stages),
-            rf"config\.{name} is missing: it must be a section as in experiments/common\.py",
-        )
-        for name, stages in {
-            "data": "ingest",
-            "model": "ingest",
-            "generate": "ingest,generate",
-            "segment": "ingest,segment",
-            "evaluate": "ingest,evaluate",
-            "explore": "ingest,explore",
-        }.items()
-    ),
-    Case("a section is text", _with(data="phantom"), r"config\.data is 'phantom': .* a section .*"),
-    Case(
-        "no field seed", _without("data__seed"), r"config\.data\.seed is missing: .* whole number.*"
-    ),
-    Case(
-        "a net without a model",
-        _without("segment__model"),
-        r"config\.segment\.model is missing: .*",
+    (
+        "perplexity 0",
+        _with("explore", explore__perplexity=0.0),
+        r".*plexity is 0\.0: it must .*",
     ),
     # Models.
-    Case("no such model", _with("train", model_name="vea"), r"model_name is 'vea': no module .*"),
-    Case("no model", _with("train", model_name=""), r"model_name is '': no module .*"),
-    Case(
-        "a file's name", _with("train", model_name="./vae.py"), r"model_name is '\./vae\.py': no .*"
+    ("head", _with("train", model__head="a"), r"model\.head is 'a': choose one of independent, .*"),
+    ("precision", _with("train", model__precision="float8"), r"model\.precision is 'float8': .*"),
+    ("pool", _with("train", model__pool="max"), r"model\.pool is 'max': choose one of .*"),
+    ("latents", _with("train", model__latents="a"), r"model\.latents is 'a': .* prior, aggregate"),
+    ("no widths", _with("train", model__widths=()), r"config\.model does not fit .*"),
+    ("norm", _wgan_gp(generator_norm="a"), r"model\.generator_norm is 'a': choose one of .*"),
+    ("critic", _wgan_gp(critic_norm="batch"), r"model\.critic_norm is 'batch': choose one of .*"),
+    ("no posterior", _wgan_gp(latents="aggregate"), r"model\.latents is 'aggregate': .* of prior"),
+    ("no such model", _with("train", model_name="vea"), r"model_name is 'vea': no module .*"),
+    ("no model", _with("train", model_name=""), r"model_name is '': no module is named"),
+    (
+        "a file's name",
+        _with("train", model_name="./vae.py"),
+        r"model_name is '\./vae\.py': no .*",
     ),
-    Case(
+    (
         "no make",
         _module("bad.none"),
-        r"model_name is 'bad\.none': bad\.none has no function make.*",
+        r"model_name is 'bad\.none': bad\.none has no function .*",
     ),
-    Case(
+    (
         "make returns nothing",
         _module("bad.empty", make=lambda config: None),
         r"bad\.empty: make returned NoneType, not a types\.Model",
     ),
-    Case(
-        "a field of the model is missing",
-        _without("model__pool", stages="train"),
-        r"config\.model does not fit skullgen\.models\.vae: it lacks the field pool",
-    ),
-    Case(
+    (
         "a user's model lacks a field",
         _module("bad.field", make=lambda config: config.depth),
-        r"config\.model does not fit bad\.field: it lacks the field depth",
+        r"config\.model lacks the field depth, which bad\.field reads",
     ),
-    Case(
+    (
         "a net as the generator",
-        _with("train,generate", model_name="tests.toy_net", model__learning_rate=0.1),
+        _with(GENERATE, model_name="tests.toy_net", model__learning_rate=0.1),
         r"model_name is 'tests\.toy_net': it has no latents and decode",
     ),
-    Case(
+    (
         "a generator as the net",
         _with("ingest,segment", segment__model_name="vae"),
-        r"config\.segment\.model does not fit skullgen\.models\.vae: it lacks the field .*",
+        r"config\.segment\.model lacks the field .*, which vae reads",
     ),
-    Case(
+    (
         "a resolution that cannot be halved",
         _with("ingest,train", model__resolution=18),
         r"config\.model does not fit .*: resolution 18 cannot be halved 2 times: .*multiple of 4",
     ),
-    Case(
+    (
         "groups that do not divide",
         _with("ingest,train", model__groups=3),
         r"config\.model does not fit skullgen\.models\.vae: .*",
     ),
-    Case(
-        "a net's groups that do not divide",
-        _with("ingest,train,segment", segment__model__groups=3),
-        r"segment\.model\.groups is 3: give a divisor of all widths \(4, 8\)",
-    ),
-    Case(
+    (
         "batch of three, two devices",
         _with("ingest,train", batch_size=3),
         r"batch_size is 3: not a multiple of the 2 devices",
     ),
-    Case(
-        "a net's batch of three, two devices",
-        _with("ingest,train,segment", segment__batch_size=3),
-        r"segment\.batch_size is 3: not a multiple of the 2 devices",
+    # Sources and stores.
+    (
+        "no such source",
+        _with(data__source="dicom"),
+        r"data\.source is 'dicom': choose one of .*",
     ),
-    # Sources, shares and stores.
-    Case(
-        "no such source", _with(data__source="dicom"), r"data\.source is 'dicom': choose one of .*"
+    (
+        "no such split",
+        _with(data__splits="train,tset"),
+        r"data\.splits is 'tset': choose one .*",
     ),
-    Case(
-        "no such split", _with(data__splits="train,tset"), r"data\.splits is 'tset': choose one .*"
+    (
+        "no such fold",
+        _with(data__folds=3, data__fold=3),
+        r"data\.fold is 3: the folds are 0 to 2",
     ),
-    Case(
-        "no such fold", _with(data__folds=3, data__fold=3), r"data\.fold is 3: the folds are 0 to 2"
+    ("no such skull", _with(data__test="phantom_9"), r".* names 'phantom_9': no such skull"),
+    (
+        "nothing to train on",
+        _with(data__test_fraction=1.0),
+        r"8 skulls, and none is left to .*",
     ),
-    Case("no such skull", _with(data__test="phantom_9"), r".* names 'phantom_9': no such skull"),
-    Case(
-        "nothing to train on", _with(data__test_fraction=1.0), r"8 skulls, and none is left to .*"
-    ),
-    Case(
+    (
         "a CT and a segmentation",
         _with(data__bone_hu=300.0, data__label=2),
         r"data\.bone_hu is for a CT, data\.label for a segmentation: set one",
     ),
-    Case("no root", _with(data__source="skulls"), r"data\.root is empty: give a folder .*"),
-    Case("a root in a file", _a_file_above_the_data, r".*/skulls/more: no such folder; .*"),
-    Case("share of 4/4", _with(share="4/4"), r"share is '4/4': write K/N, for example 0/4 .*"),
-    Case(
-        "share in words", _with(share="first"), r"share is 'first': write K/N, for example 0/4 .*"
-    ),
-    Case("share of a training", _with("train", share="0/2"), r"share is 0/2: only ingest and .*"),
-    Case(
-        "a store of another size",
-        _linked(size=8),
-        r".*/other\.zarr: .*config\.model\.resolution 16",
-    ),
-    Case(
-        "a store without training pairs", _linked(split=2), r".*/other\.zarr: it has no pair of .*"
-    ),
-    Case("no store", _linked_to_a_folder, r".*/other\.zarr: no store of pairs here; .*"),
-    Case("half a store", _half_a_store, r".*/other\.zarr: 4 pairs are not made yet: .*"),
-    Case(
-        "fresh defects of a store",
-        lambda folder, config: (_linked()(folder, config), _with(segment__fresh=5)(folder, config)),
-        r"segment\.fresh needs complete skulls to cut, which data\.source=store has not: .*",
-    ),
-    Case(
+    ("no root", _with(data__source="skulls"), r"data\.root is empty: give a folder .*"),
+    ("a root in a file", _a_file_above_the_data, r".*/skulls/more: no such folder; .*"),
+    ("a store of another size", _linked(size=8), r".*/other\.zarr: .*model\.resolution 16"),
+    ("a store that cannot train", _linked(split=2), r".*/other\.zarr: it has no pair of .*"),
+    ("no store", _linked_to_a_folder, r".*/other\.zarr: no store of pairs here; .*"),
+    ("half a store", _half_a_store, r".*/other\.zarr: 4 pairs are not made yet: .*"),
+    ("fresh defects of a store", _fresh_of_a_store, r"segment\.fresh needs complete skulls .*"),
+    (
         "a net's stores are not there",
-        _with("ingest,train,segment", segment__stores="real.zarr:train:all,runs/a.zarr:all:5"),
+        _with("ingest,segment", segment__stores="real.zarr:train:all,runs/a.zarr:all:5"),
         r".*/runs/a\.zarr: no store of pairs here; .*",
     ),
-    Case(
+    (
         "a net's stores without pairs",
         _with("ingest,segment", segment__stores="real.zarr:train:none"),
         r"segment\.stores: 'real\.zarr:train:none' names no pairs: write PATH:SPLIT:PAIRS, .*",
     ),
-    Case(
+    (
         "a net's stores of two sizes",
         _net_of_another_size,
         r".*/other\.zarr: .* not of the size .*",
     ),
-    Case("a net of too many pairs", _too_many_pairs, r".*/real\.zarr: .*"),
-    Case(
+    ("a net of too many pairs", _too_many_pairs, r".*/real\.zarr: .*"),
+    (
         "maps of stores that are not there",
         _with("ingest,explore", explore__stores="runs/a.zarr"),
         r".*/runs/a\.zarr: no store of pairs here; .*",
     ),
     # Work directories.
-    Case("a file is the workdir", _a_file_is_the_workdir, r".*/run: .*"),
-    Case("training without pairs", _with("train"), r".*/real\.zarr: no store of pairs here; .*"),
-    Case(
-        "pairs without training", _with("generate"), r".*: no checkpoint; run the stage `train` .*"
+    ("a file is the workdir", _a_file_is_the_workdir, r".*/run: .*"),
+    ("training without pairs", _with("train"), r".*/real\.zarr: no store of pairs here; .*"),
+    (
+        "pairs without training",
+        _with("generate"),
+        r".*: no checkpoint; run the stage `train` .*",
     ),
-    Case("nothing to evaluate", _with("evaluate"), r".*/run: nothing to evaluate; .*"),
-    Case("a cut config.json", _checkpoint_beside_a_cut_config, r".*/run/config\.json: damaged.*"),
-    Case("a checkpoint of another model", _checkpoint_of_another_model, r".*/checkpoints/vae.*"),
-    Case(
-        "a checkpoint of other widths", _checkpoint_of_other_widths, r".*/checkpoints/tests\.toy.*"
-    ),
-    Case(
+    ("a cut config.json", _a_cut_config, r".*/run/config\.json: cannot be read .*"),
+    ("a cut recipe", _a_cut_recipe, r".*/vae/recipe\.json: cannot be read .*"),
+    ("half a checkpoint", _a_checkpoint, r".*/checkpoints/vae/2: damaged .*: delete it: .*"),
+    (
         "other widths than the checkpoint's",
         _other_widths_than_the_checkpoint,
-        r".*/run: config\.model\.widths was \[8, 16\] and is now \[8, 32\], but work .*",
+        r".*/vae: made with model\.widths \[8, 16\], now \[8, 32\]: set it back, or .*",
     ),
-]
+)
+CASES = [Case(*row) for row in ROWS]

@@ -68,16 +68,16 @@ def left(work):
         if "checkpoints/" in name or not path.is_file() or name in ("versions.json", ".lock"):
             continue
         found[name] = path.read_bytes()
-        if path.suffix == ".json":  # of two folders: their own paths, and so the sums
-            text = json.loads(found[name].replace(str(work).encode(), b"WORK"))
-            found[name] = json.dumps({**text, "crc32": 0}).encode()
+        if path.suffix == ".json":  # of two folders: their own paths
+            found[name] = found[name].replace(str(work).encode(), b"WORK")
     for path in sorted((work / "checkpoints").glob("*/*")):
         name = path.relative_to(work).as_posix()
         if (path / "_CHECKPOINT_METADATA").is_file():
             about = json.loads((path / "_CHECKPOINT_METADATA").read_text())
             found[name] = json.dumps(about["custom_metadata"]).encode()
         else:
-            found[name] = path.read_bytes() if path.is_file() else b"a folder"
+            content = path.read_bytes() if path.is_file() else b"a folder"
+            found[name] = content.replace(str(work).encode(), b"WORK")
     return found
 
 

@@ -71,7 +71,7 @@ def _workers(parent):
         try:
             _, _, rest = (place / "stat").read_text().rpartition(")")
             mine = place.name.isdigit() and int(rest.split()[1]) == parent
-            if mine and b"spawn_main" in (place / "cmdline").read_bytes():
+            if mine and b"popen_loky" in (place / "cmdline").read_bytes():
                 found.append(int(place.name))
         except OSError:
             continue

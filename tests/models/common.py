@@ -7,7 +7,11 @@ from skullgen.data import mixture, store
 from skullgen.training import methods, parallel
 
 SIZE = 8
-THREEFRY = jax.random.key(1, impl="threefry2x32")  # rbg under vmap is not per key
+
+
+def threefry():
+    """A key, since rbg under vmap is not per key; a new one, since a state is donated."""
+    return jax.random.key(1, impl="threefry2x32")
 
 
 def config_of(module, **fields):
@@ -20,7 +24,7 @@ def config_of(module, **fields):
 def start(name, settings):
     """The model and its state at the start."""
     model = methods.load_model(name, settings)
-    return model, jax.jit(model.init)(jax.random.key(0)).replace(key=THREEFRY)
+    return model, jax.jit(model.init)(jax.random.key(0)).replace(key=threefry())
 
 
 def packed_pairs():

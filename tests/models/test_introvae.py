@@ -180,7 +180,7 @@ def test_decode_is_the_clipped_output_and_latents_may_be_the_aggregate_posterior
     raw = np.asarray(output.apply({"params": net.params}, z))
     assert raw.min() < 0
     np.testing.assert_allclose(model.decode(state, z), np.clip(raw, 0, 1), atol=1e-5)
-    keys = jax.random.split(common.THREEFRY, 4)
+    keys = jax.random.split(common.threefry(), 4)
     expected = introvae_model.vae.aggregate(state.nets["encoder"].stats, keys)
     np.testing.assert_array_equal(model.latents(state, keys), expected)
     assert model.encode(state, jnp.ones((2, *(SIZE,) * 3, 2), bool)).shape == (2, 4)

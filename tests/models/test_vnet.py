@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.extend import core
-from ml_collections import ConfigDict
 
+from experiments import vnet as experiment
 from skullgen.core.errors import UserError
 from skullgen.data import store
 from skullgen.models import vnet
@@ -23,25 +23,10 @@ LAYOUT = ("NXYZC", "XYZIO", "NXYZC")
 
 
 def _config(**fields):
-    config = ConfigDict(
-        dict(
-            resolution=SIZE,
-            widths=(4, 8),
-            down=(1, 2),
-            up=(2,),
-            kernel=3,
-            norm="group",
-            groups=2,
-            precision="float32",
-            learning_rate=1e-2,
-            decay_steps=0,
-            augment=False,
-            rotation_degrees=10.0,
-            scaling=0.1,
-            shift_mm=20.0,
-        )
-    )
-    config.update(fields)
+    config = experiment.get_config("smoke").segment.model
+    with config.unlocked():
+        config.update(resolution=SIZE, down=(1, 2), up=(2,), groups=2, learning_rate=1e-2)
+        config.update(fields)
     return config
 
 

@@ -61,7 +61,13 @@ def written_metrics():
         "share_above": 0.4,
         "closest": [{"generated": 12, "training": 8, "name": HOSTILE, "dice": 0.971}],
     }
-    channel = {"nearest_training_dice": {"generated": 0.8123, "held_out": None}}
+    channel = {
+        "nearest_training_dice": {"generated": 0.8123, "held_out": None},
+        "pairwise_dice": {"generated": 0.7, "training": 0.6},
+        "occupancy": {"generated": 0.05, "training": 0.06},
+    }
+    removed = {"pairs": 90, "empty_defects": 0.02, "overlap": 0.1}
+    removed |= {"dust_skull_voxels": 0.5, "dust_defect_voxels": 0.1}
     difference = summary_row("vnet", "hd95_mm", "all", "", 0.5) | {"minus": "vnet_real"}
     trained = {
         "stores": [{"path": HOSTILE, "split": "all", "pairs": 256}],
@@ -71,7 +77,7 @@ def written_metrics():
     return {
         "quality": {
             "compared": 90,
-            "removed": {"empty_defects": 0.02, "overlap": 0.1},
+            "removed": removed,
             "skull": channel,
             "defect": channel,
             "copies": {"compared": 90, "skull": copies, "pair": copies | {"limit": None}},

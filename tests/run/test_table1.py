@@ -1,6 +1,7 @@
 """Table 1: which runs it is made of, what is reused, and its numbers by hand."""
 
 import json
+from pathlib import Path
 
 import ml_collections
 import numpy as np
@@ -12,6 +13,8 @@ from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import sources
 from skullgen.evaluation import metrics
+from skullgen.report import tables
+from skullgen.run import config as command
 from skullgen.run import sweep, table1
 from tests import toy_config
 
@@ -19,8 +22,8 @@ from tests import toy_config
 def _config(**fields):
     """A table of the toy model: every run in a second."""
     config = experiment.get_config("smoke")
-    config.table.models = "toy"
-    config.table.counts = "4,8"
+    config.table.models = ("toy",)
+    config.table.counts = (4, 8)
     config.table.fresh = 15
     config.generators = ml_collections.ConfigDict({"toy": toy_config.get_config()})
     config.model.resolution = 8
@@ -30,8 +33,12 @@ def _config(**fields):
     config.workers = 1
     config.segment.model_name = "tests.toy_net"
     config.segment.model = ml_collections.ConfigDict({"learning_rate": 0.1, "augment": False})
-    config.update_from_flattened_dict(fields)
+    with config.ignore_type():
+        config.update_from_flattened_dict(fields)
     return config
+
+
+NAMED = command.Named(Path(experiment.__file__), "smoke", {})
 
 
 def test_the_plan_has_every_row_once_and_needs_come_first(tmp_path):
@@ -73,12 +80,12 @@ def test_a_sweep_is_run_listed_reused_and_gathered(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(sources, "NATIVE_SIDE", 64)
     config = _config()
     with pytest.raises(UserError, match="job 2 needs 0"):
-        sweep.sweep(config, tmp_path, "2")
-    sweep.sweep(config, tmp_path, "0")  # as a cluster's array would
-    sweep.sweep(config, tmp_path, "list")
+        sweep.sweep(config, tmp_path, "2", NAMED)
+    sweep.sweep(config, tmp_path, "0", NAMED)  # as a cluster's array would
+    sweep.sweep(config, tmp_path, "list", NAMED)
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["0", "0", "data", "done"] for line in lines)
-    sweep.sweep(config, tmp_path, "all")
+    sweep.sweep(config, tmp_path, "all", NAMED)
     out = capsys.readouterr().out
     assert "10 of 10 runs are done" in out and "mean training skull" in out
     table = json.loads((tmp_path / "table1.json").read_text())
@@ -87,19 +94,20 @@ def test_a_sweep_is_run_listed_reused_and_gathered(tmp_path, capsys, monkeypatch
     assert ["best control + toy", "8"] in titles
     assert (tmp_path / "report.html").exists()
     before = (tmp_path / "table1.json").read_bytes()
-    sweep.sweep(config, tmp_path, "all")
-    assert "10 of 10 runs are done: nothing to do" in capsys.readouterr().out
+    sweep.sweep(config, tmp_path, "all", NAMED)
+    assert "== job" not in capsys.readouterr().out
     assert (tmp_path / "table1.json").read_bytes() == before
 
 
 def test_sweeps_that_are_none_are_refused(tmp_path):
     with pytest.raises(UserError, match="needs a config with `table`"):
-        sweep.sweep(common.defaults("smoke"), tmp_path, "all")
+        named = command.Named(Path(common.__file__), "smoke", {})
+        sweep.sweep(common.defaults("smoke"), tmp_path, "all", named)
     for which in ("12", "-1", "some"):
         with pytest.raises(UserError, match="list, all, or a number below 10"):
-            sweep.sweep(_config(), tmp_path, which)
+            sweep.sweep(_config(), tmp_path, which, NAMED)
     with pytest.raises(UserError, match=r"table\.models is 'gan': choose one of toy"):
-        table1.plan(_config(**{"table.models": "gan"}), tmp_path)
+        table1.plan(_config(**{"table.models": ("gan",)}), tmp_path)
 
 
 def _metrics(folder, dice, selection=0.5, net="vnet"):
@@ -116,6 +124,12 @@ def _metrics(folder, dice, selection=0.5, net="vnet"):
     files.write_json(folder / "metrics.json", {"verdict": {"cases": cases}})
 
 
+def _gathered(config, folder, rows, done):
+    """The table, and the entries that `table1.json` has beside it."""
+    table = table1.gather(config, folder, rows, done)
+    return table, files.read_json(folder / "table1.json")["entries"]
+
+
 def test_rows_by_hand(tmp_path):
     """Two seeds, three skulls: intervals are over skulls, the spread is over seeds."""
     config = _config()
@@ -127,8 +141,8 @@ def test_rows_by_hand(tmp_path):
         better = {skull: value + 0.1 for skull, value in values.items()}
         _metrics(tmp_path / f"fresh_defects-15-s{seed}", better, selection=0.6)
         _metrics(tmp_path / f"toy-4-s{seed}", {"x": 0.3, "y": 0.3, "z": 0.6})
-    table = table1.gather(config, tmp_path, rows, "6 of 18")
-    entries = {entry["title"]: entry for entry in table["entries"]}
+    table, every = _gathered(config, tmp_path, rows, "6 of 18")
+    entries = {entry["title"]: entry for entry in every}
     assert list(entries) == ["real", "fresh defects", "toy"]
     assert entries["real"]["mean"] == pytest.approx(0.6)
     assert entries["real"]["seed_sd"] == pytest.approx(0)
@@ -142,7 +156,7 @@ def test_rows_by_hand(tmp_path):
     found = entries["toy"]["minus_best"]
     assert (found["mean"], found["low"], found["high"]) == pytest.approx((mean, low, high))
     assert entries["real"]["minus_best"] is None
-    text = "\n".join(table1.describe(table))
+    text = "\n".join(tables.text(table))
     assert "-0.200 [-0.630, +0.230]" in text and "6 of 18" in text
 
 
@@ -169,7 +183,7 @@ def test_seeds_with_training_pairs_of_their_own_are_averaged(tmp_path):
         own = {"net": "vnet", "column": "train", "store": "g", "skull": "", "pair": seed}
         found["verdict"]["cases"].append({**own, "dice": dice + 0.2, "dice_512": dice + 0.2})
         files.write_json(path, found)
-    (entry,) = table1.gather(config, tmp_path, rows, "2 of 18")["entries"]
+    _, (entry,) = _gathered(config, tmp_path, rows, "2 of 18")
     assert entry["train"] == pytest.approx(0.8) and entry["mean"] == pytest.approx(0.6)
     assert entry["seed_sd"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
 
@@ -179,21 +193,21 @@ def test_folds_stand_side_by_side(tmp_path):
     _, rows = table1.plan(config, tmp_path)
     _metrics(tmp_path / "fold0" / "real-all-s0", {"x": 0.4, "y": 0.6})
     _metrics(tmp_path / "fold1" / "real-all-s0", {"z": 0.8})
-    (entry,) = table1.gather(config, tmp_path, rows, "2")["entries"]
+    _, (entry,) = _gathered(config, tmp_path, rows, "2")
     assert entry["skulls"] == pytest.approx({"0 x": 0.4, "0 y": 0.6, "1 z": 0.8})
     assert entry["mean"] == pytest.approx(0.6)
 
 
 def test_what_was_made_again_makes_its_nets_undone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sources, "NATIVE_SIDE", 64)
-    config = _config(**{"table.counts": "4", "table.fresh": 0})
-    sweep.sweep(config, tmp_path, "all")
-    changed = _config(**{"table.counts": "4", "table.fresh": 0})
+    config = _config(**{"table.counts": (4,), "table.fresh": 0})
+    sweep.sweep(config, tmp_path, "all", NAMED)
+    changed = _config(**{"table.counts": (4,), "table.fresh": 0})
     changed.generators.toy.generate.threshold = 0.4
     changed.workers = 2  # determines nothing
     capsys.readouterr()
-    sweep.sweep(changed, tmp_path, "01")
-    sweep.sweep(changed, tmp_path, "list")
+    sweep.sweep(changed, tmp_path, "01", NAMED)
+    sweep.sweep(changed, tmp_path, "list", NAMED)
     lines = capsys.readouterr().out.splitlines()
     state = {
         line.split()[2]: "done" in line.split() for line in lines if line[:4].strip().isdigit()
@@ -204,10 +218,10 @@ def test_what_was_made_again_makes_its_nets_undone(tmp_path, monkeypatch, capsys
 
 def test_a_job_that_fails_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sources, "NATIVE_SIDE", 64)
-    config = _config(**{"table.counts": "4,500", "table.fresh": 0})
+    config = _config(**{"table.counts": (4, 500), "table.fresh": 0})
     config.generators.toy.phases = [dict(step="none", updates=1)]
     with pytest.raises(UserError, match=r"these jobs failed.* 1 \(toy-s0\), 4 \(toy-4-s0\)"):
-        sweep.sweep(config, tmp_path, "all")
+        sweep.sweep(config, tmp_path, "all", NAMED)
     assert "job 4 needs 1 (toy-s0) first" in capsys.readouterr().out
     table = json.loads((tmp_path / "table1.json").read_text())
     assert [row[0] for row in table["rows"]][2:] == ["real", "real + augmentation"]
@@ -215,26 +229,24 @@ def test_a_job_that_fails_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("field", "value", "words"),
     [
-        {"table.counts": "a,b"},
-        {"table.counts": ""},
-        {"table.counts": "0,4"},
-        {"table.seeds": 0},
-        {"table.folds": -1},
+        ("table.counts", ("a,b",), r"table\.counts is 0: it must be 1 or more"),
+        ("table.counts", (), r"table\.counts is empty: numbers of pairs"),
+        ("table.counts", (0, 4), r"table\.counts is 0: it must be 1 or more"),
+        ("table.seeds", 0, r"table\.seeds is 0: it must be 1 or more"),
+        ("table.folds", -1, r"table\.folds is -1: it must be 0 or more"),
+        ("table.metric", "foo", r"table\.metric is 'foo': choose one of dice"),
+        ("data.folds", 2, r"data\.folds: set config\.table\.folds"),
     ],
 )
-def test_wrong_fields_of_the_table_are_named(tmp_path, fields):
-    with pytest.raises(UserError, match=r"table\.counts .* are numbers of 1 or more"):
-        table1.plan(_config(**fields), tmp_path)
+def test_wrong_fields_of_the_table_are_named(tmp_path, field, value, words):
+    with pytest.raises(UserError, match=words):
+        table1.plan(_config(**{field: value}), tmp_path)
 
 
 def test_other_mistakes_of_a_table(tmp_path):
-    with pytest.raises(UserError, match=r"table\.metric is 'foo': choose one of dice"):
-        table1.plan(_config(**{"table.metric": "foo"}), tmp_path)
-    with pytest.raises(UserError, match=r"data\.folds: set config\.table\.folds"):
-        table1.plan(_config(**{"data.folds": 2}), tmp_path)
     with pytest.raises(UserError, match="no comma in its name"):
         table1.plan(_config(), tmp_path / "a,b")
-    jobs, _ = table1.plan(_config(**{"table.counts": "4,4"}), tmp_path)
+    jobs, _ = table1.plan(_config(**{"table.counts": (4, 4)}), tmp_path)
     assert len({job.name for job in jobs}) == len(jobs)

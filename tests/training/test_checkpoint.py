@@ -148,9 +148,5 @@ def test_the_packaged_weights_are_read():
     from skullgen import delivery
 
     demo = methods.Path(delivery.__file__).parent / "weights" / "demo"
-    config = methods.load_config(demo)
-    net = methods.generator(config, demo)
-    assert int(net.state.step) == 860
-    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), 1)
-    pair = net.model.decode(net.state, net.model.latents(net.state, keys))
-    assert pair.shape == (1, 32, 32, 32, 2) and 0.01 < pair[..., 0].mean() < 0.2
+    net = methods.generator(methods.load_config(demo), demo)
+    assert int(net.state.step) == 860 and net.state.nets["generator"].opt == {}

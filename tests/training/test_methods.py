@@ -41,7 +41,7 @@ def _changed(old, new):
     ("specs", "words"),
     [
         ([dict(stepp="toy")], "its fields are step, epochs, updates, batches"),
-        ([dict(step="tow", epochs=1)], "the model's steps are toy, more"),
+        ([dict(step="tow", epochs=1)], r"step is 'tow': choose one of toy, more"),
         ([dict(step="toy")], "positive `epochs` or a positive `updates`"),
         ([dict(step="toy", epochs=1, updates=1)], "not both"),
         ([dict(step="toy", epochs=1, batches=0)], "`batches` of 1 or more"),
@@ -96,15 +96,6 @@ def test_a_field_that_the_config_lacks_is_one_line_wherever_it_is_read(old, new,
         assert str(error.value) == words
 
 
-def test_a_field_that_nothing_reads_is_told(capsys):
-    specs = [dict(step="toy", updates=1)]
-    methods.check("tests.toy", _config(head="independent"), 8, specs)
-    assert capsys.readouterr().out == ""
-    methods.check("tests.toy", _config(learning_rte=0.5), 8, specs)
-    words = "warning: nothing in tests.toy reads config.model.learning_rte"
-    assert capsys.readouterr().out.strip() == words
-
-
 def _wrong(**fields):
     """What `methods.check_shapes` says of the toy model with one thing changed."""
     model = methods.load_model("tests.toy", _config())
@@ -124,16 +115,15 @@ def _step(change):
     [
         (
             {"steps": _step(lambda s, m: (s, {"loss": jnp.zeros(3)}))},
-            "step `toy`: metric 'loss' is float32 [3]: it must be float32 []",
+            "step `toy`: metrics['loss'] is float32 [3]: it must be float32 []",
         ),
         (
             {"steps": _step(lambda s, m: (s.replace(nets={}), m))},
-            "step `toy` returns state.nets['toy'].params['logit'] as nothing, where init made "
-            "float32 [2]",
+            "step `toy`: state.nets['toy'].params['logit'] is nothing: it must be float32 [2]",
         ),
         (
             {"steps": _step(lambda s, m: (s.replace(step=s.step.astype(float)), m))},
-            "step `toy` returns state.step as float32 [], where init made int32 []",
+            "step `toy`: state.step is float32 []: it must be int32 []",
         ),
         ({"steps": _step(lambda s, m: s)}, "step `toy` must return (State, metrics by name)"),
         (
@@ -179,14 +169,3 @@ def test_weights_of_another_model_or_another_file_of_it_are_refused(lab, tmp_pat
     lab("mine", TOY + "# changed\n")
     with pytest.raises(UserError, match=r"made with code\.lab\.mine\.py '.*, now '"):
         methods.require_same(tmp_path, name, _config())
-
-
-def test_training_that_is_not_at_its_end_is_told(tmp_path, capsys):
-    recipe = {"phases": {"0": ["toy", 1, 4], "1": ["more", 3, 5]}}
-    methods.provenance.write(tmp_path, recipe)
-    for step in (9, 8):
-        (tmp_path / str(step)).mkdir()
-        methods.tell_unfinished(tmp_path)
-        (tmp_path / str(step)).rmdir()
-    said = capsys.readouterr().err
-    assert said.count("warning") == 1 and "update 8, before the end of training, 9" in said

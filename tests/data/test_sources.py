@@ -1,0 +1,230 @@
+"""Sources are planned: SkullBreak's layout, folders of skulls, splits; pairs that are none."""
+
+import shutil
+
+import hypothesis
+import ml_collections
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from experiments import common
+from skullgen.core.errors import UserError
+from skullgen.data import defects, grids, phantom, sources, volumes
+
+
+def config_of(**fields):
+    """`config.data`, cut to phantoms; fields are set."""
+    config = common.defaults("smoke").data
+    config.update(fields)
+    return config
+
+
+def shell(size, centre, radius=0.42, thickness=0.12):
+    """A hollow ball: bool [size, size, size]."""
+    grid = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"), -1)
+    distance = np.linalg.norm((grid - centre) / size, axis=-1)
+    return (distance < radius) & (distance > radius - thickness)
+
+
+def write_skullbreak(root, mm=6.4):
+    """A folder in SkullBreak's layout: 2 training skulls and 1 test skull at 32^3."""
+    affine = np.diag([mm, mm, mm, 1.0])
+    for part, number in (("train", "000"), ("train", "001"), ("test", "000")):
+        complete = shell(32, [15.5, 16 + int(number), 15])
+        volumes.write(root / part / "complete_skull" / f"{number}.nrrd", complete, affine)
+        for shift, kind in enumerate(defects.KINDS):
+            hole = np.zeros_like(complete)
+            hole[8 + shift : 18 + shift, :, 20:] = True
+            sides = {"defective_skull": complete & ~hole, "implant": complete & hole}
+            for folder, mask in sides.items():
+                volumes.write(root / part / folder / kind / f"{number}.nrrd", mask, affine)
+    return root
+
+
+def plan(source, size=16, **fields):
+    return sources.PLANS[source](size, config_of(source=source, **fields))
+
+
+def test_skullbreaks_missing_and_surplus_files_are_named(tmp_path):
+    root = write_skullbreak(tmp_path)
+    (root / "train" / "implant" / "bilateral" / "001.nrrd").unlink()
+    (root / "train" / "notes.txt").write_text("hello")
+    (root / "test" / "complete_skull" / "000.nrrd").unlink()
+    planned = plan("skullbreak", root=str(root))
+    assert sorted(planned.problems) == [
+        "test/complete_skull/000.nrrd is missing",
+        "train/implant/bilateral/001.nrrd is missing",
+        "train/notes.txt is not SkullBreak's",
+    ]
+    assert planned.names == ["train_000", "train_001", "test_000"]
+    assert planned.split == {"train_000": 0, "train_001": 0, "test_000": 2}
+    assert [case.skull for case in planned.cases] == [0] * 5 + [1] * 4 + [2] * 5
+    assert len(planned.sources) == 28 and planned.field_mm == pytest.approx(204.8)
+
+
+def test_files_that_cannot_be_read_do_not_end_the_planning(tmp_path):
+    root = write_skullbreak(tmp_path / "skullbreak")
+    first = root / "train" / "defective_skull" / defects.KINDS[0] / "000.nrrd"
+    first.write_bytes(b"")
+    planned = plan("skullbreak", root=str(root))
+    assert planned.field_mm == pytest.approx(204.8) and len(planned.cases) == 15
+    with pytest.raises(UserError, match=r"000.nrrd: "):
+        planned.cases[0].make(*planned.cases[0].arguments)
+    root = tmp_path / "skulls"
+    volumes.write(root / "a.nrrd", phantom.skull(0, 48), phantom.affine(48))
+    (root / "b.nhdr").write_bytes(b"NRRD0004\n")
+    (root / "c.nii").symlink_to("nowhere")
+    with open(root / "d.nrrd", "wb") as file:
+        file.truncate(2**40)  # which takes no room, and hours to read
+    planned = plan("skulls", root=str(root))
+    assert planned.names == ["a", "b", "c", "d"]
+    assert planned.sources["c.nii"] == planned.sources["d.nrrd"] == "unreadable"
+
+
+def test_detached_voxels_are_part_of_their_header(tmp_path):
+    import nrrd
+
+    for name in "abc":
+        header = {"space": "RAS", "space directions": np.eye(3) * 204.8 / 48}
+        mask = phantom.skull(ord(name), 48).astype(np.uint8)
+        nrrd.write(str(tmp_path / f"{name}.nhdr"), mask, header, detached_header=True)
+    (tmp_path / "folder.nrrd").mkdir()
+    planned = plan("skulls", root=str(tmp_path))
+    assert sorted(planned.sources) == sorted(p.name for p in tmp_path.iterdir() if p.is_file())
+    assert len(planned.sources) == 6
+    assert any(line.startswith("folder.nrrd is no") for line in planned.problems)
+
+
+def test_folders_without_a_skull_and_doubled_names(tmp_path):
+    (tmp_path / "notes.txt").write_text("no skull")
+    with pytest.raises(UserError, match="holds no skull"):
+        plan("skulls", root=str(tmp_path))
+    for name in ("x.nrrd", "x.nii"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match="two files are called x"):
+        plan("skulls", root=str(tmp_path))
+
+
+def _pair(root, skull, implant, size, mm=6.4):
+    paths = [root / name / "bilateral" / "000.nrrd" for name in ("defective_skull", "implant")]
+    for path, mask in zip(paths, (skull, implant), strict=True):
+        volumes.write(path, mask, np.diag([mm, mm, mm, 1.0]))
+    return sources._skullbreak_pair(*paths, size, 0.001, 2**20)
+
+
+@pytest.mark.parametrize("mm", [1.0, 6.4])
+@pytest.mark.parametrize("thickness", [0.04, 0.12])
+def test_a_thin_implant_against_its_skull_is_a_pair_on_any_grid(tmp_path, thickness, mm):
+    complete = shell(32, [15.5, 15.5, 15.5], thickness=thickness)
+    hole = np.zeros_like(complete)
+    hole[8:16, :, 20:] = True
+    for size in (4, 8, 32):
+        assert len(_pair(tmp_path, complete & ~hole, complete & hole, size, mm)) == 1
+    cube = np.zeros_like(complete)
+    cube[14:18, 14:18, 14:18] = True
+    with pytest.raises(UserError, match="does not touch"):
+        _pair(tmp_path, complete & ~hole, cube, 32, mm)
+    with pytest.raises(UserError, match="are the two swapped"):
+        _pair(tmp_path, complete & hole, complete & ~hole, 32, mm)
+
+
+def test_an_implant_in_thin_bone_overlaps_on_any_grid(tmp_path):
+    """Where blocks are larger than the bone is thick, none of them is too full."""
+    complete = shell(32, [15.5, 15.5, 15.5], thickness=0.04)
+    hole = np.zeros_like(complete)
+    hole[8:16, :, 20:] = True
+    for size in (2, 4, 32):
+        with pytest.raises(UserError, match="overlaps"):
+            _pair(tmp_path, complete, complete & hole, size)
+    # A border that resampling gave to both is no mistake.
+    border = complete & hole & ~np.roll(hole, 1, axis=0)
+    skull = (complete & ~hole) | border & (np.indices(complete.shape).sum(axis=0) % 3 == 0)
+    assert _pair(tmp_path, skull, complete & hole, 4)
+
+
+def test_a_files_own_cube_is_the_frame_where_asked():
+    """Fresh cuts of SkullBreak's complete skulls lie where its own pairs have them."""
+    complete, affine = shell(32, [15.5, 16, 15]), np.diag([6.4, 6.4, 6.4, 1.0])
+    model, share = sources.prepare(complete, affine, 16, reframe=False)
+    expected = complete.reshape(16, 2, 16, 2, 16, 2).mean((1, 3, 5))
+    np.testing.assert_allclose(share, expected, atol=1e-6)
+    np.testing.assert_allclose(model @ [0, 0, 0, 1], affine @ [0.5, 0.5, 0.5, 1])
+
+
+def _splits(names, **fields):
+    base = dict(seed=0, test="", validation="", test_fraction=0.2, validation_fraction=0.1)
+    base |= dict(folds=0, fold=0)
+    return sources.assign(names, ml_collections.ConfigDict({**base, **fields}))
+
+
+@hypothesis.given(st.integers(1, 60), st.integers(0, 5))
+def test_fractions_split_by_skull_whatever_the_order(count, seed):
+    names = [f"s{number}" for number in range(count)]
+    split = _splits(names, seed=seed)
+    assert split == _splits(names[::-1], seed=seed)
+    places = list(split.values())
+    assert places.count(2) == round(0.2 * count)
+    assert places.count(1) == round(0.1 * count)
+
+
+@hypothesis.given(st.integers(4, 30), st.integers(2, 4))
+def test_folds_test_every_skull_once(count, folds):
+    names = [f"s{number}" for number in range(count)]
+    splits = [_splits(names, folds=folds, fold=fold) for fold in range(folds)]
+    tested = [name for split in splits for name in names if split[name] == 2]
+    assert sorted(tested) == sorted(names)
+    for split in splits:
+        assert list(split.values()).count(1) == round(0.1 * count)
+        assert abs(list(split.values()).count(2) - count / folds) < 1
+
+
+@pytest.mark.parametrize("test", ["c, b", ("c", "b")])
+def test_splits_by_name(test):
+    assert _splits(["a", "b", "c"], test=test) == {"a": 0, "b": 2, "c": 2}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (dict(test="z"), "names 'z': no such skull"),
+        (dict(test="a,b"), "none is left to train on"),
+        (dict(folds=2, fold=2), r"data\.fold is 2: the folds are 0 to 1"),
+        (dict(folds=2, test="a"), r"data\.folds and data\.test"),
+    ],
+)
+def test_mistakes_of_splits(fields, words):
+    with pytest.raises(UserError, match=words):
+        _splits(["a", "b"], **fields)
+
+
+@pytest.mark.parametrize(
+    ("source", "fields", "words"),
+    [
+        ("skulls", {}, "data.root is empty"),
+        ("skulls", dict(root="/no/where"), "no such folder"),
+        ("skullbreak", dict(root=".", test="000"), "data.test is not for data.source=skullbreak"),
+    ],
+)
+def test_mistakes_of_fields(source, fields, words):
+    with pytest.raises(UserError, match=words):
+        plan(source, **fields)
+
+
+def test_skullbreaks_cubes_of_any_size_keep_their_millimetres(tmp_path):
+    assert plan("skullbreak", root=str(write_skullbreak(tmp_path, 1.0))).field_mm == 32
+    flat = np.diag([1.0, 1, 2, 1])
+    for path in list(tmp_path.rglob("*.nrrd")):
+        volumes.write(path, volumes.read(path).data, flat)
+    planned = plan("skullbreak", root=str(tmp_path))
+    with pytest.raises(UserError, match="is no cube"):
+        planned.cases[0].make(*planned.cases[0].arguments)
+    shutil.rmtree(tmp_path / "train")
+
+
+def test_a_skull_there_and_back():
+    """Through the store's grid at 64^3 and back to its own."""
+    skull, affine = phantom.skull(3, 96), phantom.affine(96)
+    model, share = sources.prepare(skull, affine, 64)
+    back = grids.enlarge(share, model, affine, skull.shape)
+    assert 2 * np.sum(back & skull) / (back.sum() + skull.sum()) > 0.9
