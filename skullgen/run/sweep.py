@@ -61,7 +61,7 @@ def sweep(config: ConfigDict, folder: Path, which: str, named: command.Named) ->
         jobs_, rows = plan(config, declare, named.overrides)
     else:
         raise UserError(
-            "--sweep needs a config with `table` (experiments/table1.py) or sweep(add) (vae_wgan.py)"
+            "--sweep needs a config with `table`, as of table1.py, or sweep(add), as of vae_wgan.py"
         )
     done = {}
     for job in jobs_:
@@ -235,7 +235,7 @@ def _made(config, fields):
 
 
 def numbers(result: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a run's `metrics.json` by dotted name; the verdict's are `net.column.metric`."""
+    """The numbers of `metrics.json` by dotted name; the verdict's are `net.column.metric`."""
     found = {
         f"{row['net']}.{row['column']}.{row['metric']}": row["mean"]
         for row in (result.get("verdict") or {}).get("summary", ())
