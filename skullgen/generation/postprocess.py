@@ -39,7 +39,12 @@ def remove_dust(
     out, sides = image.copy(), grids.box(image)
     # cc3d 4.1 fails on some boxes of a few voxels whose bone touches their sides.
     padded = np.pad(image[sides], 1)
-    out[sides] = cc3d.dust(padded, voxels, connectivity)[1:-1, 1:-1, 1:-1]
+    labels = cc3d.connected_components(padded, connectivity=connectivity)
+    # Bone is a twentieth of the grid: looked at alone, it takes half the time of cc3d.dust.
+    places = np.flatnonzero(padded)
+    label = labels.ravel()[places]
+    np.put(padded, places[(np.bincount(label) < voxels)[label]], 0)
+    out[sides] = padded[1:-1, 1:-1, 1:-1]
     return out
 
 

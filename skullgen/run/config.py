@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from skullgen.core import files, plugins
+from skullgen.core import files, jobs, plugins
 from skullgen.core.errors import UserError, plain
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
@@ -59,7 +59,7 @@ def config_file(argv: Sequence[str]) -> str:
 
 
 class Named(NamedTuple):
-    """The config that a command line names: its file, what follows the colon, and what it sets."""
+    """The config that a command line names: its file, what follows the colon, what it sets."""
 
     file: Path
     word: str
@@ -75,9 +75,8 @@ class Named(NamedTuple):
         if self.again:
             return self.again
         fields = [f"{name}={shown(value)}" for name, value in self.overrides.items()]
-        parts = [part for part in (self.file.stem, self.word, *fields) if part]
-        parts = [part for part in parts if not part.startswith(UNNAMED)]
-        return Path("runs") / folder_name([*parts, *["sweep"] * sweeping])
+        parts = [self.file.stem, self.word, *fields, "sweep" * sweeping]
+        return Path("runs") / folder_name(p for p in parts if p and not p.startswith(UNNAMED))
 
     def sweep(self) -> Callable | None:
         """The function `sweep(add)` of the config file, or None."""
@@ -117,15 +116,10 @@ def stages(config: ConfigDict, known: Sequence[str]) -> list[str]:
 def at_home(config: ConfigDict) -> ConfigDict:
     """A copy of the config with the home folder for each `~` that begins a path."""
     config = copy.deepcopy(config)
-    for field in PATHS:
-        section, name = field.split(".")
+    for section, name in (field.split(".") for field in PATHS):
         if name in config.get(section, ()):
-            home = re.sub(
-                r"(^|,\s*)(~[^/,]*)",
-                lambda at: at[1] + os.path.expanduser(at[2]),
-                config[section][name],
-            )
-            config[section][name] = home
+            parts = re.split(r"(,\s*)", config[section][name])
+            config[section][name] = "".join(map(os.path.expanduser, parts))
     return config
 
 
@@ -138,8 +132,8 @@ def _mistake(error, argv):
     """What is wrong with the command line, or with the config file that it names, in one line."""
     file = config_file(argv)
     given = [part for part in argv[1:] if part.startswith("--config.")]
-    where = f" (no such field? {' '.join(given)})" if given else ""
-    where = "" if isinstance(error, flags.Error) else where
+    known = not given or isinstance(error, flags.Error)
+    where = "" if known else f" (no such field? {' '.join(given)})"
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     if file and not Path(file).is_file():
@@ -160,8 +154,6 @@ def _mistake(error, argv):
 
 def report(error: Exception) -> int | None:
     """Prints what a person can use of an error; returns the exit code, or None to raise it."""
-    from skullgen.core import jobs
-
     if isinstance(error, jobs.Stopped):
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 128 + error.signum

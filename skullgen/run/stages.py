@@ -37,23 +37,19 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
         model = methods.load_model(made.model_name, made.model)
         if making:
             methods.require_generates(made.model_name, model)
+    size = config.model.resolution
     if "train" in names:
         _require_alone(config.model_name, workdir)
         loop.check(_options(config))
-        size = config.model.resolution
         methods.check(config.model_name, config.model, size, config.phases)
-    if "generate" in names:
-        generate.check(config.generate)
     if "segment" in names:
-        judges.check(config.segment, config.model.resolution, workdir, _options(config))
-    if "evaluate" in names:
-        metrics.check(config.evaluate)
-    if "explore" in names:
-        explore.check(config.explore)
-    if "predict" in names:
-        predict.check(config, names, workdir)
-    if "export" in names:
-        export.check(config, names, workdir)
+        judges.check(config.segment, size, workdir, _options(config))
+    for stage, module in {"generate": generate, "evaluate": metrics, "explore": explore}.items():
+        if stage in names:
+            module.check(config[stage])
+    for stage, module in {"predict": predict, "export": export}.items():
+        if stage in names:
+            module.check(config, names, workdir)
     for name in {"explore", "gallery"}.intersection(names):
         mixture.require_there(plugins.listed(config[name].stores), workdir)
 
@@ -80,8 +76,7 @@ def _share():
 
 
 def _options(config, tensorboard=None):
-    fields = ("log_every", "save_every", "keep", "budget_mb")
-    options = {name: config[name] for name in fields}
+    options = {name: config[name] for name in ("log_every", "save_every", "keep", "budget_mb")}
     board = tensorboard if config.tensorboard else None
     return loop.Options(config.seed, config.batch_size, **options, tensorboard=board)
 
@@ -116,10 +111,7 @@ def _wait(path):
 
 
 def link(source: Path, path: Path, size: int) -> None:
-    """Makes `path` a link to a store of real pairs of `size` voxels a side that another run made.
-
-    Raises UserError for a store that is not whole, of another size, or not of real pairs.
-    """
+    """Makes `path` a link to another run's store of real pairs of `size` voxels a side."""
     pairs = store.Store(source)
     pairs.require_whole()
     if pairs.size != size:
@@ -164,9 +156,8 @@ def _generate(config, workdir):
     }
     licence = f"as of the pairs that it was trained on: {about['licence']}"
     attributes = {**about, "names": [], "licence": licence, "versions": versions()}
-    channels = methods.channels(config)
-    plan = generate.Plan(config.model.resolution, channels, attributes, recipe)
-    path = workdir / "generated.zarr"
+    size, channels = config.model.resolution, methods.channels(config)
+    plan, path = generate.Plan(size, channels, attributes, recipe), workdir / "generated.zarr"
     generate.run(net, path, settings, plan, config.workers, _share())
     _wait(path)
     count = len(store.Store(path).every())
@@ -213,18 +204,14 @@ def _evaluate(config, workdir):
 
 def _notes(config, workdir, real):
     """The warnings of the model's own log, and of the store."""
-    records = logs.read(workdir / "train.jsonl")
-    lines = _said(config, records)
+    lines, records = [], logs.read(workdir / "train.jsonl")
+    if records:
+        model = methods.load_model(config.model_name, config.model)
+        lines = loop.notes(model, loop.epochs(records))
     notes = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
     if left := len(real.every("test")) - len(real.rows("test")):
         notes.append(f"{left} test pairs that {real.path.name}/leave_out.txt lists are not judged")
     return notes
-
-
-def _said(config, records):
-    if not records:
-        return []
-    return loop.notes(methods.load_model(config.model_name, config.model), loop.epochs(records))
 
 
 def _explore(config, workdir):

@@ -37,16 +37,14 @@ MEMORY = {  # what to lower where it runs out
 def run(config: ConfigDict, workdir: Path) -> None:
     """Runs `config.stages` in order in `workdir`, which is made.
 
-    Several processes (`hosts.join`) share the stages `stages.TOGETHER`; then process 0 goes on
-    alone. Raises UserError for a user's mistake, Diverged as `loop.train`, jobs.Stopped where a
-    signal came.
+    Several processes (`hosts.join`) share `stages.TOGETHER`; then process 0 goes on alone.
     """
     config, names = check(config, workdir)
     with _alone(workdir) if hosts.lead() else contextlib.nullcontext():
         if hosts.lead():
             if not (workdir / "config.json").exists():
                 record(config, workdir)
-            keep_time(workdir, {})
+            keep_time(workdir)
         hosts.first(0)  # process 0 holds the lock
         if not (workdir / "config.json").exists():
             raise UserError(f"{workdir}: not on a disk that all processes share")
@@ -61,10 +59,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def check(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, list[str]]:
-    """The config with `~` expanded, and the names of its stages, before anything is written.
-
-    Raises UserError for what the stages would find wrong, hours later maybe.
-    """
+    """The config with `~` expanded, and the names of its stages, before anything is written."""
     names, config = named(config, list(stages.STAGES)), at_home(config)
     in_range("workers", config.workers, 0, 1024)
     in_range("model.resolution", config.model.resolution, 2, store.MAX_SIDE)
@@ -93,12 +88,10 @@ def _stage(config, workdir, name):
     try:
         stages.STAGES[name](config, workdir)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(
-            f"{name}: out of memory on {jax.local_devices()[0].device_kind} "
-            f"({plain(str(error).strip())[:100]}): lower config.{MEMORY[name]}"
-        ) from None
+        what = f"on {jax.local_devices()[0].device_kind} ({str(error).strip()[:100]})"
+        raise UserError(f"{name}: out of memory {what}: lower config.{MEMORY[name]}") from None
     except jobs.Stopped as stopped:
         if stopped.agreed:
             raise
@@ -112,7 +105,7 @@ def _stage(config, workdir, name):
     seconds = time.monotonic() - start
     print(f"== {name}: {seconds:.0f} s", flush=True)
     if hosts.lead():
-        keep_time(workdir, {name: seconds})
+        keep_time(workdir, name, seconds)
 
 
 def record(config: ConfigDict, workdir: Path, stage: str = "") -> None:
@@ -123,24 +116,20 @@ def record(config: ConfigDict, workdir: Path, stage: str = "") -> None:
     """
     old, new = files.read_json(workdir / "config.json"), as_json(config)
     if old and stage:
-        own = {stage, *(["phases", *_shared(new)] if stage in stages.TOGETHER else [])}
+        shared = [name for name in new if name not in stages.STAGES]
+        own = {stage, *(shared if stage in stages.TOGETHER else ())}
         so_far = {*old["stages"], stage}
         new = {name: new[name] if name in own else old.get(name, new[name]) for name in new}
         new["stages"] = [name for name in stages.STAGES if name in so_far]
     files.write_json(workdir / "config.json", new)
 
 
-def _shared(config):
-    """The fields that are of no stage alone."""
-    return [name for name in config if name not in stages.STAGES and name != "stages"]
-
-
-def keep_time(workdir: Path, seconds: dict[str, float]) -> None:
+def keep_time(workdir: Path, stage: str = "", seconds: float = 0) -> None:
     """Writes `versions.json`: versions, and what stages took, added to earlier calls' seconds."""
     path = workdir / "versions.json"
     total = (files.read_json(path) or {}).get("seconds", {})
-    for name, spent in seconds.items():
-        total[name] = round(total.get(name, 0) + spent, 1)
+    if stage:
+        total[stage] = round(total.get(stage, 0) + seconds, 1)
     files.write_json(path, {**stages.versions(), "seconds": total})
 
 
