@@ -1,8 +1,7 @@
 """Pages to leaf through stores, real or generated, in 3-D and in slices; they need no network.
 
 `<workdir>/gallery/<store>/index.html` and beside it, for each hundred pairs, `pairs-000.js` (their
-bits), `thumbs-000.jpg`, and `near-000.json`, written last: the nearest training pairs. A stopped
-run goes on; where `recipe.json` is of other pairs, all is drawn anew.
+bits) and `thumbs-000.jpg`.
 """
 
 import base64
@@ -16,8 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
+from skimage.measure import block_reduce
 
-from skullgen.core import files, jobs, provenance
+from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, plain
 from skullgen.data import mixture, store
 from skullgen.evaluation import fidelity
@@ -26,6 +26,7 @@ from skullgen.training import loop
 
 CHUNK, COLUMNS = 100, 10  # pairs of a file, and of a row of its thumbnails
 TILE = 64  # pixels of a thumbnail a side, at most
+Mask = Bool[np.ndarray, "D D D"]
 
 
 class Training(NamedTuple):
@@ -36,61 +37,59 @@ class Training(NamedTuple):
     bits: store.Packed
     skulls: Int[np.ndarray, " n"]
 
-    def of(self, pairs: store.Store) -> bool:
-        """Whether they are of this store: then pairs of one skull are not compared."""
-        return pairs.path.samefile(self.store.path)
-
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """The stage `gallery`: a page for each store that `config.gallery` names.
 
     Without names for the run's own, `real.zarr` first. Raises UserError where there is none.
     """
-    settings = config.gallery
-    names = [name.strip() for name in settings.stores.split(",") if name.strip()]
+    names = plugins.listed(config.gallery.stores)
     paths = [mixture.find(name, workdir) for name in names or mixture.OWN]
     stores = [store.Store(path) for path in paths if names or store.exists(path)]
     if not stores:
         raise UserError(f"{workdir}: no store of pairs here: run `ingest` or `generate` first")
-    real, pages = None, {}
+    real, learnt, pages = None, [], {}
     if store.exists(workdir / "real.zarr"):
         real = store.Store(workdir / "real.zarr")
-    learnt = loop.learnt(workdir, config.get("model_name", "")) if real else None
+        learnt = loop.learnt(workdir, config.get("model_name", ""))
     for pairs in stores:
-        path, whose = pairs.path, pairs.path.resolve().parent.name
-        folder = path.stem if path.parent == workdir else f"{whose}-{path.stem}"
+        path, train = pairs.path, None
+        folder = f"{path.resolve().parent.name}-{path.stem}"
+        folder = path.stem if path.parent == workdir else folder
         if folder in pages:
             raise UserError(
                 f"gallery.stores: {path} and {pages[folder]} would have one page: name one of them"
             )
         pages[folder] = path
-        train = _training(pairs, real, learnt)
-        print(write(pairs, workdir / "gallery" / folder, settings.pairs, train))
+        if len(learnt) and real.size == pairs.size and not real.missing():
+            train = Training(real, learnt, real.load(learnt), real.column("skull")[learnt])
+        print(write(pairs, workdir / "gallery" / folder, config.gallery.pairs, train))
 
 
 def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -> Path:
-    """Writes the page of the first `most` pairs of a store into `folder`, or goes on; its path."""
+    """Writes the page of the first `most` pairs of a store into `folder`; its path."""
     pairs.require_whole()
-    every = pairs.every()
+    folder.mkdir(parents=True, exist_ok=True)
+    every, near = pairs.every(), []
     rows = every[:most]
-    recipe, names = {"pairs": pairs.recipe}, {}
-    if train:
-        recipe["training"] = provenance.digest([train.store.recipe, train.rows.tolist()])
-        names = dict(zip(train.rows.tolist(), train.store.names(train.skulls), strict=True))
-    if provenance.read(folder) != recipe:
-        for note in folder.glob("near-*.json"):
-            note.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-        provenance.write(folder, recipe)
-    near = []
     with jobs.progress(len(rows), 0, f"gallery {plain(pairs.path.stem)}", "pair") as bar:
         for start in range(0, len(rows), CHUNK):
             jobs.check()
             part = rows[start : start + CHUNK]
-            near += _chunk(pairs, folder, start // CHUNK, part, train)
+            bits, number = pairs.load(part), f"{start // CHUNK:03d}"
+            packed = [base64.b64encode(zlib.compress(row.tobytes(), 6)).decode() for row in bits]
+            script = f'bits("{number}",{json.dumps(packed)})'
+            files.replace(folder / f"pairs-{number}.js", script.encode())
+            files.replace(folder / f"thumbs-{number}.jpg", _thumbnails(bits, pairs.size))
+            near += _nearest(pairs, part, bits, train) if train else [None] * len(part)
             bar.update(len(part))
+    names, training_page = {}, None
+    if (folder.parent / "real" / "index.html").exists():
+        training_page = "../real/index.html"
+    if train:
+        names = dict(zip(train.rows.tolist(), train.store.names(train.skulls), strict=True))
+        training_page = "" if _same(pairs, train) else training_page
     left = np.setdiff1d(every, pairs.rows()).tolist()
-    beside = "../real/index.html" if (folder.parent / "real" / "index.html").exists() else None
     data = {
         "pairs": _facts(pairs, rows, near),
         "all": len(every),
@@ -100,10 +99,10 @@ def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -
         "kinds": list(map(plain, pairs.attrs.get("kinds", []))),
         "names": list(map(plain, pairs.attrs.get("names", []))),
         "training": names,
-        "training_page": "" if train and train.of(pairs) else beside,
+        "training_page": training_page,
         "left_out": left,
         "where": plain(str(pairs.path / "leave_out.txt")),
-        "identity": provenance.digest([recipe, str(pairs.path), left]),
+        "identity": provenance.digest([pairs.recipe, str(pairs.path), left]),
     }
     title = f"Pairs of {pairs.path.name}, {pairs.path.resolve().parent.name}"
     files.replace(folder / "index.html", html.fill("gallery.html", {"title": title, "data": data}))
@@ -119,37 +118,17 @@ def _facts(pairs, rows, near):
     return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
 
 
-def _training(pairs, real, rows):
-    """What the pairs of a store are compared with; None without whole real pairs of its size."""
-    if real is None or real.missing() or real.size != pairs.size or not len(rows):
-        return None
-    return Training(real, rows, real.load(rows), real.column("skull")[rows])
-
-
-def _chunk(pairs, folder, number, rows, train):
-    """Draws the files of some pairs where they are not there; their nearest training pairs."""
-    note = folder / f"near-{number:03d}.json"
-    done = files.read_json(note) or {}
-    if done.get("rows") == rows.tolist():
-        return done["near"]
-    note.unlink(missing_ok=True)
-    bits = pairs.load(rows)
-    packed = [base64.b64encode(zlib.compress(row.tobytes(), 6)).decode() for row in bits]
-    script = f'bits("{number:03d}",{json.dumps(packed)})'
-    files.replace(folder / f"pairs-{number:03d}.js", script.encode())
-    files.replace(folder / f"thumbs-{number:03d}.jpg", _thumbnails(bits, pairs.size))
-    near = _nearest(pairs, rows, bits, train) if train else [None] * len(rows)
-    files.write_json(note, {"rows": rows.tolist(), "near": near})
-    return near
+def _same(pairs, train):
+    return pairs.path.samefile(train.store.path)
 
 
 def _nearest(pairs, rows, bits, train):
     """Of each pair `{"skull": [Dice, row], "pair": ...}` of the nearest training one.
 
-    Dice is None where all are of its own skull.
+    Those of its own skull do not count; Dice is None where all are.
     """
     near = [{} for _ in bits]
-    apart = train.of(pairs) & (pairs.column("skull")[rows][:, None] == train.skulls)
+    apart = _same(pairs, train) & (pairs.column("skull")[rows][:, None] == train.skulls)
     for what, dice in fidelity.training_dice(bits, train.bits, pairs.size).items():
         dice[apart] = -1
         for one, values in zip(near, dice, strict=True):
@@ -170,9 +149,7 @@ def _thumbnails(bits, size):
     return file.getvalue()
 
 
-def thumbnail(
-    skull: Bool[np.ndarray, "D D D"], defect: Bool[np.ndarray, "D D D"]
-) -> UInt8[np.ndarray, "P P 3"]:
+def thumbnail(skull: Mask, defect: Mask) -> UInt8[np.ndarray, "P P 3"]:
     """A pair (RAS) seen through, from where its defect lies: bone grey, the defect blue, on white.
 
     P is D, or D in blocks where that is above 64.
@@ -183,10 +160,8 @@ def thumbnail(
     axis, factor = int(np.abs(middle).argmax()), -(-len(skull) // TILE)
     depth = []
     for volume, density in ((skull, 8), (defect, 24)):
-        plane = volume.sum(axis, dtype=np.float32).T[::-1, ::-1]  # as `figures.slices` is turned
-        plane = np.pad(plane, (0, -len(plane) % factor))
-        side = len(plane) // factor
-        plane = plane.reshape(side, factor, side, factor).mean((1, 3)) / len(skull)
+        plane = volume.mean(axis).T[::-1, ::-1]  # as `figures.slices` is turned
+        plane = block_reduce(plane, factor, np.mean)
         depth.append(1 - np.exp(-density * plane[..., None]))
     colour = 1 - depth[0] * (1 - np.float32([0.25, 0.23, 0.2]))
     colour = colour * (1 - depth[1]) + depth[1] * np.float32([0.0, 0.35, 0.75])

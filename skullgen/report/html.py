@@ -1,6 +1,5 @@
 """Pages from the templates beside this file: escaped, in one file, and without a network."""
 
-import functools
 import json
 from typing import Any
 
@@ -11,26 +10,21 @@ from plotly.utils import PlotlyJSONEncoder
 
 from skullgen.core.errors import plain
 
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("skullgen.report"),
+    autoescape=True,
+    finalize=lambda value: value if isinstance(value, Markup) else plain(str(value)),
+    keep_trailing_newline=True,
+    undefined=jinja2.StrictUndefined,
+)
+# NaN is null there.
+TEMPLATES.policies["json.dumps_function"] = json.dumps
+TEMPLATES.policies["json.dumps_kwargs"] = {"cls": PlotlyJSONEncoder, "separators": (",", ":")}
+
 
 def fill(name: str, values: dict[str, Any]) -> bytes:
     """The template `name` with `values`: text becomes one escaped line, `|tojson` makes data.
 
     `plotly` in it is the script of Plotly.
     """
-    return _templates().get_template(name).render(values, plotly=Markup(get_plotlyjs())).encode()
-
-
-@functools.cache
-def _templates():
-    loader = jinja2.PackageLoader("skullgen.report")
-    templates = jinja2.Environment(
-        loader=loader, autoescape=True, finalize=_line, undefined=jinja2.StrictUndefined
-    )
-    # NaN is null there.
-    templates.policies["json.dumps_function"] = json.dumps
-    templates.policies["json.dumps_kwargs"] = {"cls": PlotlyJSONEncoder, "separators": (",", ":")}
-    return templates
-
-
-def _line(value):
-    return value if isinstance(value, Markup) else plain(str(value))
+    return TEMPLATES.get_template(name).render(values, plotly=Markup(get_plotlyjs())).encode()

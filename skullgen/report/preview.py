@@ -24,7 +24,6 @@ from skullgen.training import methods
 
 PAIRS = 8  # of a sheet: the first that `generate` draws with seed 0
 SHEETS = 64  # kept at most; then every second one goes
-SIDE = 64  # voxels a side of what is drawn, at most
 SHARE = 0.02  # of the time that sheets may take
 Watch = Callable[[State, str], list[dict[str, Any]]]
 
@@ -40,10 +39,8 @@ def watcher(
 
     real: what is trained on. folder: of the sheets, `<phase>-<update>.png` and `latest.png`, one
     each `config.preview_minutes` (0: none) or, where they would take more than 2 % of the time,
-    fewer. clock: in seconds.
-
-    A record has the sheet (uint8 [H, W, 3]), the mean Dice of two samples' skulls and defects
-    (those that have one), and `says`, a line of text. No record where none is due.
+    fewer. A record has the sheet (uint8 [H, W, 3]), the mean Dice of two samples' skulls and
+    defects, and `says`, a line of text.
     """
     pause = 60 * config.preview_minutes
     if not pause or model.decode is None or model.latents is None:
@@ -61,16 +58,14 @@ def watcher(
         decode = (model.drafts or {}).get(phase, model.decode)
         if decode not in draws:
             draws[decode] = generate.drawer(model._replace(decode=decode), rules)
-        bits = _draw(draws[decode], state)
-        path = folder / f"{phase}-{int(state.step):06d}.png"
-        alikeness = alike(bits, real.size)
-        says = f"{phase}, update {int(state.step)}: {_words(bits, alikeness, truth)}"
-        picture = _sheet(path, bits, real.size, says)
+        bits, step = _draw(draws[decode], state), int(state.step)
+        dices = alike(bits, real.size)
+        says = f"{phase}, update {step}: {_words(bits, dices, truth)}"
+        picture = _sheet(folder / f"{phase}-{step:06d}.png", bits, real.size, says)
         end = clock()
         due = end + max(pause, (end - start) / SHARE)
-        values = {f"samples_dice_{k}": dice for k, dice in alikeness.items() if dice is not None}
-        record = {"phase": phase, "step": int(state.step), "sheet": picture, "says": says}
-        return [{**record, **values}]
+        values = {f"samples_dice_{name}": dice for name, dice in dices.items() if dice is not None}
+        return [{"phase": phase, "step": step, "sheet": picture, "says": says, **values}]
 
     return watch
 
@@ -92,26 +87,21 @@ def alike(bits: store.Packed, size: int) -> dict[str, float | None]:
     return means
 
 
-def _words(bits, alikeness, truth):
-    dice = [
-        f"{name}s {tables.number(alikeness[name])} (real {tables.number(truth[name])})"
-        for name in fidelity.CHANNELS
+def _words(bits, dices, truth):
+    words = [
+        f"{name}s {tables.number(dice)} (real {tables.number(truth[name])})"
+        for name, dice in dices.items()
     ]
     empty = int((store.voxels(bits)[:, 1] == 0).sum())
-    words = f"Dice of two samples, 1 is collapse: {', '.join(dice)}"
-    return words + f"; {empty} of {len(bits)} have no defect" * bool(empty)
+    lacking = f"; {empty} of {len(bits)} have no defect" * bool(empty)
+    return f"Dice of two samples, 1 is collapse: {', '.join(words)}{lacking}"
 
 
 def _sheet(path, bits, size, title):
     """Draws a sheet of packed pairs; every second old one goes where there are too many."""
-    pairs, factor = store.unpack(bits, size), -(-size // SIDE)
-    if factor > 1:
-        pairs = np.pad(pairs, ((0, 0), *((0, -size % factor),) * 3, (0, 0)))
-        side = pairs.shape[1] // factor
-        pairs = pairs.reshape(-1, *(side, factor) * 3, 2).mean((2, 4, 6), dtype=np.float32)
-    figures.pair_sheet(path, pairs, title=title)
+    figures.pair_sheet(path, store.unpack(bits, size), title)
     files.replace(path.with_name("latest.png"), path.read_bytes())
-    kept = sorted(path.parent.glob("*-*.png"), key=lambda one: int(one.stem.rpartition("-")[2]))
-    for old in kept[1:-1:2] if len(kept) > SHEETS else ():
+    sheets = sorted(path.parent.glob("*-*.png"), key=lambda one: int(one.stem.rpartition("-")[2]))
+    for old in sheets[1:-1:2] if len(sheets) > SHEETS else ():
         old.unlink()
     return np.asarray(Image.open(path).convert("RGB"))

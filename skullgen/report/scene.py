@@ -11,25 +11,15 @@ from skullgen.report import render
 from skullgen.report.render import Volume
 
 SIDE = 48  # voxels a side of what is turned, at most
-LIGHT = {"ambient": 0.5, "diffuse": 0.8, "specular": 0.15, "roughness": 0.6, "fresnel": 0.1}
-MESH = {"type": "mesh3d", "hoverinfo": "skip", "lighting": LIGHT}
-MESH |= {"lightposition": {"x": -1e5, "y": 1e5, "z": 0}}
 
 
 def scene(skull: Volume, defect: Volume, voxel_mm: float | int) -> dict[str, Any]:
-    """A figure of the surfaces of a pair, seen from the defect's own side."""
+    """The surfaces of a pair, and an eye on the defect's own side."""
     azimuth, up = np.radians(render.look(render.direction(skull, defect)))
     up = max(up, 0.3)  # seen level, the axes' labels lie on one another
     eye = np.sin(azimuth) * np.cos(up), np.cos(azimuth) * np.cos(up), np.sin(up)
-    camera = {"eye": {k: 1.1 * v for k, v in zip("xyz", eye, strict=True)}}
-    camera["projection"] = {"type": "orthographic"}
-    axis = {"range": [0, len(skull) * voxel_mm], "nticks": 4, "showspikes": False}
-    sides = zip("xyz", ("right, mm", "front, mm", "up, mm"), strict=True)
-    layout = {f"{k}axis": {**axis, "title": {"text": side}} for k, side in sides}
-    layout |= {"aspectmode": "data", "dragmode": "turntable", "camera": camera}
-    bone = {**MESH, "color": "#c9c2b4", "opacity": 0.6, **surface(skull, voxel_mm)}
-    data = [bone, {**MESH, "color": "#0072b2", **surface(defect, voxel_mm)}]
-    return {"data": data, "layout": {"scene": layout, "margin": dict.fromkeys("lrtb", 0)}}
+    meshes = [surface(volume, voxel_mm) for volume in (skull, defect)]
+    return {"meshes": meshes, "eye": eye, "side": len(skull) * voxel_mm}
 
 
 def surface(volume: Volume, voxel_mm: float | int) -> dict[str, dict[str, str]]:

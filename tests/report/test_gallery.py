@@ -178,25 +178,6 @@ def test_files_hold_the_pairs_and_the_nearest_of_another_skull(tmp_path):
     assert 'href="gallery/real/index.html"' in page.write(tmp_path / "run").read_text()
 
 
-def test_what_is_drawn_is_not_drawn_again_until_it_changes(tmp_path, monkeypatch):
-    _work(tmp_path / "run")
-    monkeypatch.setattr(gallery, "CHUNK", 4)
-    monkeypatch.setattr(gallery, "COLUMNS", 2)
-    pages = _run(tmp_path / "run")
-    parts = sorted((pages / "real").glob("pairs-*"))
-    assert len(parts) == 2
-    (pages / "real" / "near-001.json").unlink()  # as if killed before
-    before = [part.stat().st_mtime_ns for part in parts]
-    _run(tmp_path / "run")
-    after = [part.stat().st_mtime_ns for part in parts]
-    assert after[0] == before[0] and after[1] > before[1]
-    (tmp_path / "run" / "real.zarr" / "leave_out.txt").write_text("0\n")  # a training pair less
-    _run(tmp_path / "run")
-    assert all(part.stat().st_mtime_ns > old for part, old in zip(parts, after, strict=True))
-    data = _data(pages / "generated" / "index.html")
-    assert all(pair["near"]["pair"][1] in (1, 2, 5) for pair in data["pairs"])
-
-
 def test_a_run_without_real_pairs_and_stores_of_others(tmp_path):
     made = tmp_path / "run" / "generated.zarr"
     made.parent.mkdir()

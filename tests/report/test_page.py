@@ -150,8 +150,6 @@ def test_a_browser_shows_the_whole_page_offline(tmp_path):
             assert tuple(found) == tuple(links) == SECTIONS
             assert shown.locator("main figure img").count() == 2  # the pictures, and no name's
             assert shown.locator("main a, svg a").count() == 0
-            snap = shown.evaluate("document.querySelector('.snap').src.length")
-            assert snap > 5000  # what paper shows of the scene
             assert shown.locator("body").inner_text().count("<img src=x") > 10
             first = look(shown)
             assert first[0] > 500 and first[1] > 100
@@ -168,7 +166,6 @@ def test_a_browser_shows_the_whole_page_offline(tmp_path):
             assert cases[0].startswith("0 &lt;img")
             hover_first_point(shown)
             assert "0 <img src=x" in shown.locator("[data-kind=map] .hoverlayer").text_content()
-            assert shown.pdf(format="A4")[:5] == b"%PDF-"
             assert (complaints, requests) == ([], [path.as_uri()])
         with browser.opened(chromium, path, 390, 844) as (shown, complaints, _):
             wide = shown.evaluate("document.documentElement.scrollWidth")
@@ -196,15 +193,6 @@ def test_an_empty_work_directory_has_a_page_without_sections(tmp_path):
     made = page.write(tmp_path).read_text()
     assert "<section" not in made and '<a href="#' not in made
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html"]
-
-
-def test_absent_and_null_parts_are_left_out(tmp_path):
-    verdict = {"nets": None, "cases": None, "summary": None, "differences": None}
-    given = {"quality": {"copies": None}, "verdict": verdict, "warnings": None}
-    files.write_json(tmp_path / "metrics.json", given)
-    assert "<section" not in page.write(tmp_path).read_text()
-    files.write_json(tmp_path / "metrics.json", dict.fromkeys(given))
-    assert "<section" not in page.write(tmp_path).read_text()
 
 
 def test_no_text_of_a_file_becomes_markup(tmp_path):
@@ -239,11 +227,10 @@ def test_long_logs_are_thinned_and_keep_their_extremes():
     records = [{"phase": "a", "epoch": 0, "step": k, "loss": 1.0} for k in range(1, 10_001)]
     records[5000]["loss"] = 500.0
     records[6000]["loss"] = float("inf")
-    (plot,) = page.curves(records)
-    (figure,) = plot.figures
-    x, y, low, high = figure["phases"]["a"]
+    (plot,) = page.curves(records, "train")
+    x, y, low, high = plot.figures[""]["phases"]["a"]
     assert len(x) <= 300 and max(high) == 500 and set(low) == {1.0} and max(y) < 30
-    assert figure["log"] and plot.label == "loss (1 not finite)"
+    assert plot.title == "train: loss"
 
 
 def test_a_difference_is_told_only_where_its_interval_leaves_zero():
@@ -256,12 +243,10 @@ def test_a_difference_is_told_only_where_its_interval_leaves_zero():
     assert lines[0][3] == "+0.200\n[+0.100, +0.300]" and lines[2][3] == "+0.200"
 
 
-def test_large_pictures_become_small_and_the_page_stays_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "PICTURES_BYTES", 1_000_000)
+def test_large_pictures_become_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (300, 2400, 3), np.uint8)
-    for name in "abcdefgh":
-        Image.fromarray(noise).save(tmp_path / f"{name}.png")
-    made = page.pictures(sorted(tmp_path.glob("*.png")))
-    sources = [picture.source for picture in made if picture.source]
-    assert len(made) == 8 and 0 < len(sources) < 8 and sum(map(len, sources)) < 1.4e6
-    assert all(source.startswith("data:image/jpeg") for source in sources)
+    Image.fromarray(noise).save(tmp_path / "maps.png")
+    picture = page.picture(tmp_path / "maps.png")
+    data = base64.b64decode(picture.source.removeprefix("data:image/webp;base64,"))
+    assert Image.open(io.BytesIO(data)).width == 1840 and len(data) < 600_000
+    assert picture.caption == "maps"
