@@ -40,6 +40,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     if "train" in names:
         _require_alone(config.model_name, workdir)
         loop.check(_options(config))
+        methods.phases(config.phases, model)
         size = config.model.resolution
         methods.check(config.model_name, config.model, size, config.phases)
     if "generate" in names:

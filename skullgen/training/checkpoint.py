@@ -142,6 +142,8 @@ def _restore(place, model):
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as orbax:
             state = orbax.restore(place.absolute() / "default", target)
+    except FileNotFoundError:
+        raise _damaged(place, "a file is missing") from None
     except ValueError as error:
         if not (isinstance(error, json.JSONDecodeError) or str(error).startswith(DAMAGE)):
             error.add_note(f"while {place} was read")
