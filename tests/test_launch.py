@@ -215,5 +215,7 @@ def test_pairs_of_two_seeds_differ(whole, tmp_path):
     work = tmp_path / "run"
     code, _, err = _run(*TOY, "--workdir", work, "--config.generate.seed=1")
     assert code == 0, err
-    a, b = (store.Store(place / "generated.zarr").load(range(8)) for place in (whole[0], work))
+    a, b = (
+        store.Store(place / "generated.zarr").load(list(range(8))) for place in (whole[0], work)
+    )
     assert not np.array_equal(a, b)
