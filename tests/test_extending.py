@@ -65,7 +65,7 @@ def test_a_model_of_ones_own_learns_samples_and_is_judged(lab):
     records = [json.loads(line) for line in (work / "train.jsonl").read_text().splitlines()]
     assert len(records) == 150
     assert records[-1]["error"] < 0.5 * records[0]["error"]
-    pairs = store.Store(work / "generated.zarr").load(range(20))
+    pairs = store.Store(work / "generated.zarr").load(list(range(20)))
     assert len({row.tobytes() for row in pairs}) > 10  # not one pair twenty times
     assert (work / "report.html").exists() and "warning: nothing in" not in said[0]
     quality = json.loads((work / "metrics.json").read_text())["quality"]
@@ -95,7 +95,7 @@ def test_a_kind_of_ones_own_is_in_the_store(lab):
     made = store.Store(lab[0] / "runs" / "kinds" / "real.zarr")
     assert made.attrs["kinds"] == ["bilateral", "mylab.defects.round_hole"]
     assert (np.bincount(made.column("kind")) == 4).all() and made.column("voxels").min() > 0
-    pairs = store.unpack(made.load(range(made.count)), made.size)
+    pairs = store.unpack(made.load(list(range(made.count))), made.size)
     assert not pairs.all(axis=-1).any()  # a defect is taken out of its skull
     whole = pairs.any(axis=-1)
     assert np.array_equal(whole[0], whole[1])  # one skull, cut twice

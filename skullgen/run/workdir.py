@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     config, names = check(config, workdir)
     with _alone(workdir) if hosts.lead() else contextlib.nullcontext():
         if hosts.lead():
-            if not (workdir / "config.json").exists():
+            if files.read_json(workdir / "config.json") is None:  # a damaged one is told now
                 record(config, workdir)
             keep_time(workdir)
         hosts.first(0)  # process 0 holds the lock

@@ -123,8 +123,11 @@ def read(folder: Path, model: Model, step: int) -> State:
             state = orbax.restore(place.absolute() / "default", target)
         if about.get("crc32") != _crc(state):
             why = "not what was saved, or of another version of its model"
+    except FileNotFoundError:
+        why = "a file is missing"
     except ValueError as error:
         if not (isinstance(error, json.JSONDecodeError) or str(error).startswith(DAMAGE)):
+            error.add_note(f"while {place} was read")
             raise
         why = str(error).partition(":")[0]
     if why:
