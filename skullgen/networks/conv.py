@@ -44,7 +44,7 @@ def conv_transpose(g: Coarse, w: Kernel, impl: str = "auto") -> Float[Array, "B 
     if _matmul(impl):
         return conv_cpu.conv_transpose(g, w)
     layout = ("NXYZC", "XYZOI", "NXYZC")
-    return _lax(g, jnp.flip(w, (0, 1, 2)), layout, padding=((2, 2),) * 3, lhs=(2, 2, 2))
+    return _lax(g, jnp.flip(w, (0, 1, 2)), layout, padding=((2, 2),) * 3, lhs_dilation=(2, 2, 2))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -54,7 +54,7 @@ def weight_gradient(x: Grid, g: Float[Array, "B X//2 Y//2 Z//2 O"], impl: str = 
         raise ValueError(f"conv: fine grid {x.shape} and coarse grid {g.shape} do not fit")
     if _matmul(impl):
         return conv_cpu.weight_gradient(x, g)
-    return _lax(x, g, _GRADIENT, rhs=(2, 2, 2))
+    return _lax(x, g, _GRADIENT, rhs_dilation=(2, 2, 2))
 
 
 conv.defvjp(
@@ -126,5 +126,5 @@ def _matmul(impl):
 # cuDNN sums products of bfloat16 in float32 by itself.
 
 
-def _lax(a, b, layout, strides=(1, 1, 1), padding=((1, 1),) * 3, lhs=None, rhs=None):
-    return lax.conv_general_dilated(a, b, strides, padding, lhs, rhs, layout)
+def _lax(a, b, layout, strides=(1, 1, 1), padding=((1, 1),) * 3, **dilation):
+    return lax.conv_general_dilated(a, b, strides, padding, dimension_numbers=layout, **dilation)
