@@ -9,10 +9,11 @@ import optax
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from ml_collections import ConfigDict
 
 from skullgen.core.errors import one_of
 from skullgen.core.types import Metrics, Net, State
-from skullgen.networks.modules import AXIS
+from skullgen.networks import modules
 
 Loss = Callable[[Any], tuple[Float[Array, ""], tuple[Any, Metrics]]]  # of params; stats, metrics
 Z, U, NOISE = 0, 1, 2  # streams of random draws: latents, the penalty's u, the posterior's noise
@@ -21,6 +22,16 @@ Z, U, NOISE = 0, 1, 2  # streams of random draws: latents, the penalty's u, the 
 def dtype(precision: str, section: str = "model") -> jnp.dtype:
     """What `config.<section>.precision` names; UserError for another than these two."""
     return jnp.dtype(one_of(f"{section}.precision", precision, ("float32", "bfloat16")))
+
+
+def generator(config: ConfigDict, norm: str, *more_heads: str) -> modules.Generator:
+    """The generator, or decoder, of an experiment's `config.model`; UserError for another head."""
+    precision = dtype(config.precision)
+    one_of("model.head", config.head, (*modules.HEADS, *more_heads))
+    modules.coarsest(config.resolution, config.widths)
+    layers = tuple(config.widths), norm, config.groups, config.get("momentum", 0.99)
+    head = config.head, tuple(config.occupancy)
+    return modules.Generator(config.resolution, *layers, *head, precision)
 
 
 def new_net(module: nn.Module, tx: optax.GradientTransformation, key: Key[Array, ""], *arguments):
@@ -62,10 +73,10 @@ def descend(
 
 def _mean(tree):
     if jax.process_count() == 1:
-        return jax.lax.pmean(tree, AXIS)
+        return jax.lax.pmean(tree, modules.AXIS)
     # As one array: between processes on CPUs each sum costs a millisecond.
     flat, restore = ravel_pytree(tree)
-    return restore(jax.lax.pmean(flat, AXIS))
+    return restore(jax.lax.pmean(flat, modules.AXIS))
 
 
 def keys(
@@ -78,7 +89,7 @@ def keys(
     key = state.key
     for number in (state.step, stream, update):
         key = jax.random.fold_in(key, number)
-    index = jax.lax.axis_index(AXIS) * count + jnp.arange(count)
+    index = jax.lax.axis_index(modules.AXIS) * count + jnp.arange(count)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 

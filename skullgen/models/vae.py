@@ -45,21 +45,9 @@ class Autoencoder(nn.Module):
 
 def autoencoder(config: ConfigDict) -> Autoencoder:
     """Of an experiment's `config.model`."""
-    dtype = steps.dtype(config.precision)
-    one_of("model.head", config.head, (*modules.HEADS, "linear"))
-    modules.coarsest(config.resolution, config.widths)
     one_of("model.pool", config.pool, ("average", "flatten"))
-    widths = tuple(config.widths)
-    encoder = modules.Encoder(config.latent, widths, config.groups, config.pool, dtype)
-    decoder = modules.Generator(
-        resolution=config.resolution,
-        widths=widths,
-        norm="group",
-        groups=config.groups,
-        head=config.head,
-        occupancy=tuple(config.occupancy),
-        dtype=dtype,
-    )
+    decoder, widths = steps.generator(config, "group", "linear"), tuple(config.widths)
+    encoder = modules.Encoder(config.latent, widths, config.groups, config.pool, decoder.dtype)
     return Autoencoder(encoder, decoder)
 
 

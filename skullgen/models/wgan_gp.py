@@ -19,23 +19,12 @@ from skullgen.networks import losses, modules
 
 def networks(config: ConfigDict) -> tuple[modules.Generator, modules.Critic]:
     """Of an experiment's `config.model`."""
-    dtype = steps.dtype(config.precision)
-    one_of("model.head", config.head, modules.HEADS)
-    modules.coarsest(config.resolution, config.widths)
     one_of("model.generator_norm", config.generator_norm, ("batch", "group", "layer", "none"))
     # Not batch norm: it mixes samples, and the penalty is each sample's own.
     one_of("model.critic_norm", config.critic_norm, ("layer", "channel", "group", "none"))
-    generator = modules.Generator(
-        resolution=config.resolution,
-        widths=tuple(config.widths),
-        norm=config.generator_norm,
-        groups=config.groups,
-        momentum=config.momentum,
-        head=config.head,
-        occupancy=tuple(config.occupancy),
-        dtype=dtype,
-    )
-    return generator, modules.Critic(tuple(config.widths), config.critic_norm, config.groups, dtype)
+    generator = steps.generator(config, config.generator_norm)
+    norm, groups = config.critic_norm, config.groups
+    return generator, modules.Critic(generator.widths, norm, groups, generator.dtype)
 
 
 def adversarial(config: ConfigDict) -> tuple[Callable, Callable]:
