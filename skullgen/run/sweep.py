@@ -85,11 +85,10 @@ def _list(plan, done):
     numbers, waves = {job.name: number for number, job in enumerate(plan)}, {}
     print(f"  no  wave  {'run':50s} state")
     for name, needs, _ in plan:
-        missing = f"needs {', '.join(str(numbers[other]) for other in needs)}" if needs else ""
+        waiting = ", ".join(str(numbers[other]) for other in needs)
+        state = "done" if done[name] else f"needs {waiting}" if needs else ""
         waves[name] = 1 + max([waves[other] for other in needs], default=-1)
-        print(
-            f"{numbers[name]:4d}  {waves[name]:4d}  {name:50s} {'done' if done[name] else missing}"
-        )
+        print(f"{numbers[name]:4d}  {waves[name]:4d}  {name:50s} {state}")
 
 
 def _run(plan, which, folder, done):
