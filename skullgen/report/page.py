@@ -25,21 +25,6 @@ from skullgen.report.tables import Table
 from skullgen.training import logs
 
 PAIRS, POINTS, RUNS = 5, 5000, 300  # in a scene; in a map; of updates in a curve
-METRICS = {
-    "dice": "Dice",
-    "bdsc": "bDSC",
-    "hd95_mm": "HD95, mm",
-    "dice_512": "Dice at 512³",
-    "dice_native": "native Dice",
-    "ceiling_native": "its ceiling",
-    "hd95_native_mm": "native HD95, mm",
-}
-SPLITS = {
-    "test": "Test: skulls that nothing was trained on",
-    "validation": "Learnt from (paper: validation): the real pairs that the generator learnt from",
-    "train": "Train: the net's own training pairs",
-    "selection": "Selection: by these one net of several may be chosen, and nothing is judged",
-}
 PICTURES = {
     "interpolation": "Between two skulls, in equal steps through the latent space",
     "segmentation": "A test case as nets of several sources segment it",
@@ -92,7 +77,7 @@ def write(workdir: Path) -> Path:
         ],
         "Pairs to turn": [_turned(pairs) for pairs in stores if not pairs.missing()],
         "Pairs to leaf through": [link(urllib.parse.quote(name), name) for name in galleries],
-        "Verdict": [*scores(summary), *_about(verdict)] if verdict else [],
+        "Verdict": [tables.verdict(verdict), _nets(verdict)] if verdict else [],
         "Differences between nets": [differences(verdict.get("differences", []))],
         "By kind and by skull": groups(summary),
         "Table 1": [_table(table1, table1.get("title", ""))],
@@ -142,27 +127,8 @@ def _bands(phases):
     return {phase: np.round(np.transpose(band), 6).tolist() for phase, band in bands.items()}
 
 
-def scores(summary: list[Row]) -> list[Table]:
-    """Tables of a verdict's means with their intervals, one for each column of table 1."""
-    made = []
-    for split, title in SPLITS.items():
-        nets = collections.defaultdict(dict)
-        for row in summary:
-            if row["by"] == "all" and row["column"] == split:
-                nets[row["net"]][row["metric"]] = row
-        present = dict.fromkeys(metric for its in nets.values() for metric in its)
-        metrics = [name for name in {**METRICS, **present} if name in present]  # the user's, too
-        rows = []
-        for net, its in nets.items():
-            one = next(iter(its.values()))
-            cells = [_mean(its.get(metric)) for metric in metrics]
-            rows.append([f"{net}\n{one['skulls']} skulls, {one['cases']} cases", *cells])
-        made.append(Table(title, ["net", *(METRICS.get(m, m) for m in metrics)], rows))
-    return made
-
-
-def _about(verdict):
-    """How a verdict was reached: in words, and a table of its nets."""
+def _nets(verdict):
+    """What a verdict's nets were trained on."""
     rows = []
     for net, about in verdict["nets"].items():
         empty = [case["empty"] for case in verdict["cases"] if case["net"] == net]
@@ -170,45 +136,42 @@ def _about(verdict):
         cells = [str(about.get(name, "")) for name in ("updates", "augment", "seed")]
         cells.append(f"{sum(empty)} of {len(empty)}" if empty else "")
         rows.append([net, "; ".join(stores) or "nothing", *cells])
-    intervals = {r["interval"] for r in verdict["summary"] if r["by"] == "all"} - {"none"}
-    note = (
-        f"Brackets: 95 % intervals ({', '.join(sorted(intervals)) or 'none'}). Dice, bDSC, HD95: "
-        f"the model's grid, {verdict['voxel_mm']} mm a voxel. Upsampling to the other grids: "
-        f"{verdict['rule']}, threshold {verdict['threshold']}. Ceiling: what the truth itself "
-        "scores at the source's grid after the same way down and up."
-    )
     columns = ["net", "trained on", "updates", "augment", "seed", "empty predictions"]
-    return [note, Table("Nets", columns, rows)]
+    ceiling = (
+        "Ceiling: what the truth itself scores at its source's grid after the way down and up."
+    )
+    return Table("", columns, rows, [ceiling])
 
 
 def differences(rows: list[Row]) -> Table:
     """Differences between nets, and on which side of zero their intervals lie."""
     lines = []
     for row in rows:
-        says = ("lower", "higher")[row["mean"] > 0]  # of the user's own, it does not say better
-        if row["metric"] in METRICS:
+        says = ("lower", "higher")[row["mean"] > 0]
+        if "." not in row["metric"]:  # of the user's own it is not known what is better
             says = ("worse", "better")[(row["mean"] > 0) != row["metric"].startswith("hd95")]
         if row["low"] is None:
             says = "no interval"
         elif row["low"] * row["high"] <= 0:
             says = "not told apart"
-        metric = METRICS.get(row["metric"], row["metric"])
         nets = f"{row['net']} minus {row['minus']}"
-        lines.append([nets, row["column"], metric, _mean(row, "+"), str(row["skulls"]), says])
+        lines.append(
+            [nets, row["column"], row["metric"], _span(row, "+"), str(row["skulls"]), says]
+        )
     return Table("", ["nets", "column", "metric", "mean", "skulls", "the first is"], lines)
 
 
 def groups(summary: list[Row]) -> list[Plot]:
-    """Charts of the means by kind of defect and by skull, of the first column that has any."""
+    """Charts of the means by kind of defect and by skull, of the column test where there is one."""
     made = []
     for by, metric in itertools.product(("kind", "skull"), ("dice", "hd95_mm")):
         rows = [row for row in summary if row["by"] == by and row["metric"] == metric]
         rows = [row for row in rows if row["mean"] is not None]
-        split = next((s for s in SPLITS if any(row["column"] == s for row in rows)), None)
-        rows = [row for row in rows if row["column"] == split]
+        column = min((row["column"] for row in rows), key="test".__ne__, default="")
+        rows = [row for row in rows if row["column"] == column]
         rows = [row | {"says": f"{row['net']}, {row['group']}: {_span(row)}"} for row in rows]
         if rows:
-            title = f"{METRICS[metric]}, by {by}. {SPLITS[split]}"
+            title = f"{metric} by {by}, {tables.COLUMNS.get(column, column)}"
             made.append(Plot(title, "dots", {"": rows}, 5 + 0.9 * len(rows)))
     return made
 
@@ -303,8 +266,3 @@ def _table(found, title):
 
 def _span(row, sign=""):
     return tables.span(row, sign, digits=1 if row["metric"].endswith("mm") else 3)
-
-
-def _mean(row, sign=""):
-    """A mean, and below it its interval."""
-    return "-" if row is None else _span(row, sign).replace(" [", "\n[")

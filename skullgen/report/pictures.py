@@ -15,7 +15,6 @@ from skullgen.training import methods
 from skullgen.training.methods import Trained
 
 VIEWS = 8  # pairs in a picture
-CLOSEST = "Closest generated skulls, each before the training skull that it is closest to"
 
 
 def pictures(workdir: Path) -> list[Path]:
@@ -37,8 +36,8 @@ def pictures(workdir: Path) -> list[Path]:
         sheets["real_and_generated"] = figures.comparison_sheet, real[:4], made[:4], title
     quality = (files.read_json(workdir / "metrics.json") or {}).get("quality")
     if quality and all(stores):
-        pairs, captions = _closest(*stores, quality["copies"]["skull"]["closest"])
-        sheets["closest"] = figures.pair_sheet, pairs, CLOSEST, captions
+        closest = _closest(*stores, quality["copies"]["skull"]["closest"])
+        sheets["closest"] = figures.pair_sheet, *closest
     places = {name: workdir / "figures" / f"{name}.png" for name in sheets}
     for name, (draw, *arguments) in sheets.items():
         draw(places[name], *arguments)
@@ -57,14 +56,15 @@ def _pairs(pairs, spread):
 
 
 def _closest(real, made, rows):
-    """Generated pairs, each before the training pair that it lies nearest to, and captions."""
+    """Generated pairs, each before the training pair that it is closest to, title and captions."""
     bits, captions = [], []
     for row in rows:
         number, training = row["generated"], row["training"]
         bits += [made.load([number]), real.load([training])]
         captions += [f"generated {number}: Dice {row['dice']:.3f}"]
         captions += [f"{row['name']}, pair {training}"]
-    return store.unpack(np.concatenate(bits), real.size), captions
+    title = "Closest generated skulls, each before the training skull that it is closest to"
+    return store.unpack(np.concatenate(bits), real.size), title, captions
 
 
 def maps(
@@ -92,9 +92,7 @@ def maps(
         [group for group in groups if len(group.bits)],
         real.size,
         features,
-        seed=settings.seed,
-        perplexity=settings.perplexity,
-        umap=settings.umap,
+        **{name: settings[name] for name in ("seed", "perplexity", "umap")},
     )
     files.write_json(workdir / "maps.json", places)
     path = workdir / "figures" / "maps.png"

@@ -38,16 +38,13 @@ def render(
     where the pair would not fit. Azimuth 0 is the frontal view (the patient's right on the
     picture's left), 90 the patient's right, 180 the back; elevation 90 is from above.
     """
-    camera = _camera(*view)
-    fields = [
-        ndimage.gaussian_filter(np.pad(shares(x, LARGEST), PAD), SIGMA) for x in (skull, defect)
-    ]
+    camera, fields = _camera(*view), [_field(volume) for volume in (skull, defect)]
     seen = np.argwhere(np.maximum(*fields) > LEVEL) @ camera.T
     seen = seen if len(seen) else np.zeros((1, 3))
     low, high = seen.min(0), seen.max(0)
     pivot = (low + high) / 2 @ camera
     # One scale for all, so that skulls keep their sizes; only what is too large is shrunk to fit.
-    span = max(0.9 * (len(fields[0]) - 2 * PAD), 1.04 * (high - low)[:2].max())
+    span = max(0.9 * (len(fields[0]) - 2 * PAD), 1.04 * ((high - low)[:2].max() + 2))
     surfaces = [_surface(field, camera, pivot, span, pixels) for field in fields]
     return _shade(surfaces[:1], span), _shade(surfaces, span)
 
@@ -97,6 +94,12 @@ def _camera(azimuth, elevation):
     towards = (math.sin(a) * math.cos(e), math.cos(a) * math.cos(e), math.sin(e))
     up = (-math.sin(a) * math.sin(e), -math.cos(a) * math.sin(e), math.cos(e))
     return np.stack([np.cross(up, towards), up, towards])
+
+
+def _field(volume):
+    """The smooth shares, in which the middles of bone voxels stay inside however thin it is."""
+    volume = np.pad(shares(volume, LARGEST), PAD)
+    return np.maximum(ndimage.gaussian_filter(volume, SIGMA), (volume >= 0.5) * (LEVEL + 0.06))
 
 
 def _surface(field, camera, pivot, span, pixels):

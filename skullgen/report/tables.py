@@ -83,20 +83,11 @@ def verdict(verdict: dict[str, Any]) -> Table:
     for (net, column), its in places.items():
         mean = {metric: number(row["mean"]) for metric, row in its.items()}
         native = [mean.get(name, "-") for name in ("dice_native", "ceiling_native")]
-        distance = its.get("hd95_mm", {}).get("mean")
-        lines.append(
-            [
-                net,
-                COLUMNS.get(column, column),
-                span(its["dice"]),
-                mean.get("dice_512", "-"),
-                f"{native[0]} ({native[1]})",
-                mean.get("bdsc", "-"),
-                number(distance, digits=1),
-                str(its["dice"]["cases"]),
-                str(its["dice"]["skulls"]),
-            ]
-        )
+        distance = number(its.get("hd95_mm", {}).get("mean"), digits=1)
+        cells = [span(its["dice"]), mean.get("dice_512", "-"), f"{native[0]} ({native[1]})"]
+        cells += [mean.get("bdsc", "-"), distance]
+        cells += [str(its["dice"][name]) for name in ("cases", "skulls")]
+        lines.append([net, COLUMNS.get(column, column), *cells])
         own = [(metric, row) for metric, row in its.items() if "." in metric]
         notes += [f"{m}, {net}, {column}: {span(r)} ({r['skulls']} skulls)" for m, r in own]
     for row in verdict["differences"]:

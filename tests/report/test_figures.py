@@ -12,7 +12,8 @@ from skullgen.report import figures, render
 from tests.shapes import ball, blue, holed_shell, nothing
 
 
-def test_slices_follow_the_radiological_convention():
+def test_slices_follow_the_radiological_convention(monkeypatch):
+    monkeypatch.setattr(figures, "_write", lambda *_: None)  # no letters
     assert figures.ORIENTATION == {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
     skull = nothing(16)
     skull[15, 8, 8] = skull[8, 15, 8] = skull[8, 8, 15] = True  # right, anterior, superior
@@ -29,7 +30,8 @@ def test_slices_follow_the_radiological_convention():
         assert blue(picture)[7, 7] and blue(picture).sum() == 1
 
 
-def test_slices_mark_overlap_and_pass_through_the_largest_part():
+def test_slices_mark_overlap_and_pass_through_the_largest_part(monkeypatch):
+    monkeypatch.setattr(figures, "_write", lambda *_: None)
     skull, defect = nothing(20), nothing(20)
     defect[3:8, 4:7, 10:13] = True
     defect[15, 15, 15] = True

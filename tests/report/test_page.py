@@ -240,7 +240,7 @@ def test_a_difference_is_told_only_where_its_interval_leaves_zero():
     rows.append(rows[0] | {"metric": "hd95_mm"})  # mm: less is better
     lines = page.differences(rows).rows
     assert [cells[-1] for cells in lines] == ["better", "not told apart", "no interval", "worse"]
-    assert lines[0][3] == "+0.200\n[+0.100, +0.300]" and lines[2][3] == "+0.200"
+    assert lines[0][3] == "+0.200 [+0.100, +0.300]" and lines[2][3] == "+0.200"
 
 
 def test_large_pictures_become_small(tmp_path):
