@@ -163,7 +163,7 @@ def save(implant: Implant, paths: list[Path], title: str, draw: Callable) -> Non
 def describe(numbers: dict[str, Any]) -> str:
     """An implant in one line of words."""
     contact, share = numbers["rim_contact"], numbers["opening_covered"]
-    warning = ""
+    count, warning = len(numbers["pieces"]), ""
     if contact < LOOSE:
         warning = "it does not fill the hole; is the face where the file's axes say it is?"
     elif share is None:
@@ -171,7 +171,7 @@ def describe(numbers: dict[str, Any]) -> str:
     elif share < CLOSED:
         warning = "part of it stays open"
     return (
-        f"{len(numbers['pieces'])} implant(s) of {numbers['volume_ml']:.1f} ml, "
+        f"{'implant' if count == 1 else f'{count} implants'} of {numbers['volume_ml']:.1f} ml, "
         f"{numbers['extent_mm']:.0f} mm across, on bone along {contact:.0%} of the outline, "
         f"over {share or 0:.0%} of the opening as seen from within"
         + f" (warning: {warning})"
