@@ -57,13 +57,18 @@ class Run:
     def __getstate__(self):  # a worker that is spawned reads the weights itself
         return {"folder": self.folder, "config": self.config}
 
-    @functools.cached_property
+    @property
     def _generator(self):
+        _require_threads()
+        return self._trained
+
+    @functools.cached_property
+    def _trained(self):
         return methods.generator(self.config, self.folder)
 
     @functools.cached_property
     def _sampler(self):
-        return functools.lru_cache(1)(functools.partial(generate.sampler, self._generator))
+        return functools.lru_cache(1)(functools.partial(generate.sampler, self._trained))
 
     @functools.cached_property
     def _designer(self):
@@ -135,7 +140,6 @@ class Run:
 
     def latents(self, seed: int = 0, count: int = 8, first: int = 0) -> Latents:
         """Latents z of the pairs that `sample` makes of these numbers."""
-        _require_threads()
         _require_range(seed=seed, count=count, first=first)
         model, state, _ = self._generator
         draw = jax.jit(functools.partial(generate.latents, model))
