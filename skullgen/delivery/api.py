@@ -1,7 +1,8 @@
 """A trained run from Python: `run = skullgen.load("runs/vae_wgan")`; `run.sample(seed=0, count=8)`.
 
 Shapes: `n` pairs, `D` voxels a side, `Z` latents. A pair is [D, D, D, 2], RAS: channel 0 the
-defective skull, 1 its defect (the implant).
+defective skull, 1 its defect (the implant). What a call cannot take is a UserError, as is a run
+without what it needs.
 """
 
 import concurrent.futures
@@ -34,6 +35,7 @@ FIELDS = {"net": "", "bone_hu": 0.0, "label": 0}  # of `config.predict`
 FIELDS |= {"threshold": 0.5, "dust_mm3": 2000.0, "pieces": 0}
 
 Pairs = Bool[np.ndarray, "n D D D 2"]
+Shares = Float32[np.ndarray, "n D D D 2"]
 Latents = Float32[np.ndarray, "n Z"]
 
 
@@ -41,8 +43,7 @@ Latents = Float32[np.ndarray, "n Z"]
 class Run:
     """A trained run, as `load` gives it; its weights are read once, when they are first needed.
 
-    folder: its work directory, or that of its weights. What needs a generator raises UserError
-    where the run has none, or it is not trained.
+    folder: its work directory, or that of its weights.
     """
 
     folder: Path
@@ -70,8 +71,13 @@ class Run:
         return functools.lru_cache(1)(functools.partial(generate.sampler, self._trained))
 
     @functools.cached_property
-    def _designers(self):
-        return {}
+    def _designer(self):
+        fields = self.config.to_dict()
+        return functools.cache(
+            lambda net: predict.designer(
+                ConfigDict(fields | {"predict": {"net": net}}), self.folder
+            )
+        )
 
     @property
     def _size(self):
@@ -90,12 +96,10 @@ class Run:
         return rules, make, batch * jax.local_device_count()
 
     def sample(self, seed: int = 0, count: int = 8, first: int = 0) -> Pairs:
-        """Samples `first` to `first + count` of a seed.
+        """Samples `first` to `first + count` of a seed, whatever is drawn with them.
 
         Bit-equal to those that the stage `generate` writes for this seed, on one kind and number
-        of devices and one `config.generate.batch_size`: decoded in such batches, binarised,
-        without overlap (equation 6) and dust. A sample is the same whatever is drawn with it. A
-        smaller `run.config.generate.batch_size` takes less memory.
+        of devices and one `run.config.generate.batch_size`; a smaller one takes less memory.
         """
         _require_range(seed=seed, count=count, first=first)
         if not count:
@@ -106,16 +110,11 @@ class Run:
         return store.unpack(postprocess.clean(bits, self._size, rules), self._size)
 
     def stream(self, seed: int = 0, batch: int = 8, first: int = 0) -> Iterator[Pairs]:
-        """Endless batches of pairs, made while a network trains.
+        """Endless batches: batch k is `sample(seed, batch, first + k * batch)`.
 
-        Batch k is `sample(seed, batch, first + k * batch)`: a loop that was stopped goes on with
-        the number of its next sample as `first`. One thread makes pairs ahead, as many as
-        `config.generate.batch_size` a device; it ends with the iterator, when that is closed or
-        no longer held. On a GPU that another framework uses too, set the environment variable
-        XLA_PYTHON_CLIENT_PREALLOCATE to false first.
-
-        In a data loader's workers, which have to be spawned (`multiprocessing_context="spawn"`),
-        give each a seed of its own: PyTorch's `get_worker_info().id`; else all make the same pairs.
+        A thread makes pairs ahead, and ends when the iterator is closed. In a data loader's
+        workers, to be spawned, give each a seed of its own (PyTorch's `get_worker_info().id`). On a
+        GPU that another framework uses, set XLA_PYTHON_CLIENT_PREALLOCATE to false.
         """
         _require_range(seed=seed, first=first)
         _require_range(batch=batch, least=1)
@@ -147,10 +146,7 @@ class Run:
         return np.asarray(draw(state, np.uint32(seed), jnp.arange(first, first + count)))
 
     def encode(self, pairs: Any) -> Latents:
-        """Latents z of pairs [n, D, D, D, 2] of 0 and 1: the mean of the posterior.
-
-        Raises UserError for what are no such pairs, and where the model has no encoder.
-        """
+        """Latents z of pairs [n, D, D, D, 2] of 0 and 1: the mean of the posterior."""
         model, state, _ = self._generator
         if model.encode is None:
             raise UserError(f"model_name is {self.config.model_name!r}: it has no encode")
@@ -164,21 +160,14 @@ class Run:
 
         return generate.whole_batches(run, store.pack(pairs.astype(bool)), BATCH)
 
-    def decode(
-        self, z: Any, probabilities: bool = False
-    ) -> Pairs | Float32[np.ndarray, "n D D D 2"]:
-        """Pairs of latents z [n, Z], post-processed as those of `sample`.
-
-        probabilities: True gives what the network says of each voxel instead, in 0..1. Raises
-        UserError for what are no such latents.
-        """
+    def decode(self, z: Any, probabilities: bool = False) -> Pairs | Shares:
+        """Pairs of latents z [n, Z], as those of `sample`, or what the network says, in 0..1."""
         model, state, _ = self._generator
         run = functools.partial(jax.jit(model.decode), state)
-        found = generate.whole_batches(run, self._latents(z), BATCH)
-        return found if probabilities else generate.pairs(found, self._rules)
+        answers = generate.whole_batches(run, self._latents(z), BATCH)
+        return answers if probabilities else generate.pairs(answers, self._rules)
 
     def _latents(self, z):
-        """`z` as float32 [n, Z]; UserError for latents of another shape or that are not finite."""
         model, state, _ = self._generator
         z = _shaped("z", z, jax.eval_shape(model.latents, state, jax.random.key(0)[None]).shape[1])
         if not (abs(z) < 1e30).all():
@@ -186,10 +175,9 @@ class Run:
         return z.astype(np.float32)
 
     def interpolate(self, a: Any, b: Any, steps: int = 6, way: str = "spherical") -> Pairs:
-        """Pairs on the way between two, in equal steps (figure 4).
+        """Pairs on the way between two, each a pair [D, D, D, 2] or a latent [Z] (figure 4).
 
-        a, b: the ends, each a pair [D, D, D, 2], which is encoded, or a latent [Z]. way:
-        `spherical` or `linear` (`evaluation.explore`). Raises UserError as `encode` and `decode`.
+        way: `spherical` or `linear` (`evaluation.explore`).
         """
         one_of("way", way, WAYS)
         _require_range(steps=steps, least=1)
@@ -199,34 +187,25 @@ class Run:
     def predict(self, path: str | Path, **settings: Any) -> predict.Implant:
         """The implant of a defective skull in a file; research only.
 
-        settings: those of `config.predict`: `net`, `bone_hu`, `label`, `threshold`, `dust_mm3`,
-        `pieces`. Raises UserError for a file that cannot be used, and where the run has no such
-        net.
+        settings: of `config.predict`: `net`, `bone_hu`, `label`, `threshold`, `dust_mm3`, `pieces`.
         """
         _require_threads()
         for name in settings:
             one_of("the setting", name, FIELDS)
         net = settings.get("net") or self.config.get("predict", {}).get("net", "")
-        fields = {**FIELDS, **settings, "net": net}
-        config = ConfigDict({**self.config.to_dict(), "predict": fields})
-        if net not in self._designers:
-            self._designers[net] = predict.designer(config, self.folder)
-        return predict.predict(self._designers[net], path, config.predict)
+        return predict.predict(self._designer(net), path, ConfigDict(FIELDS | settings))
 
 
 def load(where: str | Path) -> Run:
-    """The trained run in `where`.
+    """The trained run in a work directory, in a release's folder, or of packaged weights (`demo`).
 
-    where: a work directory, that of a sweep's run, the folder that the stage `release` made, or
-    the name of packaged weights, `demo`. Of a work directory whose pairs were made by
-    `generate.weights`, with nothing trained in it, it is the run of those weights. The config's
-    model is imported: load no stranger's folder beside code of theirs. Raises UserError where there
-    is none, nothing is trained in it, or its model cannot be imported.
+    A work directory in which nothing is trained means its `generate.weights`. The config's model is
+    imported: load no stranger's folder beside code of theirs.
     """
     _require_threads()
     folder = release.place(where)
     config = methods.load_config(folder)
-    if not _begun(folder, config) and config.get("generate"):  # pairs made by weights of elsewhere
+    if not _begun(folder, config) and config.get("generate"):
         config, folder = release.chosen(config, folder)
     if config.get("model_name"):
         methods.load_model(config.model_name, config.model)
@@ -256,14 +235,11 @@ def _require_range(least=0, **numbers):
 
 
 def _shaped(name, values, *shape):
-    """`values` as numbers [n, *shape], n of 1 or more; UserError for others."""
-    try:
-        values = np.asarray(values)
-    except ValueError:  # lists of several lengths
-        values = np.zeros(0)
-    if values.dtype.kind not in "biuf":
-        raise UserError(f"{name} are of type {values.dtype}: they must be numbers")
-    if values.shape[1:] != shape or not len(values):
-        wanted = ", ".join(map(str, shape))
-        raise UserError(f"{name} are of shape {list(values.shape)}: they must be [n, {wanted}]")
+    """`values` as numbers [n, *shape], n of 1 or more."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf" or values.shape[1:] != shape or not len(values):
+        what = f"{values.dtype} of shape {list(values.shape)}"
+        raise UserError(
+            f"{name} are {what}: they must be numbers [n, {', '.join(map(str, shape))}]"
+        )
     return values

@@ -2,15 +2,12 @@
 
 An export's folder holds `recipe.json` (what it is of), `pairs.csv` (a line a pair), the store's
 licence and, where it has one, its data card. All files of a pair lie on one grid, in mm, whose
-place NRRD and NIfTI headers tell and STL has in LPS (`mesh.write_stl`): 3D Slicer and ITK show them
-in one place. Files are written whole, and a stopped export goes on with those that lack.
+place NRRD and NIfTI headers tell and STL has in LPS: 3D Slicer and ITK show them in one place.
 """
 
 import csv
 import io
 import json
-import math
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -22,22 +19,38 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import defects, grids, mixture, sources, store, volumes
+from skullgen.data import grids, mixture, store, volumes
 from skullgen.delivery import mesh
 
+# format -> role -> a pair's file. The pairs of a skull and a case share the complete skull, that
+# of the first: at a cut's edge the unions of its other kinds differ by single voxels.
+FORMATS = {
+    "skullbreak": {
+        "skull": "{part}/defective_skull/{kind}/{case:03d}.nrrd",
+        "implant": "{part}/implant/{kind}/{case:03d}.nrrd",
+        "complete": "{part}/complete_skull/{case:03d}.nrrd",
+    },
+    "nnunet": {
+        "image": "images{tag}/skullgen_{row:06d}_0000.nii.gz",
+        "implant": "labels{tag}/skullgen_{row:06d}.nii.gz",
+    },
+    "nifti": {"skull": "skull/{row:06d}.nii.gz", "implant": "implant/{row:06d}.nii.gz"},
+    "stl": {"skull": "skull/{row:06d}.stl", "implant": "implant/{row:06d}.stl"},
+}
 PAPERS = (provenance.FILE, ".lock", "pairs.csv", "LICENCE.txt", "README.md")
 PAPERS += ("dataset.json", "splits_final.json")
+MAKERS = {"real.zarr": "ingest", "generated.zarr": "generate"}
 Mask = Bool[np.ndarray, "X Y Z"]
+Fine = Bool[np.ndarray, "U V W"]
 Affine = Float[np.ndarray, "4 4"]
 
 
 class Entry(NamedTuple):
-    """A pair to write."""
+    """A pair to write: its row, role -> path in the folder, columns of the table."""
 
     row: int
-    files: dict[str, str]  # role -> path in the folder
-    writes: tuple[str, ...]  # roles; the other files are those of another pair of its skull
-    about: dict[str, str]  # columns of the table
+    files: dict[str, str]
+    about: dict[str, str]
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -51,26 +64,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
-    """UserError for what `run` would refuse after the stages `names` before it."""
-    settings, path = config.export, mixture.find(config.export.store, workdir)
-    formatted, *_ = formats(settings)
-    _range(settings.rows)
-    generated = path.name == "generated.zarr"
-    beside = os.path.abspath(path.parent) == os.path.abspath(workdir)
-    own = path.name in mixture.OWN and (beside or settings.store in mixture.OWN)
-    if not (own and ("generate" if generated else "ingest") in names):
-        plan(store.Store(path), formatted, settings)
-        return
-    known = defects.kinds_of(config.data) if config.data.source in sources.PLANS else None
-    _require_known(path, settings, known, generated)
-    weights = generated and config.generate.get("weights")
-    if config.data.source in ("phantom", "skulls") and not weights:  # of others, the files tell
-        size = config.model.resolution
-        _require_grid(path, size, grids.FIELD_MM / size, settings.voxel_mm)
+    """UserError for what `run` would refuse; of a store that stages `names` make, for formats."""
+    formatted, *_ = formats(config.export)
+    path = mixture.find(config.export.store, workdir)
+    if MAKERS.get(path.name) not in names:
+        plan(store.Store(path), formatted, config.export)
 
 
 def formats(settings: ConfigDict) -> list[str]:
-    """The names in `settings.format`; UserError for what cannot be written."""
+    """The names in `settings.format`."""
     names = list(dict.fromkeys(plugins.listed(settings.format)))
     if "nnunet" in names and not re.fullmatch(r"Dataset\d{3}_\w+", settings.dataset):
         raise UserError(f"export.dataset is {settings.dataset!r}: write DatasetNNN_Name")
@@ -78,11 +80,10 @@ def formats(settings: ConfigDict) -> list[str]:
 
 
 def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: int = 0) -> None:
-    """Exports pairs of the store `path` to a folder in the format `name`, or goes on.
+    """Exports pairs of the store `path` in the format `name`; a stopped export goes on.
 
     settings: an experiment's `config.export`. workers: processes; 0: one a core. More pairs of the
-    same store may be added. Raises UserError for a folder of another export or of other files, and
-    as `plan`.
+    same store may be added; a folder of another export or of other files is refused.
     """
     opened = store.Store(path)
     entries, empty = plan(opened, name, settings)
@@ -94,17 +95,14 @@ def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: in
         "voxel_mm": float(settings.voxel_mm),
         "split": settings.split,
         "kinds": plugins.listed(settings.kinds),
-        "first": _range(settings.rows)[0],
+        "first": _range(settings.rows, opened.count)[0],
         "store": provenance.digest(opened.recipe),
     }
     _claim(folder, recipe, entries)
     with files.alone(folder / ".lock", "export.folder"):
         files.clear(folder)
-        answers = jobs.ordered(
-            write_pair,
-            _tasks(opened, folder, entries, settings.voxel_mm),
-            min(jobs.workers(workers), len(entries)),
-        )
+        tasks = _tasks(opened, folder, entries, settings.voxel_mm)
+        answers = jobs.ordered(write_pair, tasks, min(jobs.workers(workers), len(entries)))
         lines = []
         with jobs.progress(len(entries), 0, f"export {name}", "pair") as bar:
             for entry, measures in zip(entries, answers, strict=True):
@@ -113,150 +111,91 @@ def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: in
         _write_papers(opened, folder, lines)
         if name == "nnunet":
             _write_nnunet(opened, folder, [e for e in entries if e.about["split"] != "test"])
-    splits = Counter(entry.about["split"] for entry in entries)
-    more = ", none of them to train on" * (name == "nnunet" and splits["test"] == len(entries))
-    if splits["validation"] and name in ("skullbreak", "nnunet"):
-        more += f", {splits['validation']} of split validation among those to train on"
-    print(plain(f"{folder}: {len(entries)} pairs{more}"))
+    print(plain(f"{folder}: {len(entries)} pairs"))
 
 
 def _claim(folder, recipe, entries):
     """`provenance.claim` of a folder that holds nothing but files of such an export."""
+    before = provenance.read(folder)
+    provenance.require_same(folder, before, recipe)
     ours = {file for entry in entries for file in entry.files.values()}.union(PAPERS)
-    ours = ours if (folder / provenance.FILE).exists() else ()
-    there = [file for file in folder.rglob("*") if file.is_file() and ".partial-" not in file.name]
-    others = sorted({file.relative_to(folder).as_posix() for file in there}.difference(ours))
-    provenance.require_same(folder, provenance.read(folder), recipe)
-    if others:
-        raise UserError(
-            f"{folder}: holds {others[0]}, which is not among what is to be exported "
-            "(export.rows, leave_out.txt): name another export.folder, or move it away"
-        )
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        place = file.relative_to(folder).as_posix()
+        if ".partial-" not in place and not (before and place in ours):
+            raise UserError(
+                f"{folder}: holds {place}, which is not among what is to be exported "
+                "(export.rows, leave_out.txt): name another export.folder, or move it away"
+            )
     provenance.claim(folder, recipe)
 
 
 def plan(opened: store.Store, name: str, settings: ConfigDict) -> tuple[list[Entry], int]:
-    """What is to be written of a store in a format, rows rising, and how many pairs are empty.
-
-    Pairs without a skull or an implant are only counted; those of the store's leave-out list are
-    no part. Raises UserError for a store that is not whole, for a selection that is none or empty,
-    and for voxels too small or too large.
-    """
+    """What is to be written of a store in a format, rows rising, and how many pairs are empty."""
     opened.require_whole()
-    path, known = opened.path, opened.attrs.get("kinds", [])
-    _require_grid(path, opened.size, opened.attrs["voxel_mm"], settings.voxel_mm)
-    splits, skulls = opened.column("split"), opened.column("skull")
-    _require_known(path, settings, known, bool((splits == -1).all()))
-    _require_folders(path, known)
-    titles = [known[kind] if kind >= 0 else "" for kind in opened.column("kind").tolist()]
+    _require_grid(opened, settings.voxel_mm)
+    known, wanted = opened.attrs.get("kinds", []), plugins.listed(settings.kinds)
+    if settings.split:
+        one_of("export.split", settings.split, store.SPLITS)
+    for kind in wanted:
+        one_of("export.kinds", kind, known)
+    times = Counter(kind.casefold() for kind in known)  # some disks know no capitals
+    for kind in known:
+        if times[kind.casefold()] > 1 or not re.fullmatch(r"\w[\w .-]{,99}", kind):
+            raise UserError(f"{opened.path}: kind {kind!r} is no name of a folder of its own")
+    splits, skulls = opened.column("split").tolist(), opened.column("skull")
+    kinds = [known[kind] if kind >= 0 else "" for kind in opened.column("kind").tolist()]
     first, stop = _range(settings.rows, opened.count)
-    wanted = plugins.listed(settings.kinds)
     rows = opened.rows(settings.split or None).tolist()
-    rows = [r for r in rows if first <= r < stop and (not wanted or titles[r] in wanted)]
+    rows = [r for r in rows if first <= r < stop and (not wanted or kinds[r] in wanted)]
     filled = (opened.column("voxels") > 0).all(axis=1)
-    entries, owned = [], set()
-    cases = _cases((splits == 2).tolist(), skulls.tolist(), titles)
-    names = opened.names(skulls)
-    for row in (row for row in rows if filled[row]):
-        paths = FORMATS[name](row, splits[row] == 2, titles[row], cases[row])
-        writes = tuple(role for role, file in paths.items() if file not in owned)
-        owned.update(paths.values())
-        split = store.SPLITS[splits[row]] if splits[row] >= 0 else ""
-        about = {"split": split, "kind": titles[row], "skull": names[row]}
-        entries.append(Entry(row, paths, writes, about))
-    if not entries:
+    if not filled[rows].any():
         why = "check export.rows, export.split, export.kinds"
         why = f"of {len(rows)}, none has a skull and an implant" if rows else why
-        raise UserError(f"{path}: no pair to export: {why}")
+        raise UserError(f"{opened.path}: no pair to export: {why}")
+    names, cases = opened.names(skulls), _cases(splits, skulls.tolist(), kinds)
+    entries = []
+    for row in (row for row in rows if filled[row]):
+        part, tag = ("test", "Ts") if splits[row] == 2 else ("train", "Tr")
+        words = dict(row=row, part=part, tag=tag, case=cases[row], kind=kinds[row] or "random_1")
+        paths = {role: form.format(**words) for role, form in FORMATS[name].items()}
+        split = store.SPLITS[splits[row]] if splits[row] >= 0 else ""
+        entries.append(Entry(row, paths, {"split": split, "kind": kinds[row], "skull": names[row]}))
     return entries, len(rows) - len(entries)
 
 
-def _require_known(path, settings, known, generated):
-    """UserError for a split or a kind that no pair can have; known: kinds, None where not told."""
-    split, wanted = settings.split, plugins.listed(settings.kinds)
-    if split:
-        one_of("export.split", split, store.SPLITS)
-    if generated and (split or wanted):
-        field = "export.split" if split else "export.kinds"
-        raise UserError(f"{path}: generated pairs have no split and no kind: leave {field} empty")
-    for kind in wanted if known is not None else ():
-        one_of("export.kinds", kind, known)
-
-
-def _require_folders(path, kinds):
-    """UserError unless each kind is the name of a folder of its own."""
-    times = Counter(kind.casefold() for kind in kinds)  # some disks know no capitals
-    for kind in kinds:
-        if times[kind.casefold()] > 1 or not re.fullmatch(r"\w[\w .-]{,99}", kind):
-            raise UserError(f"{path}: kind {kind!r} is no name of a folder of its own: rename it")
-
-
-def _require_grid(path, size, own, wanted):
-    """UserError where files cannot have voxels of `wanted` mm (0: the store's own)."""
-    mm, largest = wanted or own, volumes.MAX_VOXEL_MM
-    if mm > largest:
-        most = f"voxels of {mm:g} mm are larger than files may have ({largest:g})"
-        raise UserError(f"{path}: {most}: set export.voxel_mm to {own / 2:g}, for example")
-    if mm > own * 1.001:
-        raise UserError(f"export.voxel_mm is {mm:g}: larger than the store's own, {own:g}")
-    if (size * own / mm) ** 3 > volumes.MAX_VOXELS:
-        least = size * own / volumes.MAX_VOXELS ** (1 / 3)
-        raise UserError(f"export.voxel_mm is {mm:g}: at least {least:.2g}, or memory runs out")
-
-
-def _range(text, count=math.inf):
-    """FIRST:STOP, pairs FIRST to STOP - 1 of `count`, as two numbers."""
-    if not text:
-        return 0, count
-    first, colon, stop = text.partition(":")
-    if not (colon and first.isdecimal() and stop.isdecimal() and int(first) < int(stop)):
-        raise UserError(f"export.rows is {text!r}: write FIRST:STOP, for example 0:100")
-    if int(stop) > count:
-        raise UserError(f"export.rows is {text!r}: the store has pairs 0 to {count - 1}")
-    return int(first), int(stop)
-
-
-# --- The layouts: the files of a pair -----------------------------------------------------------
-
-
-def _cases(tests, skulls, titles):
+def _cases(splits, skulls, kinds):
     """SkullBreak's number of each pair: pairs of one skull and one number differ in kind.
 
     A skull that was cut several times has several numbers; a generated pair, its row.
     """
     cuts, numbers, cases = Counter(), {True: {}, False: {}}, []
-    for row, (test, skull, kind) in enumerate(zip(tests, skulls, titles, strict=True)):
-        part, cut = numbers[test], (skull, cuts[test, skull, kind])
-        cuts[test, skull, kind] += 1
+    for row, (split, skull, kind) in enumerate(zip(splits, skulls, kinds, strict=True)):
+        part, cut = numbers[split == 2], (skull, cuts[split == 2, skull, kind])
+        cuts[split == 2, skull, kind] += 1
         cases.append(row if skull < 0 else part.setdefault(cut, len(part)))
     return cases
 
 
-def _skullbreak(row, test, kind, case):
-    # A number has one complete skull, of its first kind: at a threshold of 0.5 or more, where
-    # thin bone is lost at a cut's edge, the unions of its other kinds differ by single voxels.
-    part, kind = "test" if test else "train", kind or "random_1"
-    sides = {"skull": f"defective_skull/{kind}", "implant": f"implant/{kind}"}
-    sides["complete"] = "complete_skull"
-    return {role: f"{part}/{side}/{case:03d}.nrrd" for role, side in sides.items()}
+def _require_grid(opened, wanted):
+    """UserError where files cannot have voxels of `wanted` mm (0: the store's own)."""
+    own, largest = opened.attrs["voxel_mm"], volumes.MAX_VOXEL_MM
+    mm, least = wanted or own, opened.size * own / volumes.MAX_VOXELS ** (1 / 3)
+    if not least <= mm <= min(largest, own * 1.001):
+        raise UserError(
+            f"{opened.path}: export.voxel_mm is {mm:g}: the store's own is {own:g}, files may have "
+            f"{largest:g} at most, and below {least:.2g} memory runs out"
+        )
 
 
-def _nnunet(row, test, kind, case):
-    tag, name = "Ts" if test else "Tr", f"skullgen_{row:06d}"
-    images = f"images{tag}/{name}_0000.nii.gz"
-    return {"image": images, "implant": f"labels{tag}/{name}.nii.gz"}
-
-
-def _sides(ending):
-    return lambda row, *_: {role: f"{role}/{row:06d}{ending}" for role in ("skull", "implant")}
-
-
-FORMATS = {
-    "skullbreak": _skullbreak,
-    "nnunet": _nnunet,
-    "nifti": _sides(".nii.gz"),
-    "stl": _sides(".stl"),
-}
+def _range(text, count):
+    """FIRST:STOP, pairs FIRST to STOP - 1 of `count`, as two numbers."""
+    if not text:
+        return 0, count
+    first, colon, stop = text.partition(":")
+    if not (colon and first.isdecimal() and stop.isdecimal() and int(first) < int(stop) <= count):
+        what = f"write FIRST:STOP, for example 0:100; the store has pairs 0 to {count - 1}"
+        raise UserError(f"export.rows is {text!r}: {what}")
+    return int(first), int(stop)
 
 
 # --- Writing ------------------------------------------------------------------------------------
@@ -271,41 +210,30 @@ def write_pair(
 ) -> tuple[int, int, Affine]:
     """Writes a pair's files, (role, path) of each: voxels of skull and implant, and their grid.
 
-    affine: voxel -> RAS mm. voxel_mm: of the files, 0 for the pair's own. Raises UserError where a
-    finer grid loses a speck.
+    affine: voxel -> RAS mm. voxel_mm: of the files, 0 for the pair's own.
     """
     skull, implant = (np.ascontiguousarray(x) for x in np.moveaxis(store.unpack(bits, size), -1, 0))
     if voxel_mm:
         skull, implant, affine = finer(skull, implant, affine, voxel_mm)
-        if not (skull.any() and implant.any()):
-            raise UserError(
-                "a speck is lost on the finer grid: set export.voxel_mm to half as much"
-            )
+    if not (skull.any() and implant.any()):
+        raise UserError("a speck is lost on the finer grid: set export.voxel_mm to half as much")
+    parts = {"skull": skull, "implant": implant, "complete": skull | implant}
     # nnU-Net cuts an image to the box of what is not 0: an implant may lie outside the skull's.
-    parts = {
-        "skull": skull,
-        "implant": implant,
-        "complete": skull | implant,
-        "image": skull + np.uint8(1),
-    }
+    parts["image"] = skull + np.uint8(1)
+    mirror = np.diag([-1.0, 1, 1, 1])
+    mirror[0, 3] = len(skull) - 1
     for role, path in files:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".stl":
             mesh.write_stl(path, mesh.solid(parts[role], affine))
-        elif (
-            path.suffix == ".nrrd"
-        ):  # SkullBreak's voxels are in LAS order, and many read no header
-            turn = np.diag([-1.0, 1, 1, 1])
-            turn[0, 3] = len(skull) - 1
-            volumes.write(path, parts[role][::-1], affine @ turn)
+        elif path.suffix == ".nrrd":  # LAS, as SkullBreak's own: many read no header
+            volumes.write(path, parts[role][::-1], affine @ mirror)
         else:
             volumes.write(path, parts[role], affine)
     return int(skull.sum()), int(implant.sum()), affine
 
 
-def finer(
-    skull: Mask, implant: Mask, affine: Affine, voxel_mm: float
-) -> tuple[Bool[np.ndarray, "U V W"], Bool[np.ndarray, "U V W"], Affine]:
+def finer(skull: Mask, implant: Mask, affine: Affine, voxel_mm: float) -> tuple[Fine, Fine, Affine]:
     """A pair on a finer grid over the same cube: skull, implant, affine.
 
     Bone is where their union is, interpolated; it goes to the one with the larger share: they stay
@@ -323,10 +251,12 @@ def finer(
 
 
 def _tasks(opened, folder, entries, voxel_mm):
-    affines = opened.column("affine")
-    for row, paths, writes, _ in entries:
-        lacking = [(role, folder / paths[role]) for role in writes]
+    """What `write_pair` takes: only files that lack, each of the first pair that has it."""
+    affines, owned = opened.column("affine"), set()
+    for row, paths, _ in entries:
+        lacking = [(role, folder / paths[role]) for role in paths if paths[role] not in owned]
         lacking = [(role, file) for role, file in lacking if not file.exists()]
+        owned.update(paths.values())
         yield opened.load([row])[0], opened.size, affines[row], voxel_mm, lacking
 
 
@@ -362,10 +292,7 @@ def _write_papers(opened, folder, lines):
 
 
 def _write_nnunet(opened, folder, entries):
-    """Writes nnU-Net's notes on the pairs to train on.
-
-    In `splits_final.json` a skull's cases are in one fold; generated pairs are folded singly.
-    """
+    """Writes nnU-Net's notes on the pairs to train on; no fold has a skull on both sides."""
     about = {
         "name": folder.name.partition("_")[2],
         "description": "defective skull (1 background, 2 bone) to implant",
@@ -376,10 +303,11 @@ def _write_nnunet(opened, folder, entries):
         "file_ending": ".nii.gz",
     }
     files.write_json(folder / "dataset.json", about)
-    skulls, keys = opened.column("skull").tolist(), {}
-    for row, paths, *_ in entries:
-        name = Path(paths["implant"]).name.removesuffix(".nii.gz")
-        keys[name] = skulls[row] if skulls[row] >= 0 else -1 - row
+    skulls = opened.column("skull").tolist()  # a generated pair is a skull of its own
+    keys = {
+        f"skullgen_{e.row:06d}": skulls[e.row] if skulls[e.row] >= 0 else -1 - e.row
+        for e in entries
+    }
     order = list(dict.fromkeys(keys.values()))
     count, file = min(5, len(order)), "splits_final.json"
     if count < 2:

@@ -20,14 +20,12 @@ PIXEL_MM = 2.0  # of the outline, by which contact is judged
 
 Mask = Bool[np.ndarray, "X Y Z"]
 Affine = Float[np.ndarray, "4 4"]
+Share = Float[np.ndarray, "D D D"]
+Point = Float[np.ndarray, " 3"]
 
 
 def fit(
-    probability: Float[np.ndarray, "D D D"],
-    frame: Affine,
-    skull: Mask,
-    affine: Affine,
-    settings: ConfigDict,
+    probability: Share, frame: Affine, skull: Mask, affine: Affine, settings: ConfigDict
 ) -> Mask:
     """A net's answer at a skull's own grid: outside of the bone, and only pieces that touch it.
 
@@ -35,10 +33,10 @@ def fit(
     `config.predict`.
     """
     spacing, gap = np.linalg.norm(affine[:3, :3], axis=0), GAP * np.linalg.norm(frame[:3, 0])
-    found = grids.enlarge(probability, frame, affine, skull.shape, threshold=settings.threshold)
-    found &= ~skull
-    sides = _around(found, np.ceil(gap / spacing).astype(int) + 1)
-    part, bone = found[sides], skull[sides]
+    implant = grids.enlarge(probability, frame, affine, skull.shape, threshold=settings.threshold)
+    implant &= ~skull
+    sides = _around(implant, np.ceil(gap / spacing).astype(int) + 1)
+    part, bone = implant[sides], skull[sides]
     if part.any() and bone.any():
         away = sum(ndimage.distance_transform_edt(~mask, spacing) for mask in (part, bone))
         part |= ~bone & (away <= gap * (1 + 1e-5))  # float32 headers
@@ -47,34 +45,26 @@ def fit(
     sizes[~np.isin(np.arange(count + 1), labels[_grown(bone)])] = 0
     sizes[0] = 0
     keep = (sizes >= settings.dust_mm3) & (sizes > 0)
-    if settings.get("pieces"):
+    if settings.pieces:
         keep[np.argsort(-sizes, kind="stable")[settings.pieces :]] = False
-    found[sides] = keep[labels]
-    return found
+    implant[sides] = keep[labels]
+    return implant
 
 
 def _around(mask, margin):
     """The box of a mask and `margin` voxels more."""
-    margins = np.broadcast_to(margin, 3).tolist()
-    return tuple(
-        slice(max(0, side.start - more), side.stop + more)
-        for side, more in zip(grids.box(mask), margins, strict=True)
-    )
+    sides = zip(grids.box(mask), np.broadcast_to(margin, 3).tolist(), strict=True)
+    return tuple(slice(max(0, side.start - more), side.stop + more) for side, more in sides)
 
 
 def _grown(mask):
     return ndimage.binary_dilation(mask, np.ones((3, 3, 3)))
 
 
-def measure(
-    implant: Mask, skull: Mask, affine: Affine, middle: Float[np.ndarray, " 3"]
-) -> dict[str, Any]:
-    """What an implant measures, of all and of each connected piece: ml, mm, mm^2; RAS mm.
+def measure(implant: Mask, skull: Mask, affine: Affine, middle: Point) -> dict[str, Any]:
+    """What an implant measures, of all and of each connected piece: docs/formats.md.
 
-    `extent_mm` of all is that of the longest piece. Contact: the faces of the implant's voxels
-    behind which is bone (`contact_mm2`; stairs make it larger than a smooth surface's), and, of
-    each piece's outline as it is seen from the braincase's `middle`, the share that has such
-    contact within 2 mm or a voxel and a half (`rim_contact`).
+    middle: the braincase's, in RAS mm, from which outlines are seen.
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     sides = _around(implant, 2)
@@ -88,8 +78,7 @@ def measure(
         contact += faces * np.prod(np.delete(spacing, axis))
     pixel = max(PIXEL_MM, 1.5 * spacing.max())
     labels, count = ndimage.label(part)
-    numbers = range(1, count + 1)
-    pieces = [_piece(labels == number, touch, here, middle, pixel) for number in numbers]
+    pieces = [_piece(labels == k, touch, here, middle, pixel) for k in range(1, count + 1)]
     pieces.sort(key=lambda piece: -piece["volume_ml"])
     boxes, rims = np.array([p["box_mm"] for p in pieces]), [p["rim_mm"] for p in pieces]
     every = {
@@ -106,7 +95,9 @@ def measure(
 
 
 def _piece(mask, touch, affine, middle, pixel):
-    corners = _corners(mask, affine)
+    points = np.argwhere(mask & ~ndimage.binary_erosion(mask))
+    corners = points[:, None] + np.indices((2, 2, 2)).reshape(3, -1).T - 0.5
+    corners = corners.reshape(-1, 3) @ affine[:3, :3].T + affine[:3, 3]
     rim, share = _rim(mask, touch, affine, middle, pixel)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     return {
@@ -116,15 +107,6 @@ def _piece(mask, touch, affine, middle, pixel):
         "rim_mm": rim,
         "rim_contact": share,
     }
-
-
-def _corners(mask, affine):
-    """Corners of a mask's voxels in mm [M, 3]: of all that are outermost along the first axis."""
-    ends = np.stack([mask.argmax(0), len(mask) - 1 - mask[::-1].argmax(0)])
-    places = np.argwhere(mask.any(0))
-    points = [np.column_stack([end[mask.any(0)], places]) for end in ends]
-    points = np.concatenate(points)[:, None] + np.indices((2, 2, 2)).reshape(3, -1).T - 0.5
-    return points.reshape(-1, 3) @ affine[:3, :3].T + affine[:3, 3]
 
 
 def _rim(piece, touch, affine, middle, pixel):

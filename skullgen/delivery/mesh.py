@@ -20,8 +20,7 @@ def solid(
     """The closed surface of a mask or share in RAS mm, watertight, wound outwards.
 
     Marching cubes, then Taubin's filter (1995, lambda 0.5, mu -0.53), then moved along its normals
-    until it holds the volume of the voxels. affine: voxel -> RAS mm, of either hand. level: what is
-    above it is inside, 0 to 1. Raises UserError where nothing is inside.
+    until it holds the volume of the voxels. affine: of either hand. level: 0 to 1; inside is above.
     """
     sides = grids.box(share > level)
     part = np.pad(np.asarray(share[sides], np.float32), 1)
@@ -47,11 +46,10 @@ def solid(
 
 
 def write_stl(path: Path, solid: trimesh.Trimesh) -> None:
-    """Writes a mesh in RAS mm (`solid`) as binary STL in LPS mm, atomically.
+    """Writes a mesh in RAS mm (`solid`) as binary STL in LPS mm.
 
-    STL has no field for its axes. LPS is what DICOM's world takes it to be, and 3D Slicer, which
-    also reads `SPACE=LPS` in the header: there it lies on the NRRD and NIfTI files of the same
-    pair. For RAS, as nibabel has it, turn the signs of x and y.
+    STL has no field for its axes: DICOM's world and 3D Slicer, which reads `SPACE=LPS` in the
+    header, take them for LPS.
     """
     columns = [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("unused", "<u2")]
     rows = np.zeros(len(solid.faces), columns)

@@ -5,7 +5,6 @@ voxels of the scan's file. Research only: not a medical device.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,38 +26,30 @@ LOOSE = 0.6  # of its outline on bone: an implant with less does not close its h
 CLOSED = 0.95  # of the opening: with less, part of it stays open
 SOURCES = {"phantom": "phantoms", "skulls": "skulls of data.root", "skullbreak": "SkullBreak"}
 PICTURE = 128  # voxels a side of what is drawn
+USED = ("bone_hu", "label", "threshold", "dust_mm3", "pieces")  # what determines an implant
 
 Mask = Bool[np.ndarray, "X Y Z"]
 Affine = Float[np.ndarray, "4 4"]
 
 
 class Designer(NamedTuple):
-    """A trained net and how skulls were brought to it.
+    """A trained net and how skulls were brought to it."""
 
-    net: packed pairs -> probability of implant (`verdict.network`). threshold: the share of bone
-    that made a voxel bone. reframe: skulls were placed in the frame, not taken in their own cube.
-    about: what the net is, for the record.
-    """
-
-    net: Callable[[store.Packed], Float32[np.ndarray, "n D D D"]]
+    net: Callable[[store.Packed], Float32[np.ndarray, "n D D D"]]  # probability of implant
     size: int
-    threshold: float
-    reframe: bool
-    about: dict[str, Any]
+    threshold: float  # the share of bone that made a voxel bone
+    reframe: bool  # skulls were placed in the frame, not taken in their own cube
+    about: dict[str, Any]  # what the net is, for the record
 
 
 class Implant(NamedTuple):
-    """A designed implant and the skull it is for, on the scan's own voxels, in the file's order.
-
-    affine: of both; frame: of the model's grid; each voxel -> RAS mm. numbers: those of
-    `implants.measure`, and what the net is.
-    """
+    """A designed implant and the skull it is for, on the scan's own voxels, in the file's order."""
 
     mask: Mask
     skull: Mask
-    affine: Affine
-    frame: Affine
-    numbers: dict[str, Any]
+    affine: Affine  # of both; voxel -> RAS mm
+    frame: Affine  # of the model's grid
+    numbers: dict[str, Any]  # of `implants.measure`, and what the net is
 
 
 def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
@@ -69,29 +60,19 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     for suffix in plugins.listed(settings.suffixes):
         one_of("predict.suffixes", suffix, volumes.WRITTEN)
     skull_files(settings.file)
-    if not settings.weights and "segment" in names:
-        return
-    folder = release.place(settings.weights) if settings.weights else workdir
-    try:
+    if settings.weights or "segment" not in names:
+        folder = release.place(settings.weights) if settings.weights else workdir
         judges.choose(folder, settings.net)
-    except judges.Unfinished as error:
-        weights = not settings.weights and config.get("generate", {}).get("weights")
-        more = f", or set predict.weights={weights}, too: generate.weights only makes pairs"
-        raise UserError(f"{error}{more if weights else ''}") from None
 
 
 def skull_files(names: str | Sequence[str]) -> list[Path]:
-    """The scans that `predict.file` names: files, DICOM series, and folders of such.
-
-    Raises UserError where it names none, or a place that is not there.
-    """
+    """The scans that `predict.file` names: files, DICOM series, and folders of such."""
     skulls = []
     for place in map(Path, plugins.listed(names)):
-        if not place.exists():
-            raise UserError(f"{place}: no such file or folder (predict.file): check the path")
-        inside = volumes.scans(place)
+        inside = volumes.scans(place) if place.exists() else []
         if not inside:
-            raise UserError(f"{place}: holds no skull ({', '.join(volumes.SUFFIXES)})")
+            what = "holds no skull" if place.exists() else "no such file or folder"
+            raise UserError(f"{place}: {what} (predict.file: {', '.join(volumes.SUFFIXES)})")
         skulls += inside
     if not skulls:
         raise UserError("predict.file is empty: name a defective skull, --config.predict.file=FILE")
@@ -99,10 +80,7 @@ def skull_files(names: str | Sequence[str]) -> list[Path]:
 
 
 def designer(config: ConfigDict, workdir: Path) -> Designer:
-    """The V-Net `config.predict.net` of a work directory (`judges.choose`).
-
-    Raises UserError where it is not trained, or on skulls in a frame that no scan is brought to.
-    """
+    """The V-Net `config.predict.net` of a work directory (`judges.choose`)."""
     name = judges.choose(workdir, config.predict.net)
     size, path = config.model.resolution, workdir / "real.zarr"
     net = judges.newest(config.segment, size, workdir, name)
@@ -134,12 +112,7 @@ def _near(field_mm):
 def predict(
     designer: Designer, path: str | Path, settings: ConfigDict, max_voxels: int = volumes.MAX_VOXELS
 ) -> Implant:
-    """Designs the implant of the skull in a file.
-
-    The file is a mask, or of `settings` (`config.predict`) where `bone_hu` is not 0 a CT, and where
-    `label` is not 0 a segmentation. Raises UserError for a file that cannot be used, and as
-    `design`.
-    """
+    """Designs the implant of the skull in a file, by `settings`, an experiment's `predict`."""
     skull = sources.read(Path(path), settings.bone_hu, settings.label, max_voxels)
     try:
         return design(designer, skull.data, skull.affine, settings)
@@ -148,10 +121,7 @@ def predict(
 
 
 def design(designer: Designer, skull: Mask, affine: Affine, settings: ConfigDict) -> Implant:
-    """Designs the implant of a defective skull of any size and orientation.
-
-    settings: `config.predict`. Raises UserError where nothing of `dust_mm3` or more is predicted.
-    """
+    """Designs the implant of a defective skull of any size and orientation."""
     turn, size = grids.to_ras(affine, skull.shape), designer.size
     bone, ras = grids.turned(skull, turn), affine @ turn
     cube = not designer.reframe and _near(np.linalg.norm(affine[:3, :3], axis=0) * skull.shape)
@@ -170,14 +140,14 @@ def design(designer: Designer, skull: Mask, affine: Affine, settings: ConfigDict
     return Implant(grids.turned(implant, np.linalg.inv(turn)), skull, affine, frame, numbers)
 
 
-def save(implant: Implant, folder: Path, name: str, suffixes: list[str], draw: Callable) -> None:
-    """Writes an implant: `<name>_implant` as volumes, as STL in LPS mm, its picture and numbers.
+def save(implant: Implant, paths: list[Path], title: str, draw: Callable) -> None:
+    """Writes an implant to `paths`: numbers, STL in LPS mm, picture, volumes.
 
-    suffixes: some of `volumes.WRITTEN`. draw: `(path, skull share, implant share, title=, note=)`.
-    The numbers come first: by them a stopped call knows its files.
+    draw: `(path, skull share, implant share, title=, note=)`. The numbers come first: by them a
+    stopped call knows its files.
     """
-    numbers, stl, png, *others = _paths(folder, name, suffixes)
-    folder.mkdir(parents=True, exist_ok=True)
+    numbers, stl, png, *others = paths
+    numbers.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(numbers, {"notice": NOTICE, **implant.numbers})
     for path in others:
         volumes.write(path, implant.mask, implant.affine)
@@ -187,104 +157,78 @@ def save(implant: Implant, folder: Path, name: str, suffixes: list[str], draw: C
     scale[:3] = np.column_stack([np.eye(3) * ratio, np.full(3, (ratio - 1) / 2)])
     grid = implant.affine @ turn, implant.frame @ scale, PICTURE
     shares = [grids.reduce(grids.turned(x, turn), *grid) for x in (implant.skull, implant.mask)]
-    title = f"Research only, not a medical device: {name}"
     draw(png, *shares, title=title, note=describe(implant.numbers))
-
-
-def _paths(folder, name, suffixes):
-    return [folder / f"{name}_implant{ending}" for ending in (".json", ".stl", ".png", *suffixes)]
 
 
 def describe(numbers: dict[str, Any]) -> str:
     """An implant in one line of words."""
     contact, share = numbers["rim_contact"], numbers["opening_covered"]
-    closes, warning = f"covers {share or 0:.0%} of the opening as seen from within", ""
-    if share is None:
-        closes = "no opening of the vault above the orbits was found to compare it with"
-        warning = " (warning: is there a hole?)"
-    elif share < CLOSED:
-        warning = " (warning: part of it stays open)"
+    count, warning = len(numbers["pieces"]), ""
     if contact < LOOSE:
-        warning = (
-            " (warning: it does not fill the hole; is the face where the file's axes say it is?)"
-        )
-    sizes = [f"{piece['volume_ml']:.1f}" for piece in numbers["pieces"]]
-    what = "implant" if len(sizes) == 1 else f"{len(sizes)} implants ({' and '.join(sizes)} ml)"
+        warning = "it does not fill the hole; is the face where the file's axes say it is?"
+    elif share is None:
+        warning = "no opening of the vault above the orbits was found; is there a hole?"
+    elif share < CLOSED:
+        warning = "part of it stays open"
     return (
-        f"{what} of {numbers['volume_ml']:.1f} ml, {numbers['extent_mm']:.0f} mm across, on bone "
-        f"along {contact:.0%} of its outline, {closes}{warning}"
+        f"{'implant' if count == 1 else f'{count} implants'} of {numbers['volume_ml']:.1f} ml, "
+        f"{numbers['extent_mm']:.0f} mm across, on bone along {contact:.0%} of the outline, "
+        f"over {share or 0:.0%} of the opening as seen from within"
+        + f" (warning: {warning})"
+        * bool(warning)
     )
 
 
 def run(config: ConfigDict, workdir: Path, draw: Callable) -> None:
     """Designs an implant for each file of `config.predict.file` into `predictions/`.
 
-    draw: as of `save`. A file that cannot be used is listed at the end, and the others go on.
-    Raises UserError where none can.
+    draw: as of `save`. Files that cannot be used are listed at the end; UserError where none can.
     """
-    settings, todo = config.predict, skull_files(config.predict.file)
+    settings, todo, refused = config.predict, skull_files(config.predict.file), []
     folder = Path(settings.folder) if settings.folder else workdir / "predictions"
-    names = list(map(volumes.name_of, todo))
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise UserError(f"predict.file: two files are called {twice[0]}: rename one")
     if settings.weights:
         workdir = release.place(settings.weights)
         config = methods.load_config(workdir)
         config.predict = settings
-    net, refused = designer(config, workdir), []
-    name, mm = net.about["name"], net.about["voxel_mm"]
-    if not settings.net and name != judges.NETS[0]:
-        print(f"{workdir}: {name} is its only net: it is taken")
-    pairs = f"voxels of {mm:.3g} mm, pairs of {net.about['pairs_of']}"
-    print(plain(f"{name}: {pairs}: look at each picture before you trust an implant"))
+    net = designer(config, workdir)
+    pairs = "{name}: voxels of {voxel_mm:.3g} mm, pairs of {pairs_of}".format(**net.about)
+    print(plain(f"{pairs}: look at each picture before you trust an implant"))
     with jobs.progress(len(todo), 0, "predict", "skull") as bar:
-        for path, name in zip(todo, names, strict=True):
+        for path in todo:
             jobs.check()
             try:
-                words = _design_file(net, path, config, (folder, name), draw)
-                bar.write(plain(f"{name}: {words}"))
+                words = _design_file(net, path, config, folder, draw)
+                bar.write(plain(f"{volumes.name_of(path)}: {words}"))
             except UserError as error:
                 refused.append(str(error))
             bar.update()
     if len(refused) == len(todo):
-        several = f"{len(refused)} files, and none can be used, the first: "
-        raise UserError(several * (len(refused) > 1) + refused[0])
+        raise UserError(f"no implant of {len(todo)} file(s): {refused[0]}")
     print(f"{folder}: {len(todo) - len(refused)} skulls. {NOTICE}")
     if refused:
         print("\n".join([f"left out, {len(refused)} of {len(todo)} files:", *refused]))
 
 
-def _design_file(net, path, config, place, draw):
-    """Designs and saves the implant of a file, where it is not there; returns words for it.
-
-    place: the folder and the name. UserError where it would write over another.
-    """
-    settings, most = config.predict, config.data.max_voxels
+def _design_file(net, path, config, folder, draw):
+    """Designs and saves the implant of a file where it is not there yet; returns words for it."""
+    settings, most, name = config.predict, config.data.max_voxels, volumes.name_of(path)
     own = [suffix for suffix in volumes.WRITTEN if path.name.lower().endswith(suffix)]
     suffixes = plugins.listed(settings.suffixes) or own or [".nrrd"]
-    recipe = {"net": net.about, "made_of": _made_of(path, settings, most)}
-    numbers, *others = _paths(*place, suffixes)
-    before = files.read_json(numbers)
+    paths = [folder / f"{name}_implant{ending}" for ending in (".json", ".stl", ".png", *suffixes)]
+    digest = hashlib.sha256()
+    for part in volumes.describe(path, most).files:
+        digest.update(part.read_bytes())
+    used = {field: settings[field] for field in USED}
+    source = {"file": path.name, "sha256": digest.hexdigest(), "settings": used}
+    recipe, before = {"net": net.about, "made_of": source}, files.read_json(paths[0])
+    there = [other for other in paths if other.exists()]
     if before:
-        own = {name: before[name] for name in recipe if name in before}
-        provenance.require_same(numbers, own, recipe)
-        if all(other.exists() for other in others):
+        provenance.require_same(paths[0], {field: before.get(field) for field in recipe}, recipe)
+        if there == paths:
             return "is made already"
-    else:
-        for other in (other for other in others if other.exists()):
-            raise UserError(f"{other}: is there, and not ours: choose another predict.folder")
+    elif there:
+        raise UserError(f"{there[0]}: is there, and not ours: choose another predict.folder")
     implant = predict(net, path, settings, most)
     implant.numbers.update(recipe)
-    save(implant, *place, suffixes, draw)
+    save(implant, paths, f"Research only, not a medical device: {name}", draw)
     return describe(implant.numbers)
-
-
-def _made_of(path, settings, max_voxels):
-    """What determines an implant beside the net: the file and the settings."""
-    digest = hashlib.sha256()
-    for part in volumes.describe(path, max_voxels).files:
-        digest.update(part.read_bytes())
-    names = ("bone_hu", "label", "threshold", "dust_mm3", "pieces")
-    used = {name: settings[name] for name in names}
-    return {"file": path.name, "sha256": digest.hexdigest(), "settings": used}

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,55 +23,17 @@ from skullgen.evaluation import judges
 from skullgen.training import checkpoint, loop, methods
 
 PACKAGED = Path(__file__).parent / "weights"
+README = Path(__file__).parent / "release.md"  # a template
 ABOUT = ("voxel_mm", "kinds", "licence", "trained_on")
 PRIVATE = (
     *("data.root", "data.test", "data.validation", "generate.weights", "segment.stores"),
     *("explore.stores", "gallery.stores", "export.store", "export.folder"),
     *("predict.file", "predict.folder", "predict.weights"),
 )
-README = """# Weights: {nets}
-
-Trained by skullgen on {pairs} pairs of {skulls} skulls ({source}). Licence: {licence}.
-**Research only, not a medical device.**
-
-```python
-import skullgen
-
-run = skullgen.load("FOLDER")  # this folder
-```
-"""
-PAIRS = """
-`{name}` makes pairs: bool [n, {size}, {size}, {size}, 2], RAS, {voxel_mm:.4g} mm. What they are
-worth, and what they are not: `DATA_CARD.md`, where it is here.
-
-```python
-pairs = run.sample(seed=0, count=8)
-```
-
-```bash
-python launch.py --config FOLDER/config.json --workdir runs/made \\
-    --config.stages=generate --config.generate.weights=FOLDER
-```
-"""
-IMPLANTS = """
-`{name}` designs implants, on the voxels of a defective skull's file.
-
-```python
-implant = run.predict("skull.nrrd").mask
-```
-
-```bash
-python launch.py --config FOLDER/config.json --workdir runs/made \\
-    --config.stages=predict --config.predict.weights=FOLDER --config.predict.file=skull.nrrd
-```
-"""
 
 
 def place(where: str | Path) -> Path:
-    """The folder that `where` means: packaged weights by their name, a work directory, a release.
-
-    Raises UserError where there is none.
-    """
+    """The folder that `where` means: a work directory, a release, packaged weights by name."""
     names = sorted(path.name for path in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
     folder = PACKAGED / where if str(where) in names else Path(os.path.expanduser(where))
     if not (folder / "config.json").exists():
@@ -90,21 +53,17 @@ def about(folder: Path, name: str = "") -> dict[str, Any]:
     recipe = provenance.read(folder) or {}
     if "trained_on" in recipe:
         return {name: recipe[name] for name in ABOUT}
-    real = store.Store(folder / "real.zarr")
-    rows = loop.learnt(folder, name)
-    learnt = {
-        "source": real.recipe.get("config", {}).get("source", "unknown"),
-        "pairs": len(rows),
-        "skulls": len(np.unique(real.column("skull")[rows])),
-    }
+    real, rows = store.Store(folder / "real.zarr"), loop.learnt(folder, name)
+    source = real.recipe.get("config", {}).get("source", "unknown")
+    skulls = len(np.unique(real.column("skull")[rows]))
+    learnt = {"source": source, "pairs": len(rows), "skulls": skulls}
     return {**{name: real.attrs[name] for name in ABOUT[:-1]}, "trained_on": learnt}
 
 
 def chosen(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path]:
     """Whose checkpoints make pairs: a config and a folder, this run's or of `generate.weights`.
 
-    The config is `config` with the weights' own `model`. Raises UserError for a field of the model
-    that is not as the weights have it.
+    The config is `config` with the weights' own `model`; a field that contradicts it is refused.
     """
     weights = config.generate.get("weights", "")
     if not weights:
@@ -113,22 +72,18 @@ def chosen(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path]:
     theirs, mine = methods.load_config(folder), config.copy_and_resolve_references()
     fields = [{"model_name": c.model_name, "model": c.model.to_dict()} for c in (mine, theirs)]
     for field, (value, wanted) in provenance.differences(*fields).items():
-        if value is not None and not any(
-            isinstance(x, provenance.Missing) for x in (value, wanted)
-        ):
+        lacks = any(isinstance(x, provenance.Missing) for x in (value, wanted))
+        if value is not None and not lacks:
             raise UserError(
-                f"config.{field} is {value!r}, and generate.weights={weights} were trained "
-                f"with {wanted!r}: leave it, or take --config {folder / 'config.json'}"
+                f"config.{field} is {value!r}, and generate.weights={weights} were trained with "
+                f"{wanted!r}: leave it, or take --config {folder / 'config.json'}"
             )
     mine.model = theirs.model
     return mine, folder
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """The stage: writes `release/` from what is trained in the work directory, whole or not at all.
-
-    Raises UserError where nothing is trained, or there is a release of other weights.
-    """
+    """The stage: writes `release/` from what is trained in the work directory, whole or not."""
     folder, states = workdir / "release", _trained(config, workdir)
     recipe = {
         **about(workdir, config.model_name),
@@ -151,16 +106,21 @@ def run(config: ConfigDict, workdir: Path) -> None:
             provenance.write(partial / place, own)
     provenance.write(partial, recipe)
     files.write_json(partial / "config.json", _public(config, workdir))
-    files.replace(partial / "README.md", _readme(config, recipe).encode())
+    template = jinja2.Template(README.read_text(), keep_trailing_newline=True)
+    words = {"generator": config.model_name, "size": config.model.resolution, **recipe}
+    words["licence"] = plain(recipe["licence"])
+    files.replace(partial / "README.md", template.render(words).encode())
     pairs = workdir / "generated.zarr"
     if (pairs / "README.md").exists():
         by = store.Store(pairs).recipe.get("weights")
         if by == recipe["weights"].get(config.model_name):
             shutil.copyfile(pairs / "README.md", partial / "DATA_CARD.md")
-    files.replace(partial / "SHA256SUMS", _sums(partial).encode())
+    inside = sorted(path for path in partial.rglob("*") if path.is_file())
+    contents = {path.relative_to(partial): path.read_bytes() for path in inside}
+    sums = [f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in contents.items()]
+    files.replace(partial / "SHA256SUMS", "".join(sums).encode())
     partial.rename(folder)
-    megabytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
-    print(f"{folder}: {', '.join(states)}; {megabytes:.1f} MB")
+    print(f"{folder}: {', '.join(states)}; {sum(map(len, contents.values())) / 2**20:.1f} MB")
 
 
 def _trained(config, workdir):
@@ -168,12 +128,9 @@ def _trained(config, workdir):
     states = {}
     if config.model_name:
         states[config.model_name] = methods.generator(config, workdir).state
-    if any(checkpoint.newest(workdir / "checkpoints" / name) for name in judges.NETS):
-        name = judges.choose(workdir, config.predict.net)
-        size = config.model.resolution
+    if not states or any(checkpoint.newest(workdir / "checkpoints" / name) for name in judges.NETS):
+        name, size = judges.choose(workdir, config.predict.net), config.model.resolution
         states[name] = judges.newest(config.segment, size, workdir, name).state
-    if not states:
-        raise UserError(f"{workdir}: nothing is trained here; run `train` or `segment` first")
     return states
 
 
@@ -185,23 +142,3 @@ def _public(config, workdir):
         if name in fields.get(section, {}):
             fields[section][name] = type(fields[section][name])()
     return fields
-
-
-def _readme(config, recipe):
-    words = {"size": config.model.resolution, "voxel_mm": recipe["voxel_mm"]}
-    nets = ", ".join(f"{name}, update {step}" for name, step in recipe["updates"].items())
-    licence = plain(recipe["licence"])
-    parts = [README.format(nets=nets, licence=licence, **recipe["trained_on"])]
-    for name in recipe["updates"]:
-        parts.append((PAIRS if name == config.model_name else IMPLANTS).format(name=name, **words))
-    return "".join(parts)
-
-
-def _sums(folder):
-    """SHA-256 of all files, as `sha256sum` writes them."""
-    lines = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        lines.append(f"{digest}  {path.relative_to(folder)}\n")
-    return "".join(lines)

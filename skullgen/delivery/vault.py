@@ -1,13 +1,10 @@
 """The vault of a skull with a hole: closed, so that the hole moves no frame; and what covers it.
 
-Skulls and implants are in RAS order; `affine`: voxel -> RAS mm. `closed` and `covered` raise
-UserError as `grids.frame`.
+Skulls and implants are in RAS order; `affine`: voxel -> RAS mm.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy import ndimage
 from scipy.interpolate import RBFInterpolator
 from scipy.sparse.csgraph import connected_components
@@ -27,17 +24,6 @@ Mask = Bool[np.ndarray, "X Y Z"]
 Affine = Float[np.ndarray, "4 4"]
 
 
-class View(NamedTuple):
-    """A skull from its braincase's middle: rays along the axes of `frame`, and what they meet."""
-
-    frame: Affine  # of SIDE voxels
-    rays: Float[np.ndarray, "R 3"]
-    reach: Float[np.ndarray, " R"]  # mm, how far out the largest piece reaches; 0: no bone
-    voxels: Int[np.ndarray, " V"]  # of the frame, above the lowest ray
-    ray: Int[np.ndarray, " V"]  # the nearest to each of them
-    far: Float[np.ndarray, " V"]  # mm
-
-
 def middle(frame: Affine, size: int) -> Float[np.ndarray, " 3"]:
     """The braincase's middle, RAS mm, of the grid `frame` of `size` voxels a side."""
     place = np.array([FIELD_MM / 2, FIELD_MM / 2, VERTEX_MM - MIDDLE_MM]) / FIELD_MM * size - 0.5
@@ -47,10 +33,9 @@ def middle(frame: Affine, size: int) -> Float[np.ndarray, " 3"]:
 def closed(skull: Mask, affine: Affine) -> Mask:
     """The skull with the holes of its vault closed, as far out as the bone around them bends.
 
-    Seen from the braincase's middle, the distance of the largest piece's outer surface is
-    interpolated by a thin-plate spline over the directions in which there is none. The caps are a
-    crude 6 mm thick: they are for `grids.frame`, where a hole at the vertex or at the widest
-    place moves the frame by 10 mm, and leave a vault without holes as it is.
+    A thin-plate spline over the directions from the braincase's middle gives the distance of the
+    outer surface. The caps, a crude 6 mm thick, are for `grids.frame`, which a hole at the vertex
+    or at the widest place moves by 10 mm.
     """
     frame, rays, reach, voxels, ray, far = _view(skull, affine)
     hole = reach == 0
@@ -67,11 +52,11 @@ def closed(skull: Mask, affine: Affine) -> Mask:
 def covered(skull: Mask, affine: Affine, implant: Mask) -> float | None:
     """The share of the vault's openings that an implant covers, or None where there is none.
 
-    As it is seen from the braincase's middle, above the orbits: of the directions in which `closed`
-    finds no bone, without pinholes (`LEAST`), those in which the implant lies.
+    Of the directions from the braincase's middle, above the orbits, in which `closed` finds no
+    bone, without pinholes (`LEAST`): those in which the implant lies.
     """
-    view = _view(skull, affine)
-    openings = view.rays[view.reach == 0]
+    frame, rays, reach, *_ = _view(skull, affine)
+    openings = rays[reach == 0]
     if len(openings):
         tree = KDTree(openings)
         _, patch = connected_components(tree.sparse_distance_matrix(tree, 1.6 * APART))
@@ -79,8 +64,8 @@ def covered(skull: Mask, affine: Affine, implant: Mask) -> float | None:
     if not len(openings):
         return None
     steps = np.arange(0, FIELD_MM, max(0.25, np.linalg.norm(affine[:3, :3], axis=0).min() / 2))
-    way = openings @ (view.frame[:3, :3] / np.linalg.norm(view.frame[:3, :3], axis=0)).T
-    here, back = middle(view.frame, SIDE), np.linalg.inv(affine)
+    way = openings @ (frame[:3, :3] / np.linalg.norm(frame[:3, :3], axis=0)).T
+    here, back = middle(frame, SIDE), np.linalg.inv(affine)
     met = np.zeros(len(way), bool)
     for step in steps:
         voxel = np.rint((here + step * way) @ back[:3, :3].T + back[:3, 3]).astype(int)
@@ -90,6 +75,11 @@ def covered(skull: Mask, affine: Affine, implant: Mask) -> float | None:
 
 
 def _view(skull, affine):
+    """A skull from its braincase's middle: a frame of SIDE voxels, rays along its axes.
+
+    And how far out bone reaches along each, in mm (0: none); of the voxels above the lowest ray,
+    their flat indices, their nearest rays, and how far out they are.
+    """
     frame, mm = grids.frame(skull, affine, SIDE), FIELD_MM / SIDE
     labels, _ = ndimage.label(grids.reduce(skull, affine, frame, SIDE) > 0.1, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())
@@ -106,4 +96,4 @@ def _view(skull, affine):
     ray, far, bone = KDTree(rays).query(places[high] / far[high, None])[1], far[high], largest[high]
     reach = np.zeros(len(rays))
     np.maximum.at(reach, ray[bone], far[bone])
-    return View(frame, rays, reach, high, ray, far)
+    return frame, rays, reach, high, ray, far
