@@ -63,7 +63,7 @@ def write(workdir: Path) -> Path:
     verdict, quality = metrics.get("verdict", {}), metrics.get("quality")
     paths = [workdir / f"{name}.zarr" for name in ("real", "generated")]
     stores = [store.Store(path) for path in paths if store.exists(path)]
-    summary = verdict.get("summary", [])
+    whole, summary = [one for one in stores if not one.missing()], verdict.get("summary", [])
     details = {"Config": config, "Versions": versions}
     details |= {f"Data: {one.path.name}": {**one.attrs, "recipe": one.recipe} for one in stores}
     link = Markup('<a href="gallery/{}/index.html">{}</a>').format
@@ -75,7 +75,7 @@ def write(workdir: Path) -> Path:
             Table("", ["what", ""], _facts(config, versions, stores)),
             {title: values for title, values in details.items() if values},
         ],
-        "Pairs to turn": [_turned(pairs) for pairs in stores if not pairs.missing()],
+        "Pairs to turn": [plot for plot in map(_turned, whole) if plot.figures],
         "Pairs to leaf through": [link(urllib.parse.quote(name), name) for name in galleries],
         "Verdict": [tables.verdict(verdict), _nets(verdict)] if verdict else [],
         "Differences between nets": [differences(verdict.get("differences", []))],
