@@ -254,25 +254,29 @@ def test_mistakes_are_one_line(toy_run, hybrid_run, tmp_path):
 
     toy, loaded = skullgen.load(toy_run), skullgen.load(hybrid_run[0])
     judge = skullgen.Run(toy_run, ConfigDict({"model_name": "", "model": {}}))
-    refused("model_name is ''", judge.latents)
-    refused("'tests.toy': it has no encode", toy.encode, np.zeros((1, SIZE, SIZE, SIZE, 2)))
-    refused(r"pairs are of shape \[8, 8, 8, 2\]", loaded.encode, np.zeros((SIZE, SIZE, SIZE, 2)))
-    refused(r"z are of shape \[2, 3\]: they must be \[n, 8\]", loaded.decode, np.zeros((2, 3)))
-    some = np.zeros((2, SIZE, SIZE, SIZE, 2))
-    for wrong in (some + 0.4, some + 2, some * np.nan):
-        refused("other values than 0 and 1", loaded.encode, wrong)
-    refused("pairs are of type <U1", loaded.encode, "x")
-    for wrong in (np.nan, np.inf, 1e300):
-        refused("z holds a number that is not finite", loaded.decode, np.full((2, 8), wrong))
-    refused(r"z are of shape \[0\]", loaded.decode, [[1], [1, 2]])
-    z = np.zeros(8)
-    refused(r"z are of shape \[1, 3\]", loaded.interpolate, z, z[:3])
-    for steps in (0, -1):
-        refused(f"steps is {steps}", loaded.interpolate, z, z, steps=steps)
+    some, z = np.zeros((2, SIZE, SIZE, SIZE, 2)), np.zeros(8)
+    for words, do, *arguments in (
+        ("model_name is ''", judge.latents),
+        ("'tests.toy': it has no encode", toy.encode, some),
+        (r"pairs are float64 of shape \[8, 8, 8, 2\]", loaded.encode, some[0]),
+        (
+            r"z are float64 of shape \[2, 3\]: they must be numbers \[n, 8\]",
+            loaded.decode,
+            some[0, 0, :2, :3, 0],
+        ),
+        ("other values than 0 and 1", loaded.encode, some + 0.4),
+        ("other values than 0 and 1", loaded.encode, some * np.nan),
+        ("pairs are <U1", loaded.encode, "x"),
+        ("z holds a number that is not finite", loaded.decode, [z * np.nan]),
+        ("z holds a number that is not finite", loaded.decode, [z + 1e300]),
+        (r"z are float64 of shape \[1, 3\]", loaded.interpolate, z, z[:3]),
+        ("steps is 0", loaded.interpolate, z, z, 0),
+        ("way is 'round'", loaded.interpolate, z, z, 3, "round"),
+        ("seed is -1.* 0 to 2.31 - 1", loaded.sample, -1),
+        ("batch is 0", loaded.stream, 0, 0),
+    ):
+        refused(words, do, *arguments)
     refused("the setting is 'bone'", toy.predict, "a.nrrd", bone=300)
-    refused("seed is -1.* 0 to 2.31 - 1", loaded.sample, seed=-1)
-    refused("batch is 0", loaded.stream, batch=0)
-    refused("way is 'round'", loaded.interpolate, np.zeros(8), np.ones(8), way="round")
 
 
 def test_jax_is_not_imported_before_it_is_used():
