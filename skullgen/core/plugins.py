@@ -8,13 +8,12 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from skullgen.core.errors import UserError
 
 
-def module(field: str, name: str, path: str) -> ModuleType:
+def module(field: str, name: str, path: str) -> Any:  # a module, or what stands for one
     """The module `path` that the value `name` of a field stands for; UserError where none is."""
     try:
         if not all(map(str.isidentifier, path.split("."))):

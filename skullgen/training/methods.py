@@ -20,7 +20,7 @@ from skullgen.networks import modules
 from skullgen.training import checkpoint
 
 B = 2  # samples of the shapes that are tried
-Specs = Sequence[Mapping[str, Any]]  # as of `config.phases`
+Specs = Sequence[Any]  # of a config: dicts with the fields of a Phase
 
 
 class Trained(NamedTuple):

@@ -38,7 +38,7 @@ def packed_pairs():
 
 def index(update=0, batches=1):
     """Rows of `packed_pairs` for an update: batches of 4."""
-    return mixture.batch_rows(12, 4, seed=0, phase=0, update=update, batches=batches)
+    return mixture.batch_rows([12], 4, mixture.Place(0, 0, update), batches)
 
 
 def train(step, state, data, *, batches=1, devices=1, updates=1):
