@@ -111,6 +111,7 @@ def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: in
         _write_papers(opened, folder, lines)
         if name == "nnunet":
             _write_nnunet(opened, folder, [e for e in entries if e.about["split"] != "test"])
+        (folder / ".lock").unlink()  # it names this machine
     print(plain(f"{folder}: {len(entries)} pairs"))
 
 
@@ -240,7 +241,7 @@ def finer(skull: Mask, implant: Mask, affine: Affine, voxel_mm: float) -> tuple[
     disjoint, and no crack opens between them.
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    shape = tuple(np.ceil(skull.shape * spacing / voxel_mm - 1e-6).astype(int))
+    shape = tuple(np.ceil(skull.shape * spacing / voxel_mm - 1e-6).astype(int).tolist())
     scale, grid = voxel_mm / spacing, affine.copy()
     grid[:3, :3] = affine[:3, :3] * scale
     grid[:3, 3] += affine[:3, :3] @ ((scale - 1) / 2)  # from one outer corner
