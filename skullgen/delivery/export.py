@@ -111,6 +111,7 @@ def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: in
         _write_papers(opened, folder, lines)
         if name == "nnunet":
             _write_nnunet(opened, folder, [e for e in entries if e.about["split"] != "test"])
+        (folder / ".lock").unlink()  # it names this machine
     print(plain(f"{folder}: {len(entries)} pairs"))
 
 
