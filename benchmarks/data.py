@@ -29,12 +29,9 @@ import numpy as np
 # Way -> code, its imports in the first line, that makes `mask` or `score` by `path` and `rule`.
 MEAN = "reshape(128, 4, 128, 4, 128, 4).mean((1, 3, 5)) >= 0.5"
 READ = {
-    "ours": """import skullgen.data.volumes
-kept = "implant" in path
+    "ours": """import skullgen.data.sources
 skull = skullgen.data.volumes.in_ras(skullgen.data.volumes.read(path))
-mask = skullgen.data.volumes.count_blocks(skull, 128).counts >= 32
-if kept:
-    skullgen.data.volumes.pack(skull.data)""",
+mask = skullgen.data.sources.prepare(*skull, 128, reframe=False)[1] >= 0.5""",
     "pynrrd, numpy": f"""import nrrd
 mask = nrrd.read(path)[0].{MEAN}""",
     "pynrrd, scikit-image": """import nrrd, skimage.transform

@@ -343,8 +343,7 @@ def kinds_of(config: ConfigDict) -> tuple[str, ...]:
     """The kinds that `config.data.kinds` names, in order; "" means `KINDS`.
 
     A dotted name is a function `(complete, seed, voxel_mm, area_cm2) -> bool [X, Y, Z]` with the
-    arguments of `cut` (voxel_mm: [3]); it returns the piece that is taken out. Raises UserError
-    for a kind that is none.
+    arguments of `cut` (voxel_mm: [3]); it returns the piece that is taken out.
     """
     text = config.get("kinds", "")
     kinds = plugins.listed(text) or list(KINDS)
@@ -377,21 +376,10 @@ def cut(
     head's pitch, are looked for in the mask, else taken at half the braincase's length below the
     vertex, where the base of the vault is assumed beside the head's middle.
 
-    Args:
-      complete: bool [X, Y, Z] in RAS axes, any size. Its largest piece is the skull.
-      kind: one of `KINDS`, or a function of the user's own (`kinds_of`).
-      seed: settles position, side, size and shape in mm, at any voxel size.
-      voxel_mm: of each axis, or one for all.
-      area_cm2: lowest and highest outer surface of the hole. Each kind draws evenly in the
-        logarithm from its own part, and meets what it drew to within 10 % at voxels up to 1.6 mm,
-        pinholes counted, unless that is more than 0.9 of what the vault offers it.
-
-    Returns:
-      `(defective, implant)`: disjoint, together `complete`, neither empty.
-
-    Raises:
-      UserError: an unknown kind, unusable arguments, a skull where no such defect can be placed, a
-        function of the user's own that returns anything but a part of the skull.
+    complete: in RAS axes, any size; its largest piece is the skull. seed: settles position, side,
+    size and shape in mm, at any voxel size. area_cm2: lowest and highest outer surface of the hole:
+    each kind draws evenly in the logarithm from its own part, and meets what it drew to within 10 %
+    at voxels up to 1.6 mm, unless that is more than 0.9 of what the vault offers it.
     """
     if "." in kind:
         return _cut_by_function(complete, kind, seed, voxel_mm, area_cm2)

@@ -6,9 +6,10 @@ are resampled into each other have parallel axes, so that all of it is separable
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Num, Shaped
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from skullgen.core.errors import UserError
 
@@ -33,8 +34,7 @@ def frame(mask: Mask, affine: Affine, size: int) -> Affine:
     lies at most 80 mm below it. Planes with under 20 mm^2 of bone count for neither.
 
     Returns the affine of `size`^3 voxels: a cube of 204.8 mm, axes parallel to the source's, the
-    vault in its middle left-right and front-back, the vertex 125 mm above its floor. Raises
-    UserError where there is no bone, or the vault is wider or longer than the cube.
+    vault in its middle left-right and front-back, the vertex 125 mm above its floor.
     """
     from scipy import ndimage
 
@@ -82,7 +82,7 @@ def reduce(
     """The exact share of bone in each of `size`^3 voxels of a target grid (area-weighted mean).
 
     Where the grids are aligned and their ratio is whole, these are block means, bit for bit.
-    Outside of the mask there is no bone. Raises ValueError where the axes are not parallel.
+    Outside of the mask there is no bone.
     """
     sides, edges = box(mask), _edges(affine, target_affine, size)
     share, part = np.zeros((size,) * 3, np.float32), mask[sides]
@@ -107,18 +107,11 @@ def reduce(
 
 
 def enlarge(
-    share: Share,
-    model_affine: Affine,
-    affine: Affine,
-    shape: tuple[int, ...],
-    *,
-    threshold: float = 0.5,
-    nearest: bool = False,
+    share: Share, model_affine: Affine, affine: Affine, shape: tuple[int, ...], **options: Any
 ) -> Mask:
-    """Bring a share back to a native grid of `shape`, as `planes`."""
+    """Bring a share back to a native grid of `shape`, as `planes`, with its options."""
     out = np.zeros(shape, bool)
-    grids = model_affine, affine, shape
-    for x, plane in planes(share, *grids, threshold=threshold, nearest=nearest):
+    for x, plane in planes(share, model_affine, affine, shape, **options):
         out[x] = plane
     return out
 
@@ -139,10 +132,7 @@ def planes(
     its outer centres the share is constant, outside of its cube empty.
 
     nearest: take the voxel that holds the centre (on an edge, the one above), instead of trilinear
-    between voxel centres.
-
-    Yields x, rising, and its plane; those left out are empty. Raises ValueError where the axes are
-    not parallel.
+    between voxel centres. Yields x, rising, and its plane; those left out are empty.
     """
     size, used, taps = share.shape[0], [], []
     above = box(share > threshold)
@@ -175,10 +165,7 @@ def planes(
 def overlap(
     shares: Sequence[Share], thresholds: Sequence[float], size: int, *, nearest: bool = False
 ) -> Int[np.ndarray, "3"]:
-    """The bone of two shares of one cube at `size`^3 voxels: of each, and of both.
-
-    Enlarged as by `planes`, so that neither mask is ever whole in memory.
-    """
+    """The bone of two shares of one cube, as `planes` of `size`^3 voxels: of each, and of both."""
     ratio = shares[0].shape[0] / size
     fine = np.diag([ratio, ratio, ratio, 1.0])
     fine[:3, 3] = (ratio - 1) / 2
@@ -202,9 +189,8 @@ def split_share(
 ) -> tuple[Bool[np.ndarray, "D D D"], Bool[np.ndarray, "D D D"]]:
     """Cut a reduced skull in two: each bone voxel goes to the channel with the larger share.
 
-    Bone is where the share of the complete skull is `threshold` or more; `implant` is the share of
-    a part of it. Returns the defective skull and the implant: disjoint, together the complete
-    skull; ties go to the defective skull.
+    Bone is where the share of the complete skull is `threshold` or more. Returns the defective
+    skull and the implant: disjoint, together the complete skull; ties go to the defective skull.
     """
     bone = complete >= threshold
     piece = bone & (2 * implant > complete)
@@ -219,16 +205,6 @@ def box(mask: Shaped[np.ndarray, "X Y Z"]) -> tuple[slice, ...]:
     hits = (ordered.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
     found = [np.flatnonzero(hits[k]).tolist() for k in np.argsort(order)]
     return tuple(slice(k[0], k[-1] + 1) if k else slice(0, 0) for k in found)
-
-
-def block_counts(mask: Bool[np.ndarray, "X Y Z"], factor: int) -> Num[np.ndarray, "x y z"]:
-    """The bone in each block of `factor`, 1 to 40: uint8 where factor^3 <= 255, else uint16."""
-    counts = mask.view(np.uint8)
-    for power, axis in enumerate(np.argsort(np.abs(mask.strides))[::-1], 1):  # rows stay whole
-        dtype = np.uint8 if factor**power <= 255 else np.uint16
-        planes = np.moveaxis(counts, axis, 0)
-        counts = np.moveaxis(sum((planes[k::factor] for k in range(factor)), dtype(0)), 0, axis)
-    return np.ascontiguousarray(counts)
 
 
 def to_ras(affine: Affine, shape: tuple[int, ...]) -> Affine:

@@ -50,10 +50,7 @@ def check(config: ConfigDict) -> None:
 
 
 def planner(name: str) -> Callable[[int, ConfigDict], sources.Plan]:
-    """`plan(size, config.data)` of a source: ours, or a user's `package.module`.
-
-    Raises UserError where there is none.
-    """
+    """`plan(size, config.data)` of a source: ours, or a user's `package.module`."""
     if "." in name:
         return plugins.attribute("data.source", name, name, "plan", FORM)
     if name not in sources.PLANS:
@@ -66,8 +63,7 @@ def run(path: Path, size: int, config: ConfigDict, options: Options) -> None:
     """Ingests `config.source` (`config` is an experiment's `config.data`) into the store `path`.
 
     size: voxels a side. A volume that cannot be read, or a pair that is none, is left out and
-    listed at the end. Raises UserError for it where `config.strict`; for a folder without a pair to
-    train on; for a store begun with other data.
+    listed at the end; where `config.strict`, it is an error.
     """
     plan = planner(config.source)(size, config)
     if not isinstance(plan, sources.Plan):

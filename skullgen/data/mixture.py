@@ -22,10 +22,8 @@ class Part(NamedTuple):
 def parts(text: str, folder: Path, seed: int) -> list[Part]:
     """The stores that `path:split:pairs`, comma-separated, names.
 
-    A path is looked for in `folder` first, then from where the program runs. split: `train`,
-    `validation`, `test` or `all`. pairs: a number, the first of a permutation seeded by `seed`
-    (of one store, a larger number takes the same pairs and more), or `all`. Raises UserError for
-    a part that is none, a store that is not there, whole or of one size, or has fewer pairs.
+    split: `train`, `validation`, `test` or `all`. pairs: a number, the first of a permutation
+    seeded by `seed` (a larger number takes the same pairs and more), or `all`.
     """
     parts = []
     for name, split, wanted in named(text):

@@ -27,11 +27,8 @@ class Pairs:
     split: `train`, `validation` or `test`; None: all, as for generated pairs, which have none.
     kind: of defect, one of `skullgen.data.defects.KINDS`; None: all.
 
-    Attributes: `path`; `rows` int [n], the pairs' rows in the store; `voxel_mm`.
-
-    Pairs that the store's list `leave_out.txt` names, and cases that could not be ingested, are
-    not among them. Raises UserError for a store that is not there or not whole, and where no pair
-    is left; where a pair is read, for one that is damaged.
+    Attributes: `path`; `rows` int [n], the pairs' rows in the store; `voxel_mm`. Pairs that the
+    store's list `leave_out.txt` names, and cases that could not be ingested, are not among them.
     """
 
     def __init__(self, path: str | Path, split: str | None = None, kind: str | None = None) -> None:

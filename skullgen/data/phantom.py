@@ -46,6 +46,15 @@ THICKNESS = (
     ((0.00, -0.95, -0.28), 0.18, 5.0, 1.5),  # occipital protuberance
     ((0.45, -0.75, -0.50), 0.25, -1.2, 0.6),  # cerebellar fossae
 )
+BARS = (  # of the face, from where to where, radius and fillet in standard mm
+    ((50, 66, 12), (46, 70, 2), 7.0, 4),
+    ((50, 66, 14), (50, 66, 40), 3.8, 4),
+    ((50, 65, 40), (44, 52, 56), 3.5, 5),
+    ((8, 83, 44), (46, 68, 46), 4.5, 6),
+    ((53, 62, 9), (60.5, 42, 8), 4.2, 4),
+    ((60.5, 42, 8), (62, 20, 9), 3.8, 3),
+    ((62, 20, 9), (60, 0, 15), 4.2, 3),
+)
 VAULT = 5.2  # mm, mean thickness before the map above
 THINNEST = 4.5  # mm, so that a grid of 6.4 mm voxels still closes
 
@@ -53,24 +62,17 @@ THINNEST = 4.5  # mm, so that a grid of 6.4 mm voxels still closes
 def lengths(seed: int) -> np.ndarray:
     """The three lengths of individual `seed`.
 
-    Returns [3] float64, mm: maximum length GOL (glabella to opisthocranion), maximum breadth XCB
-    (euryon to euryon) and basion-bregma height BBH. One of four groups (two series, two sexes) is
-    drawn evenly, then a normal with that group's mean (`MEANS`) and the spreads and correlations
-    pooled within the groups (`SPREADS`, `CORRELATION`). All were computed for this module from the
-    individual measurements of 217 adults of the Norse (110) and Berg (107 of 109) series of W. W.
-    Howells, Cranial Variation in Man, Papers of the Peabody Museum 67, 1973, and Skull Shapes and
-    the Map, ibid. 79, 1989 (data announced in Am. J. Phys. Anthropol. 101, 1996, 441-442).
-
-    Raises UserError when `seed` is negative.
+    [3] float64, mm: maximum length GOL, maximum breadth XCB and basion-bregma height BBH. One of
+    four groups (two series, two sexes) is drawn evenly, then a normal with that group's mean and
+    the spreads and correlations pooled within the groups, which were computed for this module from
+    217 adults of the Norse and Berg series of W. W. Howells, Papers of the Peabody Museum 67, 1973,
+    and 79, 1989.
     """
     return _begun(seed)[1]
 
 
 def affine(size: int) -> np.ndarray:
-    """[4, 4] float64 from voxel indices (centres) of a `size`^3 frame to RAS mm, centre at 0.
-
-    Raises UserError when `size` is below 16.
-    """
+    """[4, 4] float64 from voxel indices (centres) of a `size`^3 frame to RAS mm, centre at 0."""
     if size < 16:
         raise UserError(f"size {size} of a phantom is too small: give at least 16 voxels a side")
     step = SIDE / size
@@ -85,15 +87,10 @@ def skull(seed: int, size: int = 128) -> np.ndarray:
     the top of the bone lies 125 mm above its floor. Lengths: see `lengths`. The frame ends above
     the basion of most people, so the height drawn shapes the vault above the glabella and the base
     below is pressed into what is left, with the foramen magnum just above the floor; the face ends
-    at the floor. Thickness of the vault: approximately 4.5 to 8 mm, more at the occipital
-    protuberance; frontal and occipital bones are the thickest and the most variable and thickness
-    falls from the sagittal plane sideways, the pattern of del Olmo Lianes et al., Anthropol. Sci.
-    127, 2019, 47-54, independent of sex and size as found by Lynnerup, Forensic Sci. Int. 117,
-    2001, 45-51, and De Boer et al., Int. J. Legal Med. 130, 2016 (1097 cases). The figures are
-    ours, rounded; a real temporal squama is thinner, but would be holes in a coarse grid. Shape
-    beyond the three lengths is drawn by eye. The same seed is the same individual at every size.
-
-    Raises UserError when `seed` is negative or `size` is below 16.
+    at the floor. The vault is about 4.5 to 8 mm thick, in the pattern of del Olmo Lianes et al.,
+    Anthropol. Sci. 127, 2019, independent of sex and size (Lynnerup, Forensic Sci. Int. 117, 2001;
+    De Boer et al., Int. J. Legal Med. 130, 2016); a real temporal squama is thinner, but would be
+    holes in a coarse grid. Shape beyond the three lengths is drawn by eye.
     """
     step = np.float32(affine(size)[0, 0])
     draw, (length, breadth, height) = _begun(seed)
@@ -257,13 +254,8 @@ def _face(f, x, y, z):
     solid = _blend(solid, sheet, 3)
     cheek = np.maximum(np.abs(y + 3 - plane) - 3, np.maximum(np.abs(a - 30) - 19, z - 8))
     solid = _blend(solid, cheek, 3)
-    solid = _blend(solid, _capsule(a, y, z, (50, 66, 12), (46, 70, 2), 7.0), 4)
-    solid = _blend(solid, _capsule(a, y, z, (50, 66, 14), (50, 66, 40), 3.8), 4)
-    solid = _blend(solid, _capsule(a, y, z, (50, 65, 40), (44, 52, 56), 3.5), 5)
-    solid = _blend(solid, _capsule(a, y, z, (8, 83, 44), (46, 68, 46), 4.5), 6)
-    solid = _blend(solid, _capsule(a, y, z, (53, 62, 9), (60.5, 42, 8), 4.2), 4)
-    solid = _blend(solid, _capsule(a, y, z, (60.5, 42, 8), (62, 20, 9), 3.8), 3)
-    solid = _blend(solid, _capsule(a, y, z, (62, 20, 9), (60, 0, 15), 4.2), 3)
+    for start, end, radius, fillet in BARS:
+        solid = _blend(solid, _capsule(a, y, z, start, end, radius), fillet)
     mastoid = ((a - 53) / 10) ** 2 + ((y + 20) / 14) ** 2 + ((z - 14) / (17 + 1.5 * f[6])) ** 2
     solid = _blend(solid, (np.sqrt(mastoid) - 1) * 11, 5)
     condyle = ((a - 18) / 5) ** 2 + ((y + 12) / 10) ** 2 + ((z - 5) / 5) ** 2

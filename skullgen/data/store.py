@@ -77,8 +77,6 @@ class Native(NamedTuple):
 class Store:
     """A store of pairs; opening one checks its format, shapes, dtypes, bounds and codecs.
 
-    Raises UserError where there is none, or it is not as `create` writes it.
-
     Attributes: `path`; `attrs`, a dict (`voxel_mm`, `kinds`, `names`, `licence`, ...); `count` N,
     `size` D and `shard`, the pairs of a file.
     """
@@ -142,10 +140,7 @@ class Store:
         return np.flatnonzero(wanted)
 
     def rows(self, split: str | None = None) -> Int64[np.ndarray, " n"]:
-        """As `every`, without what the store's `leave_out.txt` lists: the pairs to be used.
-
-        Raises UserError where the list leaves none.
-        """
+        """As `every`, without what the store's `leave_out.txt` lists: the pairs to be used."""
         every = self.every(split)
         kept = np.setdiff1d(every, self.unwanted())
         if len(every) and not len(kept):
@@ -174,11 +169,7 @@ class Store:
         return [plain(known[skull]) if 0 <= skull < len(known) else "" for skull in skulls]
 
     def load(self, rows: Rows) -> Packed:
-        """The packed pairs of some rows.
-
-        Raises UserError for a pair that is damaged or missing, with the file to delete: without it
-        a shard is made again.
-        """
+        """The packed pairs of some rows; of a damaged one the error names the file to delete."""
         counts = {}  # of a shard
         out = np.empty((len(rows), 2 * self.size**3 // 8), np.uint8)
         for place, row in enumerate(np.asarray(rows).tolist()):
@@ -201,11 +192,8 @@ class Store:
 
     def missing(self, share: tuple[int, int] = (0, 1)) -> list[range]:
         """The shards that are not written yet, in order, of all or of a share."""
-
-        def whole(shard):
-            return all(file.exists() for file in self._files(shard.start // self.shard))
-
-        return [shard for shard in self.shards(share) if not whole(shard)]
+        every = [(shard, self._files(shard.start // self.shard)) for shard in self.shards(share)]
+        return [shard for shard, names in every if not all(file.exists() for file in names)]
 
     def require_whole(self, stage: str = "") -> None:
         """UserError where pairs are still to be made, by `stage`."""
@@ -229,11 +217,7 @@ class Store:
         columns: dict[str, Any],
         natives: list[Native | None] | None = None,
     ) -> None:
-        """Writes one shard, or the last one's part, whole.
-
-        start: its first row. columns: name -> [n, ...]; those left out are -1. natives: the
-        implants at their sources' grids, or None.
-        """
+        """Writes one shard, from its first row on; columns [n, ...] that are left out are -1."""
         natives, stop = natives or [], start + len(bits)
         group = zarr.open_group(self.path, mode="r+")
         for file in self._files(start // self.shard):
@@ -259,10 +243,7 @@ class Store:
         return file.exists()
 
     def native(self, row: int) -> tuple[Bool[np.ndarray, "X Y Z"], Float[np.ndarray, "4 4"]]:
-        """The implant of a pair on its source's grid, and the affine, voxel to RAS mm.
-
-        Raises UserError where the pair has none (generated pairs, for example), or a damaged one.
-        """
+        """The implant of a pair on its source's grid, and the affine, voxel to RAS mm."""
         if not self.has_native(row):
             raise UserError(f"{self.path}: pair {row} has no native truth")
         place = self.path / "native" / f"{row:06d}"
@@ -313,8 +294,7 @@ def create(
 ) -> Store:
     """Makes an empty store, or takes up the one that has this recipe; more pairs make it grow.
 
-    attributes: JSON values that say what the pairs are. Raises UserError for a store of another
-    recipe. A last shard that was not full is made again.
+    attributes: JSON values. A last shard that was not full is made again.
     """
     path = Path(path)
     _check_bounds(path, shape)

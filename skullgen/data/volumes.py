@@ -1,8 +1,8 @@
 """Skull files in and out: NIfTI by nibabel; NRRD, MetaImage and DICOM folders by SimpleITK.
 
 Arrays are `[X, Y, Z]`; an affine `[4, 4]` maps voxel centres to RAS mm. Neither library refuses
-what no skull can be (voxels of metres, a missing voxel size, labels, NaN): this page does, in one
-line that names the file.
+what no skull can be (voxels of metres, a missing voxel size, labels, NaN): this page does, by a
+UserError of one line that names the file.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import gzip
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,20 +20,17 @@ from jaxtyping import Num, UInt8
 
 from skullgen.core import files
 from skullgen.core.errors import UserError
-from skullgen.data.grids import Affine, Mask, block_counts, box, to_ras, turned
+from skullgen.data.grids import Affine, Mask, to_ras, turned
 
 WRITTEN = (".nrrd", ".nii", ".nii.gz")
 SUFFIXES = (*WRITTEN, ".nhdr", ".mha", ".mhd")
 MAX_VOXELS = 2**29  # data.max_voxels raises it
 MAX_HEAD, MAX_LINE, MAX_SKIP = 2**20, 600, 2**26  # bytes; the last before the voxels
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.05, 10.0
-MAX_FIELD_MM, MAX_FIELD_M3 = 2500.0, 0.6  # a whole body fits
 MAX_UNEVEN_MM = 0.05  # between the steps from slice to slice of a DICOM series
-MAX_FACTOR = 40  # 40^3 voxels still fit the uint16 of a block count
 MAX_LABELS = 64  # more distinct values than this are a scan, not labels
 _NIFTI_UNITS = {1: 1e3, 2: 1.0, 3: 1e-3}  # xyzt_units & 7; 0 (unknown) is taken as mm
 _SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior")
-_SPACES += ("ras", "las", "lps")
 
 
 class Volume(NamedTuple):
@@ -43,22 +40,6 @@ class Volume(NamedTuple):
     affine: Affine
 
 
-class Crop(NamedTuple):
-    """The tight box of a mask's bone, in voxels; `bits` as of `np.packbits` in C order."""
-
-    bits: UInt8[np.ndarray, " N"]
-    origin: tuple[int, ...]
-    shape: tuple[int, ...]
-
-
-class Blocks(NamedTuple):
-    """Bone voxels in each block of `factor`^3, and the affine of the blocks' centres."""
-
-    counts: Num[np.ndarray, "D D D"]
-    affine: Affine
-    factor: int
-
-
 class Source(NamedTuple):
     """What a header says, in the file's own order; `files` hold the header and the voxels."""
 
@@ -66,7 +47,7 @@ class Source(NamedTuple):
     affine: Affine
     files: tuple[Path, ...]
     load: Callable[[], Num[np.ndarray, "X Y Z"]]
-    scale: tuple[float, float] | None = None  # slope and intercept of the values
+    scale: tuple[float, float] = (1.0, 0.0)  # slope and intercept of the values
 
 
 def read(
@@ -76,73 +57,52 @@ def read(
     label: int | None = None,
     max_voxels: int = MAX_VOXELS,
 ) -> Volume:
-    """Read a bone mask, a label of a segmentation, or a CT cut at `bone_hu`, in the file's order.
+    """Read a bone mask, a `label` of a segmentation, or a CT cut at `bone_hu`, in the file's order.
 
     A mask has one value that is not 0, or soft ones of at most 1: all of them are bone. A NRRD
     without `space` is taken as RAS; a NIfTI without known units as mm.
-
-    Args:
-      path: a file of `SUFFIXES`, or a folder of one DICOM series.
-      bone_hu: threshold in Hounsfield units (bone is data >= bone_hu), for a CT only.
-      label: the value that is bone, of a file that may hold others.
-      max_voxels: a larger file is refused unread.
-
-    Raises:
-      UserError: the file is missing, corrupt or empty of bone, or its geometry is not usable; a
-        CT without `bone_hu`, a mask with it; several labels without `label`.
     """
     path = Path(path)
-    one = bone_hu is None or label is None
-    require(one, path, f"bone_hu is for a CT, label ({label}) for a segmentation: leave one out")
+    _require(
+        bone_hu is None or label is None, path, "bone_hu is for a CT, label for a segmentation"
+    )
     source = describe(path, max_voxels)
     with _decoding(path):
         values = source.load()
+    compare, level = (np.not_equal, 0) if label is None else (np.equal, label)
+    if bone_hu is not None:
+        compare, level = np.greater_equal, bone_hu
     mask = np.empty(source.shape[::-1], bool).T
     low, high, labels = math.inf, -math.inf, set()
     for plane, bone in zip(values.T, mask.T, strict=True):
-        if source.scale:
+        if source.scale != (1.0, 0.0):
             with np.errstate(all="ignore"):
                 plane = plane * source.scale[0] + source.scale[1]
-        least, most = float(plane.min()), float(plane.max())
-        finite = math.isfinite(least) and math.isfinite(most)
-        require(finite, path, "has NaN or infinite voxels: set them to 0 (in a CT, to air)")
-        low, high = min(low, least), max(high, most)
+        low, high = np.minimum(low, plane.min()), np.maximum(high, plane.max())
         if len(labels) <= MAX_LABELS:
             labels.update(np.unique(plane[plane != 0])[: MAX_LABELS + 1].tolist())
-        if bone_hu is None:
-            bone[:] = plane != 0 if label is None else plane == label
-        else:
-            bone[:] = plane >= bone_hu
-    _check_values(path, (low, high, sorted(labels)), bool(mask.any()), bone_hu, label)
-    return Volume(mask, source.affine)
-
-
-def _check_values(path, values, found, bone_hu, label):
-    low, high, labels = values
+        compare(plane, level, out=bone)
+    finite = bool(np.isfinite([low, high]).all())
     scan = low < 0 or (len(labels) > MAX_LABELS and label is None)
-    several = len(labels) > 1 and high > 1 and bone_hu is None and label is None
-    blurred = label is not None and not all(float(value).is_integer() for value in labels)
-    many = "threshold it" if high <= 1 else "if of labels, set label"
-    usual = "150 to 300 Hounsfield units is usual for bone"
-    listed = ", ".join(f"{value:g}" for value in labels[:8]) + ", ..." * (len(labels) > 8)
-    choose = "set label (data.label, predict.label) to the one that is bone"
-    level = "differs from 0" if bone_hu is None else f"reaches bone_hu {bone_hu:g}"
-    values = f"(values {low:g} to {high:g})"
-    for refused, what in (
+    several = len(labels) > 1 and high > 1 and bone_hu is None
+    whole = label is None or all(float(value).is_integer() for value in labels)
+    span, some = f"values {low:g} to {high:g}", ", ".join(f"{v:g}" for v in sorted(labels)[:8])
+    choose = f"{some}: set label (data.label, predict.label) to the one that is bone"
+    hu = "set bone_hu, 150 to 300 Hounsfield units, of labels set label, else threshold it"
+    for holds, what in (
+        (finite, "has NaN or infinite voxels: set them to 0 (in a CT, to air)"),
         (
-            scan and bone_hu is None,
-            f"is a scan, not a mask (negative or many values; {many}): set bone_hu; {usual}",
+            not scan or bone_hu is not None,
+            f"is a scan, not a mask ({span}, negative or many): {hu}",
         ),
-        (not scan and bone_hu is not None, f"is a mask {values}, not a CT: leave bone_hu out"),
-        (blurred, "holds values between its labels: resample it by the nearest"),
-        (
-            label is not None and not found,
-            f"has no voxel of label {label}, only {listed}: {choose}",
-        ),
-        (several, f"is no mask of one label, it holds {listed}: {choose}"),
-        (not found, f"holds no bone, no voxel {level} {values}: check the file"),
+        (scan or bone_hu is None, f"is a mask ({span}), not a CT: leave bone_hu out"),
+        (whole, "holds values between its labels: resample it by the nearest"),
+        (mask.any() or label is None, f"has no voxel of label {label}, only {choose}"),
+        (not several or label is not None, f"is no mask of one label, it holds {choose}"),
+        (mask.any(), f"holds no bone ({span}): check the file and, for a CT, bone_hu"),
     ):
-        require(not refused, path, what)
+        _require(holds, path, what)
+    return Volume(mask, source.affine)
 
 
 def in_ras(volume: Volume) -> Volume:
@@ -151,35 +111,11 @@ def in_ras(volume: Volume) -> Volume:
     return Volume(turned(volume.data, turn), volume.affine @ turn)
 
 
-def count_blocks(volume: Volume, size: int) -> Blocks:
-    """Count the bone in the blocks of a cube: uint8 where factor^3 <= 255, else uint16.
-
-    Raises UserError where the sides are not `size` times one factor of at most 40.
-    """
-    shape = volume.data.shape
-    factor = shape[0] // max(1, size)
-    if not 1 <= factor <= MAX_FACTOR or shape != (size * factor,) * 3:
-        what = f"{shape} voxels are not {size} blocks of one size along every side"
-        raise UserError(f"{what} (at most {MAX_FACTOR} voxels): choose another size or resample")
-    centres = np.diag([factor, factor, factor, 1.0])
-    centres[:3, 3] = (factor - 1) / 2
-    return Blocks(block_counts(volume.data, factor), volume.affine @ centres, factor)
-
-
-def pack(mask: Mask) -> Crop:
-    """Crop `mask` to its bone's tight box and pack it, one bit a voxel."""
-    sides = box(mask)
-    part = mask[sides]
-    return Crop(np.packbits(part), tuple(side.start for side in sides), part.shape)
-
-
 def scans(place: Path) -> list[Path]:
     """The skulls of a place, by name: files and DICOM folders in it, or the one that it is."""
-    several = place.is_dir() and not _holds_slices(place)
-    inside = sorted(place.iterdir()) if several else [place]
+    inside = sorted(place.iterdir()) if place.is_dir() and not _is_series(place) else [place]
     # A link to nothing is a skull that cannot be read: it must not be left out in silence.
-    named = [path for path in inside if path.name.lower().endswith(SUFFIXES) or path.is_dir()]
-    return [path for path in named if not path.is_dir() or _holds_slices(path)]
+    return [p for p in inside if (_is_series(p) if p.is_dir() else _suffix(p))]
 
 
 def name_of(scan: Path) -> str:
@@ -187,24 +123,20 @@ def name_of(scan: Path) -> str:
     return scan.name if scan.is_dir() else re.sub(r"\.[^.]+(\.gz)?$", "", scan.name, flags=re.I)
 
 
-def _holds_slices(folder):
-    with contextlib.suppress(OSError):
-        for file in filter(Path.is_file, folder.iterdir()):
-            with open(file, "rb") as content:
-                if content.read(132)[128:] == b"DICM":
-                    return True
-    return False
+def _is_series(folder):
+    slices = (np.fromfile(p, "S4", 1, offset=128) for p in folder.iterdir() if p.is_file())
+    return any(b"DICM" in magic for magic in slices)
+
+
+def _suffix(path):
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
 def write(path: str | Path, mask: Mask | UInt8[np.ndarray, "X Y Z"], affine: Affine) -> None:
-    """Write uint8 voxels as one of `WRITTEN`, atomically; equal arguments, equal bytes.
-
-    The folder is made if need be. Raises UserError for an unknown suffix, an unusable affine, or
-    a place that cannot be written.
-    """
+    """Write uint8 voxels as one of `WRITTEN`, atomically; equal arguments, equal bytes."""
     path = Path(path)
-    suffix = suffix_of(path)
-    require(suffix in WRITTEN, path, f"is only read: write one of {', '.join(WRITTEN)}")
+    suffix = _suffix(path)
+    _require(suffix in WRITTEN, path, f"is only read: write one of {', '.join(WRITTEN)}")
     _check_affine(path, affine)
     content = _nrrd_bytes if suffix == ".nrrd" else _nifti_bytes
     content = content(mask.astype(np.uint8, copy=False), affine)
@@ -214,7 +146,7 @@ def write(path: str | Path, mask: Mask | UInt8[np.ndarray, "X Y Z"], affine: Aff
         files.replace(path, content)
     except OSError as error:
         what = f"cannot be written ({error.strerror}): choose another place"
-        raise _refusal(path, what) from error
+        raise UserError(f"{path}: {what}") from error
 
 
 def _nrrd_bytes(voxels, affine):
@@ -237,50 +169,37 @@ def _nifti_bytes(voxels, affine):
     return image.to_bytes()
 
 
-def suffix_of(path: Path) -> str:
-    """Which of `SUFFIXES` a path has; raises UserError where it has none."""
-    found = [suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)]
-    require(bool(found), path, f"unknown kind of file: give one of {', '.join(SUFFIXES)}")
-    return found[0]
-
-
 def describe(path: str | Path, max_voxels: int = MAX_VOXELS) -> Source:
-    """What a file's header says, checked; no voxel is read.
-
-    max_voxels: a header that claims more is refused, before any memory is spent on it.
-    """
+    """What a file's header says, checked; no voxel is read."""
     path = Path(path)
     try:
         # A link to nothing, as of datalad's files that were not fetched, is no file either.
         there = path.is_dir() or path.is_file()
-        require(there, path, "there is no such file, or no plain one: check the path")
-        header = _dicom if path.is_dir() else _nifti if ".nii" in suffix_of(path) else _itk
+        _require(there, path, "there is no such file, or no plain one: check the path")
+        known = path.is_dir() or _suffix(path)
+        _require(known, path, f"unknown kind of file: give one of {', '.join(SUFFIXES)}")
+        header = _dicom if path.is_dir() else _nifti if ".nii" in _suffix(path) else _itk
         source = header(path)
     except OSError as error:
         what = f"cannot be opened ({error.strerror}): check the path and its permissions"
-        raise _refusal(path, what) from error
+        raise UserError(f"{path}: {what}") from error
     fits = min(source.shape) >= 1 and math.prod(source.shape) <= max_voxels
     what = f"sizes {source.shape}: not 1 to {max_voxels} voxels (data.max_voxels)"
-    require(fits, path, f"{what}: crop it, mend the header or raise that field")
+    _require(fits, path, f"{what}: crop it, mend the header or raise that field")
     _check_affine(path, source.affine)
-    field = np.linalg.norm(source.affine[:3, :3], axis=0) * source.shape
-    fits = field.max() <= MAX_FIELD_MM and field.prod() / 1e9 <= MAX_FIELD_M3
-    what = f"{' x '.join(f'{mm:.0f}' for mm in field)} mm is more than a body takes"
-    require(bool(fits), path, f"{what}: write the voxel size in mm, or crop it")
     return source
 
 
 def _check_affine(path, affine):
-    finite = bool(np.isfinite(affine).all())
-    require(finite, path, "its affine is not finite: write voxel size and origin in mm")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    sound = bool(spacing.min() >= MIN_VOXEL_MM and spacing.max() <= MAX_VOXEL_MM)
-    size = f"{' x '.join(f'{mm:.4g}' for mm in spacing)} mm"
+    finite = "its affine is not finite: write voxel size and origin in mm"
+    _require(np.isfinite(affine).all(), path, finite)
+    sound = MIN_VOXEL_MM <= spacing.min() and spacing.max() <= MAX_VOXEL_MM
     bounds = f"not {MIN_VOXEL_MM} to {MAX_VOXEL_MM}; are they metres or microns? Write mm"
-    require(sound, path, f"voxels of {size}, {bounds}")
+    _require(sound, path, f"voxels of {' x '.join(f'{mm:.4g}' for mm in spacing)} mm, {bounds}")
     axes = affine[:3, :3] / spacing
-    square = bool(np.abs(axes.T @ axes - np.eye(3)).max() <= 1e-3)
-    require(square, path, "its axes are sheared or singular: resample to a plain grid")
+    square = np.abs(axes.T @ axes - np.eye(3)).max() <= 1e-3
+    _require(square, path, "its axes are sheared or singular: resample to a plain grid")
 
 
 def _nifti(path):
@@ -292,25 +211,23 @@ def _nifti(path):
         block = file.read(540)
     second = 540 in (int.from_bytes(block[:4], end) for end in ("little", "big"))
     kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
-    try:
+    with _decoding(path, HeaderDataError, WrapStructError):
         header = kind(block[: kind.sizeof_hdr], check=False)
-        dtype, shape = header.get_data_dtype(), [int(side) for side in header.get_data_shape()]
+        shape, dtype = list(map(int, header.get_data_shape())), header.get_data_dtype()
         slope, inter = header.get_slope_inter()
         affine, offset = np.array(header.get_best_affine(), float), float(header["vox_offset"])
-    except (HeaderDataError, WrapStructError, ValueError, LookupError) as error:
-        raise _refusal(path, f"no NIfTI header can be read ({error}): export it again") from error
     sound = header["sizeof_hdr"] == kind.sizeof_hdr and header["magic"].item()[:2] == b"n+"
     what = "sizeof_hdr, magic or vox_offset: not those of a single NIfTI file"
-    require(bool(sound and 0 <= offset <= MAX_SKIP), path, f"{what}: export it as one .nii.gz")
-    require(dtype.kind in "iuf", path, f"datatype {dtype} holds no mask: save it as uint8")
+    _require(sound and 0 <= offset <= MAX_SKIP, path, f"{what}: export it as one .nii.gz")
+    _require(dtype.kind in "iuf", path, f"datatype {dtype} holds no mask: save it as uint8")
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
-    require(len(shape) == 3, path, f"dim {shape} is not one 3-D volume: save a single mask")
+    _require(len(shape) == 3, path, f"dim {shape} is not one 3-D volume: save a single mask")
     affine[:3] *= _NIFTI_UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
-    scale = None if slope in (None, 1) and not inter else (float(slope), float(inter))
     # Some writers leave vox_offset at 0; voxels never begin inside the header and its four bytes.
     offset = max(int(offset), kind.sizeof_hdr + 4)
     load = functools.partial(_nifti_values, path, tuple(shape), dtype, offset)
+    scale = float(1 if slope is None else slope), float(inter or 0)
     return Source(tuple(shape), affine, (path,), load, scale)
 
 
@@ -319,9 +236,9 @@ def _nifti_values(path, shape, dtype, offset):
 
     with _unzipped(path) as file:
         values = array_from_file(shape, dtype, file, offset, mmap=False)
+        more = "holds more bytes than the header's sizes and type account for"
         # Reading on also makes gzip verify the checksum at its end.
-        what = "holds more bytes than the header's sizes and type account for"
-        require(not file.read(1), path, f"{what}: mend the header or export it again")
+        _require(not file.read(1), path, f"{more}: mend the header or export it again")
     return values
 
 
@@ -330,16 +247,15 @@ def _unzipped(path):
 
 
 def _itk(path):
-    nrrd = suffix_of(path) in (".nrrd", ".nhdr")
+    nrrd = _suffix(path) in (".nrrd", ".nhdr")
     fields = _fields(path, nrrd)
     reader = _reader("NrrdImageIO" if nrrd else "MetaImageIO", path)
     shape = reader.GetSize()
     single = len(shape) == 3 and reader.GetNumberOfComponents() == 1
-    require(single, path, f"sizes {shape} are not those of one 3-D volume: save a single mask")
-    require(min(reader.GetSpacing()) > 0, path, "spacings: not positive: write them in mm")
+    _require(single, path, f"sizes {shape} are not those of one 3-D volume: save a single mask")
+    _require(min(reader.GetSpacing()) > 0, path, "spacings: not positive: write them in mm")
     affine = _affine(reader, 1 if nrrd and "space" not in fields else -1)
-    name = fields.get("datafile", fields.get("elementdatafile", "LOCAL"))
-    parts = (path,) if name == "LOCAL" else (path, path.parent / name)
+    parts = (path,) if fields["data"] == "LOCAL" else (path, path.parent / fields["data"])
     return Source(shape, affine, parts, functools.partial(_itk_values, reader))
 
 
@@ -351,31 +267,34 @@ def _fields(path, nrrd):
     """
     with open(path, "rb") as file:
         text = file.read(MAX_HEAD).decode("latin-1").replace("\r\n", "\n")
-    end = "\n\n" if nrrd else "ElementDataFile"
-    text, end, rest = text.partition(end)
-    text += end + rest.partition("\n")[0] * (not nrrd)
+    text = re.match(r".*?\n\n|.*" if nrrd else r".*?ElementDataFile[^\n]*|.*", text, re.S)[0]
     pairs = re.findall(r"^([\w ]+?) *(?:: |=) *(.*)$", text, re.M)
     fields = {name.replace(" ", "").lower(): value.strip() for name, value in reversed(pairs)}
-    sizes = re.findall(r"\(.*?\)", fields.get("spacedirections", ""))
-    plain = ("spacings", "elementspacing", "elementsize")
-    sizes = sizes or next((fields[name] for name in plain if name in fields), "").split()
-    sizes = [size for size in sizes if size.lower() != "nan"]  # of an axis that is not spatial
-    known = len(sizes) == 3 and "nan" not in "".join(sizes).lower()
-    long = [line for line in text.split("\n") if len(line) > MAX_LINE and ":=" not in line]
-    known = known and fields.get("ndims", "3") == "3" and not long
-    what = "no header of one 3-D volume with its voxel size can be read"
-    require(known, path, f"{what}: write the voxel size in mm, or export it again")
+    local = "" if path.suffix.lower() == ".nhdr" else "LOCAL"
+    data = fields.get("datafile", fields.get("elementdatafile", local))
+    names = ("spacedirections", "spacings", "elementspacing", "elementsize")
+    size = next((fields[name] for name in names if name in fields), "")
+    sized = len(re.sub(", +", ",", size).split()) == 3 and not re.search("nan|none", size, re.I)
+    long = any(len(line) > MAX_LINE and ":=" not in line for line in text.split("\n"))
+    sound = sized and not long and fields.get("ndims", "3") == "3"
     units = fields.get("spaceunits", fields.get("units", ""))
-    mm = re.fullmatch(r'( *"(mm|millimeters?|)")*', units.lower())
-    require(bool(mm), path, f"units {units}: lengths are read in mm only: write them so")
     space = fields.get("space", "ras").lower()
-    require(space in _SPACES, path, f"space '{space}' is not known: write LPS, RAS or LAS")
-    name = fields.get("datafile", fields.get("elementdatafile", "LOCAL"))
-    data = path if name == "LOCAL" and path.suffix.lower() != ".nhdr" else path.parent / name
-    inside = data.is_file() and data.resolve().is_relative_to(path.parent.resolve())
-    what = f"data file '{name}': missing, outside of the header's folder or several files"
-    require(data == path or inside, path, f"{what}: put one file next to the header")
-    return fields
+    initials = ["".join(word[0] for word in name.split("-")) for name in _SPACES]
+    file = path.parent / data
+    beside = file.is_file() and file.resolve().is_relative_to(path.parent.resolve())
+    lost = "missing, outside of the header's folder or several files: put one file next to it"
+    what = "no header of one 3-D volume with its voxel size can be read"
+    for holds, words in (
+        (sound, f"{what}: write the voxel size in mm, or export it again"),
+        (
+            re.fullmatch(r'( *"(mm|millimeters?|)")*', units.lower()),
+            f"units {units} are read in mm only",
+        ),
+        (space in (*_SPACES, *initials), f"space '{space}' is not known: write LPS, RAS or LAS"),
+        (beside or data == local == "LOCAL", f"data file '{data}': {lost}"),
+    ):
+        _require(holds, path, words)
+    return {**fields, "data": data}
 
 
 def _dicom(path):
@@ -383,14 +302,15 @@ def _dicom(path):
 
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
     what = f"holds {len(series)} DICOM series ({', '.join(series)}): give a folder of one"
-    require(len(series) == 1, path, what)
+    _require(len(series) == 1, path, what)
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0])
     slices = [_reader("GDCMImageIO", Path(name)) for name in names]
-    sizes = {part.GetSize() for part in slices}
     steps = np.diff([part.GetOrigin() for part in slices], axis=0)
-    even = len(sizes) == 1 and len(steps) > 0 and np.ptp(steps, axis=0).max() < MAX_UNEVEN_MM
-    what = "its slices are not of one size, or one is missing: export one whole series"
-    require(bool(even), path, what)
+    even = len(steps) > 0 and np.ptp(steps, axis=0).max() < MAX_UNEVEN_MM
+    even = even and len({part.GetSize() for part in slices}) == 1
+    _require(
+        even, path, "its slices are not of one size, or one is missing: export one whole series"
+    )
     affine = _affine(slices[0], -1)
     affine[:3, 2] = steps.mean(axis=0) * (-1, -1, 1)
     shape = (*slices[0].GetSize()[:2], len(slices))
@@ -428,27 +348,23 @@ def _itk_values(reader):
 
 
 @contextlib.contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def _decoding(path, *errors):
     """Make UserError of what is wrong with a file's bytes.
 
     OSError stays where it is the machine's: a file that is whole must not be left out for it.
     """
+    bad = (EOFError, ValueError, LookupError, OverflowError, zlib.error, RuntimeError)
     try:
         yield
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error, RuntimeError) as error:
+    except (OSError, *bad, *errors) as error:
         if getattr(error, "errno", None):
             raise OSError(error.errno, error.strerror, str(path)) from None
+        cut = "corrupt or cut short; copy or export it again"
         why = str(error).strip().rpartition("\n")[2]  # of SimpleITK's many lines the last tells
-        what = f"its bytes cannot be read ({why}): it is corrupt or cut short"
-        raise _refusal(path, f"{what}; copy or export it again") from error
+        _require(False, path, f"its bytes cannot be read ({why}): it is {cut}")
 
 
-def _refusal(path, what):
-    what = " ".join(what.split())  # a header may hold a megabyte of words
-    return UserError(f"{path}: {what if len(what) < 600 else f'{what[:300]} ... {what[-200:]}'}")
-
-
-def require(holds: bool, path: Path, what: str) -> None:
-    """Raise the UserError that says in one line `what` is wrong with a file, unless `holds`."""
+def _require(holds, path, what):
+    """Raise the UserError that says in one line `what` is wrong with a file, unless it `holds`."""
     if not holds:
-        raise _refusal(path, what)
+        raise UserError(f"{path}: {' '.join(what.split())[:600]}")

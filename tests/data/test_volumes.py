@@ -160,32 +160,6 @@ def test_a_ct_of_a_scanner_is_read_in_hounsfield_units(tmp_path):
     assert volumes.scans(tmp_path / "empty") == []
 
 
-@pytest.mark.parametrize("turn", TURNS[::7])
-@pytest.mark.parametrize("factor", [2, 3, 8])
-def test_block_counts_equal_a_plain_sum_in_every_order(turn, factor):
-    mask = _mask((3 * factor,) * 3)
-    mask[:factor] = True
-    mask[:, :, -factor:] = mask[:, :factor] = False
-    got = volumes.count_blocks(volumes.in_ras(volumes.Volume(*_turn(mask, _affine(), *turn))), 3)
-    assert got.factor == factor
-    expected = mask.reshape(3, factor, 3, factor, 3, factor).sum((1, 3, 5))
-    np.testing.assert_array_equal(got.counts, expected)
-    assert got.counts.dtype == (np.uint8 if factor < 7 else np.uint16)
-    block = np.indices((factor,) * 3).reshape(3, -1)
-    centre = (_affine() @ [*block.mean(axis=1), 1])[:3]
-    np.testing.assert_allclose((got.affine @ [0, 0, 0, 1])[:3], centre, atol=1e-6)
-    np.testing.assert_allclose(got.affine[:3, :3], factor * _affine()[:3, :3], atol=1e-6)
-
-
-def test_the_largest_blocks_do_not_overflow_and_others_are_refused():
-    full = volumes.Volume(np.ones((80, 80, 80), bool), np.eye(4))
-    np.testing.assert_array_equal(volumes.count_blocks(full, 2).counts, 64000)
-    for shape, sizes in {(8, 8, 8): (3, 16, 0, -8), (8, 8, 4): (4, 8), (82,) * 3: (2,)}.items():
-        for size in sizes:
-            with pytest.raises(UserError, match="choose another size"):
-                volumes.count_blocks(volumes.Volume(np.ones(shape, bool), np.eye(4)), size)
-
-
 @pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
 def test_every_dtype_and_endianness_is_read(tmp_path, kind):
     mask = _mask()
@@ -210,43 +184,43 @@ def test_of_several_labels_one_is_chosen(tmp_path, dtype):
     data = np.zeros((6, 6, 6), dtype)
     data[1:5, 1:5, [1, 2, 4]] = (1, 2, 3)  # no slice holds more than one
     path = _nifti(tmp_path / "a.nii.gz", data, _affine())
-    words = r"no mask of one label, it holds 1, 2, 3: set label \(data\.label, predict\.label\) to"
-    _refused(path, words)
     for label in (1, 2, 3):
         np.testing.assert_array_equal(volumes.read(path, label=label).data, data == label)
-    _refused(path, "has no voxel of label 7, only 1, 2, 3: set label", label=7)
-    _refused(path, r"bone_hu is for a CT, label \(2\) for a segmentation", label=2, bone_hu=300.0)
-    mask = _nifti(tmp_path / "mask.nii.gz", (data == 2).astype("u1") * 255, _affine())
-    _refused(mask, "has no voxel of label 2, only 255", label=2)
-    np.testing.assert_array_equal(volumes.read(mask, label=255).data, data == 2)
 
 
-def test_a_label_of_more_than_a_mask_holds(tmp_path):
-    data = np.arange(216, dtype="u2").reshape(6, 6, 6).T
-    path = _nifti(tmp_path / "a.nii.gz", data, _affine())
-    _refused(path, "is a scan, not a mask .*if of labels, set label")
-    np.testing.assert_array_equal(volumes.read(path, label=91).data, data == 91)
-    _refused(path, r"no voxel of label 300, only 1, 2, .*, 8, \.\.\.", label=300)
-    scan = _nifti(tmp_path / "scan.nii.gz", data.astype("i2") - 9, _affine())
-    _refused(scan, "is a scan, not a mask", label=91)
-    blurred = _nifti(tmp_path / "blurred.nii.gz", data.astype("f4") / 2, _affine())
-    _refused(blurred, "holds values between its labels: resample it by the nearest", label=91)
-    share = _nifti(tmp_path / "share.nii.gz", data.astype("f4") / 215, _affine())
-    _refused(share, r"is a scan, not a mask \(negative or many values; threshold it\)")
+RAMP = np.arange(216, dtype="u2").reshape(6, 6, 6).T
+THREE, NOISE = RAMP % 4, np.random.default_rng(0).normal(0, 300, (6, 6, 6))
+CHOOSE = r": set label \(data\.label, predict\.label\) to"
 
 
-def test_scans_and_masks_are_not_confused(tmp_path):
-    noise = np.random.default_rng(0).normal(0, 300, (6, 6, 6))
-    ct = _nifti(tmp_path / "ct.nii.gz", noise.astype(np.int16), _affine())
-    soft = _save(tmp_path / "soft.nrrd", np.abs(noise).astype(np.float32), _affine())
-    mask = _nifti(tmp_path / "mask.nii.gz", _mask().astype(np.uint8) * 255, _affine())
-    _refused(ct, "bone_hu")
-    _refused(soft, "bone_hu")
-    _refused(mask, "bone_hu", bone_hu=300.0)
-    _refused(ct, "no bone", bone_hu=1e5)
-    np.testing.assert_array_equal(
-        volumes.read(ct, bone_hu=100.0).data, noise.astype(np.int16) >= 100
-    )
+@pytest.mark.parametrize(
+    ("data", "options", "match"),
+    [
+        (THREE, {}, "no mask of one label, it holds 1, 2, 3" + CHOOSE),
+        (THREE, dict(label=7), "has no voxel of label 7, only 1, 2, 3" + CHOOSE),
+        (THREE, dict(label=2, bone_hu=300.0), "bone_hu is for a CT, label for a segmentation"),
+        (RAMP, {}, "is a scan, not a mask .*of labels set label"),
+        (RAMP, dict(label=300), r"no voxel of label 300, only 1, 2, .*, 8: set"),
+        (RAMP.astype("i2") - 9, dict(label=91), "is a scan, not a mask"),
+        (RAMP.astype("f4") / 2, dict(label=91), "values between its labels: resample it by the"),
+        (RAMP.astype("f4") / 215, {}, r"is a scan, not a mask .*else threshold it"),
+        (NOISE.astype("i2"), {}, "bone_hu"),
+        (np.abs(NOISE).astype("f4"), {}, "bone_hu"),
+        ((THREE == 2).astype("u1") * 255, dict(label=2), "has no voxel of label 2, only 255"),
+        ((THREE == 2).astype("u1") * 255, dict(bone_hu=300.0), "not a CT: leave bone_hu out"),
+        (NOISE.astype("i2"), dict(bone_hu=1e5), "no bone"),
+    ],
+)
+def test_what_is_no_mask_is_told_by_its_values(tmp_path, data, options, match):
+    for suffix in (".nii.gz", ".nrrd"):
+        _refused(_save(tmp_path / f"a{suffix}", data, _affine()), match, **options)
+
+
+def test_a_label_of_more_than_a_mask_holds_and_a_threshold(tmp_path):
+    path = _nifti(tmp_path / "a.nii.gz", RAMP, _affine())
+    np.testing.assert_array_equal(volumes.read(path, label=91).data, RAMP == 91)
+    ct = _nifti(tmp_path / "ct.nii.gz", NOISE.astype("i2"), _affine())
+    np.testing.assert_array_equal(volumes.read(ct, bone_hu=100.0).data, NOISE.astype("i2") >= 100)
 
 
 def test_nifti_scaling_comes_before_the_threshold(tmp_path):
@@ -369,19 +343,6 @@ def test_a_rotated_grid_is_turned_not_resampled_and_written_where_two_witnesses_
         for form in (image.get_sform(), image.get_qform()):
             np.testing.assert_allclose(form, turned, atol=1e-4)
         assert image.header.get_xyzt_units()[0] == "mm" and image.header["sform_code"] == 2
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.floats(0, 0.3))
-def test_a_crop_is_the_tight_box(seed, share):
-    mask = np.random.default_rng(seed).random((5, 6, 7)) < share
-    for view in (mask, np.asfortranarray(mask)[::-1]):
-        crop = volumes.pack(view)
-        box = np.unpackbits(crop.bits, count=int(np.prod(crop.shape))).reshape(crop.shape)
-        whole = np.zeros(mask.shape, bool)
-        whole[tuple(slice(o, o + n) for o, n in zip(crop.origin, crop.shape, strict=True))] = box
-        np.testing.assert_array_equal(whole, view)
-        assert not mask.any() or all(box.any(axis=a)[k].any() for a in range(3) for k in (0, -1))
 
 
 def test_bad_voxels_are_refused(tmp_path):

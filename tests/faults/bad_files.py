@@ -226,10 +226,8 @@ HEAD = "no header of one 3-D volume with its voxel size can be read: .*"
 AXES = "its axes are sheared or singular: resample to a plain grid"
 MILLIMETRES = "voxels of .* mm, not 0.05 to 10.0; are they metres or microns\\? Write mm"
 NOT_FINITE = "has NaN or infinite voxels: set them to 0 .*"
-SCAN = "is a scan, not a mask .*: set bone_hu; 150 to 300 Hounsfield units is usual for bone"
-DATA = (
-    "a.nhdr: data file .*missing, outside of the header's folder or several files: put one file .*"
-)
+SCAN = "is a scan, not a mask .*: set bone_hu, 150 to 300 Hounsfield units, .*"
+DATA = "a.nhdr: data file .*missing, outside of the header's folder or several files: put one .*"
 VOXELS = "sizes .*: not 1 to \\d+ voxels \\(data.max_voxels\\): crop it, .* that field"
 SINGLE = "sizeof_hdr, magic or vox_offset: not those of a single NIfTI file: .*"
 
@@ -254,10 +252,6 @@ NRRD = {
     "sheared": (_changed(space_directions="(4,0,0) (1,4,0) (0,0,4)"), AXES),
     "metres": (_changed(space_directions=THREE.replace("4", "4e-3")), MILLIMETRES),
     "microns": (_changed(space_directions=THREE.replace("4", "4e3")), MILLIMETRES),
-    "cubic-metres": (
-        _changed(space_directions=THREE.replace("4", "10"), sizes="200 200 200"),
-        "2000 x 2000 x 2000 mm is more than a body takes: .*",
-    ),
     "units": (_changed(space_units='"cm" "cm" "cm"'), "units .* are read in mm only: .*"),
     "space": (
         _changed(space="scanner-xyz"),
@@ -272,7 +266,7 @@ NRRD = {
     "sizes-infinite": (_changed(sizes="48 inf 48"), CUT),
     "terabytes": (_changed(sizes="9999999 9999999 9999999"), CUT),
     "too-many-voxels": (_changed(sizes="4096 4096 4096"), VOXELS),
-    "all-zero": (lambda: _nrrd(bytes(SIDE**3)), "holds no bone, no voxel differs from 0 .*"),
+    "all-zero": (lambda: _nrrd(bytes(SIDE**3)), "holds no bone .*"),
     "all-one": (lambda: _nrrd(b"\1" * SIDE**3), "is bone everywhere: give a mask .*"),
     "nan": (_with(np.nan), NOT_FINITE),
     "infinite": (_with(np.inf), NOT_FINITE),
@@ -282,8 +276,8 @@ NRRD = {
     "ct": (lambda: _nrrd(_scan(), type="int16", endian="little"), SCAN),
 }
 NIFTI = {
-    "empty": (lambda: b"", "no NIfTI header can be read .*: export it again"),
-    "cut-in-header": (lambda: _nifti()[:200], "no NIfTI header can be read .*"),
+    "empty": (lambda: b"", CUT),
+    "cut-in-header": (lambda: _nifti()[:200], CUT),
     "cut-in-data": (lambda: _nifti()[:-1], CUT),
     "magic": (_set(magic=(b"abc",)), SINGLE),
     "pair-of-files": (_set(magic=(b"ni1",)), SINGLE),
@@ -291,7 +285,7 @@ NIFTI = {
     "nifti-2": (lambda: bytes(nibabel.Nifti2Header().binaryblock) + _voxels(), "dim .*"),
     "complex": (_set(datatype=(32, 64)), "datatype complex64 holds no mask: save it as uint8"),
     "rgb": (_set(datatype=(128, 24)), "datatype .*'R'.* holds no mask: save it as uint8"),
-    "type": (_set(datatype=(999, 8)), "no NIfTI header can be read .*999.*"),
+    "type": (_set(datatype=(999, 8)), CUT),
     "2d": (_set(dim=(2, 48, 48, 1, 1, 1, 1, 1)), "dim .* is not one 3-D volume: .*"),
     "4d": (_set(dim=(4, 48, 48, 24, 2, 1, 1, 1)), "dim .* is not one 3-D volume: .*"),
     "sizes-larger": (_set(dim=(3, 48, 48, 49, 1, 1, 1, 1)), CUT),
@@ -306,7 +300,7 @@ NIFTI = {
     "metres": (_set(units=(1,)), MILLIMETRES),
     "microns": (_set(units=(3,)), MILLIMETRES),
     "trailing": (lambda: _nifti() + b"\0", MORE),
-    "all-zero": (lambda: _nifti(bytes(SIDE**3)), "holds no bone, no voxel differs from 0 .*"),
+    "all-zero": (lambda: _nifti(bytes(SIDE**3)), "holds no bone .*"),
     "nan": (lambda: _nifti(_spoiled("<f4", np.nan), datatype=(16, 32)), NOT_FINITE),
     "scaled-to-infinity": (
         lambda: _nifti(_spoiled("<f8", 1e300), datatype=(64, 64), slope=(1e30, 0)),
@@ -316,7 +310,7 @@ NIFTI = {
     "offset": (_set(offset=(1e12,)), SINGLE),
 }
 ZIPPED = {
-    "empty": (lambda: b"", "no NIfTI header can be read .*"),
+    "empty": (lambda: b"", CUT),
     "cut": (lambda: _zip(_nifti())[:-100], CUT),
     "no-gzip": (_nifti, CUT),
     "checksum": (lambda: _flipped(_zip(_nifti())), CUT),
@@ -374,9 +368,8 @@ PAIRS = {
         f"larger than {SKULL}: are the two swapped\\?",
     ),
     "full": (_pair(implant=_at(0, 32)), f"larger than {SKULL}: are the two swapped\\?"),
-    "empty": (_pair(implant=_at(0, 0)), "holds no bone, no voxel differs from 0 .*"),
+    "empty": (_pair(implant=_at(0, 0)), "holds no bone .*"),
     "no-cube": (_pair(mm=(6.4, 6.4, 3.2)), ".* mm is no cube, as SkullBreak's are: .*"),
-    "no-blocks": (_pair(size=40), ".* voxels are not 16 blocks of one size along every side .*"),
     "cut": (_pair(implant=lambda skull, hole: _nrrd()[:-500]), CUT),
 }
 CASES = [
