@@ -1,20 +1,18 @@
 """The list of pairs to leave out: honoured wherever pairs are used; no training changes hands."""
 
-import os
 import re
 import shutil
 
-import numpy as np
 import pytest
 
 from skullgen.core import files
 from skullgen.core.errors import UserError
-from skullgen.data import mixture, store
+from skullgen.data import store
 from skullgen.evaluation import fidelity, judges
-from skullgen.generation import generate
 from skullgen.run import workdir
 from skullgen.training import checkpoint, loop
 from tests import toy_config
+from tests.data.test_store import create, fill
 
 SIZE = 8
 
@@ -30,69 +28,18 @@ def _toy(stages, **fields):
     return config
 
 
-def _store(path, count=8, split=(0, 0, 0, 0, 1, 2, 2, -2)):
-    store.create(path, count=count, size=SIZE, shard=4, attributes={"recipe": {}, "names": []})
-    for start in range(0, count, 4):
-        draw = np.random.default_rng(start).random((4, SIZE, SIZE, SIZE, 2)) < 0.3
-        columns = {"split": np.array(split[start : start + 4]), "removed": np.zeros((4, 3))}
-        store.Store(path).write(start, store.pack(draw), columns)
-    return path
-
-
 def _list(path, text):
     (path / "leave_out.txt").write_text(text)
 
 
-def test_listed_rows_are_not_used(tmp_path):
-    path = _store(tmp_path / "a.zarr")
-    _list(path, "# copies of one patient\n3\n\n 0 # a hole in its base\r\n3\n5\n7\n")
-    assert store.Store(path).rows().tolist() == [1, 2, 4, 6]
-    assert store.Store(path).rows("train").tolist() == [1, 2]
-    assert store.Store(path).rows("test").tolist() == [6]
-    assert store.Store(path).every().tolist() == [0, 1, 2, 3, 4, 5, 6]
-    (whole,) = mixture.parts("a.zarr:train:all", tmp_path, 0)
-    assert whole.rows.tolist() == [1, 2]
-    with pytest.raises(UserError, match="2 pairs of split train, not 3"):
-        mixture.parts("a.zarr:train:3", tmp_path, 0)
-    _list(path, "\ufeff1\n")  # as an editor on Windows may begin it
-    assert store.Store(path).rows("train").tolist() == [0, 2, 3]
-
-
-@pytest.mark.parametrize("word", ["8", "-1", "1.0", "1 2", "1,2", "\u0661", "9" * 5000, "pair 3"])
-def test_a_line_that_is_no_index_is_named(word, tmp_path):
-    path = _store(tmp_path / "a.zarr")
-    _list(path, f"# a list\n{word}\n")
-    with pytest.raises(
-        UserError, match=r"leave_out.txt: line 2 is .*index of one pair a line, 0 to 7"
-    ):
-        store.Store(path).rows()
-
-
-def test_a_list_that_is_no_plain_file_or_leaves_nothing_is_refused(tmp_path):
-    path = _store(tmp_path / "a.zarr")
-    (tmp_path / "elsewhere").write_text("1\n")
-    (path / "leave_out.txt").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="leads out of its folder"):
-        store.Store(path).rows()
-    (path / "leave_out.txt").unlink()
-    os.mkfifo(path / "leave_out.txt")
-    with pytest.raises(UserError, match="not a plain file"):
-        store.Store(path).rows()
-    (path / "leave_out.txt").unlink()
-    _list(path, "5\n6\n")
-    with pytest.raises(UserError, match=r"leave_out.txt: it leaves no pair of split test"):
-        store.Store(path).rows("test")
-    assert len(store.Store(path).rows()) == 5
-
-
 def test_numbers_are_of_the_pairs_that_are_used(tmp_path):
-    real, made = _store(tmp_path / "real.zarr"), _store(tmp_path / "made.zarr", 4, [-1] * 4)
-    _list(made, "0\n")
-    _list(real, "1\n")
-    assert generate.removed(store.Store(made))["pairs"] == 3
-    found = fidelity.fidelity(store.Store(real), store.Store(made))
-    assert found["compared"] == 3
+    real = fill(create(tmp_path / "real.zarr", 8, size=SIZE), [0, 0, 0, 0, 1, 2, 2, -2])
+    made = fill(create(tmp_path / "made.zarr", 4, size=SIZE))
+    _list(made.path, "0\n")
+    _list(real.path, "1\n")
+    found = fidelity.fidelity(real, made)
     closest = found["copies"]["pair"]["closest"]
+    assert found["compared"] == 3
     assert sorted(row["generated"] for row in closest) == [1, 2, 3]  # rows, as the list has them
     # Equal draws: pair 2 of one store is pair 2 of the other, which is second of those left.
     twin = next(row for row in closest if row["generated"] == 2)
