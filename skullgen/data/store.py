@@ -248,20 +248,20 @@ class Store:
             raise UserError(f"{self.path}: pair {row} has no native truth")
         place = self.path / "native" / f"{row:06d}"
         array = _array(place, "uint8")
-        with _damage(place / "zarr.json", "it"):
-            origin, shape, grid = (array.attrs[name] for name in ("origin", "shape", "grid"))
+        with _damage(place / "zarr.json"):
+            box = np.array([array.attrs[name] for name in ("origin", "shape", "grid")])
             affine = np.array(array.attrs["affine"], float).reshape(4, 4)
-            box = list(zip(origin, shape, grid, strict=True))
-            numbers = all(type(side) is int for sides in box for side in sides)
-        inside = numbers and all(0 <= first < first + side <= whole for first, side, whole in box)
-        _require(len(box) == 3 and inside and math.prod(grid) <= MAX_GRID, place, "grid")
-        size = math.prod(shape)
+            origin, shape, grid = box
+        numbers = box.shape == (3, 3) and box.dtype.kind == "i" and (0 <= box).all()
+        sound = numbers and (box <= MAX_GRID).all() and math.prod(grid.tolist()) <= MAX_GRID
+        _require(sound and (origin + shape <= grid).all() and shape.all(), place, "grid")
+        size = int(shape.prod())
         _require(array.shape == array.chunks == [-(-size // 8)], place, "shape")
         with _damage(self._files(row // self.shard)[-1], f"the native truth of pair {row}"):
             bits = zarr.open_array(place, mode="r", zarr_format=3)[:]
         mask = np.zeros(grid, bool)
         crop = np.unpackbits(bits, count=size).reshape(shape)
-        mask[tuple(slice(first, first + side) for first, side, _ in box)] = crop
+        mask[tuple(map(slice, origin, origin + shape))] = crop
         return mask, affine
 
     def leave_out(self, row: int, why: str) -> None:
@@ -362,16 +362,12 @@ def _grow(store, count):
 
 
 def _write_native(place, native):
-    array = zarr.create_array(
-        place,
-        data=native.bits,
-        chunks=native.bits.shape,
-        compressors=[BloscCodec(cname="zstd", clevel=5, shuffle="noshuffle"), Crc32cCodec()],
-        overwrite=True,
-    )
-    about = native._asdict()
+    about = {name: np.asarray(value).tolist() for name, value in native._asdict().items()}
     del about["bits"]
-    array.attrs.update({name: np.asarray(value).tolist() for name, value in about.items()})
+    codecs = [BloscCodec(cname="zstd", clevel=5, shuffle="noshuffle"), Crc32cCodec()]
+    shape, data = native.bits.shape, native.bits
+    array = zarr.create_array(place, data=data, chunks=shape, compressors=codecs, overwrite=True)
+    array.attrs.update(about)
 
 
 # --- What a store must look like before its arrays are read: a stranger may have made it --------
@@ -424,10 +420,8 @@ def _array(place, dtype):
     _require(about.get("data_type") == dtype, place, "data_type")
     _require(not about.get("storage_transformers"), place, "storage_transformers")
     _require(_allowed(about.get("codecs")), place, "codecs")
-    try:
+    with _damage(place / "zarr.json"):
         shape, chunks = about["shape"], about["chunk_grid"]["configuration"]["chunk_shape"]
-    except (LookupError, TypeError):
-        shape = chunks = None
     lists = isinstance(shape, list) and isinstance(chunks, list)
     sound = lists and all(type(side) is int and side > 0 for side in shape + chunks)
     _require(sound, place, "shape")
@@ -436,18 +430,14 @@ def _array(place, dtype):
 
 
 def _allowed(codecs):
+    """Whether all codecs of a list, and those within them, are of `CODECS`."""
     if not (codecs and isinstance(codecs, list)):
         return False
-    for codec in codecs:
-        if not isinstance(codec, dict) or codec.get("name") not in CODECS:
-            return False
-        settings = codec.get("configuration", {})
-        if not isinstance(settings, dict):
-            return False
-        nested = [settings[name] for name in ("codecs", "index_codecs") if name in settings]
-        if not all(map(_allowed, nested)):
-            return False
-    return True
+    plain = all(isinstance(codec, dict) and codec.get("name") in CODECS for codec in codecs)
+    settings = [codec.get("configuration", {}) for codec in codecs if plain]
+    plain = plain and all(isinstance(inner, dict) for inner in settings)
+    names = ("codecs", "index_codecs")
+    return plain and all(_allowed(x[name]) for x in settings for name in names if name in x)
 
 
 def _require(sound, place, what):
