@@ -47,8 +47,9 @@ def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
         real = losses.kl(*posterior)
         fake = divergences(encoder if alpha else ng(encoder), ng(fakes))
         loss = losses.introspective_encoder(real, fake, error, alpha, config.beta, config.margin)
+        share = jnp.clip(fakes[0], 0, 1).mean(axis=(0, 1, 2, 3))
         metrics = {"reconstruction": error.mean(), "kl_real": real.mean()}
-        metrics |= steps.occupancy(jnp.clip(fakes[0], 0, 1))
+        metrics |= steps.occupancy(share)
         for name, kl in zip(FAKES, fake, strict=True):
             metrics[f"kl_{name}"] = kl.mean()
             metrics[f"hinge_active_{name}"] = jnp.mean(kl < config.margin, dtype=jnp.float32)

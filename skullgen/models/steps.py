@@ -50,9 +50,8 @@ def advance(state: State, **nets: Net) -> State:
     return state.replace(step=state.step + 1, nets={**state.nets, **nets})
 
 
-def occupancy(pairs: Float[Array, "B D D D 2"]) -> Metrics:
+def occupancy(share: Float[Array, " 2"]) -> Metrics:
     """The share of voxels of skull and of defect, as metrics."""
-    share = pairs.mean(axis=(0, 1, 2, 3))
     return {"occupancy_skull": share[0], "occupancy_defect": share[1]}
 
 

@@ -79,8 +79,8 @@ def variational(config: ConfigDict) -> tuple[Callable, Callable, Callable]:
             output = module.apply({"params": params}, z, method="decode")
             error = distance(output, pairs, config.channel_weights).mean()
             divergence = losses.kl(mean, log_variance).mean()
-            metrics = {"reconstruction": error, "kl": divergence}
-            metrics |= steps.occupancy(probabilities(output, config.head))
+            share = probabilities(output, config.head).mean(axis=(0, 1, 2, 3))
+            metrics = {"reconstruction": error, "kl": divergence, **steps.occupancy(share)}
             stats = follow(net.stats, mean, log_variance, config.posterior_momentum)
             return error + config.kl_weight * divergence, (stats, metrics)
 

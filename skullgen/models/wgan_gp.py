@@ -67,7 +67,8 @@ def adversarial(config: ConfigDict) -> tuple[Callable, Callable]:
         def loss(params):
             fake, stats = generate(net, params, z)
             score = critic.apply({"params": critic_net.params}, fake).mean()
-            return -score, (stats, {"generator_loss": -score, **steps.occupancy(fake)})
+            share = fake.mean(axis=(0, 1, 2, 3))
+            return -score, (stats, {"generator_loss": -score, **steps.occupancy(share)})
 
         return steps.descend(net, tx["generator"], loss, "generator")
 
