@@ -157,7 +157,8 @@ def map_sheet(path: Path, maps: dict[str, Any]) -> None:
                 *((p["x"], p["y"]) for p in one["points"] if p["group"] == group), strict=True
             )
             label = f" {group} ({len(x)})"  # one that begins with "_" would be left out
-            axes.scatter(x, y, 16, GROUPS[n % 8], "osD^vPX"[n % 7], alpha=0.6, lw=0, label=label)
+            style = {"c": GROUPS[n % 8], "marker": "osD^vPX"[n % 7], "alpha": 0.6, "lw": 0}
+            axes.scatter(x, y, 16, **style, label=label)
     handles = figure.axes[0].get_legend_handles_labels()
     for text in figure.legend(*handles, loc="outside lower center", ncols=4).get_texts():
         text.set_parse_math(False)

@@ -99,7 +99,7 @@ def _camera(azimuth, elevation):
 def _field(volume):
     """The smooth shares, in which the middles of bone voxels stay inside however thin it is."""
     volume = np.pad(shares(volume, LARGEST), PAD)
-    return np.maximum(ndimage.gaussian_filter(volume, SIGMA), (volume >= 0.5) * (LEVEL + 0.06))
+    return np.maximum(ndimage.gaussian_filter(volume, SIGMA), (volume >= 0.5) * 2 * LEVEL)
 
 
 def _surface(field, camera, pivot, span, pixels):
