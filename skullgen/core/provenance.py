@@ -59,7 +59,7 @@ def differences(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
     A field that is missing differs from one that is None, 0 or empty.
     """
     plain = (json.loads(json.dumps(recipe, sort_keys=True)) for recipe in (before, now))
-    (old, new), missing = map(_leaves, plain), Missing()
+    (old, new), missing = map(leaves, plain), Missing()
     pairs = {name: (old.get(name, missing), new.get(name, missing)) for name in {**old, **new}}
     return {name: (a, b) for name, (a, b) in pairs.items() if repr(a) != repr(b)}  # 0 is not False
 
@@ -92,9 +92,9 @@ def commit() -> str:
         return "unknown"
 
 
-def _leaves(value, name=""):
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
     """Every value of nested dicts by its dotted name; an empty dict is a value."""
     if not isinstance(value, dict) or (name and not value):
         return {name: value}
     dot = f"{name}." if name else ""
-    return {k: v for key, item in value.items() for k, v in _leaves(item, f"{dot}{key}").items()}
+    return {k: v for key, item in value.items() for k, v in leaves(item, f"{dot}{key}").items()}
