@@ -85,19 +85,17 @@ class _Fold(NamedTuple):
 
     def controls(self):
         """The folders of each control's V-Nets, which best controls need."""
-        names = {}
-        for net in _nets(self.config):
-            if not net.model:
-                names.setdefault(net.title, []).append(self.name(net))
-        return names
+        nets = [net for net in _nets(self.config) if not net.model]
+        return {net.title: [self.name(n) for n in nets if n.title == net.title] for net in nets}
 
     def jobs(self):
         """Data, generators, V-Nets."""
         data, table = f"{self.place}data", self.config.table
-        seeds = range(table.seeds) if table.refit else (0,)
-        made = [(model, seed) for model in _models(self.config) for seed in seeds]
         jobs = [Job(data, (), partial(_data, self))]
-        jobs += [Job(self.generator(*m), (data,), partial(_generator, self, *m)) for m in made]
+        for model in _models(self.config):
+            for seed in range(table.seeds if table.refit else 1):
+                make = partial(_generator, self, model, seed)
+                jobs.append(Job(self.generator(model, seed), (data,), make))
         for net in _nets(self.config):
             needs = [data, *[self.generator(net.model, net.seed)] * bool(net.model)]
             if net.control == "best control":
@@ -109,14 +107,14 @@ class _Fold(NamedTuple):
 def plan(config: ConfigDict, folder: Path) -> tuple[list[Job], list[Row]]:
     """The jobs of a config with `table`, each after those that it needs, and the rows."""
     _check(config, folder)
-    jobs, rows = [], {}
-    for number in range(max(config.table.folds, 1)):
-        fold = _Fold(config, folder, number, f"fold{number}/" if config.table.folds else "")
-        jobs += fold.jobs()
-        for net in _nets(config):
-            row = rows.setdefault((net.title, net.pairs), {})
-            row.setdefault(number, []).append(fold.name(net))
-    return jobs, [Row(*row, list(folds.values())) for row, folds in rows.items()]
+    numbers, place = range(max(config.table.folds, 1)), "fold{}/" * bool(config.table.folds)
+    folds = [_Fold(config, folder, number, place.format(number)) for number in numbers]
+    nets = _nets(config)
+    rows = [
+        Row(*row, [[fold.name(net) for net in nets if net[:2] == row] for fold in folds])
+        for row in dict.fromkeys(net[:2] for net in nets)
+    ]
+    return [job for fold in folds for job in fold.jobs()], rows
 
 
 def _models(config):
@@ -295,13 +293,12 @@ def _interval(values):
 
 
 def _line(entry):
-    number, span = tables.number, tables.span
-    return [
-        *(entry["title"], entry["pairs"], number(entry["train"]), number(entry["validation"])),
-        *(span(entry), number(entry["seed_sd"]), number(entry["grid"])),
-        f"{number(entry['native'])} ({number(entry['ceiling'])})",
-        *(span(entry["minus_real"], "+"), span(entry["minus_best"], "+")),
-    ]
+    names = ("train", "validation", "seed_sd", "grid", "native", "ceiling")
+    train, validation, sd, grid, native, ceiling = (tables.number(entry[name]) for name in names)
+    minus = [tables.span(entry[name], "+") for name in ("minus_real", "minus_best")]
+    test = tables.span(entry)
+    cells = [train, validation, test, sd, grid, f"{native} ({ceiling})"]
+    return [entry["title"], entry["pairs"], *cells, *minus]
 
 
 def _remarks(config, entries, best, done):

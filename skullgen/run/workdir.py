@@ -53,12 +53,6 @@ def check(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, list[str]]:
     in_range("workers", config.workers, 0, 1024)
     in_range("model.resolution", config.model.resolution, 2, store.MAX_SIDE)
     stages.check(config, names, workdir)
-    first = names.index("ingest") if "ingest" in names else len(names)
-    needing = [name for name in names[:first] if name in ("train", "evaluate", "explore")]
-    real = workdir / "real.zarr"
-    if needing and len(names) > 1 and not store.exists(real):
-        what = f"which `{needing[0]}` needs: name the stage `ingest` before it, or leave it out"
-        raise UserError(f"{real}: no store of pairs here, {what}")
     return config, names
 
 
