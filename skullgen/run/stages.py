@@ -74,19 +74,19 @@ def _options(config, tensorboard=None):
 
 
 def _ingest(config, workdir):
-    path, size = workdir / "real.zarr", config.model.resolution
+    path, size, fresh = workdir / "real.zarr", config.model.resolution, config.get("segment")
     options = ingest.Options(config.workers, versions(), share=_share())
     if config.data.source == "store":
         link(Path(config.data.root), path, size)
     else:
         ingest.run(path, size, config.data, options)
         _wait(path)
-    if config.get("segment") and config.segment.fresh:
-        fresh, real = workdir / "fresh.zarr", store.Store(path)
+    if fresh and fresh.fresh:
+        real = store.Store(path)
         skulls = len(np.unique(real.column("skull")[real.rows("train")]))
-        cuts = math.ceil(config.segment.fresh / (skulls * len(defects.kinds_of(config.data))))
-        ingest.fresh(fresh, size, config.data, cuts, options)
-        _wait(fresh)
+        cuts = math.ceil(fresh.fresh / (skulls * len(defects.kinds_of(config.data))))
+        ingest.fresh(workdir / "fresh.zarr", size, config.data, cuts, options)
+        _wait(workdir / "fresh.zarr")
 
 
 def _wait(path):
@@ -108,23 +108,22 @@ def link(source: Path, path: Path, size: int) -> None:
         raise UserError(f"{source}: its pairs are not of config.model.resolution {size}")
     if not len(pairs.rows("train")):
         raise UserError(f"{source}: it has no pair of split train: name a store of real pairs")
-    if path.exists() and not path.samefile(source):
-        raise UserError(f"{path} is not {source}: choose another --workdir")
     if not path.exists():
         path.unlink(missing_ok=True)  # a link to a store that was moved
         with contextlib.suppress(FileExistsError):  # another process was first
             path.symlink_to(os.path.relpath(source.resolve(), path.parent.resolve()))
+    if not path.samefile(source):
+        raise UserError(f"{path} is not {source}: choose another --workdir")
 
 
 def _train(config, workdir):
-    name, real = config.model_name, store.Store(workdir / "real.zarr")
+    name, real, watch = config.model_name, store.Store(workdir / "real.zarr"), None
     real.require_whole("ingest")
     rows = real.rows("train")
     if left := len(real.every("train")) - len(rows):
         print(f"{real.path}: {left} training pairs are left out")
-    model, watch = methods.load_model(name, config.model), None
-    recipe = methods.recipe(name, config.model)
-    place = loop.Place(workdir / "train.jsonl", workdir / "checkpoints" / name, recipe)
+    model, folder = methods.load_model(name, config.model), workdir / "checkpoints" / name
+    place = loop.Place(workdir / "train.jsonl", folder, methods.recipe(name, config.model))
     if hosts.lead():
         watch = preview.watcher(model, real, workdir / "figures" / "training", config)
     plan, options = methods.phases(config.phases, model), _options(config, workdir / "tensorboard")
@@ -163,19 +162,19 @@ def _segment(config, workdir):
 
 def _evaluate(config, workdir):
     real, made = store.Store(workdir / "real.zarr"), workdir / "generated.zarr"
-    result, lines, unfinished = {}, [], []
+    result, lines, notes, nets = {}, [], [], {}
     if store.exists(made):
-        pairs = store.Store(made)
+        pairs, learnt = store.Store(made), loop.learnt(workdir, config.model_name)
         result["generated"] = card.identity(pairs)
-        learnt = loop.learnt(workdir, config.model_name)
         result["quality"] = fidelity.fidelity(real, pairs, config.evaluate.pairs, learnt)
         lines += tables.text(tables.fidelity(result["quality"]))
     try:
-        nets = judges.load(config.segment, real.size, workdir) if judges.begun(workdir) else {}
+        if judges.begun(workdir):
+            nets = judges.load(config.segment, real.size, workdir)
     except judges.Unfinished as error:
         if not result:
             raise
-        nets, unfinished = {}, [f"no verdict: {error}"]
+        notes = [f"no verdict: {error}"]
     if nets:
         judged = verdict.verdict(real, nets, config.evaluate, config.workers)
         result["verdict"] = {"nets": judges.about(config.segment, nets), **judged}
@@ -183,7 +182,7 @@ def _evaluate(config, workdir):
     if not result:
         raise UserError(f"{workdir}: nothing to evaluate; run `generate` or `segment` first")
     result["commit"], result["config"] = provenance.commit(), as_json(config)
-    result["warnings"] = [*unfinished, *_notes(config, workdir, real), *verdict.warnings(result)]
+    result["warnings"] = [*notes, *_notes(config, workdir, real), *verdict.warnings(result)]
     files.write_json(workdir / "metrics.json", result)
     if "quality" in result:
         card.write(made, result)

@@ -4,13 +4,11 @@ import json
 import shutil
 import sys
 
-import nibabel
-import numpy as np
 import pytest
 
 from experiments import common
 from skullgen.core.errors import UserError
-from skullgen.data import phantom, sources, store
+from skullgen.data import sources, store
 from skullgen.report import page
 from skullgen.run import config as command
 from skullgen.run import workdir
@@ -184,19 +182,6 @@ def test_a_store_taken_away_is_made_again_and_weights_of_other_data_are_refused(
     shutil.rmtree(copy / "real.zarr")
     workdir.run(_toy("ingest", "train"), copy)
     assert (store.Store(copy / "real.zarr").load(list(range(4))) == before).all()
-
-
-def test_data_fields_are_free_until_a_pair_is_made(tmp_path):
-    (tmp_path / "skulls").mkdir()
-    for name in "abcd":
-        hounsfield = np.where(phantom.skull(3, 48), 700, -900).astype(np.int16)
-        image = nibabel.Nifti1Image(hounsfield, phantom.affine(48))
-        nibabel.save(image, tmp_path / "skulls" / f"{name} ü.nii.gz")
-    fields = {"data.source": "skulls", "data.root": str(tmp_path / "skulls")}
-    with pytest.raises(UserError, match="bone_hu"):
-        workdir.run(_toy("ingest", **fields), tmp_path / "run")
-    workdir.run(_toy("ingest", **fields, **{"data.bone_hu": 300.0}), tmp_path / "run")
-    assert store.Store(tmp_path / "run" / "real.zarr").attrs["names"][0] == "a ü"
 
 
 def test_a_bug_in_plotting_keeps_its_traceback(copy, monkeypatch):
