@@ -51,8 +51,9 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     own = {"generate": generate, "evaluate": metrics, "explore": explore}
     for stage in [name for name in own if name in names]:
         own[stage].check(config[stage])
-    for module in [predict] * ("predict" in names) + [export] * ("export" in names):
-        module.check(config, names, workdir)
+    for stage, module in (("predict", predict), ("export", export)):
+        if stage in names:
+            module.check(config, names, workdir)
     for name in {"explore", "gallery"}.intersection(names):
         mixture.require_there(plugins.listed(config[name].stores), workdir)
 

@@ -60,9 +60,7 @@ def sweep(config: ConfigDict, folder: Path, which: str, named: command.Named) ->
             raise UserError(f"{folder}: one run works here: choose another --workdir for a sweep")
         jobs_, rows = plan(config, declare, named.overrides)
     else:
-        raise UserError(
-            "--sweep needs a config with `table` (table1.py) or sweep(add) (vae_wgan.py)"
-        )
+        raise UserError("--sweep needs a config with `table` or sweep(add): see table1, vae_wgan")
     done = {}
     for job in jobs_:
         done[job.name] = _digest(job, folder, done)
@@ -239,18 +237,14 @@ def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) ->
     for name, own in runs.items():
         place = tuple(command.shown(own.get(f, config_path.get_value(f, config))) for f in fields)
         groups.setdefault(place, []).append(name)
-    means = {
-        place: {key: _mean([found[n][key] for n in names if key in found[n]]) for key in known}
-        for place, names in groups.items()
-    }
     shown = {title: key for title, key in SHOWN.items() if key in known}
     own = [key for key in known if re.match(r"vnet\.test\..*\.", key)]
     shown |= {key.removeprefix("vnet.test."): key for key in own}
     rows, lines = [], []
     for place, names in groups.items():
-        numbers_ = means[place]
-        rows.append([*place, str(len(names)), *(_cell(*numbers_[key]) for key in shown.values())])
-        lines.append([*place, len(names), *(value for key in known for value in numbers_[key])])
+        its = {key: _mean([found[n][key] for n in names if key in found[n]]) for key in known}
+        rows.append([*place, str(len(names)), *(_cell(*its[key]) for key in shown.values())])
+        lines.append([*place, len(names), *(value for pair in its.values() for value in pair)])
     note = "Mean ± standard deviation over the runs of a row; what columns mean: docs/extending.md"
     note = note if known else "No run has a metrics.json: name the stage `evaluate`."
     table = tables.Table("Sweep", [*fields, "runs", *shown], rows, [note])
