@@ -302,14 +302,14 @@ def _line(entry):
 
 
 def _remarks(config, entries, best, done):
-    settings = config.segment
+    settings, table = config.segment, config.table
     skulls = max((len(entry["skulls"]) for entry in entries), default=0)
-    kinds = sorted({entry["interval"] for entry in entries if entry["interval"]})
-    each = "for each seed" if config.table.refit else "(its spread is in no interval)"
+    kinds = ", ".join(sorted({e["interval"] for e in entries if e["interval"]})) or "none"
+    spread = "for each seed" if table.refit else "(its spread is in no interval)"
     return [
-        f"{done}. {skulls} test skulls; intervals: {', '.join(kinds) or 'none'}; "
-        f"{config.table.seeds} seeds, one generator {each}; every V-Net has {settings.updates} "
-        f"updates of {settings.batch_size} pairs at {config.model.resolution}^3.",
+        f"{done}. {skulls} test skulls; intervals: {kinds}; {table.seeds} seeds, one generator "
+        f"{spread}; every V-Net has {settings.updates} updates of {settings.batch_size} pairs at "
+        f"{config.model.resolution}^3.",
         "train: the V-Net's own pairs. learnt from (paper: validation): the generators' pairs. "
         "test: skulls that nothing was trained on, all pairs; of the others at most "
         "evaluate.cases (0: all). A mixture draws equally from its parts.",
