@@ -44,10 +44,10 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
                 what = f"made with model_name {folder.name!r}, now {config.model_name!r}"
                 cure = "set it back, or choose another --workdir"
                 raise UserError(f"{workdir}: {what}: {cure}")
-        loop.check(_options(config))
+        loop.check(_options(config, workdir))
         methods.check(config.model_name, config.model, size, config.phases)
     if "segment" in names:
-        judges.check(config.segment, size, workdir, _options(config))
+        judges.check(config.segment, size, workdir, _options(config, workdir))
     own = {"generate": generate, "evaluate": metrics, "explore": explore}
     for stage in [name for name in own if name in names]:
         own[stage].check(config[stage])
@@ -65,12 +65,12 @@ def versions() -> dict[str, Any]:
 
 def _share():
     """This process's share of what all make together."""
-    return (jax.process_index(), jax.process_count()) if hosts.several() else (0, 1)
+    return jax.process_index(), jax.process_count()
 
 
-def _options(config, tensorboard=None):
+def _options(config, workdir):
     fields = config.log_every, config.save_every, config.keep, config.budget_mb
-    board = tensorboard if config.tensorboard else None
+    board = workdir / "tensorboard" if config.tensorboard else None
     return loop.Options(config.seed, config.batch_size, *fields, board)
 
 
@@ -92,13 +92,13 @@ def _ingest(config, workdir):
 
 def _wait(path):
     """Waits for the shares that the other processes of this run make of a store."""
-    if stop := hosts.several() and hosts.largest(jobs.asked()):
-        raise jobs.Stopped(stop, agreed=True)
-    for _ in range(200):  # a shared disk may show what others wrote a minute later
-        if not (hosts.several() and store.Store(path).missing()):
-            return
-        time.sleep(0.5)
-    store.Store(path).require_whole()
+    if hosts.several():
+        if stop := hosts.largest(jobs.asked()):
+            raise jobs.Stopped(stop, agreed=True)
+        end = time.monotonic() + 100  # a shared disk may show late what others wrote
+        while store.Store(path).missing() and time.monotonic() < end:
+            time.sleep(0.5)
+        store.Store(path).require_whole()
 
 
 def link(source: Path, path: Path, size: int) -> None:
@@ -127,7 +127,7 @@ def _train(config, workdir):
     place = loop.Place(workdir / "train.jsonl", folder, methods.recipe(name, config.model))
     if hosts.lead():
         watch = preview.watcher(model, real, workdir / "figures" / "training", config)
-    plan, options = methods.phases(config.phases, model), _options(config, workdir / "tensorboard")
+    plan, options = methods.phases(config.phases, model), _options(config, workdir)
     loop.train(model, plan, [mixture.Part(real, rows)], place, options, watch)
 
 
@@ -157,8 +157,8 @@ def _generate(config, workdir):
 
 
 def _segment(config, workdir):
-    board = workdir / "tensorboard"
-    judges.train(config.segment, config.model.resolution, workdir, _options(config, board))
+    options = _options(config, workdir)
+    judges.train(config.segment, config.model.resolution, workdir, options)
 
 
 def _evaluate(config, workdir):

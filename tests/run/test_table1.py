@@ -1,6 +1,7 @@
 """Table 1: which runs it is made of, what is reused, and its numbers by hand."""
 
 import json
+import shutil
 from pathlib import Path
 
 import ml_collections
@@ -194,12 +195,12 @@ def test_what_was_made_again_makes_its_nets_undone(tmp_path, monkeypatch, capsys
     changed.generators.toy.generate.threshold = 0.4
     changed.workers = 2  # determines nothing
     capsys.readouterr()
+    shutil.rmtree(tmp_path / "toy-s0" / "generated.zarr")
     sweep.sweep(changed, tmp_path, "01", NAMED)
     sweep.sweep(changed, tmp_path, "list", NAMED)
     lines = capsys.readouterr().out.splitlines()
-    state = {
-        line.split()[2]: "done" in line.split() for line in lines if line[:4].strip().isdigit()
-    }
+    words = [line.split() for line in lines if line[:4].strip().isdigit()]
+    state = {line[2]: "done" in line for line in words}
     assert state["data"] and state["toy-s0"] and state["real-all-s0"]
     assert not state["toy-4-s0"] and not state["real+toy-4-s0"]
 
