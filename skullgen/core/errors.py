@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 class UserError(Exception):
@@ -22,7 +20,7 @@ class Diverged(UserError):
     code = 1
 
 
-def one_of(field: str, value: T, options: Iterable[T]) -> T:
+def one_of(field: str, value: Any, options: Iterable[Any]) -> Any:
     """Returns `value` where it is one of `options`, else raises UserError that names the field."""
     if value not in options:
         raise UserError(f"{field} is {value!r}: choose one of {', '.join(map(str, options))}")

@@ -57,12 +57,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        if isinstance(value := json.loads(path.read_bytes()), dict):
-            return value
-        raise ValueError("not a JSON object")
+        value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
+        value = error
+    if not isinstance(value, dict):
+        why = value if isinstance(value, Exception) else "not a JSON object"
         cure = "put a copy back, or delete it and run the stage that writes it again"
-        raise UserError(f"{path}: cannot be read ({error}): {cure}") from None
+        raise UserError(f"{path}: cannot be read ({why}): {cure}")
+    return value
 
 
 @contextlib.contextmanager
@@ -84,11 +86,10 @@ def is_full(error: BaseException) -> bool:
 
 def no_room(path: Path, needed: int) -> UserError:
     """The error of a disk that has no room for `needed` bytes more at `path`."""
-    sizes = f"{needed / 2**20:.3g} MB are needed and {free_bytes(path) / 2**20:.3g} MB free"
-    return UserError(
-        f"{path}: no room left on its disk: up to {sizes}: make room and start again; "
-        "what was written is whole"
-    )
+    free = free_bytes(path) / 2**20
+    what = f"up to {needed / 2**20:.3g} MB are needed and {free:.3g} MB free"
+    cure = "make room and start again; what was written is whole"
+    return UserError(f"{path}: no room left on its disk: {what}: {cure}")
 
 
 def free_bytes(path: Path) -> int:
@@ -107,10 +108,9 @@ def alone(path: Path, field: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise UserError(
-                f"{path.parent}: another run works here ({file.read().strip()}): "
-                f"wait for its end, or choose another {field}"
-            ) from None
+            what = f"another run works here ({file.read().strip()})"
+            cure = f"wait for its end, or choose another {field}"
+            raise UserError(f"{path.parent}: {what}: {cure}") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()

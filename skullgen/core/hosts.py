@@ -32,10 +32,8 @@ def join(text: str) -> None:
     try:
         jax.distributed.initialize(**place)
     except ValueError as error:
-        cure = "start it by srun or mpirun, or give each process --distributed=K/N@HOST:PORT"
-        raise UserError(
-            f"--distributed={text}: JAX finds no such cluster ({error}): {cure}"
-        ) from None
+        what = f"--distributed={text}: JAX finds no such cluster ({error})"
+        raise UserError(f"{what}: start it by srun or mpirun, or by K/N@HOST:PORT") from None
     # Both groups of devices meet now: later a process may be long behind another, here it may not.
     largest(0)
     jax.pmap(lambda x: jax.lax.psum(x, "all"), "all")(np.zeros(jax.local_device_count()))

@@ -68,9 +68,8 @@ def quiet(yes: bool) -> None:
 def progress(total: int, done: int, name: str, unit: str) -> tqdm:
     """A tqdm bar on stderr with rate and time left; in a log file one line every 30 s."""
     what = dict(total=total, initial=done, desc=name, unit=unit, disable=bool(_quiet))
-    if sys.stderr.isatty():
-        return tqdm(**what, mininterval=0.2, dynamic_ncols=True)
-    return tqdm(**what, mininterval=30, maxinterval=30, ascii=True)
+    log = dict(mininterval=30, maxinterval=30, ascii=True)
+    return tqdm(**what, **(dict(dynamic_ncols=True) if sys.stderr.isatty() else log))
 
 
 def ordered(function: Callable[..., Any], tasks: Iterable[tuple], workers: int) -> Iterator[Any]:

@@ -23,10 +23,8 @@ def module(field: str, name: str, path: str) -> Any:  # a module, or what stands
         if not (error.name and f"{path}.".startswith(f"{error.name}.")):
             raise  # what that module itself imports and does not find
         ours = "a file of skullgen/models, or " * field.endswith("model_name")
-        where = f"{ours}package.module on PYTHONPATH"
-        raise UserError(
-            f"{field} is {name!r}: no module {path} that can be imported ({where})"
-        ) from None
+        what = f"{field} is {name!r}: no module {path} that can be imported"
+        raise UserError(f"{what} ({ours}package.module on PYTHONPATH)") from None
 
 
 def attribute(field: str, name: str, path: str, needed: str, form: str) -> Callable[..., Any]:

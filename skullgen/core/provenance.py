@@ -47,10 +47,9 @@ def require_same(folder: Path, before: Recipe | None, now: Recipe) -> None:
     if changes:
         fields = [f"{name} {a!r:.60}, now {b!r:.60}" for name, (a, b) in changes.items()]
         more = f" and {len(fields) - 4} more" if len(fields) > 4 else ""
-        raise UserError(
-            f"{folder}: made with {'; '.join(fields[:4])}{more}: set it back, or choose another "
-            "--workdir (or delete it, and it is made anew)"
-        )
+        cure = "choose another --workdir (or delete it, and it is made anew)"
+        what = f"{folder}: made with {'; '.join(fields[:4])}{more}"
+        raise UserError(f"{what}: set it back, or {cure}")
 
 
 def differences(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -59,7 +58,7 @@ def differences(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
     A field that is missing differs from one that is None, 0 or empty.
     """
     plain = (json.loads(json.dumps(recipe, sort_keys=True)) for recipe in (before, now))
-    (old, new), missing = map(_leaves, plain), Missing()
+    (old, new), missing = map(leaves, plain), Missing()
     pairs = {name: (old.get(name, missing), new.get(name, missing)) for name in {**old, **new}}
     return {name: (a, b) for name, (a, b) in pairs.items() if repr(a) != repr(b)}  # 0 is not False
 
@@ -92,9 +91,9 @@ def commit() -> str:
         return "unknown"
 
 
-def _leaves(value, name=""):
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
     """Every value of nested dicts by its dotted name; an empty dict is a value."""
     if not isinstance(value, dict) or (name and not value):
         return {name: value}
     dot = f"{name}." if name else ""
-    return {k: v for key, item in value.items() for k, v in _leaves(item, f"{dot}{key}").items()}
+    return {k: v for key, item in value.items() for k, v in leaves(item, f"{dot}{key}").items()}

@@ -58,25 +58,16 @@ Decode = Callable[[State, Float[Array, "B Z"]], Float[Array, "B D D D 2"]]
 
 
 class Model(NamedTuple):
-    """A method, as pure functions; those that it lacks are None.
-
-    init: the State at the start.
-    steps: by name; one runs under `training.parallel.data_parallel`, on one device's share `B`.
-    latents: what samples are made from, one key a sample.
-    decode: the probability of each channel.
-    encode: the posterior's mean.
-    predict: from defective skulls, the implant's probability.
-    features: what maps are drawn from.
-    notes: of an epoch's records of one phase, lines for the user: a term that does nothing.
-    drafts: step -> what is shown for `decode` while that step trains and `decode` does not.
-    """
+    """A method, as pure functions; those that it lacks are None."""
 
     init: Callable[[Key[Array, ""]], State]
-    steps: Mapping[str, Step]
+    steps: Mapping[str, Step]  # each runs under `training.parallel.data_parallel`: B is a share
+    # From one key a sample what samples are made from, and from that each channel's probability.
     latents: Callable[[State, Key[Array, " B"]], Float[Array, "B Z"]] | None = None
     decode: Decode | None = None
-    encode: Callable[[State, Pairs], Float[Array, "B Z"]] | None = None
+    encode: Callable[[State, Pairs], Float[Array, "B Z"]] | None = None  # the posterior's mean
+    # The implant's probability, from defective skulls.
     predict: Callable[[State, Shaped[Array, "B D D D"]], Float[Array, "B D D D"]] | None = None
-    features: Callable[[State, Pairs], Float[Array, "B F"]] | None = None
-    notes: Callable[[list[dict]], list[str]] | None = None
-    drafts: Mapping[str, Decode] | None = None
+    features: Callable[[State, Pairs], Float[Array, "B F"]] | None = None  # maps are drawn from
+    notes: Callable[[list[dict]], list[str]] | None = None  # on an epoch's records of a phase
+    drafts: Mapping[str, Decode] | None = None  # step -> shown for `decode` while that trains

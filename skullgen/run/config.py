@@ -107,9 +107,8 @@ def stages(config: ConfigDict, known: Sequence[str]) -> list[str]:
     """The names in `config.stages`; UserError unless all of them are in `known`."""
     names = plugins.listed(config.stages)
     if not names or not set(names) <= set(known):
-        raise UserError(
-            f"stages is {', '.join(names)!r}: name some of {', '.join(known)}, comma-separated"
-        )
+        wanted = f"name some of {', '.join(known)}, comma-separated"
+        raise UserError(f"stages is {', '.join(names)!r}: {wanted}")
     return names
 
 
@@ -132,10 +131,10 @@ def _mistake(error, argv):
     """What is wrong with the command line, or with the config file that it names, in one line."""
     file = config_file(argv)
     given = [part for part in argv[1:] if part.startswith("--config.")]
-    known = not given or isinstance(error, flags.Error)
-    where = "" if known else f" (no such field? {' '.join(given)})"
+    flag = isinstance(error, flags.Error)
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
+    flag = flag or isinstance(error, flags.Error)
     if file and not Path(file).is_file():
         return f"{file}: no such config file"
     if isinstance(error, SyntaxError):
@@ -144,12 +143,11 @@ def _mistake(error, argv):
     lines = [frame.lineno for frame in frames if os.path.realpath(file) == frame.filename]
     if lines and not isinstance(error, ValueError):
         return f"{file}, line {lines[-1]}: {type(error).__name__}: {error}"
-    if not (given or isinstance(error, flags.Error | ValueError)):
+    if not (given or flag or isinstance(error, ValueError)):
         return f"{file}: it needs a function get_config() that returns a ConfigDict with `stages`"
-    words = str(error.args[0] if len(error.args) == 1 else error)
-    lines = [line.strip() for line in words.splitlines() if line.strip()]
-    causes = [line for line in lines if re.match(r"\w+Error: ", line)]
-    return (causes[-1].split(": ", 1)[1] if causes else " ".join(lines)) + where
+    words = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
+    where = f" (no such field? {' '.join(given)})" if given and not flag else ""
+    return re.sub(r".*\b\w+Error: ", "", words) + where
 
 
 def report(error: Exception) -> int | None:
@@ -157,17 +155,16 @@ def report(error: Exception) -> int | None:
     if isinstance(error, jobs.Stopped):
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 128 + error.signum
-    place = getattr(error, "filename", None)
-    if isinstance(error, UserError):
-        words, code = str(error), error.code
-    elif files.is_full(error):
-        words, code = str(files.no_room(Path(place or "."), 0)), 2
-    elif isinstance(error, OSError) and place:
-        words, code = plain(f"{place}: {error.strerror}"), 2
-    else:
-        return None
-    print(f"error: {words}", file=sys.stderr)
-    return code
+    if not isinstance(error, UserError):
+        place = getattr(error, "filename", None)
+        if files.is_full(error):
+            error = files.no_room(Path(place or "."), 0)
+        elif isinstance(error, OSError) and place:
+            error = UserError(f"{place}: {error.strerror}")
+        else:
+            return None
+    print(f"error: {error}", file=sys.stderr)
+    return error.code
 
 
 def _fail(text):

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,8 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     if "ingest" in names:
         ingest.check(config.data)
         if config.data.source not in sources.PLANS and config.segment.fresh:
-            raise UserError(
-                f"segment.fresh needs complete skulls to cut, which data.source="
-                f"{config.data.source} has not: set it to 0, or name the source of the skulls"
-            )
+            what = f"needs complete skulls to cut, which data.source={config.data.source} has not"
+            raise UserError(f"segment.fresh {what}: set it to 0, or name the source of the skulls")
     making = {"generate", "explore"}.intersection(names)
     if "train" in names or (making and config.model_name):
         made, _ = release.chosen(config, workdir) if making else (config, workdir)
@@ -39,75 +38,67 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
             methods.require_generates(made.model_name, model)
     size = config.model.resolution
     if "train" in names:
-        _require_alone(config.model_name, workdir)
-        loop.check(_options(config))
+        for folder in (workdir / "checkpoints").glob("*"):  # all generators log in train.jsonl
+            ours = folder.name in (config.model_name, *judges.NETS)
+            if not ours and checkpoint.newest(folder):
+                what = f"made with model_name {folder.name!r}, now {config.model_name!r}"
+                cure = "set it back, or choose another --workdir"
+                raise UserError(f"{workdir}: {what}: {cure}")
+        loop.check(_options(config, workdir))
         methods.check(config.model_name, config.model, size, config.phases)
     if "segment" in names:
-        judges.check(config.segment, size, workdir, _options(config))
-    for stage, module in {"generate": generate, "evaluate": metrics, "explore": explore}.items():
-        if stage in names:
-            module.check(config[stage])
-    for stage, module in {"predict": predict, "export": export}.items():
+        judges.check(config.segment, size, workdir, _options(config, workdir))
+    own = {"generate": generate, "evaluate": metrics, "explore": explore}
+    for stage in [name for name in own if name in names]:
+        own[stage].check(config[stage])
+    for stage, module in (("predict", predict), ("export", export)):
         if stage in names:
             module.check(config, names, workdir)
     for name in {"explore", "gallery"}.intersection(names):
         mixture.require_there(plugins.listed(config[name].stores), workdir)
 
 
-def _require_alone(name, workdir):
-    """UserError where another generator was trained: it has the log `train.jsonl`."""
-    for folder in (workdir / "checkpoints").glob("*"):
-        if folder.name not in (name, *judges.NETS) and checkpoint.newest(folder):
-            raise UserError(
-                f"{workdir}: made with model_name {folder.name!r}, now {name!r}: set it back, or "
-                "choose another --workdir"
-            )
-
-
 def versions() -> dict[str, Any]:
     """Versions of what a run's numbers depend on, and the devices."""
-    devices = [str(device.device_kind) for device in jax.local_devices()]
-    return {**provenance.versions(), "devices": devices}
+    return {**provenance.versions(), "devices": [d.device_kind for d in jax.local_devices()]}
 
 
 def _share():
     """This process's share of what all make together."""
-    return (jax.process_index(), jax.process_count()) if hosts.several() else (0, 1)
+    return jax.process_index(), jax.process_count()
 
 
-def _options(config, tensorboard=None):
-    options = {name: config[name] for name in ("log_every", "save_every", "keep", "budget_mb")}
-    board = tensorboard if config.tensorboard else None
-    return loop.Options(config.seed, config.batch_size, **options, tensorboard=board)
+def _options(config, workdir):
+    fields = config.log_every, config.save_every, config.keep, config.budget_mb
+    board = workdir / "tensorboard" if config.tensorboard else None
+    return loop.Options(config.seed, config.batch_size, *fields, board)
 
 
 def _ingest(config, workdir):
-    path, size = workdir / "real.zarr", config.model.resolution
+    path, size, fresh = workdir / "real.zarr", config.model.resolution, config.get("segment")
     options = ingest.Options(config.workers, versions(), share=_share())
     if config.data.source == "store":
         link(Path(config.data.root), path, size)
     else:
         ingest.run(path, size, config.data, options)
         _wait(path)
-    if config.get("segment") and config.segment.fresh:
-        fresh, real = workdir / "fresh.zarr", store.Store(path)
+    if fresh and fresh.fresh:
+        real = store.Store(path)
         skulls = len(np.unique(real.column("skull")[real.rows("train")]))
-        cuts = math.ceil(config.segment.fresh / (skulls * len(defects.kinds_of(config.data))))
-        ingest.fresh(fresh, size, config.data, cuts, options)
-        _wait(fresh)
+        cuts = math.ceil(fresh.fresh / (skulls * len(defects.kinds_of(config.data))))
+        ingest.fresh(workdir / "fresh.zarr", size, config.data, cuts, options)
+        _wait(workdir / "fresh.zarr")
 
 
 def _wait(path):
     """Waits for the shares that the other processes of this run make of a store."""
-    if not hosts.several():
-        return
-    if stop := hosts.largest(jobs.asked()):
-        raise jobs.Stopped(stop, agreed=True)
-    for _ in range(200):  # a shared disk may show what others wrote a minute later
-        if not store.Store(path).missing():
-            return
-        time.sleep(0.5)
-    store.Store(path).require_whole()
+    if hosts.several():
+        if stop := hosts.largest(jobs.asked()):
+            raise jobs.Stopped(stop, agreed=True)
+        end = time.monotonic() + 100  # a shared disk may show late what others wrote
+        while store.Store(path).missing() and time.monotonic() < end:
+            time.sleep(0.5)
+        store.Store(path).require_whole()
 
 
 def link(source: Path, path: Path, size: int) -> None:
@@ -118,26 +109,25 @@ def link(source: Path, path: Path, size: int) -> None:
         raise UserError(f"{source}: its pairs are not of config.model.resolution {size}")
     if not len(pairs.rows("train")):
         raise UserError(f"{source}: it has no pair of split train: name a store of real pairs")
-    if path.exists() and not path.samefile(source):
-        raise UserError(f"{path} is not {source}: choose another --workdir")
     if not path.exists():
         path.unlink(missing_ok=True)  # a link to a store that was moved
         with contextlib.suppress(FileExistsError):  # another process was first
             path.symlink_to(os.path.relpath(source.resolve(), path.parent.resolve()))
+    if not path.samefile(source):
+        raise UserError(f"{path} is not {source}: choose another --workdir")
 
 
 def _train(config, workdir):
-    name, real = config.model_name, store.Store(workdir / "real.zarr")
+    name, real, watch = config.model_name, store.Store(workdir / "real.zarr"), None
     real.require_whole("ingest")
     rows = real.rows("train")
     if left := len(real.every("train")) - len(rows):
         print(f"{real.path}: {left} training pairs are left out")
-    model, watch = methods.load_model(name, config.model), None
-    recipe = methods.recipe(name, config.model)
-    place = loop.Place(workdir / "train.jsonl", workdir / "checkpoints" / name, recipe)
+    model, folder = methods.load_model(name, config.model), workdir / "checkpoints" / name
+    place = loop.Place(workdir / "train.jsonl", folder, methods.recipe(name, config.model))
     if hosts.lead():
         watch = preview.watcher(model, real, workdir / "figures" / "training", config)
-    plan, options = methods.phases(config.phases, model), _options(config, workdir / "tensorboard")
+    plan, options = methods.phases(config.phases, model), _options(config, workdir)
     loop.train(model, plan, [mixture.Part(real, rows)], place, options, watch)
 
 
@@ -145,48 +135,47 @@ def _generate(config, workdir):
     config, folder = release.chosen(config, workdir)
     newest = hosts.first(checkpoint.newest(folder / "checkpoints" / config.model_name))
     net = methods.generator(config, folder, int(newest))
-    about, settings = release.about(folder, config.model_name), config.generate
-    free = ("count", "weights")  # the weights' sum tells what they are
+    about, settings = release.about(folder, config.model_name), as_json(config.generate)
+    count = settings.pop("count")
+    del settings["weights"]  # their sum tells what they are
     recipe = {
         **methods.recipe(config.model_name, config.model),
-        "step": int(net.state.step),
-        "weights": checkpoint.fingerprint(net.state),
-        "generate": {k: v for k, v in as_json(settings).items() if k not in free},
-        "device": jax.local_devices()[0].device_kind,
+        **{"step": int(net.state.step), "weights": checkpoint.fingerprint(net.state)},
+        **{"generate": settings, "device": jax.local_devices()[0].device_kind},
     }
     licence = f"as of the pairs that it was trained on: {about['licence']}"
     attributes = {**about, "names": [], "licence": licence, "versions": versions()}
     size, channels = config.model.resolution, methods.channels(config)
     plan, path = generate.Plan(size, channels, attributes, recipe), workdir / "generated.zarr"
-    generate.run(net, path, settings, plan, config.workers, _share())
+    generate.run(net, path, config.generate, plan, config.workers, _share())
     _wait(path)
-    count = len(store.Store(path).every())
-    more = f" (generate.count is {settings.count}; none is thrown away)"
-    print(f"{path}: {count} pairs{more if count > settings.count else ''}")
+    made = len(store.Store(path).every())
+    more = f" (generate.count is {count}; none is thrown away)" * (made > count)
+    print(f"{path}: {made} pairs{more}")
     if hosts.lead():
         card.write(path)
 
 
 def _segment(config, workdir):
-    options = _options(config, workdir / "tensorboard")
+    options = _options(config, workdir)
     judges.train(config.segment, config.model.resolution, workdir, options)
 
 
 def _evaluate(config, workdir):
     real, made = store.Store(workdir / "real.zarr"), workdir / "generated.zarr"
-    result, lines, unfinished = {}, [], []
+    result, lines, notes, nets = {}, [], [], {}
     if store.exists(made):
-        pairs = store.Store(made)
+        pairs, learnt = store.Store(made), loop.learnt(workdir, config.model_name)
         result["generated"] = card.identity(pairs)
-        learnt = loop.learnt(workdir, config.model_name)
         result["quality"] = fidelity.fidelity(real, pairs, config.evaluate.pairs, learnt)
         lines += tables.text(tables.fidelity(result["quality"]))
     try:
-        nets = judges.load(config.segment, real.size, workdir) if judges.begun(workdir) else {}
+        if judges.begun(workdir):
+            nets = judges.load(config.segment, real.size, workdir)
     except judges.Unfinished as error:
         if not result:
             raise
-        nets, unfinished = {}, [f"no verdict: {error}"]
+        notes = [f"no verdict: {error}"]
     if nets:
         judged = verdict.verdict(real, nets, config.evaluate, config.workers)
         result["verdict"] = {"nets": judges.about(config.segment, nets), **judged}
@@ -194,7 +183,7 @@ def _evaluate(config, workdir):
     if not result:
         raise UserError(f"{workdir}: nothing to evaluate; run `generate` or `segment` first")
     result["commit"], result["config"] = provenance.commit(), as_json(config)
-    result["warnings"] = [*unfinished, *_notes(config, workdir, real), *verdict.warnings(result)]
+    result["warnings"] = [*notes, *_notes(config, workdir, real), *verdict.warnings(result)]
     files.write_json(workdir / "metrics.json", result)
     if "quality" in result:
         card.write(made, result)
@@ -204,11 +193,11 @@ def _evaluate(config, workdir):
 
 def _notes(config, workdir, real):
     """The warnings of the model's own log, and of the store."""
-    lines, records = [], logs.read(workdir / "train.jsonl")
+    records, notes = logs.read(workdir / "train.jsonl"), []
     if records:
         model = methods.load_model(config.model_name, config.model)
-        lines = loop.notes(model, loop.epochs(records))
-    notes = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
+        lines = [line.partition("warning: ") for line in loop.notes(model, loop.epochs(records))]
+        notes = [text for before, sign, text in lines if sign and not before]
     if left := len(real.every("test")) - len(real.rows("test")):
         notes.append(f"{left} test pairs that {real.path.name}/leave_out.txt lists are not judged")
     return notes
@@ -238,11 +227,12 @@ def compare(workdir: Path, runs: dict[str, tuple[ConfigDict, Path]]) -> None:
 
     runs: title -> config and folder of one V-Net of each row, the one on real pairs first.
     """
-    nets, stores = {}, {}
-    for title, (config, folder) in runs.items():
-        net = nets[title] = judges.load(config.segment, config.model.resolution, folder)["vnet"]
-        if len(net.parts) == 1 and net.parts[0].store.path.name == "generated.zarr":
-            stores[title] = net.parts[0].store
+    nets = {
+        title: judges.load(config.segment, config.model.resolution, folder)["vnet"]
+        for title, (config, folder) in runs.items()
+    }
+    alone = {title: net.parts[0].store for title, net in nets.items() if len(net.parts) == 1}
+    stores = {title: one for title, one in alone.items() if one.path.name == "generated.zarr"}
     config, folder = next(iter(runs.values()))
     real = store.Store(folder / "real.zarr")
     pictures.maps(workdir, real, stores, [next(iter(nets.values()))], config.explore)
@@ -255,10 +245,6 @@ def _report(config, workdir):
     print(page.write(workdir))
 
 
-def _predict(config, workdir):
-    predict.run(config, workdir, figures.implant_sheet)
-
-
 STAGES = {
     "ingest": _ingest,
     "train": _train,
@@ -269,7 +255,7 @@ STAGES = {
     "gallery": gallery.run,
     "report": _report,
     "release": release.run,
-    "predict": _predict,
+    "predict": partial(predict.run, draw=figures.implant_sheet),
     "export": export.run,
 }
 TOGETHER = {"ingest", "train", "generate", "segment"}  # what several processes share

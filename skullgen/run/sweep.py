@@ -13,9 +13,9 @@ a run whose data or generator was made again is not taken for done.
 
 import copy
 import re
-import time
 import traceback
 from collections.abc import Callable, Container
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,7 @@ def sweep(config: ConfigDict, folder: Path, which: str, named: command.Named) ->
             raise UserError(f"{folder}: one run works here: choose another --workdir for a sweep")
         jobs_, rows = plan(config, declare, named.overrides)
     else:
-        raise UserError(
-            "--sweep needs a config with `table` (table1.py) or sweep(add) (vae_wgan.py)"
-        )
+        raise UserError("--sweep needs a config with `table` or sweep(add): see table1, vae_wgan")
     done = {}
     for job in jobs_:
         done[job.name] = _digest(job, folder, done)
@@ -85,9 +83,9 @@ def _list(plan, done):
     numbers, waves = {job.name: number for number, job in enumerate(plan)}, {}
     print(f"  no  wave  {'run':50s} state")
     for name, needs, _ in plan:
-        waiting = ", ".join(str(numbers[other]) for other in needs)
-        state = "done" if done[name] else f"needs {waiting}" if needs else ""
+        waiting = f"needs {', '.join(str(numbers[other]) for other in needs)}" if needs else ""
         waves[name] = 1 + max([waves[other] for other in needs], default=-1)
+        state = "done" if done[name] else waiting
         print(f"{numbers[name]:4d}  {waves[name]:4d}  {name:50s} {state}")
 
 
@@ -95,18 +93,20 @@ def _run(plan, which, folder, done):
     """Runs what is chosen and not done, and notes it in `done`; returns which jobs failed."""
     numbers, failed = {job.name: number for number, job in enumerate(plan)}, []
     chosen = plan if which == "all" else [plan[int(which)]]
-    todo, start = [job for job in chosen if not done[job.name]], time.monotonic()
+    todo = [job for job in chosen if not done[job.name]]
     for job in todo:
         if not job.needs:  # wrong fields of a run cost no hours of those before it
             workdir.check(job.make(), folder / job.name)
-    for turn, job in enumerate(todo):
-        number, spent = numbers[job.name], time.monotonic() - start
-        left = f", about {spent / turn * (len(todo) - turn) / 60:.0f} min left" if turn else ""
-        print(f"== job {number} of {len(plan)}: {job.name}{left}", flush=True)
+    for job in todo:
+        number, place = numbers[job.name], folder / job.name
+        print(f"== job {number} of {len(plan)}: {job.name}", flush=True)
         try:
             if first := [name for name in job.needs if not done[name]]:
                 raise UserError(f"job {number} needs {numbers[first[0]]} ({first[0]}) first")
-            _finish(job, folder, done)
+            (place / provenance.FILE).unlink(missing_ok=True)
+            workdir.run(job.make(), place)
+            provenance.write(place, _recipe(job, done))
+            done[job.name] = _digest(job, folder, done)
         except (jobs.Stopped, OSError):
             raise
         except Exception as error:  # of a user's own code, any
@@ -121,16 +121,9 @@ def _run(plan, which, folder, done):
     return failed
 
 
-def _finish(job, folder, done):
-    config, place = job.make(), folder / job.name
-    (place / provenance.FILE).unlink(missing_ok=True)
-    workdir.run(config, place)
-    provenance.write(place, _recipe(config, job, done))
-    done[job.name] = _digest(job, folder, done)
-
-
-def _recipe(config, job, done):
-    fields = {name: v for name, v in command.as_json(config).items() if name not in FREE}
+def _recipe(job, done):
+    config = command.as_json(job.make())
+    fields = {name: value for name, value in config.items() if name not in FREE}
     return {"config": fields, "needs": {name: done[name] for name in job.needs}}
 
 
@@ -139,8 +132,7 @@ def _digest(job, folder, done):
     recipe = provenance.read(folder / job.name)
     if recipe is None or not all(done[name] for name in job.needs):
         return None
-    same = not provenance.differences(recipe, _recipe(job.make(), job, done))
-    return provenance.digest(recipe) if same else None
+    return None if provenance.differences(recipe, _recipe(job, done)) else provenance.digest(recipe)
 
 
 def _write(config, folder, plan, done, count):
@@ -148,13 +140,11 @@ def _write(config, folder, plan, done, count):
     folder.mkdir(parents=True, exist_ok=True)  # where all failed
     jobs_, rows = plan
     if config.get("table"):
-        kept = [
-            row._replace(folders=[[name for name in fold if done[name]] for fold in row.folders])
-            for row in rows
-        ]
-        kept = [row for row in kept if any(row.folders)]
+        folders = [[[n for n in fold if done[n]] for fold in row.folders] for row in rows]
+        pairs = zip(rows, folders, strict=True)
+        kept = [row._replace(folders=names) for row, names in pairs if any(names)]
         table = table1.gather(config, folder, kept, count)
-        _compare(config, folder, jobs_, kept)
+        _compare(config, folder, {job.name: job.make for job in jobs_}, kept)
     else:
         pairs = zip(jobs_, rows, strict=True)
         table = gather(config, folder, {job.name: its for job, its in pairs if done[job.name]})
@@ -162,27 +152,20 @@ def _write(config, folder, plan, done, count):
         files.replace(folder / "sweep.md", tables.markdown(table).encode())
     print("\n".join(map(plain, tables.text(table))))
     files.write_json(folder / "config.json", command.as_json(config))
-    seconds = {}
-    for job in jobs_:
-        spent = files.read_json(folder / job.name / "versions.json") or {"seconds": {}}
-        seconds[job.name] = round(sum(spent["seconds"].values()), 1)
+    spent = {job.name: workdir.seconds(folder / job.name) for job in jobs_}
+    seconds = {name: round(sum(its.values()), 1) for name, its in spent.items()}
     files.write_json(folder / "versions.json", {**stages.versions(), "seconds": seconds})
     print(page.write(folder))
 
 
-def _compare(config, folder, plan, rows):
-    """Figures 3 and 5 of the runs of table 1 that are done."""
+def _compare(config, folder, makes, rows):
+    """Figures 3 and 5 of the runs of table 1 that are done: one of each row."""
     firsts = {row.title: next(name for fold in row.folders for name in fold) for row in rows}
     if "real" in firsts:
         real = folder / firsts["real"] / "real.zarr"
         stages.link(real, folder / "real.zarr", config.model.resolution)
-        makes = {job.name: job.make for job in plan}
-        runs = {
-            title: (makes[name](), folder / name)
-            for title, name in firsts.items()
-            if not title.startswith("best")
-        }
-        stages.compare(folder, runs)
+        names = {title: n for title, n in firsts.items() if not title.startswith("best")}
+        stages.compare(folder, {title: (makes[n](), folder / n) for title, n in names.items()})
 
 
 # --- What a config file's sweep(add) declares ----------------------------------------------------
@@ -198,17 +181,17 @@ def plan(
     """
     runs = []
     declare(lambda *given, **more: runs.append(dict(*given, **more)))
-    plan = [Job(_name(fields), (), lambda f=fields: _made(config, f)) for fields in runs]
-    for job, fields in zip(plan, runs, strict=True):
-        both = [field for field in fields if field in fixed]
-        if both:
-            raise UserError(f"--config.{both[0]} is set by sweep(add), too: leave one of them out")
-        if [other.name for other in plan].count(job.name) > 1:
-            raise UserError(f"sweep(add) adds the run {job.name} twice")
-        job.make()
-    if not plan:
+    if not runs:
         raise UserError("sweep(add) adds no run")
-    return plan, runs
+    plan = {}
+    for fields in runs:
+        for field in filter(fixed.__contains__, fields):
+            raise UserError(f"--config.{field} is set by sweep(add), too: leave one of them out")
+        if (name := _name(fields)) in plan:
+            raise UserError(f"sweep(add) adds the run {name} twice")
+        plan[name] = Job(name, (), partial(_made, config, fields))
+        plan[name].make()
+    return list(plan.values()), runs
 
 
 def _name(fields):
@@ -236,15 +219,8 @@ def numbers(result: dict[str, Any]) -> dict[str, float]:
         for row in (result.get("verdict") or {}).get("summary", ())
         if row["by"] == "all"
     }
-    return found | dict(_leaves(result.get("quality") or {}, "quality"))
-
-
-def _leaves(value, name):
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}")
-    elif isinstance(value, int | float):
-        yield name, float(value)
+    leaves = provenance.leaves(result.get("quality") or {}, "quality").items()
+    return found | {name: float(v) for name, v in leaves if isinstance(v, int | float)}
 
 
 def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) -> tables.Table:
@@ -261,27 +237,20 @@ def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) ->
     for name, own in runs.items():
         place = tuple(command.shown(own.get(f, config_path.get_value(f, config))) for f in fields)
         groups.setdefault(place, []).append(name)
-    means = {
-        place: {key: _mean([found[n][key] for n in names if key in found[n]]) for key in known}
-        for place, names in groups.items()
-    }
-    own = [key for key in known if re.match(r"vnet\.test\..*\.", key)]
     shown = {title: key for title, key in SHOWN.items() if key in known}
+    own = [key for key in known if re.match(r"vnet\.test\..*\.", key)]
     shown |= {key.removeprefix("vnet.test."): key for key in own}
-    rows = [
-        [*place, str(len(names)), *(_cell(means[place][key]) for key in shown.values())]
-        for place, names in groups.items()
-    ]
+    rows, lines = [], []
+    for place, names in groups.items():
+        its = {key: _mean([found[n][key] for n in names if key in found[n]]) for key in known}
+        rows.append([*place, str(len(names)), *(_cell(*its[key]) for key in shown.values())])
+        lines.append([*place, len(names), *(value for pair in its.values() for value in pair)])
     note = "Mean ± standard deviation over the runs of a row; what columns mean: docs/extending.md"
     note = note if known else "No run has a metrics.json: name the stage `evaluate`."
     table = tables.Table("Sweep", [*fields, "runs", *shown], rows, [note])
     every = [{"name": name, "fields": runs[name], "numbers": found[name]} for name in runs]
     files.write_json(folder / "sweep.json", {**table._asdict(), "runs": every})
     columns = [*fields, "runs", *(f"{key}{end}" for key in known for end in ("", " sd"))]
-    lines = [
-        [*place, len(names), *(value for key in known for value in means[place][key])]
-        for place, names in groups.items()
-    ]
     files.replace(folder / "sweep.csv", tables.csv_text(columns, lines).encode())
     return table
 
@@ -292,6 +261,5 @@ def _mean(values):
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def _cell(value):
-    mean, sd = value
+def _cell(mean, sd):
     return tables.number(mean) + ("" if sd is None else f" ± {tables.number(sd)}")

@@ -1,12 +1,11 @@
 """Table 1 with controls: which runs it is made of, and the table that their results make.
 
 Every run is an ordinary one in a folder of its own: data, generators, and a V-Net for each row,
-count and seed, all trained for the same number of updates. Runs on a cluster's nodes are
-independent but for the stores that they need, by name.
+count and seed, all trained for the same number of updates. Runs need each other only by name.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +30,14 @@ COLUMNS = (
     *("test, model's grid", "test, native (ceiling)"),
     *("test minus real only", "test minus best control"),
 )
+NUMBERS = {  # of an entry -> column and metric of the cases; "": table.metric
+    "train": ("train", ""),
+    "validation": ("validation", ""),
+    "selection": ("selection", "dice"),
+    "grid": ("test", "dice"),
+    "native": ("test", "dice_native"),
+    "ceiling": ("test", "ceiling_native"),
+}
 
 
 class Job(NamedTuple):
@@ -50,141 +57,109 @@ class Row(NamedTuple):
 
 
 class _Net(NamedTuple):
-    """A V-Net to train: its row, its seed, the folders that it needs, and its stores.
-
-    stores: () -> `segment.stores`, and whether it is augmented.
-    """
+    """A V-Net: its row, its seed, and what it learns from: a control, a generator's pairs."""
 
     title: str
     pairs: str
     seed: int
-    needs: tuple[str, ...]
-    stores: Callable[[], tuple[str, bool]]
+    control: str = ""
+    model: str = ""
 
 
 class _Fold(NamedTuple):
-    """The runs of one fold of the cross-validation, or all where there are none."""
+    """One fold of the cross-validation, or all where there are none; place: before its folders."""
 
     config: ConfigDict
     folder: Path
     number: int
+    place: str
 
-    def place(self, name):
-        """The folder of a run, in the sweep's."""
-        return f"fold{self.number}/{name}" if self.config.table.folds else name
+    def name(self, net):
+        """The folder of a V-Net."""
+        name = f"{net.title}-{net.pairs}-s{net.seed}"
+        return self.place + name.replace(" + ", "+").replace(" ", "_")
 
     def generator(self, model, seed):
         """The folder of a generator; one for all seeds, unless `table.refit`."""
-        return self.place(f"{model}-s{seed if self.config.table.refit else 0}")
+        return f"{self.place}{model}-s{seed if self.config.table.refit else 0}"
 
-    def net(self, net):
-        """The folder of a V-Net."""
-        name = f"{net.title}-{net.pairs}-s{net.seed}"
-        return self.place(name.replace(" + ", "+").replace(" ", "_"))
+    def controls(self):
+        """The folders of each control's V-Nets, which best controls need."""
+        nets = [net for net in _nets(self.config) if not net.model]
+        return {net.title: [self.name(n) for n in nets if n.title == net.title] for net in nets}
 
-    def control(self, title):
-        """The stores of a control, and whether it is augmented."""
-        source, augment = CONTROLS[title]
-        count = "all" if source == "real" else self.config.table.fresh
-        return f"{self.folder / self.place('data') / source}.zarr:train:{count}", augment
-
-    def mixture(self, title, made):
-        """The stores of generated pairs, beside a control or, without a title, alone."""
-        if not title:
-            return made, False
-        if title == "best control":  # known when the controls are scored
-            folders = {}
-            for net in self.controls():
-                folders.setdefault(net.title, []).append(self.net(net))
-            title = best_control(self.folder, folders)
-        pairs, augment = self.control(title)
-        return f"{pairs},{made}", augment
-
-    def controls(self) -> list[_Net]:
-        """The V-Nets of real pairs and of fresh defects."""
-        table = self.config.table
-        return [
-            _Net(title, str(pairs), seed, (), partial(self.control, title))
-            for seed in range(table.seeds)
-            for title, (source, _) in CONTROLS.items()
-            if (pairs := "all" if source == "real" else table.fresh)
-        ]
-
-    def mixtures(self) -> Iterator[_Net]:
-        """The V-Nets of generated pairs, alone and with others."""
-        counts, most = _counts(self.config), _counts(self.config)[-1]
-        controls = tuple(map(self.net, self.controls()))
-        rows = [*(("", count, ()) for count in counts), ("real", most, ())]
-        for seed in range(self.config.table.seeds):
-            for model in _models(self.config):
-                folder = self.generator(model, seed)
-                for control, count, needs in [*rows, ("best control", most, controls)]:
-                    made = f"{self.folder / folder / 'generated.zarr'}:all:{count}"
-                    title = f"{control} + {model}" if control else model
-                    stores = partial(self.mixture, control, made)
-                    yield _Net(title, str(count), seed, (folder, *needs), stores)
-
-    def jobs(self) -> list[Job]:
-        """Data and generators."""
-        data, table = self.place("data"), self.config.table
-        seeds = range(table.seeds) if table.refit else (0,)
-        return [
-            Job(data, (), partial(_data, self)),
-            *(
-                Job(self.generator(model, seed), (data,), partial(_generator, self, model, seed))
-                for model in _models(self.config)
-                for seed in seeds
-            ),
-        ]
+    def jobs(self):
+        """Data, generators, V-Nets."""
+        data, table = f"{self.place}data", self.config.table
+        jobs = [Job(data, (), partial(_data, self))]
+        for model in _models(self.config):
+            for seed in range(table.seeds if table.refit else 1):
+                make = partial(_generator, self, model, seed)
+                jobs.append(Job(self.generator(model, seed), (data,), make))
+        for net in _nets(self.config):
+            needs = [data, *[self.generator(net.model, net.seed)] * bool(net.model)]
+            if net.control == "best control":
+                needs += [name for names in self.controls().values() for name in names]
+            jobs.append(Job(self.name(net), tuple(needs), partial(_net, self, net)))
+        return jobs
 
 
 def plan(config: ConfigDict, folder: Path) -> tuple[list[Job], list[Row]]:
-    """The jobs, each after those that it needs, and the rows.
-
-    config: an experiment with `table` and `generators` (`experiments/table1.py`). folder: of the
-    sweep.
-    """
+    """The jobs of a config with `table`, each after those that it needs, and the rows."""
     _check(config, folder)
-    jobs, rows = [], {}
-    for number in range(max(config.table.folds, 1)):
-        fold = _Fold(config, folder, number)
-        jobs += fold.jobs()
-        for net in [*fold.controls(), *fold.mixtures()]:
-            needs = fold.place("data"), *net.needs
-            jobs.append(Job(fold.net(net), needs, partial(_net, fold, net)))
-            row = rows.setdefault((net.title, net.pairs), {})
-            row.setdefault(number, []).append(fold.net(net))
-    return jobs, [Row(*row, list(folds.values())) for row, folds in rows.items()]
+    numbers, place = range(max(config.table.folds, 1)), "fold{}/" * bool(config.table.folds)
+    folds = [_Fold(config, folder, number, place.format(number)) for number in numbers]
+    nets = _nets(config)
+    rows = [
+        Row(*row, [[fold.name(net) for net in nets if net[:2] == row] for fold in folds])
+        for row in dict.fromkeys(net[:2] for net in nets)
+    ]
+    return [job for fold in folds for job in fold.jobs()], rows
+
+
+def _models(config):
+    return list(dict.fromkeys(plugins.listed(config.table.models)))
+
+
+def _nets(config):
+    """The V-Nets: of real and of fresh pairs, then of generated ones, alone and beside those."""
+    seeds, counts = range(config.table.seeds), list(map(str, _counts(config)))
+    sizes = {"real": "all", "fresh": str(config.table.fresh or "")}
+    rows = [*(("", count) for count in counts), ("real", counts[-1]), ("best control", counts[-1])]
+    return [
+        *(
+            _Net(title, sizes[source], seed, title)
+            for seed in seeds
+            for title, (source, _) in CONTROLS.items()
+            if sizes[source]
+        ),
+        *(
+            _Net(f"{control} + {model}" if control else model, count, seed, control, model)
+            for seed in seeds
+            for model in _models(config)
+            for control, count in rows
+        ),
+    ]
 
 
 def _check(config, folder):
-    table = config.table
-    for name in plugins.listed(table.models):
+    table, counts = config.table, _counts(config)
+    for name in _models(config):
         one_of("table.models", name, sorted(config.generators))
     one_of("table.metric", table.metric, verdict.METRICS)
-    if not _counts(config):
-        raise UserError("table.counts is empty: numbers of pairs, comma-separated")
-    for count in _counts(config):
-        in_range("table.counts", count, 1)
+    in_range("table.counts", counts[0] if counts else None, 1)
     for field, least in {"seeds": 1, "folds": 0, "fresh": 0}.items():
         in_range(f"table.{field}", table[field], least)
+    in_range("data.folds", config.data.folds, 0, 0)  # table.folds sets it
     explore.check(config.explore)
-    if config.data.folds:
-        raise UserError("config.data.folds: set config.table.folds")
     if "," in str(folder):
-        raise UserError(
-            f"{folder}: a sweep's folder has no comma in its name: choose another --workdir"
-        )
+        raise UserError(f"{folder}: no comma may be in its name: choose another --workdir")
 
 
 def _counts(config):
     """The numbers of pairs, rising."""
     parts = plugins.listed(config.table.counts)
     return sorted({int(part) if part.isdecimal() else 0 for part in parts})
-
-
-def _models(config):
-    return list(dict.fromkeys(plugins.listed(config.table.models)))
 
 
 def best_control(folder: Path, controls: dict[str, list[str]]) -> str:
@@ -195,48 +170,50 @@ def best_control(folder: Path, controls: dict[str, list[str]]) -> str:
     """
     scores = {}
     for title, names in controls.items():
-        values = [v for n in names for v in _values(_cases(folder / n), "selection").values()]
+        values = [v for name in names for v in _values(_cases(folder / name), "selection").values()]
         scores[title] = np.mean(values) if values else None
-    return _best(scores)
-
-
-def _best(scores):
-    """The title with the highest score; the last where one has none."""
     return list(scores)[-1] if None in scores.values() else max(scores, key=scores.get)
 
 
-def _base(config, stages):
-    base = copy.deepcopy(config)
+def _base(fold, stages, model=""):
+    """The table's config, or a generator's, with the pairs of the fold."""
+    base = copy.deepcopy(fold.config.generators[model] if model else fold.config)
     with base.unlocked():
-        del base.table, base.generators
+        if not model:
+            del base.table, base.generators
         base.stages = stages
+    base.data.update(fold.config.data)
+    if "segment" in stages or model:
+        base.data.update(source="store", root=str(fold.folder / f"{fold.place}data" / "real.zarr"))
     return base
 
 
 def _data(fold):
-    base = _base(fold.config, ("ingest",))
-    base.data.folds, base.data.fold = fold.config.table.folds, fold.number
-    base.segment.fresh = fold.config.table.fresh
+    base, table = _base(fold, ("ingest",)), fold.config.table
+    base.data.folds, base.data.fold, base.segment.fresh = table.folds, fold.number, table.fresh
     return base
 
 
 def _generator(fold, model, seed):
-    config = fold.config
-    base = copy.deepcopy(config.generators[model])
-    base.model.resolution = config.model.resolution
-    base.stages = ("ingest", "train", "generate")
+    base = _base(fold, ("ingest", "train", "generate"), model)
+    base.model.resolution, base.workers = fold.config.model.resolution, fold.config.workers
     base.seed = base.generate.seed = seed
-    base.generate.count = _counts(config)[-1]
-    base.workers = config.workers
-    base.data.update(config.data)
-    base.data.update(source="store", root=str(fold.folder / fold.place("data") / "real.zarr"))
+    base.generate.count = _counts(fold.config)[-1]
     return base
 
 
 def _net(fold, net):
-    base = _base(fold.config, ("ingest", "segment", "evaluate"))
-    base.data.update(source="store", root=str(fold.folder / fold.place("data") / "real.zarr"))
-    base.segment.stores, base.segment.model.augment = net.stores()
+    base, stores, control = _base(fold, ("ingest", "segment", "evaluate")), [], net.control
+    if control == "best control":  # known when the controls are scored
+        control = best_control(fold.folder, fold.controls())
+    source, base.segment.model.augment = CONTROLS.get(control, ("", False))
+    if source:
+        count = "all" if source == "real" else fold.config.table.fresh
+        stores.append(f"{fold.folder / f'{fold.place}data' / source}.zarr:train:{count}")
+    if net.model:
+        made = fold.folder / fold.generator(net.model, net.seed) / "generated.zarr"
+        stores.append(f"{made}:all:{net.pairs}")
+    base.segment.stores = ",".join(stores)
     base.segment.seed, base.segment.reference, base.segment.fresh = net.seed, False, 0
     base.evaluate.rules = (net.title, net.seed) == ("real", 0)
     return base
@@ -250,8 +227,7 @@ def _cases(folder):
 
 def _values(cases, column, metric="dice", net="vnet"):
     """Means by skull of a V-Net's column."""
-    chosen = [case for case in cases if case["column"] == column and case["net"] == net]
-    return verdict.by_skull(chosen, metric)
+    return verdict.by_skull([c for c in cases if (c["column"], c["net"]) == (column, net)], metric)
 
 
 def gather(config: ConfigDict, folder: Path, rows: list[Row], done: str) -> tables.Table:
@@ -260,21 +236,19 @@ def gather(config: ConfigDict, folder: Path, rows: list[Row], done: str) -> tabl
     rows: as `plan` returns them. done: how many of the jobs are, in words.
     """
     metric = config.table.metric
-    real = next((row for row in rows if row.title == "real"), None)
-    rules = RULES.items() if real else ()
-    entries = [
-        *(_entry(folder, Row(title, "-", real.folders), net, metric) for title, net in rules),
-        *(_entry(folder, row, "vnet", metric) for row in rows),
-    ]
-    entries = {(e["title"], e["pairs"]): e for e in entries if e["skulls"]}
-    scores = {title: e["selection"] for (title, _), e in entries.items() if title in CONTROLS}
-    best = _best(scores) if scores else None
-    for entry in entries.values():
+    real = [row.folders for row in rows if row.title == "real"]
+    every = [(Row(title, "-", *real), net) for title, net in RULES.items() if real]
+    every += [(row, "vnet") for row in rows]
+    entries = [e for row, net in every if (e := _entry(folder, row, net, metric))["skulls"]]
+    controls = {e["title"]: e["runs"] for e in entries if e["title"] in CONTROLS}
+    best = best_control(folder, controls) if controls else None
+    for entry in entries:
         for name, title in (("minus_real", "real"), ("minus_best", best)):
-            other = next((e for e in entries.values() if e["title"] == title), entry)
-            entry[name] = None if other is entry else _minus(entry, other)
+            other = next((e for e in entries if e["title"] == title), entry)
+            ours, theirs = entry["skulls"], other["skulls"]
+            paired = [value - theirs[skull] for skull, value in ours.items() if skull in theirs]
+            entry[name] = None if other is entry else {**_interval(paired), "than": title}
     title = f"Table 1: mean {metric} on real pairs; every V-Net has as many updates"
-    entries = list(entries.values())
     notes = _remarks(config, entries, best, done)
     table = tables.Table(title, list(COLUMNS), list(map(_line, entries)), notes)
     files.write_json(folder / "table1.json", {**table._asdict(), "entries": entries})
@@ -285,37 +259,30 @@ def _entry(folder, row, net, metric):
     """One row's numbers: per-skull means over seeds, the folds' skulls together."""
     runs = [[_cases(folder / name) for name in fold] for fold in row.folders]
 
-    def values(column, metric=metric):
+    def values(column, metric):
         """For each fold the seeds' values, by skull."""
         every = [[_values(cases, column, metric, net) for cases in fold] for fold in runs]
-        return [[one for one in fold if one] for fold in every]
+        return [list(filter(None, fold)) for fold in every]
 
-    def mean_of(*column):
+    def mean(column, of):
         """The mean of the runs' means: each seed may have pairs of its own."""
-        means = [np.mean(list(one.values())) for fold in values(*column) for one in fold]
+        means = [np.mean(list(v.values())) for fold in values(column, of or metric) for v in fold]
         return float(np.mean(means)) if means else None
 
+    folds = values("test", metric)
     tests = {
         f"{number} {skull}": float(np.mean([one[skull] for one in fold]))
-        for number, fold in enumerate(values("test"))
+        for number, fold in enumerate(folds)
         for skull in (fold[0] if fold else ())
     }
     # One number a seed, over all folds: the spread that another seed would show.
-    turns = zip(*values("test"), strict=False)
+    turns = zip(*folds, strict=False)
     means = [np.mean([v for one in turn for v in one.values()]) for turn in turns]
     return {
-        "title": row.title,
-        "pairs": row.pairs,
-        "seeds": len(means),
-        "skulls": tests,
+        **{"title": row.title, "pairs": row.pairs, "seeds": len(means), "skulls": tests},
         **_interval(list(tests.values())),
         "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-        "train": mean_of("train"),
-        "validation": mean_of("validation"),
-        "selection": mean_of("selection", "dice"),
-        "grid": mean_of("test", "dice"),
-        "native": mean_of("test", "dice_native"),
-        "ceiling": mean_of("test", "ceiling_native"),
+        **{name: mean(*place) for name, place in NUMBERS.items()},
         "runs": [name for fold in row.folders for name in fold],
     }
 
@@ -325,35 +292,27 @@ def _interval(values):
     return dict(zip(names, metrics.interval(values) if values else (None,) * 4, strict=True))
 
 
-def _minus(entry, other):
-    ours, theirs = entry["skulls"], other["skulls"]
-    paired = [value - theirs[skull] for skull, value in ours.items() if skull in theirs]
-    return {**_interval(paired), "than": other["title"]}
-
-
 def _line(entry):
-    number, span = tables.number, tables.span
-    return [
-        *(entry["title"], entry["pairs"], number(entry["train"]), number(entry["validation"])),
-        *(span(entry), number(entry["seed_sd"]), number(entry["grid"])),
-        f"{number(entry['native'])} ({number(entry['ceiling'])})",
-        *(span(entry["minus_real"], "+"), span(entry["minus_best"], "+")),
-    ]
+    names = ("train", "validation", "seed_sd", "grid", "native", "ceiling")
+    train, validation, sd, grid, native, ceiling = (tables.number(entry[name]) for name in names)
+    minus = [tables.span(entry[name], "+") for name in ("minus_real", "minus_best")]
+    test = tables.span(entry)
+    cells = [train, validation, test, sd, grid, f"{native} ({ceiling})"]
+    return [entry["title"], entry["pairs"], *cells, *minus]
 
 
 def _remarks(config, entries, best, done):
-    generators = "for each seed" if config.table.refit else "(its spread is in no interval)"
+    settings, table = config.segment, config.table
     skulls = max((len(entry["skulls"]) for entry in entries), default=0)
-    kinds = sorted({entry["interval"] for entry in entries if entry["interval"]})
+    kinds = ", ".join(sorted({e["interval"] for e in entries if e["interval"]})) or "none"
+    spread = "for each seed" if table.refit else "(its spread is in no interval)"
     return [
-        f"{done}. {skulls} test skulls; intervals: {', '.join(kinds) or 'none'}; "
-        f"{config.table.seeds} seeds, one generator {generators}; every V-Net has "
-        f"{config.segment.updates} updates of {config.segment.batch_size} pairs at "
+        f"{done}. {skulls} test skulls; intervals: {kinds}; {table.seeds} seeds, one generator "
+        f"{spread}; every V-Net has {settings.updates} updates of {settings.batch_size} pairs at "
         f"{config.model.resolution}^3.",
         "train: the V-Net's own pairs. learnt from (paper: validation): the generators' pairs. "
-        "test: skulls that nothing was trained on. Scored: all test pairs, of the others "
-        f"{f'at most {config.evaluate.cases}' if config.evaluate.cases else 'all'}. "
-        "A mixture draws equally from its parts.",
-        f"best control: {best or '-'}, chosen on the split `validation`, which "
-        "judges nothing (beforehand, where there is none; in `best control + ...` fold by fold).",
+        "test: skulls that nothing was trained on, all pairs; of the others at most "
+        "evaluate.cases (0: all). A mixture draws equally from its parts.",
+        f"best control: {best or '-'}, chosen on the split `validation`, which judges nothing "
+        "(beforehand, where there is none; in `best control + ...` fold by fold).",
     ]

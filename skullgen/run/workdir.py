@@ -19,19 +19,7 @@ from skullgen.run import stages
 from skullgen.run.config import as_json, at_home
 from skullgen.run.config import stages as named
 
-MEMORY = {  # what to lower where it runs out
-    "ingest": "workers",
-    "train": "batch_size or config.budget_mb",
-    "generate": "generate.batch_size",
-    "segment": "segment.batch_size or config.budget_mb",
-    "evaluate": "evaluate.batch_size",
-    "explore": "explore.pairs",
-    "gallery": "gallery.pairs",
-    "report": "evaluate.pairs",
-    "release": "generate.batch_size",
-    "predict": "data.max_voxels, or crop the scan",
-    "export": "workers",
-}
+LOWER = "config.batch_size or config.budget_mb, or the stage's own batch_size, pairs or workers"
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -44,7 +32,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         if hosts.lead():
             if files.read_json(workdir / "config.json") is None:  # a damaged one is told now
                 record(config, workdir)
-            keep_time(workdir)
+            spent = {"seconds": seconds(workdir)}
+            files.write_json(workdir / "versions.json", {**stages.versions(), **spent})
         hosts.first(0)  # process 0 holds the lock
         if not (workdir / "config.json").exists():
             raise UserError(f"{workdir}: not on a disk that all processes share")
@@ -64,12 +53,6 @@ def check(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, list[str]]:
     in_range("workers", config.workers, 0, 1024)
     in_range("model.resolution", config.model.resolution, 2, store.MAX_SIDE)
     stages.check(config, names, workdir)
-    first = names.index("ingest") if "ingest" in names else len(names)
-    needing = [name for name in names[:first] if name in ("train", "evaluate", "explore")]
-    real = workdir / "real.zarr"
-    if needing and len(names) > 1 and not store.exists(real):
-        what = f"which `{needing[0]}` needs: name the stage `ingest` before it, or leave it out"
-        raise UserError(f"{real}: no store of pairs here, {what}")
     return config, names
 
 
@@ -90,8 +73,8 @@ def _stage(config, workdir, name):
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        what = f"on {jax.local_devices()[0].device_kind} ({str(error).strip()[:100]})"
-        raise UserError(f"{name}: out of memory {what}: lower config.{MEMORY[name]}") from None
+        what = f"{name}: out of memory on {jax.local_devices()[0].device_kind}"
+        raise UserError(f"{what} ({str(error).strip()[:100]}): lower {LOWER}") from None
     except jobs.Stopped as stopped:
         if stopped.agreed:
             raise
@@ -102,35 +85,28 @@ def _stage(config, workdir, name):
         stop = hosts.largest(stop or jobs.asked())
     if stop:
         raise jobs.Stopped(stop)
-    seconds = time.monotonic() - start
-    print(f"== {name}: {seconds:.0f} s", flush=True)
+    print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
     if hosts.lead():
-        keep_time(workdir, name, seconds)
+        spent = files.read_json(workdir / "versions.json")
+        earlier = spent["seconds"].get(name, 0)
+        spent["seconds"][name] = round(earlier + time.monotonic() - start, 1)
+        files.write_json(workdir / "versions.json", spent)
 
 
 def record(config: ConfigDict, workdir: Path, stage: str = "") -> None:
-    """Writes `config.json`: all stages so far, and the settings by which each of them ran last.
-
-    stage: the one that has run now; "": none yet, in a new work directory. Of stages that only hand
-    out nothing is kept.
-    """
+    """Writes `config.json`: all stages so far, and the settings by which each of them ran last."""
     old, new = files.read_json(workdir / "config.json"), as_json(config)
     if old and stage:
-        shared = [name for name in new if name not in stages.STAGES]
-        own = {stage, *(shared if stage in stages.TOGETHER else ())}
+        shared = new.keys() - stages.STAGES.keys() if stage in stages.TOGETHER else set()
         so_far = {*old["stages"], stage}
-        new = {name: new[name] if name in own else old.get(name, new[name]) for name in new}
+        new = {k: v if k in shared | {stage} else old.get(k, v) for k, v in new.items()}
         new["stages"] = [name for name in stages.STAGES if name in so_far]
     files.write_json(workdir / "config.json", new)
 
 
-def keep_time(workdir: Path, stage: str = "", seconds: float = 0) -> None:
-    """Writes `versions.json`: versions, and what stages took, added to earlier calls' seconds."""
-    path = workdir / "versions.json"
-    total = (files.read_json(path) or {}).get("seconds", {})
-    if stage:
-        total[stage] = round(total.get(stage, 0) + seconds, 1)
-    files.write_json(path, {**stages.versions(), "seconds": total})
+def seconds(workdir: Path) -> dict[str, float]:
+    """What each stage took, all calls together, of `versions.json`."""
+    return (files.read_json(workdir / "versions.json") or {}).get("seconds", {})
 
 
 def warn_of_versions(folder: Path) -> None:

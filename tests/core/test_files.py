@@ -56,12 +56,6 @@ def test_only_our_own_half_made_files_are_cleared(tmp_path):
     assert len(list(work.iterdir())) == 6 and len(list(outside.iterdir())) == 1
 
 
-def test_json_goes_there_and_back(tmp_path):
-    assert files.read_json(tmp_path / "a.json") is None
-    files.write_json(tmp_path / "a.json", {"é": [1, None]})
-    assert files.read_json(tmp_path / "a.json") == {"é": [1, None]}
-
-
 @pytest.mark.parametrize(
     "error",
     [
@@ -74,11 +68,6 @@ def test_a_full_disk_is_one_line(error, tmp_path):
     with pytest.raises(UserError, match=r"/x: no room left.* 3 MB are needed and .* MB free"):
         with files.room(tmp_path / "none" / "x", 3 * 2**20):
             raise error
-
-
-def test_other_errors_are_no_full_disk(tmp_path):
-    with pytest.raises(PermissionError), files.room(tmp_path):
-        raise PermissionError(errno.EACCES, "")
 
 
 HOLD = (

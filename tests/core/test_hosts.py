@@ -131,18 +131,6 @@ def test_a_signal_to_one_process_stops_both_in_the_same_update(tmp_path):
     assert stopped and len(_log(tmp_path)) == stopped
 
 
-def test_a_signal_in_generation_stops_both(two, tmp_path):
-    work = shutil.copytree(two[0], tmp_path / "run")
-    many = [*HYBRID, "--workdir", work, "--config.stages=generate"]
-    processes = _two([*many, "--config.generate.count=60000"])
-    done = work / "generated.zarr" / "voxels" / "c"
-    _wait(lambda: len(list(done.glob("*"))) >= 8, processes)
-    for process in processes:
-        process.send_signal(signal.SIGTERM)
-    code, said = _ends(processes)
-    assert code == 143 and "goes on from here" in said[0][1], said
-
-
 def test_work_directories_that_are_not_one_are_refused(tmp_path):
     port = _free_port()
     processes = [

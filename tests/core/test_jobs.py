@@ -85,11 +85,6 @@ def test_a_signal_stops_between_two_answers(workers):
     jobs.check()
 
 
-def test_workers_are_as_many_as_there_are_cores():
-    assert jobs.workers(3) == 3
-    assert 1 <= jobs.workers(0) <= os.cpu_count()
-
-
 # Tasks say when they begin and end. Two workers; each task takes a second.
 RUN = """
 import signal, sys, time
@@ -115,15 +110,9 @@ with jobs.stoppable():
 
 
 def _start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    command, environment = [sys.executable, "-c", RUN], {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, **pipes)
 
 
 def _group(process):

@@ -68,16 +68,14 @@ def test_a_sweep_is_listed_run_reused_and_gathered(tmp_path, capsys, pairs):
     assert written["columns"][:3] == ["model.learning_rate", "runs", "nearest skull"]
     made = files.read_json(folder / names[2] / "config.json")
     assert (made["model"]["learning_rate"], made["seed"]) == (0.2, 0)
-    told = files.read_json(folder / names[2] / "metrics.json")["quality"]["skull"]
+    skull = files.read_json(folder / names[2] / "metrics.json")["quality"]["skull"]
     key = "quality.skull.nearest_training_dice.generated"
     found = {run["name"]: run["numbers"][key] for run in written["runs"]}
-    assert found[names[2]] == told["nearest_training_dice"]["generated"]
+    assert found[names[2]] == skull["nearest_training_dice"]["generated"]
     row = list(csv.DictReader((folder / "sweep.csv").open()))[1]
-    mean = np.mean([found[name] for name in names[2:]])
-    assert float(row[key]) == pytest.approx(mean) and row["runs"] == "2"
-    assert float(row[f"{key} sd"]) == pytest.approx(
-        np.std([found[name] for name in names[2:]], ddof=1)
-    )
+    values = [found[name] for name in names[2:]]
+    mean, sd = np.mean(values), np.std(values, ddof=1)
+    assert (float(row[key]), float(row[f"{key} sd"])) == pytest.approx((mean, sd))
     text = (folder / "sweep.md").read_text()
     assert "| model.learning_rate" in text and f"{mean:.3f} ± " in text and f"{mean:.3f} ± " in out
     assert "Sweep" in (folder / "report.html").read_text()
@@ -85,19 +83,6 @@ def test_a_sweep_is_listed_run_reused_and_gathered(tmp_path, capsys, pairs):
     sweep.sweep(config, folder, "all", named)
     assert "== job" not in capsys.readouterr().out
     assert (folder / names[0] / "train.jsonl").stat().st_mtime_ns == before
-
-
-def test_one_that_fails_stops_no_other(tmp_path, capsys, pairs):
-
-    def declare(add):
-        for step in (1, -1):  # the first becomes infinite at its second update
-            add({"model.breaks_at": step})
-
-    with pytest.raises(UserError, match=r"these jobs failed.* 0 \(model\.breaks_at=1\)"):
-        sweep.sweep(_config(stages=("ingest", "train"), **pairs), tmp_path, "all", _named(declare))
-    out = capsys.readouterr().out
-    assert "training of tests.toy stopped: loss is inf" in out and "1 of 2 runs are done" in out
-    assert "No run has a metrics.json" in out
 
 
 def test_an_exception_of_a_users_own_code_stops_no_other(tmp_path, capsys, pairs, monkeypatch):
@@ -111,12 +96,8 @@ def test_an_exception_of_a_users_own_code_stops_no_other(tmp_path, capsys, pairs
 
     monkeypatch.setattr(workdir, "run", breaks)
     with pytest.raises(UserError, match=r"these jobs failed.* 0 \(seed=0\)"):
-        sweep.sweep(
-            _config(stages=("ingest",), **pairs),
-            tmp_path,
-            "all",
-            _named(lambda add: [add(seed=seed) for seed in (0, 1)]),
-        )
+        named = _named(lambda add: [add(seed=seed) for seed in (0, 1)])
+        sweep.sweep(_config(stages=("ingest",), **pairs), tmp_path, "all", named)
     said = capsys.readouterr()
     assert ran == [0, 1] and "1 of 2 runs are done" in said.out
     assert "job 0 failed: a bug of mylab" in said.out and "Traceback" in said.err
@@ -128,10 +109,8 @@ def test_an_exception_of_a_users_own_code_stops_no_other(tmp_path, capsys, pairs
         ({"model.learning": 1.0}, r"the config has no field 'model\.learning'"),
         ({"phases[3].updates": 1}, r"the config has no field 'phases\[3\]\.updates'"),
         ({"seed": "three"}, r"config\.seed is 'three'"),
-        ({"seed": 0.5}, r"config\.seed is 0\.5"),
         ({"data.threshold": 2.0}, r"config\.data\.threshold is 2\.0: it must be 0\.001 to 1"),
         ({"model_name": "vea"}, r"no module skullgen\.models\.vea"),
-        ({"model_name": "vea", "batch_size": 4}, r"no module skullgen\.models\.vea"),
     ],
 )
 def test_wrong_fields_are_told_before_anything_is_run(tmp_path, fields, words, monkeypatch):
@@ -187,10 +166,8 @@ def test_a_seeds_row_by_hand(tmp_path):
         row = {"net": "vnet", "column": "test", "by": "all", "group": ""}
         rows = [{**row, "metric": metric, "mean": value} for metric in ("dice", "mylab.m.error")]
         rows.append({**row, "by": "kind", "metric": "dice", "mean": 99.0})
-        result = {
-            "verdict": {"summary": rows},
-            "quality": {"removed": {"empty_defects": 0, "x": []}},
-        }
+        quality = {"removed": {"empty_defects": 0, "x": []}}
+        result = {"verdict": {"summary": rows}, "quality": quality}
         files.write_json(tmp_path / name / "metrics.json", result)
     runs = {
         "a-seed=0": {"generate.count": 8, "seed": 0},
