@@ -14,14 +14,13 @@ Record = dict[str, Any]
 def read(path: Path) -> list[Record]:
     """The records of a log, [] without one; a last line that a kill cut short is left out."""
     *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
+    number, records = 0, []
+    try:
+        for number, line in enumerate(lines, 1):
             records.append(json.loads(line))
-        except ValueError:
-            raise UserError(
-                f"{path}: line {number} is damaged: delete it: curves lack it"
-            ) from None
+    except ValueError:
+        what = f"{path}: line {number} is damaged"
+        raise UserError(f"{what}: delete it: curves lack it") from None
     return records
 
 
