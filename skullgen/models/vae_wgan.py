@@ -37,11 +37,10 @@ def from_posterior(posterior: Callable) -> Callable:
 
 
 def make(config: ConfigDict) -> Model:
-    """The hybrid; `config` is `config.model` of `experiments/vae_wgan.py`.
+    """The hybrid of `config.model`; steps: `vae`, `bridge` (fed with posteriors of training pairs),
+    `wgan`, fed from `config.latents` (`prior` in the paper).
 
-    Steps, in the paper's order: `vae`; `bridge`, whose generator is fed with posteriors of training
-    pairs; `wgan`, fed from `config.latents` (`prior` in the paper). With `config.warm_start` the
-    generator starts as the VAE's decoder, else from weights of its own, as in the paper.
+    With `config.warm_start` the generator starts as the VAE's decoder, else on its own, as there.
     """
     if config.warm_start and config.generator_norm != "group":
         raise UserError(
