@@ -23,9 +23,9 @@ ng = jax.lax.stop_gradient
 def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
     """Equations 4 and 5, of `(encoder, decoder, pairs, noise, prior, alpha)`: means over the batch.
 
-    Returns `encoder_loss(...) -> (float32 [], (posterior, metrics))` and `decoder_loss(...) ->
-    float32 []`. encoder, decoder: params. pairs: float32 [B, D, D, D, 2]. noise, prior: N(0, I) of
-    the posteriors and z of the new samples, [B, Z]. alpha: a number; of 0, no gradient is made.
+    `encoder_loss(...) -> loss, (posterior, metrics)` and `decoder_loss(...) -> loss`. encoder,
+    decoder: params. noise, prior: N(0, I) of the posteriors and z of the new samples, [B, Z].
+    alpha: a number; of 0, no gradient is made.
     """
     module = vae.autoencoder(config)
 

@@ -61,8 +61,7 @@ def test_bfloat16_stays_within_a_fiftieth_of_float32(module, name, batches, watc
         with settings.unlocked():
             settings.update(resolution=SIZE, precision=precision)
         model, state = common.start(config.model_name or "vnet", settings)
-        plan = dict(batches=batches, updates=12)
-        _, metrics = common.train(model.steps[name], state, data, **plan)
+        _, metrics = common.train(model.steps[name], state, data, batches=batches, updates=12)
         logs[precision] = [[values[key] for key in watched] for values in metrics]
     exact, rounded = (np.array(logs[precision]) for precision in ("float32", "bfloat16"))
     assert not np.array_equal(exact, rounded)  # it was computed in bfloat16
@@ -77,27 +76,29 @@ def test_scanned_critic_updates_equal_a_loop_by_hand(data):
     net, judge = state.nets["generator"], state.nets["critic"]
     params, opt = judge.params, judge.opt
 
-    def on_one_device(function):
-        return jax.vmap(lambda _: function(), axis_name=AXIS)(jnp.zeros(1))
+    def draw(function, stream, update):
+        one = jax.vmap(lambda _: function(steps.keys(state, stream, 4, update)), axis_name=AXIS)
+        return one(jnp.zeros(1))[0]
+
+    @jax.jit
+    def generate(update):
+        z, variables = draw(lambda k: steps.normal(k, 4), 0, update), {"params": net.params}
+
+        def one(z):
+            logits, _ = generator.apply({**variables, "stats": net.stats}, z, mutable=["stats"])
+            return modules.probabilities(logits)
+
+        return jax.vmap(one, axis_name=AXIS)(z[None])[0], draw(steps.uniform, 1, update)
 
     @jax.jit
     def update_by_hand(params, opt, real, update):
-        z, u = on_one_device(
-            lambda: (
-                steps.normal(steps.keys(state, 0, 4, update), 4),
-                steps.uniform(steps.keys(state, 1, 4, update)),
-            )
-        )
-        variables = {"params": net.params, "stats": net.stats}
-        fake = on_one_device(
-            lambda: modules.probabilities(generator.apply(variables, z[0], mutable=["stats"])[0])
-        )[0]
+        fake, u = generate(update)
 
         def loss(params):
             def score(x):
                 return critic.apply({"params": params}, x)
 
-            penalty, _ = losses.gradient_penalty(score, real, fake, u[0])
+            penalty, _ = losses.gradient_penalty(score, real, fake, u)
             return score(fake).mean() - score(real).mean() + 10 * penalty.mean()
 
         updates, opt = tx.update(jax.grad(loss)(params), opt)

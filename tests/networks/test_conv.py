@@ -57,19 +57,6 @@ def test_the_matmul_forms_and_their_parts():
     assert conv_cpu._samples(7, 1) == 7
 
 
-def test_conv_by_hand():
-    x = jnp.zeros((1, 4, 4, 4, 1)).at[0, 1, 2, 3, 0].set(1.0)
-    w = jnp.arange(64.0).reshape(4, 4, 4, 1, 1)
-    # Output voxel m reads inputs 2m - 1 .. 2m + 2, so input i meets tap i - 2m + 1.
-    want = np.zeros((2, 2, 2))
-    for m in np.ndindex(2, 2, 2):
-        tap = [i - 2 * k + 1 for i, k in zip((1, 2, 3), m, strict=True)]
-        if all(0 <= t < 4 for t in tap):
-            want[m] = w[tap[0], tap[1], tap[2], 0, 0]
-    for impl in IMPLS:
-        np.testing.assert_array_equal(conv.conv(x, w, impl)[0, ..., 0], want)
-
-
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(("sides", "c", "o"), SHAPES)
 def test_value_and_gradients_equal_plain_lax(sides, c, o, impl):
@@ -185,17 +172,6 @@ def test_penalty_on_cpu_has_no_dilated_convolution():
     assert "lhs_dilate" in lowered("lax")  # the text would show one
     assert "dilate" not in lowered("matmul")
     assert "convolution" not in lowered("matmul")
-
-
-def test_two_devices_equal_one():
-    weights, x = penalty_arrays()
-    grad = jax.grad(functools.partial(penalty, *layers("auto")))
-
-    def part(weights, x):
-        return lax.psum(grad(weights, x), "batch")
-
-    run = jax.pmap(part, axis_name="batch", in_axes=(None, 0), out_axes=None)
-    close(run(weights, x.reshape(2, 1, *x.shape[1:])), grad(weights, x))
 
 
 def test_shapes_that_do_not_fit_are_refused(monkeypatch):

@@ -110,12 +110,6 @@ def test_a_mixture_is_streamed_as_it_is_resident(work, other):
     assert int(states[0].step) == 2 * 4 + 5  # an epoch counts the pairs of both
 
 
-def test_a_longer_last_phase_goes_on(work, other):
-    longer = [PLAN[0], PLAN[1]._replace(updates=8)]
-    train(work)
-    same(train(work, longer), train(other, longer))
-
-
 def test_seeds_differ(work, other):
     logits = [train(at, seed=n).nets["toy"].params["logit"] for n, at in enumerate((work, other))]
     assert not np.array_equal(*logits)
