@@ -24,8 +24,11 @@ from skullgen.core.types import Model, Phase, State
 from skullgen.data import mixture, store
 from skullgen.training import checkpoint, logs, parallel
 
-Watch = Callable[[State, str], Iterable[logs.Record]]
+# `(state, phase's step) -> records` for TensorBoard, whose `says` is printed.
+Watch = Callable[[State, str], Iterable[logs.Record]] | None
 Parts = list[mixture.Part]
+Plan = list[Phase]
+Recipe = provenance.Recipe
 
 
 class Options(NamedTuple):
@@ -45,7 +48,7 @@ class Place(NamedTuple):
 
     log: Path
     folder: Path
-    recipe: provenance.Recipe
+    recipe: Recipe
 
 
 class Span(NamedTuple):
@@ -64,7 +67,7 @@ class _Run(NamedTuple):
     options: Options
     manager: Any  # of checkpoints; None but in process 0
     board: Callable[[list[logs.Record]], None]
-    watch: Watch | None
+    watch: Watch
     recent: list[logs.Record]  # of the epoch in progress
     said: set[str]
 
@@ -80,7 +83,7 @@ def check(options: Options, section: str = "") -> None:
         raise UserError(f"{section}batch_size is {options.batch}: {what}")
 
 
-def spans(plan: list[Phase], pairs: int, batch: int) -> list[Span]:
+def spans(plan: Plan, pairs: int, batch: int) -> list[Span]:
     """The phases on the line of updates: an epoch is `ceil(pairs / batch)` updates."""
     lengths = [phase.updates or phase.epochs * math.ceil(pairs / batch) for phase in plan]
     ends = np.cumsum([0, *lengths]).tolist()
@@ -88,18 +91,12 @@ def spans(plan: list[Phase], pairs: int, batch: int) -> list[Span]:
 
 
 def train(
-    model: Model,
-    plan: list[Phase],
-    parts: Parts,
-    place: Place,
-    options: Options,
-    watch: Watch | None = None,
+    model: Model, plan: Plan, parts: Parts, place: Place, options: Options, watch: Watch = None
 ) -> State:
     """Trains `model` through `plan` on a mixture of stores of one size, or goes on.
 
-    watch: `(state, phase's step) -> records` for TensorBoard, whose `says` is printed; called by
-    process 0 wherever metrics were fetched. Raises UserError where `place` holds a network of
-    another recipe, Diverged, and jobs.Stopped after a checkpoint where a signal came.
+    watch: called by process 0 wherever metrics were fetched. Raises UserError where `place` holds a
+    network of another recipe, Diverged, and jobs.Stopped after a checkpoint where a signal came.
     """
     check(options)
     lead, whole = hosts.lead(), spans(plan, _count(parts), options.batch)
@@ -133,9 +130,7 @@ def _count(parts):
 # --- What a network is made of -------------------------------------------------------------------
 
 
-def recipe(
-    plan: list[Phase], parts: Parts, network: provenance.Recipe, seed: int, batch: int
-) -> provenance.Recipe:
+def recipe(plan: Plan, parts: Parts, network: Recipe, seed: int, batch: int) -> Recipe:
     """All that determines a trained network (network: `methods.recipe`), lengths in updates."""
     stores, phases = {}, {}
     for number, part in enumerate(parts):
@@ -246,9 +241,8 @@ def epochs(records: list[logs.Record]) -> list[list[logs.Record]]:
 
 def notes(model: Model, groups: list[list[logs.Record]]) -> list[str]:
     """What `model.notes` says of some epochs' records, each line once, in order."""
-    if model.notes is None:
-        return []
-    return list(dict.fromkeys(line for group in groups for line in model.notes(group)))
+    said = model.notes or (lambda records: [])
+    return list(dict.fromkeys(line for group in groups for line in said(group)))
 
 
 def _infinite(record):

@@ -45,10 +45,10 @@ def load_config(folder: Path) -> ConfigDict:
 
 
 def load_model(name: str, config: ConfigDict, section: str = "") -> Model:
-    """The Model that `make(config)` returns in `skullgen.models.<name>` or in `package.module`.
+    """The Model that `make(config)` of `skullgen.models.<name>`, or of `package.module`, returns.
 
-    config: `config.model`, or that of the section `section` ("segment."). UserError where there is
-    no such module, or a field is missing or, for a model of ours, wrong.
+    section: "segment." of a V-Net's `config.segment.model`. UserError where there is no such
+    module, or a field is missing or, for a model of ours, wrong.
     """
     if not name:
         raise UserError(f"{section}model_name is '': no module is named")
