@@ -23,9 +23,9 @@ ng = jax.lax.stop_gradient
 def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
     """Equations 4 and 5, of `(encoder, decoder, pairs, noise, prior, alpha)`: means over the batch.
 
-    Returns `encoder_loss(...) -> (float32 [], (posterior, metrics))` and `decoder_loss(...) ->
-    float32 []`. encoder, decoder: params. pairs: float32 [B, D, D, D, 2]. noise, prior: N(0, I) of
-    the posteriors and z of the new samples, [B, Z]. alpha: a number; of 0, no gradient is made.
+    `encoder_loss(...) -> loss, (posterior, metrics)` and `decoder_loss(...) -> loss`. encoder,
+    decoder: params. noise, prior: N(0, I) of the posteriors and z of the new samples, [B, Z].
+    alpha: a number; of 0, no gradient is made.
     """
     module = vae.autoencoder(config)
 
@@ -69,25 +69,24 @@ def advice(config: ConfigDict, records: list[dict]) -> list[str]:
     def mean(name):
         return f"KL({name}) is {sum(record[f'kl_{name}'] for record in records) / len(records):.3g}"
 
-    margin = f"config.model.margin ({config.margin:g})"
+    margin, lines = f"config.model.margin ({config.margin:g})", []
     if records[-1]["phase"] == "vae":
         return [f"{mean('real')}: set {margin} a little above it"]
-    lines = []
+    cures = {0.0: ("idle", f"raise {margin}")}
+    cures[1.0] = "saturated", f"lower {margin}, or raise config.model.alpha"
     for name in FAKES:
-        shares = {record[f"hinge_active_{name}"] for record in records}
-        if shares in ({0.0}, {1.0}):
-            idle = shares == {0.0}
-            what = f"the {name}'s hinge was {'idle' if idle else 'saturated'} for a whole epoch"
-            cure = f"raise {margin}" if idle else f"lower {margin}, or raise config.model.alpha"
+        share, *others = {record[f"hinge_active_{name}"] for record in records}
+        if share in cures and not others:
+            what, cure = cures[share]
+            what = f"the {name}'s hinge was {what} for a whole epoch"
             lines.append(f"warning: {what}, {mean(name)}, {mean('real')}: {cure}")
     return lines
 
 
 def make(config: ConfigDict) -> Model:
-    """IntroVAE; `config` is `config.model` of `experiments/introvae.py`.
+    """IntroVAE of `config.model`; steps: `vae` (alpha = 0), `intro`.
 
-    Steps: `vae`, alpha = 0; `intro`. Each updates the encoder, then the decoder on outputs
-    recomputed from the new encoder.
+    Each updates the encoder, then the decoder on outputs recomputed from the new encoder.
     """
     one_of("model.head", config.head, ("linear",))
     module = vae.autoencoder(config)

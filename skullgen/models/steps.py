@@ -16,6 +16,8 @@ from skullgen.core.types import Metrics, Net, State
 from skullgen.networks import modules
 
 Loss = Callable[[Any], tuple[Float[Array, ""], tuple[Any, Metrics]]]  # of params; stats, metrics
+Optimiser = optax.GradientTransformation
+Update = int | Int[Array, ""]
 Z, U, NOISE = 0, 1, 2  # streams of random draws: latents, the penalty's u, the posterior's noise
 
 
@@ -26,15 +28,14 @@ def dtype(precision: str, section: str = "model") -> jnp.dtype:
 
 def generator(config: ConfigDict, norm: str, *more_heads: str) -> modules.Generator:
     """The generator, or decoder, of an experiment's `config.model`; UserError for another head."""
-    precision = dtype(config.precision)
     one_of("model.head", config.head, (*modules.HEADS, *more_heads))
     modules.coarsest(config.resolution, config.widths)
     layers = tuple(config.widths), norm, config.groups, config.get("momentum", 0.99)
     head = config.head, tuple(config.occupancy)
-    return modules.Generator(config.resolution, *layers, *head, precision)
+    return modules.Generator(config.resolution, *layers, *head, dtype(config.precision))
 
 
-def new_net(module: nn.Module, tx: optax.GradientTransformation, key: Key[Array, ""], *arguments):
+def new_net(module: nn.Module, tx: Optimiser, key: Key[Array, ""], *arguments: Any) -> Net:
     """A module's weights, running values and optimiser state at the start, as a `types.Net`."""
     variables = module.init(key, *arguments)
     return Net(variables["params"], variables.get("stats", {}), tx.init(variables["params"]))
@@ -55,9 +56,7 @@ def occupancy(share: Float[Array, " 2"]) -> Metrics:
     return {"occupancy_skull": share[0], "occupancy_defect": share[1]}
 
 
-def descend(
-    net: Net, tx: optax.GradientTransformation, loss: Loss, name: str
-) -> tuple[Net, Metrics]:
+def descend(net: Net, tx: Optimiser, loss: Loss, name: str) -> tuple[Net, Metrics]:
     """One optimiser update of one network; gradients and metrics are averaged over devices.
 
     loss: the mean over this device's samples. name: prefix of the metric `<name>_update_norm`, of
@@ -78,9 +77,7 @@ def _mean(tree):
     return restore(jax.lax.pmean(flat, modules.AXIS))
 
 
-def keys(
-    state: State, stream: int, count: int, update: int | Int[Array, ""] = 0
-) -> Key[Array, " {count}"]:
+def keys(state: State, stream: int, count: int, update: Update = 0) -> Key[Array, " {count}"]:
     """Keys for this device's samples, by (step, stream, critic update, global sample index).
 
     Two devices with half a batch each draw what one device draws.
@@ -102,9 +99,7 @@ def uniform(keys: Key[Array, " B"]) -> Float[Array, " B"]:
     return jax.vmap(jax.random.uniform)(keys)
 
 
-def unpack(
-    bits: UInt8[Array, "*batch bytes"], size: int
-) -> Bool[Array, "*batch {size} {size} {size} 2"]:
+def unpack(bits: UInt8[Array, "*n bytes"], size: int) -> Bool[Array, "*n {size} {size} {size} 2"]:
     """Pairs from little-endian bits."""
     bits = (bits[..., None] >> jnp.arange(8, dtype=jnp.uint8)) & 1
     return bits.reshape(*bits.shape[:-2], size, size, size, 2).astype(bool)

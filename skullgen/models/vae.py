@@ -52,11 +52,8 @@ def autoencoder(config: ConfigDict) -> Autoencoder:
 
 
 def variational(config: ConfigDict) -> tuple[Callable, Callable, Callable]:
-    """The network's start and the ELBO step, for this method and for its hybrids.
-
-    Returns `init(key) -> Net`, whose stats follow the aggregate posterior, `step(state, batch)`
-    on `state.nets["vae"]`, and `posterior(params, pairs) -> mean, log-variance`.
-    """
+    """`init(key) -> Net`, whose stats follow the aggregate posterior, the ELBO `step(state, batch)`
+    on `state.nets["vae"]`, and `posterior(params, pairs)`: for this method and for its hybrids."""
     module = autoencoder(config)
     tx = optax.adam(config.vae_learning_rate)
     distance = losses.squared_error if config.head == "linear" else losses.reconstruction
@@ -96,10 +93,7 @@ def probabilities(output: Float[Array, "*grid logits"], head: str) -> Float[Arra
 
 
 def unknown(latent: int) -> Moments:
-    """The aggregate posterior, the mixture of all training pairs' posteriors, before any update.
-
-    `Net.stats`: exponential averages of its mean and second moment (weight: how much they hold).
-    """
+    """`Net.stats` before any update: moments of the aggregate posterior, all pairs' mixture."""
     mean, square = jnp.zeros(latent), jnp.zeros((latent, latent))
     return {"mean": mean, "square": square, "weight": jnp.zeros(())}
 

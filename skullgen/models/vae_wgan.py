@@ -15,7 +15,7 @@ from skullgen.models import steps, vae, wgan_gp
 
 
 def from_posterior(posterior: Callable) -> Callable:
-    """The bridge's `latents(state, batch, update, keys) -> z [B, Z]`: reparametrised posteriors.
+    """The bridge's `latents(state, batch, update, keys)`: reparametrised posteriors.
 
     No pair is compared with its own reconstruction, to which x_hat would join it: the posteriors
     are those of the next batch (cyclic), or, of one batch, of the next pair in it.
@@ -37,11 +37,10 @@ def from_posterior(posterior: Callable) -> Callable:
 
 
 def make(config: ConfigDict) -> Model:
-    """The hybrid; `config` is `config.model` of `experiments/vae_wgan.py`.
+    """The hybrid of `config.model`; steps, in the paper's order: `vae`, `bridge`, `wgan`.
 
-    Steps, in the paper's order: `vae`; `bridge`, whose generator is fed with posteriors of training
-    pairs; `wgan`, fed from `config.latents` (`prior` in the paper). With `config.warm_start` the
-    generator starts as the VAE's decoder, else from weights of its own, as in the paper.
+    The bridge is fed with posteriors of training pairs, the last from `config.latents`. With
+    `config.warm_start` the generator starts as the VAE's decoder, else on its own, as in the paper.
     """
     if config.warm_start and config.generator_norm != "group":
         raise UserError(

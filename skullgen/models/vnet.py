@@ -21,6 +21,9 @@ from skullgen.models import steps
 from skullgen.networks import augment, conv, losses, modules
 
 Kernel = Float[Array, "2 2 2 C O"]
+Skulls = Shaped[Array, "B D D D"]
+Logits = Float[Array, "B D D D"]
+Added = Float[Array, "B ..."] | int
 AUGMENT = 0  # stream of random draws
 
 
@@ -49,9 +52,7 @@ class Unit(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(
-        self, x: modules.Grid, train: bool, add: Float[Array, "B ..."] | int = 0
-    ) -> Float[Array, "B x y z {self.features}"]:
+    def __call__(self, x: modules.Grid, train: bool, add: Added = 0) -> modules.Convolved:
         """`add` broadcasts to the result."""
         shape = (*(self.kernel,) * 3, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
@@ -65,14 +66,11 @@ class Unit(nn.Module):
 
 
 class VNet(nn.Module):
-    """Stages of convolutions at each width, halved between them, and back with the skips.
+    """Stages of `down` convolutions at each width, halved between them, and `up` with the skips.
 
     A stage adds its input to its last convolution, before the PReLU: the first one the skull,
     broadcast to its width; one on the way up, whose convolutions see the doubled grid and the
     skip side by side, the doubled grid alone, which has its width.
-
-    widths, down: channels and convolutions of each stage, from the finest grid to the coarsest.
-    up: convolutions of each stage on the way back.
     """
 
     widths: tuple[int, ...]
@@ -84,9 +82,7 @@ class VNet(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(
-        self, skulls: Shaped[Array, "B D D D"], train: bool = True
-    ) -> tuple[Float[Array, "B D D D"], Float[Array, "B C"]]:
+    def __call__(self, skulls: Skulls, train: bool = True) -> tuple[Logits, Float[Array, "B C"]]:
         """Logits, and means over the bottleneck."""
         unit = functools.partial(Unit, norm=self.norm, groups=self.groups, dtype=self.dtype)
 

@@ -28,10 +28,9 @@ def networks(config: ConfigDict) -> tuple[modules.Generator, modules.Critic]:
 
 
 def adversarial(config: ConfigDict) -> tuple[Callable, Callable]:
-    """The two networks' starts and the adversarial step, for this method and for its hybrids.
+    """`init(key) -> nets` and `step(state, batch, latents)`: for this method and for its hybrids.
 
-    Returns `init(key) -> nets` and `step(state, batch, latents)`, with one real batch for each
-    critic update, where `latents(state, batch, update, keys) -> z [B, Z]` is the generator's input.
+    One real batch a critic update; `latents(state, batch, update, keys)` feeds the generator.
     """
     generator, critic = networks(config)
     rates = {"generator": config.learning_rate, "critic": config.critic_learning_rate}
@@ -40,9 +39,10 @@ def adversarial(config: ConfigDict) -> tuple[Callable, Callable]:
     def init(key):
         keys = jax.random.split(key)
         z, pair = jnp.zeros((1, config.latent)), jnp.zeros((1, *(config.resolution,) * 3, 2))
-        generator_net = steps.new_net(generator, tx["generator"], keys[0], z, False)
-        critic_net = steps.new_net(critic, tx["critic"], keys[1], pair)
-        return {"generator": generator_net, "critic": critic_net}
+        return {
+            "generator": steps.new_net(generator, tx["generator"], keys[0], z, False),
+            "critic": steps.new_net(critic, tx["critic"], keys[1], pair),
+        }
 
     def generate(net, params, z):
         variables = {"params": params, "stats": net.stats}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 Pairs = Bool[Array, "B D D D 2"]
+Affine = tuple[Float[Array, "3 3"], Float[Array, " 3"]]
 _HALVINGS = 10  # of the threshold's interval: what is left of it, 0.001, is rounding
 
 
@@ -27,9 +28,7 @@ def augment(
     return warp(pairs, matrix, direction * shift)
 
 
-def draw(
-    key: Key[Array, ""], rotation_degrees: float, scaling: float
-) -> tuple[Float[Array, "3 3"], Float[Array, " 3"]]:
+def draw(key: Key[Array, ""], rotation_degrees: float, scaling: float) -> Affine:
     """Draw one sample's flip, scales and rotation as a matrix (`warp`), and a shift in -1 to 1."""
     u = jax.random.uniform(key, (10,), minval=-1)
     flip = jnp.where(u[0] < 0, jnp.array([-1.0, 1, 1]), 1)

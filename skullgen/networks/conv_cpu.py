@@ -52,7 +52,8 @@ def conv(x: Array, w: Array) -> Array:
 
 def conv_transpose(g: Array, w: Array) -> Array:
     """Transpose `conv` in x."""
-    rows, c = _kernel_rows(w), w.shape[3]
+    c, o = w.shape[3:]
+    rows = w.reshape(2, 2, 2, 2, 2, 2, c, o).transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(64 * c, o)
     pads = [((0, 0), *((o, 1 - o) for o in a), (0, 0)) for a in _OFFSETS]
 
     def overlap(g):
@@ -111,13 +112,6 @@ def _chunked(f, x, entries):
         return f(x)
     y = lax.map(f, _parts(x, samples))
     return y.reshape(x.shape[0], *y.shape[2:])
-
-
-def _kernel_rows(w):
-    """`[4, 4, 4, C, O]` to `[64C, O]`, rows ordered (offset, place in the block, channel)."""
-    c, o = w.shape[3:]
-    w = w.reshape(2, 2, 2, 2, 2, 2, c, o).transpose(0, 2, 4, 1, 3, 5, 6, 7)
-    return w.reshape(64 * c, o)
 
 
 def _pairs(x):

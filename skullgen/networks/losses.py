@@ -15,12 +15,14 @@ from jaxtyping import Array, Float, Shaped
 Samples = Float[Array, " B"]
 Latents = Float[Array, "B Z"]
 Grid = Float[Array, "B X Y Z C"]
+Kl = Float[Array, "2 B"]  # of reconstructions and of prior samples
+Logits = Float[Array, "B *grid logits"]
+Pairs = Shaped[Array, "B *grid 2"]
+Critic = Callable[[Array], Samples]
 Weights = tuple[float, float]  # of the skull's channel and the defect's
 
 
-def gradient_penalty(
-    critic: Callable[[Array], Samples], real: Grid, fake: Grid, u: Samples
-) -> tuple[Samples, Samples]:
+def gradient_penalty(critic: Critic, real: Grid, fake: Grid, u: Samples) -> tuple[Samples, Samples]:
     """Equation 3's penalty `(||grad C(x_hat)||_2 - 1)^2` and the norms that it is made of.
 
     critic: it must not mix samples (no batch norm): only then is the gradient of the sum over the
@@ -39,9 +41,7 @@ def kl(mean: Latents, log_variance: Latents) -> Samples:
     return 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).sum(axis=-1)
 
 
-def reconstruction(
-    logits: Float[Array, "B *grid logits"], pairs: Shaped[Array, "B *grid 2"], weights: Weights
-) -> Samples:
+def reconstruction(logits: Logits, pairs: Pairs, weights: Weights) -> Samples:
     """Negative log-likelihood of binary pairs, summed over voxels and channels.
 
     weights: with two logits, of each channel's whole cross-entropy; with three, of the voxels of
@@ -59,9 +59,7 @@ def reconstruction(
     return loss.sum(axis=tuple(range(1, loss.ndim)))
 
 
-def squared_error(
-    output: Float[Array, "B D D D 2"], pairs: Shaped[Array, "B D D D 2"], weights: Weights
-) -> Samples:
+def squared_error(output: Grid, pairs: Pairs, weights: Weights) -> Samples:
     """Sum of squared errors over voxels and channels, divided by D: equations 4 and 5's error.
 
     Only so reduced do the paper's alpha, beta and m make sense: with a plain sum the hinge never
@@ -72,21 +70,14 @@ def squared_error(
 
 
 def introspective_encoder(
-    kl_real: Samples,
-    kl_fake: Float[Array, "2 B"],
-    error: Samples,
-    alpha: float,
-    beta: float,
-    margin: float,
+    kl_real: Samples, kl_fake: Kl, error: Samples, alpha: float, beta: float, margin: float
 ) -> Samples:
-    """Equation 4; kl_fake: of reconstructions and prior samples. margin: the paper's m."""
+    """Equation 4; margin: the paper's m."""
     hinge = jnp.maximum(0, margin - kl_fake)
     return kl_real + alpha * hinge.sum(axis=0) + beta * error
 
 
-def introspective_generator(
-    kl_fake: Float[Array, "2 B"], error: Samples, alpha: float, beta: float
-) -> Samples:
+def introspective_generator(kl_fake: Kl, error: Samples, alpha: float, beta: float) -> Samples:
     """Equation 5; arguments as in `introspective_encoder`."""
     return alpha * kl_fake.sum(axis=0) + beta * error
 

@@ -18,8 +18,11 @@ from jaxtyping import Array, Bool, Float
 from skullgen.networks import conv
 
 Grid = Float[Array, "B X Y Z C"]
+Convolved = Float[Array, "B x y z c"]
 Pairs = Float[Array, "B D D D 2"]
 Latents = Float[Array, "B Z"]
+Probability = Float[Array | np.ndarray, "*grid 2"]
+Pair = Bool[Array | np.ndarray, "*grid 2"]
 
 AXIS = "batch"  # the axis of devices, over which batch norm averages
 HEADS = {"independent": 2, "exclusive": 3}  # of logits; a `linear` head's are probabilities
@@ -46,13 +49,11 @@ def probabilities(logits: Float[Array, "*grid logits"]) -> Float[Array, "*grid 2
     return jax.nn.softmax(logits)[..., 1:]
 
 
-def binarise(
-    probability: Float[Array | np.ndarray, "*grid 2"], head: str, threshold: float = 0.5
-) -> Bool[Array | np.ndarray, "*grid 2"]:
+def binarise(probability: Probability, head: str, threshold: float = 0.5) -> Pair:
     """A pair from its probabilities: each channel by itself, where it reaches the threshold.
 
-    exclusive: bone where the two together reach it, each voxel to the likelier channel (a tie to
-    the skull): the rule by which ingest reduces real pairs.
+    exclusive: bone where the sum does, each voxel to the likelier channel (a tie to the skull), as
+    ingest reduces real pairs.
     """
     if head != "exclusive":
         return probability >= threshold
@@ -64,9 +65,9 @@ def binarise(
 class Norm(nn.Module):
     """A normalisation with one scale and one offset a channel; moments in float32.
 
-    kind: `layer` (over D, H, W, C of each sample, as in WGAN-GP's own code), `channel` (over the
-        channels of each voxel), `group` (over D, H, W and each group of channels), `batch`
-        (over B, D, H, W of all devices; running averages when `train` is False), `none`.
+    kind: `layer` (over X, Y, Z, C of each sample, as in WGAN-GP's own code), `channel` (over C of
+    each voxel), `group` (over X, Y, Z and each group of channels), `batch` (over B, X, Y, Z of all
+    devices; running averages when `train` is False), `none`.
     """
 
     kind: str
@@ -113,45 +114,40 @@ class Norm(nn.Module):
         return moments
 
 
-class Down(nn.Module):
-    """Conv k4 s2: sides are halved."""
-
-    features: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Grid) -> Float[Array, "B x y z {self.features}"]:
-        """Convolves, in `dtype`."""
-        kernel = self.param("kernel", _kernel, (4, 4, 4, x.shape[-1], self.features))
-        return conv.conv(x.astype(self.dtype), kernel.astype(self.dtype))
-
-
-class Up(nn.Module):
-    """Transposed conv k4 s2: sides are doubled."""
+class _Convolution(nn.Module):
+    """A convolution in `dtype`, of a kernel that is kept in float32."""
 
     features: int
     dtype: Any = jnp.float32
     kernel_init: Any = _kernel
 
     @nn.compact
-    def __call__(self, x: Grid) -> Float[Array, "B x y z {self.features}"]:
-        """Convolves, in `dtype`."""
-        # Stored as the kernel of the convolution that it transposes: [..., out, in].
-        kernel = self.param("kernel", self.kernel_init, (4, 4, 4, self.features, x.shape[-1]))
-        return conv.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))
+    def __call__(self, x: Grid) -> Convolved:
+        """Convolves."""
+        convolve, ends = self._form(x.shape[-1])
+        kernel = self.param("kernel", self.kernel_init, (4, 4, 4, *ends))
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
-class Same(nn.Module):
+class Down(_Convolution):
+    """Conv k4 s2: sides are halved."""
+
+    def _form(self, channels):
+        return conv.conv, (channels, self.features)
+
+
+class Up(_Convolution):
+    """Transposed conv k4 s2: sides are doubled. Its kernel is that of the convolution: out, in."""
+
+    def _form(self, channels):
+        return conv.conv_transpose, (self.features, channels)
+
+
+class Same(_Convolution):
     """Conv k4 s1, the generator's stem."""
 
-    features: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Grid) -> Float[Array, "B x y z {self.features}"]:
-        """Convolves, in `dtype`."""
-        kernel = self.param("kernel", _kernel, (4, 4, 4, x.shape[-1], self.features))
-        return conv.conv_same(x.astype(self.dtype), kernel.astype(self.dtype))
+    def _form(self, channels):
+        return conv.conv_same, (channels, self.features)
 
 
 class Critic(nn.Module):
@@ -197,12 +193,9 @@ class Encoder(nn.Module):
 class Generator(nn.Module):
     """The generator (norm `batch`) and the VAE's decoder (norm `group`) of section 4.2.
 
-    Dense to the coarsest grid, conv k4 s1, transposed convs k4 s2; norm and ReLU after each.
-
-    head: `independent` (the paper's two channels) or `exclusive` (softmax over background, skull,
-    defect: overlap is impossible), or `linear` (two channels, squared errors). occupancy: the
-    expected share of voxels of skull and defect, where the head's bias starts: else sparse
-    channels are empty for hundreds of updates.
+    head: `independent` (the paper's two channels), `exclusive` (softmax over background, skull,
+    defect: no overlap) or `linear` (two channels, squared errors). occupancy: the expected share of
+    voxels of skull and defect, where the head's bias starts: else sparse channels stay empty long.
     """
 
     resolution: int

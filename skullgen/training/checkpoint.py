@@ -1,9 +1,8 @@
 """Checkpoints of a State: the only orbax import.
 
-States are saved from the host, as numpy arrays (the key as its data): a checkpoint restores on
-any number and kind of devices. Saving is asynchronous; an unfinished step is never listed. Orbax
-does not see every flipped bit, so each step holds a sum of its own. Whatever goes wrong while one
-is read, nothing is renamed or deleted.
+States are saved from the host, as numpy arrays (the key as its data): a checkpoint restores on any
+devices. Saving is asynchronous; an unfinished step is never listed. Orbax does not see every
+flipped bit, so each step holds a sum of its own. An error of reading renames and deletes nothing.
 """
 
 import hashlib
@@ -48,8 +47,7 @@ def _alone():
 
 def newest(folder: Path) -> int:
     """The newest whole step in `folder`, or 0 where there is none."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
 
 
 def fingerprint(state: State) -> str:
@@ -61,19 +59,15 @@ def fingerprint(state: State) -> str:
 
 
 def save(manager: ocp.CheckpointManager, state: State) -> None:
-    """Starts to save `state`, which may be donated at once, under its step, unless that is there.
-
-    UserError where the disk has no room for it.
-    """
-    step = int(state.step)
+    """Starts to save `state`, which may be donated at once; UserError where the disk is full."""
+    step, place = int(state.step), Path(manager.directory)
     if step in manager.all_steps():
         return
     copy = jax.tree.map(lambda x: np.array(x, copy=True), _plain(state))
-    place = Path(manager.directory) / str(step)
     needed = sum(x.nbytes for x in jax.tree.leaves(copy)) + 2**20  # and orbax's own files
     finish(manager)
     if files.free_bytes(place) < needed:  # orbax would find out in a thread of its own
-        raise files.no_room(place, needed)
+        raise files.no_room(place / str(step), needed)
     manager.save(step, args=ocp.args.StandardSave(copy), custom_metadata={"crc32": _crc(copy)})
 
 
@@ -97,9 +91,9 @@ def release(folder: Path, state: State) -> None:
 def begin(folder: Path, model: Model, seed: int) -> State:
     """The State to train from in every process: process 0's newest checkpoint, or a new one."""
     step = newest(folder) if hosts.lead() else 0
+    if step and _about(folder / str(step)).get("release"):
+        raise UserError(f"{folder / str(step)}: of a release: training cannot go on from it")
     if step:
-        if _about(folder / str(step)).get("release"):
-            raise UserError(f"{folder / str(step)}: of a release: training cannot go on from it")
         state = read(folder, model, step)
     else:
         # rbg for the weights: threefry takes XLA seconds to compile for every shape drawn.
@@ -109,30 +103,23 @@ def begin(folder: Path, model: Model, seed: int) -> State:
 
 
 def read(folder: Path, model: Model, step: int) -> State:
-    """The State at `step` in `folder`, to which nothing is written; of a release without `opt`.
-
-    UserError where it is not what was saved; orbax's own error for any other reason.
-    """
-    place, why = folder / str(step), ""
+    """The State at `step`, of a release without `opt`; UserError where it is not what was saved."""
+    place, state = folder / str(step), None
     about = _about(place)
-    shapes = jax.eval_shape(lambda key: _plain(model.init(key)), jax.random.key(0))
-    shapes = _released(shapes) if about.get("release") else shapes
-    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    target = jax.eval_shape(lambda key: _plain(model.init(key)), jax.random.key(0))
+    target = _released(target) if about.get("release") else target
+    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as orbax:
             state = orbax.restore(place.absolute() / "default", target)
-        if about.get("crc32") != _crc(state):
-            why = "not what was saved, or of another version of its model"
-    except FileNotFoundError:
-        why = "a file is missing"
-    except ValueError as error:
-        if not (isinstance(error, json.JSONDecodeError) or str(error).startswith(DAMAGE)):
-            error.add_note(f"while {place} was read")
+    except (FileNotFoundError, ValueError) as error:
+        damaged = isinstance(error, FileNotFoundError | json.JSONDecodeError)
+        if not damaged and not str(error).startswith(DAMAGE):
             raise
-        why = str(error).partition(":")[0]
-    if why:
+    if state is None or about.get("crc32") != _crc(state):
         raise UserError(
-            f"{place}: damaged ({why}): delete it: training goes on from the one before"
+            f"{place}: damaged (not what was saved, or of another version of its model): "
+            "delete it: training goes on from the one before"
         )
     if about.get("release"):
         state = state.replace(key=jax.random.key_data(jax.random.key(0)))

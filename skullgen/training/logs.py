@@ -15,13 +15,12 @@ def read(path: Path) -> list[Record]:
     """The records of a log, [] without one; a last line that a kill cut short is left out."""
     *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
     records = []
-    for number, line in enumerate(lines, 1):
-        try:
+    try:
+        for line in lines:
             records.append(json.loads(line))
-        except ValueError:
-            raise UserError(
-                f"{path}: line {number} is damaged: delete it: curves lack it"
-            ) from None
+    except ValueError:
+        what = f"{path}: line {len(records) + 1} is damaged"
+        raise UserError(f"{what}: delete it: curves lack it") from None
     return records
 
 

@@ -4,6 +4,7 @@ Everything that an update does follows from the store, the seed and its number, 
 stopped goes on from its newest checkpoint and on one device kind ends as if it never had been.
 """
 
+import collections
 import contextlib
 import itertools
 import math
@@ -23,8 +24,11 @@ from skullgen.core.types import Model, Phase, State
 from skullgen.data import mixture, store
 from skullgen.training import checkpoint, logs, parallel
 
-Watch = Callable[[State, str], Iterable[logs.Record]]
+# `(state, phase's step) -> records` for TensorBoard, whose `says` is printed.
+Watch = Callable[[State, str], Iterable[logs.Record]] | None
 Parts = list[mixture.Part]
+Plan = list[Phase]
+Recipe = provenance.Recipe
 
 
 class Options(NamedTuple):
@@ -44,7 +48,7 @@ class Place(NamedTuple):
 
     log: Path
     folder: Path
-    recipe: provenance.Recipe
+    recipe: Recipe
 
 
 class Span(NamedTuple):
@@ -61,10 +65,9 @@ class _Run(NamedTuple):
     parts: Parts
     place: Place
     options: Options
-    ends: list[int]  # of the phases
     manager: Any  # of checkpoints; None but in process 0
     board: Callable[[list[logs.Record]], None]
-    watch: Watch | None
+    watch: Watch
     recent: list[logs.Record]  # of the epoch in progress
     said: set[str]
 
@@ -80,7 +83,7 @@ def check(options: Options, section: str = "") -> None:
         raise UserError(f"{section}batch_size is {options.batch}: {what}")
 
 
-def spans(plan: list[Phase], pairs: int, batch: int) -> list[Span]:
+def spans(plan: Plan, pairs: int, batch: int) -> list[Span]:
     """The phases on the line of updates: an epoch is `ceil(pairs / batch)` updates."""
     lengths = [phase.updates or phase.epochs * math.ceil(pairs / batch) for phase in plan]
     ends = np.cumsum([0, *lengths]).tolist()
@@ -88,23 +91,16 @@ def spans(plan: list[Phase], pairs: int, batch: int) -> list[Span]:
 
 
 def train(
-    model: Model,
-    plan: list[Phase],
-    parts: Parts,
-    place: Place,
-    options: Options,
-    watch: Watch | None = None,
+    model: Model, plan: Plan, parts: Parts, place: Place, options: Options, watch: Watch = None
 ) -> State:
     """Trains `model` through `plan` on a mixture of stores of one size, or goes on.
 
-    watch: `(state, phase's step) -> records` for TensorBoard, whose `says` is printed; called by
-    process 0 wherever metrics were fetched. Raises UserError where `place` holds a network of
-    another recipe, Diverged, and jobs.Stopped after a checkpoint where a signal came.
+    watch: called by process 0 wherever metrics were fetched. Raises UserError where `place` holds a
+    network of another recipe, Diverged, and jobs.Stopped after a checkpoint where a signal came.
     """
     check(options)
     lead, whole = hosts.lead(), spans(plan, _count(parts), options.batch)
     ends = [span.end for span in whole]
-    board = logs.tensorboard(options.tensorboard if lead else None)
     if lead:
         _claim(place.folder, recipe(plan, parts, place.recipe, options.seed, options.batch))
     # Placed as the steps return it, or the first one is compiled twice.
@@ -112,18 +108,17 @@ def train(
     first = int(state.step)
     if 0 < first < ends[-1]:
         print(f"training: goes on from the checkpoint of update {first}")
-    managing = contextlib.nullcontext()
-    if lead:
-        managing = checkpoint.manager(place.folder, options.keep, ends)
-    with managing as manager:
+    own = checkpoint.manager(place.folder, options.keep, ends) if lead else None
+    with own or contextlib.nullcontext():
+        board = logs.tensorboard(options.tensorboard if lead else None)
         recent = logs.cut(place.log, first) if lead else []
         watch = watch if lead else None
-        run = _Run(model, parts, place, options, ends, manager, board, watch, recent, set())
+        run = _Run(model, parts, place, options, own, board, watch, recent, set())
         for span in whole:
             if int(state.step) < span.end:
                 state = _phase(run, span, state)
-        if manager:
-            checkpoint.finish(manager)
+        if own:
+            checkpoint.finish(own)
     hosts.first(0)  # the last checkpoint is written
     return state
 
@@ -135,30 +130,16 @@ def _count(parts):
 # --- What a network is made of -------------------------------------------------------------------
 
 
-def recipe(
-    plan: list[Phase], parts: Parts, network: provenance.Recipe, seed: int, batch: int
-) -> provenance.Recipe:
+def recipe(plan: Plan, parts: Parts, network: Recipe, seed: int, batch: int) -> Recipe:
     """All that determines a trained network (network: `methods.recipe`), lengths in updates."""
-    stores = [
-        {"recipe": provenance.digest(part.store.recipe), "rows": _runs(part.rows)} for part in parts
-    ]
-    phases = [
-        [phase.step, phase.batches, end - begin]
-        for phase, _, begin, end in spans(plan, _count(parts), batch)
-    ]
-    return {
-        **network,
-        "seed": seed,
-        "batch_size": batch,
-        "stores": {str(number): each for number, each in enumerate(stores)},
-        "phases": {str(number): each for number, each in enumerate(phases)},
-    }
-
-
-def _runs(rows):
-    """Rows as runs [first, last + 1]."""
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(rows, breaks)]
+    stores, phases = {}, {}
+    for number, part in enumerate(parts):
+        runs = np.split(part.rows, np.flatnonzero(np.diff(part.rows) != 1) + 1)
+        runs = [[int(run[0]), int(run[-1]) + 1] for run in runs]
+        stores[str(number)] = {"recipe": provenance.digest(part.store.recipe), "rows": runs}
+    for phase, number, begin, end in spans(plan, _count(parts), batch):
+        phases[str(number)] = [phase.step, phase.batches, end - begin]
+    return {**network, "seed": seed, "batch_size": batch, "stores": stores, "phases": phases}
 
 
 def learnt(workdir: Path, name: str) -> Int[np.ndarray, " n"]:
@@ -171,8 +152,7 @@ def learnt(workdir: Path, name: str) -> Int[np.ndarray, " n"]:
 
 def _claim(folder, now):
     """UserError unless what was trained in `folder` is what `now` begins with; writes `now`."""
-    step = checkpoint.newest(folder)
-    if step:
+    if step := checkpoint.newest(folder):
         before = provenance.read(folder) or {}
         provenance.require_same(folder, _until(before, step), _until(now, step))
     folder.mkdir(parents=True, exist_ok=True)
@@ -246,15 +226,11 @@ def _fetch(run, span, pending, bar):
 
 
 def _save(run, state, stop):
-    if not run.manager:
-        return
-    for step in run.manager.all_steps():  # of an earlier stop: the end is as without it
-        if step % run.options.save_every and step not in run.ends and step < int(state.step):
-            run.manager.delete(step)
-    checkpoint.save(run.manager, state)
-    if stop:
-        checkpoint.finish(run.manager)
-        print(f"\na checkpoint of update {int(state.step)} is written in {run.place.folder}")
+    if run.manager:
+        checkpoint.save(run.manager, state)
+        if stop:
+            checkpoint.finish(run.manager)
+            print(f"\na checkpoint of update {int(state.step)} is written in {run.place.folder}")
 
 
 def epochs(records: list[logs.Record]) -> list[list[logs.Record]]:
@@ -265,15 +241,13 @@ def epochs(records: list[logs.Record]) -> list[list[logs.Record]]:
 
 def notes(model: Model, groups: list[list[logs.Record]]) -> list[str]:
     """What `model.notes` says of some epochs' records, each line once, in order."""
-    if model.notes is None:
-        return []
-    return list(dict.fromkeys(line for group in groups for line in model.notes(group)))
+    said = model.notes or (lambda records: [])
+    return list(dict.fromkeys(line for group in groups for line in said(group)))
 
 
 def _infinite(record):
-    """The first metric of a record that is not finite, as its name and value."""
-    values = ((k, v) for k, v in record.items() if isinstance(v, float) and not math.isfinite(v))
-    return next(values, None)
+    """The metrics of a record that are not finite, as names and values."""
+    return [(k, v) for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
 
 
 def _diverged(run, span, record):
@@ -286,7 +260,7 @@ def _diverged(run, span, record):
     batches = [[pairs[i] for i in batch] for batch in _draw(run, span, step - 1)]
     if hosts.lead():
         files.write_json(path, {"record": record, "checkpoint": last, "batches": batches})
-    name, value = _infinite(record)
+    name, value = _infinite(record)[0]
     return Diverged(
         f"training of {folder.name} stopped: {name} is {value} at update {step} (phase "
         f"{record['phase']}), on the pairs of {path.name}: the same command replays it from update "
@@ -314,10 +288,12 @@ def _batches(run, span, first):
         yield from ((data, index) for index in draws)
         return
     with ThreadPoolExecutor(4) as pool:
-        ahead = [pool.submit(_read, run.parts, index) for index in itertools.islice(draws, 4)]
-        while ahead:
-            ahead += [pool.submit(_read, run.parts, index) for index in itertools.islice(draws, 1)]
-            yield ahead.pop(0).result()
+        ahead = collections.deque()
+        for index in draws:
+            ahead.append(pool.submit(_read, run.parts, index))
+            if len(ahead) > 4:
+                yield ahead.popleft().result()
+        yield from (task.result() for task in ahead)
 
 
 def _read(parts, index):

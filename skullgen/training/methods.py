@@ -45,10 +45,10 @@ def load_config(folder: Path) -> ConfigDict:
 
 
 def load_model(name: str, config: ConfigDict, section: str = "") -> Model:
-    """The Model that `make(config)` returns in `skullgen.models.<name>` or in `package.module`.
+    """The Model that `make(config)` of `skullgen.models.<name>`, or of `package.module`, returns.
 
-    config: `config.model` of an experiment, or of its section `section` ("segment."). UserError
-    where there is no such module, or a field is missing or, for a model of ours, wrong.
+    section: "segment." of a V-Net's `config.segment.model`. UserError where there is no such
+    module, or a field is missing or, for a model of ours, wrong.
     """
     if not name:
         raise UserError(f"{section}model_name is '': no module is named")
@@ -74,10 +74,9 @@ def _fields(name, section):
     try:
         yield
     except AttributeError as error:
-        cause = error.args[0] if error.args else None
-        if not isinstance(cause, KeyError):
+        if not error.args or not isinstance(error.args[0], KeyError):
             raise
-        field = str(cause.args[0]).split("\n")[0].strip("'")
+        field = str(error.args[0].args[0]).split("\n")[0].strip("'")
         what = f"config.{section}model lacks the field {field}, which {name} reads"
         raise UserError(what) from error
 
@@ -92,11 +91,10 @@ def phases(specs: Specs, model: Model) -> list[Phase]:
         try:
             phase = Phase(**spec)
         except TypeError:
-            fields = ", ".join(Phase._fields)
-            raise UserError(f"{where} is {spec}: its fields are {fields}") from None
+            what = f"{where} is {spec}: its fields are"
+            raise UserError(f"{what} {', '.join(Phase._fields)}") from None
         one_of(f"{where}.step", phase.step, list(model.steps))
-        lengths = phase.epochs, phase.updates, phase.batches
-        whole = all(type(length) is int and length >= 0 for length in lengths)
+        whole = all(type(length) is int and length >= 0 for length in phase[1:])
         if not whole or (phase.epochs > 0) == (phase.updates > 0) or phase.batches < 1:
             raise UserError(
                 f"{where} needs a positive `epochs` or a positive `updates`, not both, "
@@ -111,9 +109,9 @@ def phases(specs: Specs, model: Model) -> list[Phase]:
 
 def recipe(name: str, config: ConfigDict) -> provenance.Recipe:
     """What a network is, whatever it learns from: its model, and the sum of a user's own file."""
-    model = json.loads(config.to_json_best_effort())
     if "." in name:
         plugins.module("model_name", name, name)  # what is not imported has no sum
+    model = json.loads(config.to_json_best_effort())
     return {"model_name": name, "model": model, "code": plugins.sums([name])}
 
 
@@ -150,19 +148,13 @@ def channels(config: ConfigDict) -> str:
     return config.generate.channels or ("exclusive" if head == "exclusive" else "independent")
 
 
-# --- What a model's functions must return, asked for by shapes alone -----------------------------
-
-
 def check(
     name: str, config: ConfigDict, size: int, specs: Specs | None = None, section: str = ""
 ) -> None:
-    """Tries `load_model`, `phases` and, of a model of the user's own, `check_shapes`.
-
-    Our own models are tried by our tests, since that takes seconds. size: `D`.
-    """
+    """Tries `load_model`, `phases` and, of a model of the user's own, `check_shapes`; size: `D`."""
     model = load_model(name, config, section)
     plan = [] if specs is None else phases(specs, model)
-    if "." in name:
+    if "." in name:  # ours are tried by our tests, since that takes seconds
         with _fields(name, section):
             check_shapes(model, name, size, {phase.step: phase.batches for phase in plan})
 
@@ -170,51 +162,36 @@ def check(
 def check_shapes(model: Model, name: str, size: int, batches: Mapping[str, int]) -> None:
     """UserError where a function of a `Model` returns other shapes than `core.types` says.
 
-    size: `D`. batches: step -> `Phase.batches`. A model's own exceptions come as they are, with a
-    note of what was tried.
+    Nothing is computed. size: `D`. batches: step -> `Phase.batches`.
     """
-    grid = (B, size, size, size)
-    skulls = jax.ShapeDtypeStruct(grid, "float32")
-    pairs = jax.ShapeDtypeStruct((*grid, 2), "float32")
-
-    def ask(what, function, *arguments):
-        try:
-            return jax.eval_shape(function, *arguments)
-        except Exception as error:
-            error.add_note(f"{name}: {what}, tried by shapes alone: B is {B} ({__name__}.py)")
-            raise
-
-    def require(what, shape, *arguments):
-        """What a function returns, where the model has it; shape: None for [B, any]."""
-        if function := getattr(model, what):
-            value = ask(what, function, *arguments)
-            shape = shape or (B, *getattr(value, "shape", ())[-1:])
-            _require(f"{name}: {what}", value, jax.ShapeDtypeStruct(shape, "float32"))
-            return value
-
-    state = ask("init", model.init, jax.random.key(0))
+    shape, ask = jax.ShapeDtypeStruct, jax.eval_shape
+    skulls, pairs = shape((B, *(size,) * 3), "float32"), shape((B, *(size,) * 3, 2), "float32")
+    state = ask(model.init, jax.random.key(0))
     if not isinstance(state, State) or (state.step.shape, state.step.dtype) != ((), "int32"):
         raise UserError(f"{name}: init must return a State whose step is int32 []")
     for step, function in model.steps.items():
         of_device = jax.vmap(function, in_axes=(None, 0), axis_name=modules.AXIS)
-        batch = jax.ShapeDtypeStruct((1, batches.get(step, 1), *pairs.shape), bool)
-        answer = ask(f"step `{step}`", of_device, state, batch)
-        _require_step(f"{name}: step `{step}`", state, answer)
-    z = require("latents", None, state, jax.random.split(jax.random.key(0), B))
-    if z is not None:
-        require("decode", pairs.shape, state, z)
-        require("encode", z.shape, state, pairs)
-    require("predict", grid, state, skulls)
-    require("features", None, state, pairs)
+        answer = ask(of_device, state, shape((1, batches.get(step, 1), *pairs.shape), bool))
+        answer = jax.tree.map(lambda x: shape(x.shape[1:], x.dtype), answer)
+        if not isinstance(answer, tuple) or len(answer) != 2 or not hasattr(answer[1], "items"):
+            raise UserError(f"{name}: step `{step}` must return (State, metrics by name)")
+        wanted = state, dict.fromkeys(answer[1], shape((), "float32"))
+        _require(f"{name}: step `{step}`", (answer[0], dict(answer[1])), wanted)
+    latents = None
+    if model.latents:
+        latents = ask(model.latents, state, jax.random.split(jax.random.key(0), B))
+        _require(f"{name}: latents", latents, _rows(latents))
+    asked = {"decode": (latents, pairs), "encode": (pairs, latents)} if model.latents else {}
+    asked |= {"predict": (skulls, skulls), "features": (pairs, None)}
+    for what, (argument, wanted) in asked.items():
+        if function := getattr(model, what):
+            value = ask(function, state, argument)
+            _require(f"{name}: {what}", value, wanted or _rows(value))
 
 
-def _require_step(where, state, answer):
-    if not isinstance(answer, tuple) or len(answer) != 2 or not hasattr(answer[1], "items"):
-        raise UserError(f"{where} must return (State, metrics by name)")
-    after, metrics = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), answer)
-    _require(f"{where}: state", after, state)
-    number = jax.ShapeDtypeStruct((), "float32")
-    _require(f"{where}: metrics", dict(metrics), dict.fromkeys(metrics, number))
+def _rows(value):
+    """The form [B, any]."""
+    return jax.ShapeDtypeStruct((B, *getattr(value, "shape", ())[-1:]), "float32")
 
 
 def _require(where, value, wanted):

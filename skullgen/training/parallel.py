@@ -17,9 +17,8 @@ def data_parallel(
 ) -> Callable[..., tuple[State, Metrics]]:
     """`run(state, data, index)`: a step on pairs of `size` voxels a side, over `devices` (or all).
 
-    data: uint8 [N, bytes], packed pairs, on every device. index: int32 [batches, B], rows of them;
-    the B samples are split over the devices, each process reads its own (`hosts.columns`). `state`
-    is one unreplicated value, donated, and so is the one that comes back.
+    data: uint8 [N, bytes], packed pairs, on every device. index: int32 [batches, B], rows of them,
+    split over the devices; each process reads its own (`hosts.columns`). `state` is donated.
     """
     devices = devices or jax.devices()
     here = [device.process_index == jax.process_index() for device in devices]

@@ -132,17 +132,15 @@ def test_with_alpha_0_the_gradients_are_the_vaes_with_squared_error(data):
     fields = dict(head="linear", channel_weights=(1.0, 3.0))
     judge, state = _start(_config(learning_rate=0.0, beta=1.0, **fields))
     whole, other = _start(_config(vae, kl_weight=1.0, **fields))
-    weights = {role: net.params for role, net in state.nets.items()}
+    weights = {role: jax.tree.map(jnp.copy, net.params) for role, net in state.nets.items()}
     other = other.replace(nets={"vae": other.nets["vae"].replace(params=weights)})
-    moments, logged = [], []
-    for model, start in ((judge, state), (whole, other)):
-        after, [metrics] = common.train(model.steps["vae"], jax.tree.map(jnp.copy, start), data)
-        moments.append({role: net.opt[0].mu for role, net in after.nets.items()})
-        logged.append([metrics[name] for name in ("reconstruction", "occupancy_defect")])
-    moments[1] = moments[1]["vae"]
-    common.assert_close(*moments, rtol=1e-3, atol=1e-5)
-    assert _norm(moments[0]["encoder"]) > 1e-3 and _norm(moments[0]["decoder"]) > 1e-3
-    np.testing.assert_allclose(*logged, rtol=1e-5)
+    one, [logged] = common.train(judge.steps["vae"], state, data)
+    two, [expected] = common.train(whole.steps["vae"], other, data)
+    moments = {role: net.opt[0].mu for role, net in one.nets.items()}
+    common.assert_close(moments, two.nets["vae"].opt[0].mu, rtol=1e-3, atol=1e-5)
+    assert _norm(moments["encoder"]) > 1e-3 and _norm(moments["decoder"]) > 1e-3
+    for name in ("reconstruction", "occupancy_defect"):
+        assert logged[name] == pytest.approx(expected[name], rel=1e-5)
 
 
 def test_decoder_is_updated_on_outputs_of_the_new_encoder(data):
@@ -152,23 +150,20 @@ def test_decoder_is_updated_on_outputs_of_the_new_encoder(data):
     before = jax.tree.map(jnp.copy, state)
     after, _ = common.train(model.steps["intro"], state, data)
     pairs = jnp.asarray(store.unpack(data[common.index()[0]], SIZE), jnp.float32)
-    noise, prior = jax.vmap(
-        lambda _: tuple(steps.normal(steps.keys(before, stream, 4), 4) for stream in (2, 0)),
-        axis_name=AXIS,
-    )(jnp.zeros(1))
+
+    def draw(stream):
+        one = jax.vmap(lambda _: steps.normal(steps.keys(before, stream, 4), 4), axis_name=AXIS)
+        return one(jnp.zeros(1))[0]
+
     _, decoder_loss = introvae_model.objectives(config.model)
-    gradients = [
-        _gradient(
-            decoder_loss,
-            (encoder, before.nets["decoder"].params, pairs, noise[0], prior[0]),
-            config.model.alpha,
-            DECODER,
-        )
-        for encoder in (after.nets["encoder"].params, before.nets["encoder"].params)
-    ]
+    rest = before.nets["decoder"].params, pairs, draw(steps.NOISE), draw(steps.Z)
     moment = jax.tree.map(lambda m: m / 0.1, after.nets["decoder"].opt[0].mu)
-    fresh, stale = (_norm(jax.tree.map(jnp.subtract, g, moment)) for g in gradients)
-    assert fresh < 1e-3 * _norm(moment) < stale
+    errors = []
+    for state in (after, before):
+        arguments = state.nets["encoder"].params, *rest
+        gradient = _gradient(decoder_loss, arguments, config.model.alpha, DECODER)
+        errors.append(_norm(jax.tree.map(jnp.subtract, gradient, moment)))
+    assert errors[0] < 1e-3 * _norm(moment) < errors[1]
 
 
 def test_decode_is_the_clipped_output_and_latents_may_be_the_aggregate_posterior(data):
@@ -203,13 +198,12 @@ def test_notes_print_the_kl_and_name_the_field_that_mends_a_hinge():
     model, _ = _start(_config(margin=7.0))
     records = _records("vae", (1.0, 1.0), (0.0, 0.0))
     records[0]["kl_real"] = 10.0
-    assert model.notes(records) == [
-        "KL(real) is 9.5: set config.model.margin (7) a little above it"
-    ]
+    told = ["KL(real) is 9.5: set config.model.margin (7) a little above it"]
+    assert model.notes(records) == told
     assert model.notes(_records("intro", (0.0, 0.1), (1.0, 0.9))) == []
     (idle,) = model.notes(_records("intro", (0.0, 0.0), (0.5, 1.0)))
     assert idle.startswith("warning: the reconstruction's hinge was idle")
     assert "KL(reconstruction) is 5" in idle and "raise config.model.margin (7)" in idle
-    idle, saturated = model.notes(_records("intro", (0.0, 0.0), (1.0, 1.0)))
+    _, saturated = model.notes(_records("intro", (0.0, 0.0), (1.0, 1.0)))
     assert saturated.startswith("warning: the prior's hinge was saturated")
     assert "lower config.model.margin (7), or raise config.model.alpha" in saturated

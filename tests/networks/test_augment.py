@@ -48,28 +48,15 @@ def test_a_shift_by_whole_voxels_moves_both_channels_and_holds_the_edge(pairs):
     np.testing.assert_array_equal(moved[:, 2:, :, :-1], pairs[:, :-2, :, 1:])
     np.testing.assert_array_equal(moved[:, 0, :, :-1], pairs[:, 0, :, 1:])
     np.testing.assert_array_equal(moved[:, 2:, :, -1], pairs[:, :-2, :, -1])
-
-
-def test_the_shift_comes_after_the_flip(pairs):
-    moved = _warp(pairs, np.diag([-1, 1, 1]), (1, 0, 0))
+    moved = _warp(pairs, np.diag([-1, 1, 1]), (1, 0, 0))  # the flip comes first
     np.testing.assert_array_equal(moved[:, 1:], np.asarray(pairs)[:, ::-1][:, :-1])
-
-
-def test_doubling_a_cube_doubles_its_sides():
-    pairs = np.zeros((1, SIZE, SIZE, SIZE, 2), bool)
-    pairs[:, 3:5, 3:5, 3:5, 0] = True
-    grown = _warp(jnp.asarray(pairs), np.diag([2, 1, 1]))
-    expected = np.zeros_like(pairs)
-    expected[:, 2:6, 3:5, 3:5, 0] = True
-    np.testing.assert_array_equal(grown, expected)
 
 
 def test_without_ranges_only_left_and_right_change_places(pairs):
     moved = np.asarray(augment.augment(KEYS, pairs, 0.0, 0.0, 0.0))
-    same = [np.array_equal(a, b) for a, b in zip(moved, pairs, strict=True)]
     flipped = [np.array_equal(a, b[::-1]) for a, b in zip(moved, pairs, strict=True)]
-    assert all(a != b for a, b in zip(same, flipped, strict=True))
-    assert 0 < sum(flipped) < len(flipped)
+    same = [np.array_equal(a, b) for a, b in zip(moved, pairs, strict=True)]
+    assert same == [not one for one in flipped] and 0 < sum(flipped) < len(flipped)
 
 
 def test_draws_keep_to_their_ranges():
@@ -92,9 +79,8 @@ def test_draws_keep_to_their_ranges():
 
 def test_both_channels_move_alike(pairs):
     """Alone, a pattern in the one channel is moved as in the other."""
-    skull = pairs.at[..., 1].set(False) | jnp.stack([pairs[..., 1], pairs[..., 1] & False], -1)
-    defect = skull[..., ::-1]
-    one, two = (np.asarray(augment.augment(KEYS, x, 20.0, 0.2, 1.5)) for x in (skull, defect))
+    skull = pairs.at[..., 0].set(pairs[..., 1]).at[..., 1].set(False)
+    one, two = (augment.augment(KEYS, x, 20.0, 0.2, 1.5) for x in (skull, skull[..., ::-1]))
     assert one[..., 0].any() and not one[..., 1].any()
     np.testing.assert_array_equal(one, two[..., ::-1])
 
@@ -120,13 +106,9 @@ def test_thin_bone_keeps_its_volume(thickness):
 
 
 def test_a_sample_depends_on_its_own_key_and_pair_only(pairs):
+    assert not augment.augment(KEYS, pairs & False, 10.0, 0.1, 1.2).any()
     whole = np.asarray(augment.augment(KEYS, pairs, 10.0, 0.1, 1.2))
     alone = np.asarray(augment.augment(KEYS[2:3], pairs[2:3], 10.0, 0.1, 1.2))
     np.testing.assert_array_equal(whole[2:3], alone)
     same = np.asarray(augment.augment(KEYS, pairs[:1].repeat(6, 0), 10.0, 0.1, 1.2))
     assert len(np.unique(same.reshape(6, -1), axis=0)) == 6
-
-
-def test_an_empty_pair_stays_empty():
-    empty = jnp.zeros((6, SIZE, SIZE, SIZE, 2), bool)
-    assert not augment.augment(KEYS, empty, 10.0, 0.1, 1.2).any()

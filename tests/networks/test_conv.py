@@ -57,19 +57,6 @@ def test_the_matmul_forms_and_their_parts():
     assert conv_cpu._samples(7, 1) == 7
 
 
-def test_conv_by_hand():
-    x = jnp.zeros((1, 4, 4, 4, 1)).at[0, 1, 2, 3, 0].set(1.0)
-    w = jnp.arange(64.0).reshape(4, 4, 4, 1, 1)
-    # Output voxel m reads inputs 2m - 1 .. 2m + 2, so input i meets tap i - 2m + 1.
-    want = np.zeros((2, 2, 2))
-    for m in np.ndindex(2, 2, 2):
-        tap = [i - 2 * k + 1 for i, k in zip((1, 2, 3), m, strict=True)]
-        if all(0 <= t < 4 for t in tap):
-            want[m] = w[tap[0], tap[1], tap[2], 0, 0]
-    for impl in IMPLS:
-        np.testing.assert_array_equal(conv.conv(x, w, impl)[0, ..., 0], want)
-
-
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(("sides", "c", "o"), SHAPES)
 def test_value_and_gradients_equal_plain_lax(sides, c, o, impl):
@@ -78,9 +65,9 @@ def test_value_and_gradients_equal_plain_lax(sides, c, o, impl):
     want, plain_pull = jax.vjp(plain_conv, x, w)
     close(y, want)
     close(pull(g), plain_pull(g))
-    t, pull = jax.vjp(functools.partial(conv.conv_transpose, impl=impl), g, w)
+    y, pull = jax.vjp(functools.partial(conv.conv_transpose, impl=impl), g, w)
     want, plain_pull = jax.vjp(plain_transpose, g, w)
-    close(t, want)
+    close(y, want)
     close(pull(x), plain_pull(x))
 
 
@@ -97,7 +84,8 @@ def test_one_sample_at_a_time_gives_the_same(sides, c, o, monkeypatch):
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("side", [1, 2, 3, 5])
 def test_same_equals_plain_lax(side, impl):
-    x, w, g = normal((2, side, side, side + 1, 3), (4, 4, 4, 3, 5), (2, side, side, side + 1, 5))
+    grid = (2, side, side, side + 1)
+    x, w, g = normal((*grid, 3), (4, 4, 4, 3, 5), (*grid, 5))
 
     def second(f):
         def squares(x, w):
@@ -106,10 +94,8 @@ def test_same_equals_plain_lax(side, impl):
 
         return jax.grad(squares, (0, 1))(x, w)
 
-    ours = functools.partial(conv.conv_same, impl=impl)
-    close(ours(x, w), plain_same(x, w))
-    close(jax.vjp(ours, x, w)[1](g), jax.vjp(plain_same, x, w)[1](g))
-    close(second(ours), second(plain_same))
+    same_equals_plain_lax(grid, 4, impl)
+    close(second(functools.partial(conv.conv_same, impl=impl)), second(plain_same))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -168,13 +154,8 @@ def test_gradient_of_gradient_equals_plain_lax(sides, impl):
 def test_bfloat16_is_close_to_float32(impl):
     x, w, g = [a.astype(jnp.bfloat16) for a in arrays((8, 8, 8), 2, 3)]
     wide = [a.astype(jnp.float32) for a in (x, w, g)]
-    pairs = [
-        (conv.conv, (0, 1)),
-        (conv.conv_transpose, (2, 1)),
-        (conv.weight_gradient, (0, 2)),
-        (conv.conv_same, (0, 1)),
-    ]
-    for f, (i, j) in pairs:
+    pairs = {conv.conv: (0, 1), conv.conv_transpose: (2, 1), conv.weight_gradient: (0, 2)}
+    for f, (i, j) in {**pairs, conv.conv_same: (0, 1)}.items():
         got = f((x, w, g)[i], (x, w, g)[j], impl)
         want = f(wide[i], wide[j], impl)
         assert (got.dtype, want.dtype) == (jnp.bfloat16, jnp.float32)
@@ -191,17 +172,6 @@ def test_penalty_on_cpu_has_no_dilated_convolution():
     assert "lhs_dilate" in lowered("lax")  # the text would show one
     assert "dilate" not in lowered("matmul")
     assert "convolution" not in lowered("matmul")
-
-
-def test_two_devices_equal_one():
-    weights, x = penalty_arrays()
-    grad = jax.grad(functools.partial(penalty, *layers("auto")))
-
-    def part(weights, x):
-        return lax.psum(grad(weights, x), "batch")
-
-    run = jax.pmap(part, axis_name="batch", in_axes=(None, 0), out_axes=None)
-    close(run(weights, x.reshape(2, 1, *x.shape[1:])), grad(weights, x))
 
 
 def test_shapes_that_do_not_fit_are_refused(monkeypatch):

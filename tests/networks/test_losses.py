@@ -81,14 +81,9 @@ def test_equations_4_and_5_by_hand():
 
 def test_soft_dice_by_hand():
     target = jnp.zeros((4, 2, 2, 2)).at[:3, 0].set(1)  # four voxels, and an empty one
-    prediction = jnp.stack(
-        [
-            target[0],  # perfect
-            1 - target[0],  # disjoint
-            jnp.full((2, 2, 2), 0.5),  # half of everything
-            jnp.zeros((2, 2, 2)).at[0, 0].set(0.25),  # where there is nothing
-        ]
-    )
+    half, quarter = jnp.full((2, 2, 2), 0.5), jnp.zeros((2, 2, 2)).at[0, 0].set(0.25)
+    # Perfect, disjoint, half of everything, and something where there is nothing.
+    prediction = jnp.stack([target[0], 1 - target[0], half, quarter])
     expected = [1 - 8 / 9, 1, 1 - 4 / 9, 1]
     np.testing.assert_allclose(losses.soft_dice(prediction, target), expected, rtol=1e-6)
 
