@@ -65,11 +65,6 @@ def _load(settings, size) -> Model:
     return model
 
 
-def _recipe(settings, size, parts):
-    network = methods.recipe(settings.model_name, _sized(settings, size))
-    return loop.recipe(_plan(settings), parts, network, settings.seed, settings.batch_size)
-
-
 def _plan(settings):
     return [Phase("segment", updates=settings.updates)]
 
@@ -90,10 +85,11 @@ def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
 def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
     """The trained networks; Unfinished where one is not trained to its end, or on other pairs."""
     model, nets = _load(settings, size), {}
+    network = methods.recipe(settings.model_name, _sized(settings, size))
     for name, parts in mixtures(settings, workdir).items():
-        folder = _folder(workdir, name)
-        before, now = provenance.read(folder) or {}, _recipe(settings, size, parts)
-        other = ", ".join(provenance.differences(before, now))
+        folder, plan = _folder(workdir, name), _plan(settings)
+        now = loop.recipe(plan, parts, network, settings.seed, settings.batch_size)
+        other = ", ".join(provenance.differences(provenance.read(folder) or {}, now))
         if checkpoint.newest(folder) != settings.updates or other:
             what = f"{folder}: not trained on these pairs for {settings.updates} updates"
             what += f" ({other})" if other else ""
@@ -110,10 +106,7 @@ def newest(settings: ConfigDict, size: int, workdir: Path, name: str) -> Trained
 
 
 def choose(workdir: Path, name: str = "") -> str:
-    """The trained network of a work directory that `name` means; "": `vnet`, or the only one.
-
-    Raises Unfinished, with the one that is there.
-    """
+    """The trained network that `name` means ("": `vnet`, or the only one), or Unfinished."""
     there = [net for net in NETS if checkpoint.newest(_folder(workdir, net))]
     if not there or name not in ("", *there):
         folder = _folder(workdir, name or NETS[0])
@@ -126,11 +119,13 @@ def about(settings: ConfigDict, nets: dict[str, Trained]) -> dict[str, Any]:
     """What trained networks are made of, in words for `metrics.json`."""
     shared = {"updates": settings.updates, "seed": settings.seed}
     shared["augment"] = settings.model.get("augment", False)
-    stores = {
-        name: [{"path": str(part.store.path), "pairs": len(part.rows)} for part in net.parts]
+    return {
+        name: {
+            "stores": [{"path": str(one.store.path), "pairs": len(one.rows)} for one in net.parts],
+            **shared,
+        }
         for name, net in nets.items()
     }
-    return {name: {"stores": stores[name], **shared} for name in nets}
 
 
 def begun(workdir: Path) -> bool:

@@ -40,8 +40,7 @@ def network(net: Trained, size: int, batch: int = 8) -> Predict:
 
 def mean_skull(train: store.Packed, size: int) -> Predict:
     """A rule without training: bone of most training skulls minus the case's, biggest piece."""
-    votes = sum(store.unpack(row, size).any(axis=-1).astype(int) for row in train)
-    most = 2 * votes >= len(train)
+    most = 2 * sum(store.unpack(row, size).any(-1).astype(int) for row in train) >= len(train)
     return lambda bits: np.stack([biggest(most & ~x) for x in store.unpack(bits, size)[..., 0]])
 
 
@@ -98,20 +97,15 @@ def _same(parts, train):
 
 def _score(predicts, columns, settings, workers):
     """The cases of nets (name -> Predict) on their pairs (net -> column -> parts)."""
-    parts = [
-        (net, column, part)
-        for net, column in itertools.product(predicts, COLUMNS)
-        for part in columns[net].get(column, ())
-    ]
+    places = itertools.product(predicts, COLUMNS)
+    parts = [(net, name, part) for net, name in places for part in columns[net].get(name, ())]
     labels = [label for place in parts for label in _labels(*place)]
     rule = settings.upsampling, settings.threshold, metrics.own(settings)
     tasks = (
         (part.store, row, probability, *rule)
         for net, _, part in parts
         for rows in np.array_split(part.rows, -(-len(part.rows) // CHUNK))
-        for row, probability in zip(
-            rows.tolist(), predicts[net](part.store.load(rows)), strict=True
-        )
+        for row, probability in zip(rows.tolist(), predicts[net](part.store.load(rows)))
     )
     cases, workers = [], min(jobs.workers(workers), len(labels))
     with jobs.progress(len(labels), 0, "evaluate", "case") as bar:
@@ -132,11 +126,9 @@ def _labels(net, column, part):
 
 def leaks(parts: list[mixture.Part], real: store.Store) -> list[str]:
     """Names of test skulls that are among a net's training skulls: there should be none."""
-    test, *seen = (
-        {*part.store.names(part.store.column("skull")[part.rows])}
-        for part in (mixture.Part(real, real.rows("test")), *parts)
-    )
-    return sorted(test.intersection(set().union(*seen)) - {""})
+    parts = [mixture.Part(real, real.rows("test")), *parts]
+    test, *seen = (set(one.store.names(one.store.column("skull")[one.rows])) for one in parts)
+    return sorted(test & set().union(*seen) - {""})
 
 
 def spread(parts: list[mixture.Part], most: int) -> list[mixture.Part]:
@@ -204,33 +196,31 @@ def differences(cases: list[Case], net: str) -> list[Row]:
 def warnings(result: dict[str, Any]) -> list[str]:
     """What the numbers of `metrics.json` warn of, in lines of text."""
     quality, judged = result.get("quality"), result.get("verdict") or {}
-    lines = list(_of_pairs(quality)) if quality else []
-    for net, names in (judged.get("leaks") or {}).items():
-        if names:
-            lines.append(f"{net} was trained on skulls of the test: {', '.join(names)}")
+    leaks = [(net, ", ".join(names)) for net, names in judged.get("leaks", {}).items() if names]
     empty = collections.Counter(case["net"] for case in judged.get("cases", ()) if case["empty"])
-    return lines + [f"{net}: {n} predictions are empty (Dice 0)" for net, n in empty.items()]
+    return [
+        *(_of_pairs(quality) if quality else ()),
+        *(f"{net} was trained on skulls of the test: {names}" for net, names in leaks),
+        *(f"{net}: {n} predictions are empty (Dice 0)" for net, n in empty.items()),
+    ]
 
 
 def _of_pairs(quality):
     empty, copies = quality["removed"]["empty_defects"], quality["copies"]["skull"]
     if empty > 0.1:
-        cure = "raise config.model.channel_weights, or lower config.generate.dust_mm3"
-        yield f"{empty:.0%} of the generated pairs have no defect: train longer, {cure}"
+        cure = "train longer, raise config.model.channel_weights, or lower config.generate.dust_mm3"
+        yield f"{empty:.0%} of the generated pairs have no defect: {cure}"
     for channel in ("skull", "defect"):
         ours, real = (quality[channel]["occupancy"][who] for who in ("generated", "training"))
         if not 0.75 < ours / max(real, 1e-9) < 1.33:
-            drift = f"generated {channel}s fill {ours:.2%} of the grid, training ones {real:.2%}"
-            yield f"occupancy drift: {drift}"
+            drift = f"generated {channel}s fill {ours:.2%} of the grid"
+            yield f"occupancy drift: {drift}, training ones {real:.2%}"
     if (copies["share_above"] or 0) > 0.15:
-        yield (
-            f"copies: {copies['share_above']:.0%} of the generated skulls lie nearer to a "
-            "training patient than 95 % of unseen real skulls do (5 % is expected): a defect "
-            "of the method"
-        )
+        what = "training patient than 95 % of unseen real skulls do (5 % is expected)"
+        share = f"{copies['share_above']:.0%} of the generated skulls"
+        yield f"copies: {share} lie nearer to a {what}: a defect of the method"
     first = copies["closest"][0]
     if first["dice"] > max(copies["held_out"], default=1):
-        yield (
-            f"copies: generated skull {first['generated']} lies nearer to training patient "
-            f"{first['name']} (Dice {first['dice']:.3f}) than any unseen real skull does"
-        )
+        near = f"training patient {first['name']} (Dice {first['dice']:.3f})"
+        skull = f"generated skull {first['generated']}"
+        yield f"copies: {skull} lies nearer to {near} than any unseen real skull does"
