@@ -64,20 +64,19 @@ def verdict(
     The first network is the one that the others are compared with. settings: `config.evaluate`.
     """
     size, train = real.size, mixture.Part(real, real.rows("train"))
-    unseen = {  # every pair, as of every skull
-        column: spread([mixture.Part(real, real.rows(split))], 0)
-        for column, split in (("test", "test"), ("selection", "validation"))
-    }
+    splits = {"test": "test", "selection": "validation"}
+    unseen = {name: spread([mixture.Part(real, real.rows(s))], 0) for name, s in splits.items()}
     seen = {"validation": spread([train], settings.cases), **unseen}
-    predicts, columns = {}, {}
-    for name, net in nets.items():
-        predicts[name] = network(net, size, settings.batch_size)
-        own = {} if _same(net.parts, train) else {"train": spread(net.parts, settings.cases)}
-        columns[name] = {**seen, **own}
+    predicts = {name: network(net, size, settings.batch_size) for name, net in nets.items()}
+    columns = {
+        name: seen
+        if _same(net.parts, train)
+        else {"train": spread(net.parts, settings.cases), **seen}
+        for name, net in nets.items()
+    }
     if settings.rules:
         rules = {"mean_skull": mean_skull(real.load(train.rows), size), "mirror": mirror(size)}
-        predicts |= rules
-        columns |= dict.fromkeys(rules, unseen)
+        predicts, columns = predicts | rules, columns | dict.fromkeys(rules, unseen)
     cases = _score(predicts, columns, settings, workers)
     return {
         "rule": settings.upsampling,
@@ -91,8 +90,8 @@ def verdict(
 
 
 def _same(parts, train):
-    same = len(parts) == 1 and np.array_equal(parts[0].rows, train.rows)
-    return same and parts[0].store.path.samefile(train.store.path)
+    alike = len(parts) == 1 and np.array_equal(parts[0].rows, train.rows)
+    return alike and parts[0].store.path.samefile(train.store.path)
 
 
 def _score(predicts, columns, settings, workers):
@@ -102,10 +101,10 @@ def _score(predicts, columns, settings, workers):
     labels = [label for place in parts for label in _labels(*place)]
     rule = settings.upsampling, settings.threshold, metrics.own(settings)
     tasks = (
-        (part.store, row, probability, *rule)
+        (part.store, int(row), probability, *rule)
         for net, _, part in parts
         for rows in np.array_split(part.rows, -(-len(part.rows) // CHUNK))
-        for row, probability in zip(rows.tolist(), predicts[net](part.store.load(rows)))
+        for row, probability in zip(rows, predicts[net](part.store.load(rows)), strict=True)
     )
     cases, workers = [], min(jobs.workers(workers), len(labels))
     with jobs.progress(len(labels), 0, "evaluate", "case") as bar:
@@ -151,8 +150,9 @@ def by_skull(cases: list[Case], metric: str) -> dict[str, float]:
 
 
 def _row(place, values):
-    mean, low, high, kind = metrics.interval(list(values))
-    return dict(place, mean=mean, low=low, high=high, skulls=len(values), interval=kind)
+    keys = ("mean", "low", "high", "interval")
+    numbers = dict(zip(keys, metrics.interval(values), strict=True))
+    return {**place, **numbers, "skulls": len(values)}
 
 
 def _measured(cases):
@@ -171,21 +171,22 @@ def summary(cases: list[Case]) -> list[Row]:
             for metric in _measured(part) if group or by == "all" else ():
                 if values := by_skull(part, metric):
                     count = sum(case[metric] is not None for case in part)
-                    place = {"net": net, "column": column, "metric": metric}
-                    place |= {"by": by, "group": group, "cases": count}
-                    rows.append(_row(place, values.values()))
+                    place = {"net": net, "column": column, "metric": metric, "by": by}
+                    rows.append(_row({**place, "group": group, "cases": count}, [*values.values()]))
     return rows
 
 
 def differences(cases: list[Case], net: str) -> list[Row]:
     """`net` minus every other net on the test, for each metric, paired by skull."""
-    rows, groups = [], collections.defaultdict(list)
-    for case in cases:
-        if case["column"] == "test":
-            groups[case["net"]].append(case)
-    others = [name for name in groups if name != net]
-    for other, metric in itertools.product(others, _measured(cases)):
-        ours, theirs = by_skull(groups[net], metric), by_skull(groups[other], metric)
+    rows, test = [], [case for case in cases if case["column"] == "test"]
+    nets = dict.fromkeys(case["net"] for case in test)
+    for other, metric in itertools.product(
+        [name for name in nets if name != net], _measured(cases)
+    ):
+        ours, theirs = (
+            by_skull([case for case in test if case["net"] == name], metric)
+            for name in (net, other)
+        )
         paired = [ours[skull] - theirs[skull] for skull in ours if skull in theirs]
         if paired and metric != "ceiling_native":
             place = {"net": net, "minus": other, "column": "test", "metric": metric}
