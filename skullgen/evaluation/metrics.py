@@ -123,7 +123,7 @@ def native_scores(
 
 
 def own(settings: ConfigDict) -> tuple[str, ...]:
-    """The user's own functions in `config.evaluate.metrics`, by dotted name; all can be imported."""
+    """The user's own functions in `config.evaluate.metrics`, by dotted name; all are there."""
     names = dict.fromkeys(plugins.listed(settings.get("metrics", "")))
     for name in names:
         plugins.function("evaluate.metrics", name, _FORM)

@@ -70,8 +70,7 @@ def verdict(
     predicts = {name: network(net, size, settings.batch_size) for name, net in nets.items()}
     columns = {
         name: seen
-        if _same(net.parts, train)
-        else {"train": spread(net.parts, settings.cases), **seen}
+        | ({} if _same(net.parts, train) else {"train": spread(net.parts, settings.cases)})
         for name, net in nets.items()
     }
     if settings.rules:
