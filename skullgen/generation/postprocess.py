@@ -8,7 +8,6 @@ from jaxtyping import Bool, Integer
 
 from skullgen.data import grids, store
 
-
 Image = Bool[np.ndarray, "X Y Z"] | Integer[np.ndarray, "X Y Z"]
 
 
