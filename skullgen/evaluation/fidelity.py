@@ -11,6 +11,7 @@ from skullgen.generation import generate
 
 CHANNELS = ("skull", "defect")
 A, B = UInt8[np.ndarray, "n bytes"], UInt8[np.ndarray, "m bytes"]  # packed pairs: `store.pack`
+Some = UInt8[np.ndarray, "_ bytes"]
 Counts = Float64[np.ndarray, "2 n m"]
 
 
@@ -62,7 +63,7 @@ def training_dice(bits: A, train: B, size: int) -> dict[str, Float32[np.ndarray,
     return {name: _dice(*(x.sum(axis=0) for x in parts)) for name, parts in counts.items()}
 
 
-def copies(train: A, unseen: A, generated: A, size: int, names: list[str]) -> dict[str, Any]:
+def copies(train: Some, unseen: Some, generated: Some, size: int, names: list[str]) -> dict:
     """How near generated pairs lie to training pairs, beside unseen real ones.
 
     names: of the skull of each training pair. `limit` is the 95th percentile of the unseen pairs'
