@@ -1,18 +1,14 @@
 """The official definitions by hand, and every shortcut against the brute force that it replaces."""
 
-import sys
 import tracemalloc
-from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 from scipy import ndimage, stats
 from scipy.spatial.distance import cdist
 
-from skullgen.core.errors import UserError
 from skullgen.data import grids
 from skullgen.evaluation import metrics
 
@@ -29,9 +25,6 @@ def _blocks(shape, *sides):
 def _random(seed, shape, *shares):
     draw = np.random.default_rng(seed)
     return [draw.random(shape) < share for share in shares]
-
-
-# --- Dice and boundary Dice --------------------------------------------------------------------
 
 
 def test_dice_by_hand():
@@ -80,9 +73,6 @@ def test_boundary_dice_equals_brute_force(voxel, band, share, seed):
     assert metrics.boundary_dice(prediction, truth, skull, voxel, band) == expected
 
 
-# --- HD95 --------------------------------------------------------------------------------------
-
-
 def test_hd95_of_shifted_plates_is_their_shift():
     first, second = _blocks((9, 5, 6), np.s_[2]), _blocks((9, 5, 6), np.s_[5])
     assert metrics.hd95(first, second, 1.0) == 3
@@ -90,12 +80,6 @@ def test_hd95_of_shifted_plates_is_their_shift():
     turned = first.transpose(2, 0, 1), second.transpose(2, 0, 1)
     assert metrics.hd95(*turned, (7, 0.5, 4)) == 1.5
     assert metrics.hd95(first, first, 1.0) == 0
-
-
-def test_hd95_of_a_cube_and_its_middle():
-    # 7 distances of 1, 12 of the root of 2, 8 of the root of 3; the grid's edge is a surface.
-    middle = _blocks((3, 3, 3), np.s_[1, 1, 1])
-    assert metrics.hd95(middle, middle | True, 2.0) == pytest.approx(2 * np.sqrt(3))
 
 
 def test_hd95_takes_both_directions_together_and_interpolates():
@@ -132,9 +116,6 @@ def test_hd95_equals_brute_force(voxel, share, other, seed):
     between = cdist(*points)
     together = np.concatenate([between.min(axis=0), between.min(axis=1)])
     assert metrics.hd95(*masks, voxel) == pytest.approx(np.percentile(together, 95), abs=1e-9)
-
-
-# --- Upsampled ---------------------------------------------------------------------------------
 
 
 def _weights(count, size, rule):
@@ -208,14 +189,6 @@ def test_upsampled_dice_of_perfect_and_empty_predictions(rule):
         assert metrics.upsampled_dice(truth & False, truth & False, count, rule) == 0
 
 
-def test_at_the_models_own_grid_the_mask_reaches_the_threshold():
-    truth = _blocks((4, 4, 4), np.s_[1:3])
-    probability = truth * np.float32(0.25)
-    expected = {"probability": 0, "mask": 1, "nearest": 1}
-    for rule, value in expected.items():
-        assert metrics.upsampled_dice(probability, truth, 4, rule, 0.25) == value
-
-
 def _cap(size):
     """A defect of a skull's size in a frame, and shares with a soft edge."""
     spots = (np.arange(size) - (size - 1) / 2) * 128 / size
@@ -235,8 +208,6 @@ def test_512_voxels_a_side_take_little_memory(rule):
     tracemalloc.stop()
     assert 0.8 < value < 1 and peak < 25e6
 
-
-# --- Native ------------------------------------------------------------------------------------
 
 MODEL = np.diag([2.0, 2.0, 2.0, 1.0])
 FINE = np.array([[0.5, 0, 0, -0.75], [0, 1, 0, -0.5], [0, 0, 2, 0], [0, 0, 0, 1.0]])
@@ -307,39 +278,6 @@ def test_native_scores_do_not_depend_on_the_order_of_the_axes(order, flips, angl
     tilt[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     got = metrics.native_scores(probability, truth, tilt @ MODEL, (data, tilt @ affine), rule)
     assert got == pytest.approx(expected, abs=1e-12)
-
-
-# --- A user's own ------------------------------------------------------------------------------
-
-
-def test_a_users_own_metric_is_a_number_or_none_and_keeps_its_traceback(monkeypatch):
-    lab = ModuleType("lab")
-    vars(lab).update(
-        size=lambda prediction, truth, skull, voxel_mm: prediction.sum() * voxel_mm,
-        none=lambda *masks: None,
-        nan=lambda *masks: float("nan"),
-        broken=lambda *masks: {}["a key"],
-    )
-    monkeypatch.setitem(sys.modules, "lab", lab)
-    masks = (np.ones((2, 2, 2), bool),) * 3
-
-    def value(name):
-        return metrics._own(f"lab.{name}", masks, 0.5, "s.zarr, pair 3")
-
-    assert value("size") == 4.0 and type(value("size")) is float and value("none") is None
-    with pytest.raises(
-        UserError, match=r"lab\.nan of s\.zarr, pair 3, is nan: it must be a finite"
-    ):
-        value("nan")
-    with pytest.raises(KeyError, match="a key"):
-        value("broken")
-    assert metrics.own(ConfigDict({"metrics": "lab.size, lab.nan,lab.size"})) == (
-        "lab.size",
-        "lab.nan",
-    )
-
-
-# --- Intervals ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "level"), [(2, 0.95), (5, 0.9), (9, 0.95)])

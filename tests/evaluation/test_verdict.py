@@ -69,13 +69,6 @@ def test_the_mean_skull_is_what_most_skulls_have():
     assert found.sum() == 4 and found[4, 4, :4].all()  # both are kept: the bigger piece is this
 
 
-def test_the_biggest_piece_is_kept():
-    whole = np.zeros((SIZE,) * 3, bool)
-    whole[0, 0, :3] = whole[4, 4, :2] = True
-    assert verdict.biggest(whole).sum() == 3
-    assert verdict.biggest(whole & False).sum() == 0
-
-
 def test_a_networks_answer_does_not_depend_on_the_batch():
     def predict(state, skulls):
         return skulls.astype("float32") * 0.5

@@ -16,12 +16,6 @@ def test_equation_6_on_all_pairs_of_bits():
     np.testing.assert_array_equal(postprocess.separate(skull, defect), expected)
 
 
-@hypothesis.given(hnp.arrays(bool, (3, 4, 2)))
-def test_equation_6_is_defect_without_skull(pair):
-    clean = postprocess.separate(pair[..., 0], pair[..., 1])
-    np.testing.assert_array_equal(clean, pair[..., 1] & ~pair[..., 0])
-
-
 def test_dust_goes_and_the_rest_stays():
     mask = np.zeros((9, 9, 9), bool)
     mask[1:4, 1:4, 1:4] = True  # 27 voxels
