@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy import ndimage, stats
 from scipy.spatial.distance import cdist
 
-from skullgen.data import grids
 from skullgen.evaluation import metrics
 
 voxels = st.tuples(*[st.sampled_from([0.4, float(np.float32(0.4)), 1.0, 2.5, 3.2])] * 3)
@@ -57,7 +56,7 @@ def test_ten_millimetres_are_in_the_band_despite_float32_headers(voxel):
     assert metrics.boundary_dice(beyond, beyond, skull, voxel) == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(voxels, st.floats(0.3, 9), st.sampled_from([0, 0.01, 0.1, 0.5]), st.integers(0, 999))
 def test_boundary_dice_equals_brute_force(voxel, band, share, seed):
     shape = (9, 7, 8)
@@ -88,15 +87,6 @@ def test_hd95_takes_both_directions_together_and_interpolates():
     assert metrics.hd95(one, two, 1.0) == metrics.hd95(two, one, 1.0) == pytest.approx(3.6)
 
 
-def test_hd95_of_a_hollow_cube_sees_its_cavity():
-    solid = _blocks((9, 9, 9), np.s_[1:8, 1:8, 1:8])
-    hollow = solid & ~_blocks((9, 9, 9), np.s_[2:7, 2:7, 2:7])
-    assert metrics.hd95(solid, hollow, 1.0) == 0  # one voxel thick: the same surface
-    thick = solid & ~_blocks((9, 9, 9), np.s_[3:6, 3:6, 3:6])
-    # The outer surfaces' 218 voxels each are at 0; the 54 around the cavity 1 away from them.
-    assert metrics.hd95(solid, thick, 1.0) == 1
-
-
 def test_hd95_of_nothing_is_the_diagonal():
     mask = _blocks((3, 4, 12), np.s_[1])
     for pair in ((mask & False, mask), (mask, mask & False), (mask & False,) * 2):
@@ -104,7 +94,7 @@ def test_hd95_of_nothing_is_the_diagonal():
         assert metrics.hd95(*pair, (4, 3, 0)) == pytest.approx(np.sqrt(288))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(voxels, st.floats(0.02, 0.9), st.floats(0.02, 0.9), st.integers(0, 999))
 def test_hd95_equals_brute_force(voxel, share, other, seed):
     shape = (7, 5, 6)
@@ -147,7 +137,7 @@ def _brute(levels, truth, count, rule, threshold):
     return metrics.dice(prediction, _enlarged(2 * truth, count, rule, 1))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.integers(1, 7),
     st.integers(1, 29),
@@ -163,20 +153,6 @@ def test_upsampled_dice_equals_brute_force(size, count, rule, threshold, seed):
     probability = (levels / 16).astype(np.float32)
     got = metrics.upsampled_dice(probability, truth, count, rule, threshold / 16)
     assert got == _brute(levels, truth, count, rule, threshold)
-
-
-@pytest.mark.parametrize("count", [12, 24, 30])
-def test_upsampled_dice_equals_scipys_zoom(count):
-    draw = np.random.default_rng(count)
-    smooth = ndimage.gaussian_filter(draw.random((12, 12, 12)), 1.5)
-    probability = ((smooth - smooth.min()) / np.ptp(smooth)).astype(np.float32)
-    truth = np.roll(probability, 1, 0) > 0.6
-    options = dict(zoom=count / 12, order=1, mode="nearest", grid_mode=True)
-    prediction = ndimage.zoom(probability.astype(float), **options)
-    other = ndimage.zoom(truth.astype(float), **options)
-    expected = metrics.dice(prediction > 0.55 + grids.TIE, other > 0.5 + grids.TIE)
-    got = metrics.upsampled_dice(probability, truth, count, threshold=0.55)
-    assert got == pytest.approx(expected, abs=1e-12) and 0 < got < 1
 
 
 @pytest.mark.parametrize("rule", metrics.RULES)
@@ -220,14 +196,6 @@ def _native(seed=0):
     probability = np.clip(truth * 0.5 + 0.55 * draw.random((8, 8, 8)), 0, 1).astype(np.float32)
     native = truth.repeat(4, axis=0).repeat(2, axis=1)
     return probability, truth, np.roll(native, 1, axis=0)
-
-
-def test_native_scores_on_the_models_own_grid():
-    probability, truth, _ = _native()
-    got = metrics.native_scores(probability, truth, MODEL, (truth, MODEL))
-    mask = probability > 0.5
-    assert got["dice_native"] == metrics.dice(mask, truth) < 1 == got["ceiling_native"]
-    assert got["hd95_native_mm"] == metrics.hd95(mask, truth, 2.0)
 
 
 @pytest.mark.parametrize("rule", metrics.RULES)
@@ -308,13 +276,3 @@ def test_many_skulls_are_bootstrapped(count):
     other = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=rng)
     noise = 0.06 * values.std() / np.sqrt(count)  # of two seeds' quantiles
     assert (low, high) == pytest.approx(tuple(other.confidence_interval), abs=3 * noise)
-
-
-@pytest.mark.parametrize(("count", "least", "most"), [(6, 0.92, 0.98), (20, 0.89, 0.97)])
-def test_intervals_cover_the_mean_as_often_as_they_say(count, least, most):
-    draw = np.random.default_rng(0)
-    inside = []
-    for _ in range(400):
-        _, low, high, _ = metrics.interval(draw.normal(size=count))
-        inside.append(low <= 0 <= high)
-    assert least <= np.mean(inside) <= most
