@@ -178,10 +178,8 @@ def summary(cases: list[Case]) -> list[Row]:
 def differences(cases: list[Case], net: str) -> list[Row]:
     """`net` minus every other net on the test, for each metric, paired by skull."""
     rows, test = [], [case for case in cases if case["column"] == "test"]
-    nets = dict.fromkeys(case["net"] for case in test)
-    for other, metric in itertools.product(
-        [name for name in nets if name != net], _measured(cases)
-    ):
+    others = [name for name in dict.fromkeys(case["net"] for case in test) if name != net]
+    for other, metric in itertools.product(others, _measured(cases)):
         ours, theirs = (
             by_skull([case for case in test if case["net"] == name], metric)
             for name in (net, other)
