@@ -2,15 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from experiments import again
-from skullgen.data import store
 from skullgen.run import config as command
 from tests.faults import faults
 
@@ -29,10 +28,10 @@ def _bytes(path):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that was never stopped: its work directory and what it printed."""
-    work = tmp_path_factory.mktemp("whole") / "run"
-    code, out, err = _run(*TOY, "--workdir", work)
+def whole(finished, tmp_path_factory):
+    """A copy of the run that was never stopped, and what its last stages print."""
+    work = shutil.copytree(finished[0], tmp_path_factory.mktemp("whole") / "run")
+    code, out, err = _run(*TOY, "--workdir", work, "--config.stages=evaluate,report")
     assert code == 0, err
     return work, out
 
@@ -86,15 +85,13 @@ def test_a_run_goes_on_by_its_own_config_where_it_lies(whole):
     assert again.get_config(work / "config.json").export.format == ("nifti",)
 
 
-@pytest.mark.parametrize("when", ["training", "generation", "segmentation"])
+@pytest.mark.parametrize("when", ["generation", "segmentation"])
 def test_kill_9_and_again_ends_bit_identical(whole, when, tmp_path):
     work = tmp_path / "run"
     stages = "--config.stages=ingest,train,generate,segment,evaluate"
     process = faults.launch(*TOY, "--workdir", work, stages)
     if when == "segmentation":
         _wait_for(lambda: _lines(work / "segment-vnet.jsonl") > 20, process)
-    elif when == "training":
-        _wait_for(lambda: _lines(work / "train.jsonl") > 20, process)
     else:
         done = work / "generated.zarr" / "voxels" / "c"
         _wait_for(lambda: done.exists() and any(done.iterdir()), process)
@@ -153,14 +150,12 @@ def test_a_signal_to_the_whole_group_is_no_crash_of_a_worker(tmp_path):
         ([], "--config"),
         ([*TOY, "--config.sede=3"], "sede"),
         ([*TOY, "--config.seed=three"], "seed"),
-        ([*TOY, "--config.data=3"], "data"),
         ([*TOY, "--config.phases[7].updates=3"], "phases[7]"),
         (["--config", "experiments/vae.py:huge"], "no size 'huge': choose smoke, demo, paper"),
         (
             ["--config", "experiments/vae_wgan.py:paper", "--config.explore.umap=False"],
             "data.root is empty",
         ),
-        ([*TOY, "--sweep=all"], "--sweep needs a config with `table`"),
         (["--config", "experiments/table1.py:smoke", "--sweep=99"], "a number below 15"),
     ],
 )
@@ -179,7 +174,6 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, words, tmp_path):
         ("x = 3", "config.py: it needs a function get_config() that returns a ConfigDict"),
         ("\ndef get_config():\n    return 1 / 0", "config.py, line 3: ZeroDivisionError: division"),
         ("raise UserWarning('two\\nlines\\x1b[2J')", r"UserWarning: two\nlines\x1b[2J"),
-        ("def get_config():\n    pass", "config.py: it needs a function get_config() that returns"),
         (None, "config.py: no such config file"),
     ],
 )
@@ -209,13 +203,3 @@ def test_default_work_directory_tells_config_size_and_overrides():
     assert json_.folder(False) == json_.again == Path("runs/x") and named.again is None
     long = named._replace(overrides={"data.test": "x" * 300}).folder(False).name
     assert len(long) < 80
-
-
-def test_pairs_of_two_seeds_differ(whole, tmp_path):
-    work = tmp_path / "run"
-    code, _, err = _run(*TOY, "--workdir", work, "--config.generate.seed=1")
-    assert code == 0, err
-    a, b = (
-        store.Store(place / "generated.zarr").load(list(range(8))) for place in (whole[0], work)
-    )
-    assert not np.array_equal(a, b)

@@ -84,8 +84,9 @@ def ordered(function: Callable[..., Any], tasks: Iterable[tuple], workers: int) 
         return
     begin = dict(initializer=_begin_worker, initargs=(os.getpid(),))
     pool = joblib.Parallel(workers, return_as="generator", batch_size=1, max_nbytes=None, **begin)
-    answers = pool(joblib.delayed(function)(*task) for task in tasks)
+    answers = None
     try:
+        answers = pool(joblib.delayed(function)(*task) for task in tasks)  # begins the first ones
         for answer in answers:
             yield answer
             check()
@@ -96,7 +97,8 @@ def ordered(function: Callable[..., Any], tasks: Iterable[tuple], workers: int) 
     finally:
         with warnings.catch_warnings():  # joblib tells of tasks that are given up: we mean it
             warnings.filterwarnings("ignore", ".*tasks (have been successfully|which were still)")
-            answers.close()
+            if answers:
+                answers.close()
 
 
 def _begin_worker(parent):

@@ -23,8 +23,9 @@ from skullgen.models import steps
 from skullgen.training.methods import Trained
 
 COMPONENTS = 50  # of the features, at most, are what t-SNE and UMAP begin from
-Latent = Float[np.ndarray, " Z"]
-Steps = Float[np.ndarray, " T"]
+Latent, Steps = Float[np.ndarray, " Z"], Float[np.ndarray, " T"]
+Way = Float64[np.ndarray, "T Z"]
+Features = Float32[np.ndarray, "n F"]
 
 
 def check(settings: ConfigDict) -> None:
@@ -49,20 +50,18 @@ def pick(
 ) -> tuple[store.Packed, list[str]]:
     """At most `count` pairs of a store, drawn without replacement, and their names for a reader.
 
-    splits: () for all pairs, as of a generated store. One pair of each skull is taken before a
-    second of any. A name is "phantom_0003, bilateral (pair 12)", or "pair 12" where both are
-    unknown.
+    splits: () for all pairs. One pair of each skull is taken before a second of any. A name is
+    "phantom_0003, bilateral (pair 12)", or "pair 12" where both are unknown.
     """
     opened.require_whole()
     skull, kind = opened.column("skull"), opened.column("kind")
     rows = np.concatenate([opened.rows(split) for split in splits or (None,)])
     rows = np.random.default_rng(seed).permutation(np.sort(rows))
-    turns, taken = [], collections.Counter()  # generated pairs, of no skull, stay as drawn
+    turns, taken = [], collections.Counter()
     for number in skull[rows].tolist():
         turns.append(taken[number])
         taken[number] += 1
-    rows = rows[np.argsort(turns, kind="stable")][:count]
-    cases = []
+    rows, cases = rows[np.argsort(turns, kind="stable")][:count], []
     for row, name in zip(rows.tolist(), opened.names(skull[rows]), strict=True):
         known = [name] if skull[row] >= 0 else []
         known += [opened.attrs["kinds"][kind[row]]] if kind[row] >= 0 else []
@@ -70,29 +69,23 @@ def pick(
     return opened.load(rows), cases
 
 
-def volumes(bits: store.Packed, size: int, side: int = 32) -> Float32[np.ndarray, "n F"]:
-    """Pairs as plain numbers: means of blocks of voxels, at most `side` of them a side.
-
-    A last block that the grid cuts counts as empty beyond it.
-    """
-    block = -(-size // side)
-    starts, rows = np.arange(0, size, block), []
-    for one in bits:
-        pair = store.unpack(one, size)
+def volumes(bits: store.Packed, size: int, side: int = 32) -> Features:
+    """Means of blocks of voxels, at most `side` a side; beyond the grid a block counts as empty."""
+    block, rows = -(-size // side), []
+    for pair in (store.unpack(one, size) for one in bits):
         for axis in range(3):
+            starts = np.arange(0, size, block)
             pair = np.add.reduceat(pair, starts, axis=axis, dtype=np.uint32)
         rows.append((pair.ravel() / block**3).astype(np.float32))
     return np.stack(rows)
 
 
-def network_features(
-    net: Trained, bits: store.Packed, size: int, batch: int
-) -> Float32[np.ndarray, "n F"]:
+def network_features(net: Trained, bits: store.Packed, size: int, batch: int) -> Features:
     """`Model.features` of packed pairs, in batches of one size."""
 
     @jax.jit
-    def run(state, bits):
-        return net.model.features(state, steps.unpack(bits, size).astype(jnp.float32))
+    def run(state, part):
+        return net.model.features(state, steps.unpack(part, size).astype(jnp.float32))
 
     return generate.whole_batches(lambda part: run(net.state, part), bits, batch)
 
@@ -122,44 +115,39 @@ def maps(
     bits = np.concatenate([group.bits for group in groups])
     if len(bits) < 4:
         raise UserError(f"a map needs 4 pairs or more, not {len(bits)}: take more of them")
-    pca = "PCA of the volumes"
-    kinds = {"the V-Net's bottleneck": features, pca: lambda bits: volumes(bits, size)}
-    drawn = {}
-    for kind, measure in kinds.items():
-        if measure is None:
-            continue
-        points, share = _components(measure(bits), seed)
-        if points is None:
+    kinds = {"the V-Net's bottleneck": features(bits)} if features else {}
+    kinds["PCA of the volumes"] = volumes(bits, size)
+    methods, places = {"t-SNE": _tsne, **({"UMAP": _umap} if umap else {})}, {}
+    for kind, x in kinds.items():
+        if not np.ptp(x, axis=0).any():
             print(f"{kind}: alike for all {len(bits)} pairs: no map of it")
             continue
-        for method, place in {"t-SNE": _tsne, **({"UMAP": _umap} if umap else {})}.items():
+        points, share = _components(x, seed)
+        for method, place in methods.items():
             jobs.check()
-            drawn[f"{method} of {kind}"] = place(points, seed, perplexity)
-        if kind == pca:
-            drawn[f"{kind}, components 1 and 2 ({share:.0%} of the variance)"] = points[:, :2]
+            places[f"{method} of {kind}"] = place(points, seed, perplexity)
+        if kind.startswith("PCA"):
+            title = f"{kind}, components 1 and 2 ({share:.0%} of the variance)"
+            places[title] = points[:, :2]
     labels = [(group.name, case) for group in groups for case in group.cases]
     return {
         "maps": [
-            {"title": title, "points": [_point(*item) for item in zip(places, labels, strict=True)]}
-            for title, places in drawn.items()
+            {
+                "title": title,
+                "points": [
+                    {"x": float(f"{x:.5g}"), "y": float(f"{y:.5g}"), "group": group, "case": case}
+                    for (x, y), (group, case) in zip(points, labels, strict=True)
+                ],
+            }
+            for title, points in places.items()
         ]
     }
 
 
-def _point(place, label):
-    x, y = (float(f"{value:.5g}") for value in place)
-    return {"x": x, "y": y, "group": label[0], "case": label[1]}
-
-
 def _components(x, seed):
-    """Principal components [n, 2 to 50] of x [n, F], and the first two's share of the variance.
-
-    (None, 0) where all rows are alike.
-    """
+    """Principal components [n, 2 to 50] of x [n, F], and the first two's share of the variance."""
     from sklearn.decomposition import PCA
 
-    if not np.ptp(x, axis=0).any():
-        return None, 0
     pca = PCA(min(COMPONENTS, *x.shape), random_state=seed)
     return pca.fit_transform(x), pca.explained_variance_ratio_[:2].sum()
 
@@ -178,17 +166,17 @@ def _umap(points, seed, _):
     return UMAP(n_neighbors=near, init="pca", random_state=seed, n_jobs=1).fit_transform(points)
 
 
-def linear(a: Latent, b: Latent, t: Steps) -> Float64[np.ndarray, "T Z"]:
+def linear(a: Latent, b: Latent, t: Steps) -> Way:
     """The straight way from `a` to `b` at `t`, exact at 0 and 1."""
     t = np.asarray(t, np.float64)[:, None]
     return (1 - t) * a + t * b
 
 
-def spherical(a: Latent, b: Latent, t: Steps) -> Float64[np.ndarray, "T Z"]:
+def spherical(a: Latent, b: Latent, t: Steps) -> Way:
     """The way along a great circle from `a` to `b` at `t`, exact at 0 and 1.
 
-    Slerp (Shoemake 1985; for latents White 2016, arXiv:1609.04468). It keeps a norm that `a` and
-    `b` share. Zero, parallel and opposite vectors have no one great circle: theirs is straight.
+    Slerp (Shoemake 1985; for latents White 2016, arXiv:1609.04468). Zero, parallel and opposite
+    vectors have no one great circle: theirs is straight.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     length = np.linalg.norm(a) * np.linalg.norm(b)
@@ -216,8 +204,6 @@ def interpolation(
 ) -> Bool[np.ndarray, "2 T D D D 2"]:
     """Both ways between two latents, linear and spherical, in `count` equal steps, decoded."""
     t, decode = np.linspace(0, 1, count), jax.jit(generator.model.decode)
-
-    def pair(z):
-        return generate.pairs(decode(generator.state, np.float32(z)[None]), rules)[0]
-
-    return np.stack([[pair(z) for z in way(*ends, t)] for way in (linear, spherical)])
+    latents = (np.float32(z)[None] for way in (linear, spherical) for z in way(*ends, t))
+    pairs = [generate.pairs(decode(generator.state, z), rules)[0] for z in latents]
+    return np.stack(pairs).reshape(2, count, *pairs[0].shape)

@@ -11,9 +11,8 @@ from skullgen.generation import generate
 
 CHANNELS = ("skull", "defect")
 A, B = UInt8[np.ndarray, "n bytes"], UInt8[np.ndarray, "m bytes"]  # packed pairs: `store.pack`
-Overlaps = tuple[
-    Float64[np.ndarray, "2 n m"], Float64[np.ndarray, "2 n 1"], Float64[np.ndarray, "2 1 m"]
-]
+Some = UInt8[np.ndarray, "_ bytes"]
+Counts = Float64[np.ndarray, "2 n m"]
 
 
 def dice_matrix(a: A, b: B, size: int) -> Float32[np.ndarray, "2 n m"]:
@@ -21,19 +20,17 @@ def dice_matrix(a: A, b: B, size: int) -> Float32[np.ndarray, "2 n m"]:
     return _dice(*overlaps(a, b, size))
 
 
-def overlaps(a: A, b: B, size: int) -> Overlaps:
-    """Voxels of each channel in both, in those of `a`, and in those of `b`.
+def overlaps(a: A, b: B, size: int) -> tuple[Counts, Counts]:
+    """Voxels of each channel in both, and those of `a` and those of `b` added.
 
     Exact: sums of 0 and 1 in float32 over one slab of voxels at a time, added in float64.
     """
-    both = np.zeros((2, len(a), len(b)))
-    ones, others = np.zeros((2, len(a), 1)), np.zeros((2, 1, len(b)))
+    both, total = np.zeros((2, 2, len(a), len(b)))
     for parts in zip(*(np.array_split(x, size, axis=1) for x in (a, b)), strict=True):
         x, y = map(_channels, parts)
         both += x @ y.mT
-        ones += x.sum(axis=2)[:, :, None]
-        others += y.sum(axis=2)[:, None]
-    return both, ones, others
+        total += x.sum(axis=2)[:, :, None] + y.sum(axis=2)[:, None]
+    return both, total
 
 
 def _channels(bits):
@@ -42,28 +39,21 @@ def _channels(bits):
     return np.moveaxis(pairs, -1, 0).astype(np.float32, order="C")
 
 
-def _dice(both, ones, others):
-    return (2 * both / np.maximum(ones + others, 1)).astype(np.float32)
+def _dice(both, total):
+    return (2 * both / np.maximum(total, 1)).astype(np.float32)
 
 
 def mean_pair(bits: A, size: int) -> UInt8[np.ndarray, "1 bytes"]:
-    """The likeliest voxels of some pairs.
-
-    Each channel keeps as many as the pairs have in the mean: a sparse defect's are not none.
-    """
-    share = np.zeros(size**3 * 2)
-    for row in bits:
-        share += np.unpackbits(row, bitorder="little")
-    share = (share / len(bits)).reshape(-1, 2)
-    mask = np.zeros(share.shape, bool)
-    for channel in (0, 1):
-        order = np.argsort(-share[:, channel], kind="stable")
-        mask[order[: round(share[:, channel].sum())], channel] = True
+    """The likeliest voxels of some pairs; of each channel as many as the pairs have in the mean."""
+    share = sum(np.unpackbits(row, bitorder="little").astype(float) for row in bits) / len(bits)
+    mask = np.zeros((size**3, 2), bool)
+    for channel, part in enumerate(share.reshape(-1, 2).T):
+        mask[np.argsort(-part, kind="stable")[: round(part.sum())], channel] = True
     return store.pack(mask.reshape(1, size, size, size, 2))
 
 
 def training_dice(bits: A, train: B, size: int) -> dict[str, Float32[np.ndarray, "n m"]]:
-    """Dice of pairs with every training pair, as `copies` means it.
+    """Dice of pairs with every training pair.
 
     `skull`: of complete skulls (both channels together: the patient). `pair`: of both channels,
     voxel by voxel.
@@ -73,13 +63,7 @@ def training_dice(bits: A, train: B, size: int) -> dict[str, Float32[np.ndarray,
     return {name: _dice(*(x.sum(axis=0) for x in parts)) for name, parts in counts.items()}
 
 
-def copies(
-    train: UInt8[np.ndarray, "t bytes"],
-    unseen: UInt8[np.ndarray, "u bytes"],
-    generated: UInt8[np.ndarray, "g bytes"],
-    size: int,
-    names: list[str],
-) -> dict[str, Any]:
+def copies(train: Some, unseen: Some, generated: Some, size: int, names: list[str]) -> dict:
     """How near generated pairs lie to training pairs, beside unseen real ones.
 
     names: of the skull of each training pair. `limit` is the 95th percentile of the unseen pairs'
@@ -113,9 +97,8 @@ def fidelity(
 ) -> dict[str, Any]:
     """Generated pairs beside their yardsticks: `quality` of `metrics.json`.
 
-    pairs: at most so many generated ones are compared (the first), and so many of every group in
-    the pairwise comparison. learnt: rows of `real` that the generator learnt from; without them,
-    those of split train that are not left out.
+    pairs: so many generated ones are compared (the first), and of every group in the pairwise
+    comparison. learnt: rows of `real` that the generator learnt from (None: those of split train).
     """
     real.require_whole("ingest")
     generated.require_whole("generate")
@@ -124,22 +107,20 @@ def fidelity(
         raise UserError(f"{generated.path}: its pairs are not of the size of those of {real.path}")
     unseen = real.load(np.sort(np.concatenate([real.rows(s) for s in ("test", "validation")])))
     learnt = real.rows("train") if learnt is None else learnt
-    bits = {"generated": generated.load(rows), "training": real.load(learnt)}
-    ours, train = bits.values()
+    ours, train = generated.load(rows), real.load(learnt)
     groups = {"generated": ours, "held_out": unseen, "mean_training_pair": mean_pair(train, size)}
     nearest = {
         who: dice_matrix(group, train, size).max(axis=2) if len(group) else None
         for who, group in groups.items()
     }
-    names = real.names(real.column("skull")[learnt])
-    near = copies(train, unseen, ours, size, names)
+    near = copies(train, unseen, ours, size, real.names(real.column("skull")[learnt]))
     for copy in [*near["skull"]["closest"], *near["pair"]["closest"]]:  # by rows of the stores
         copy["generated"] = int(rows[copy["generated"]])
         copy["training"] = int(learnt[copy["training"]])
     result = {"compared": len(rows), "removed": generate.removed(generated), "copies": near}
     some = {
         who: group[np.linspace(0, len(group) - 1, min(pairs, len(group))).astype(int)]
-        for who, group in bits.items()
+        for who, group in (("generated", ours), ("training", train))
     }
     pairwise = {who: dice_matrix(group, group, size) for who, group in some.items()}
     for channel, name in enumerate(CHANNELS):
@@ -149,7 +130,10 @@ def fidelity(
                 for who, values in nearest.items()
             },
             "pairwise_dice": {who: _mean_apart(x[channel]) for who, x in pairwise.items()},
-            "occupancy": {who: _occupancy(group, channel) for who, group in some.items()},
+            "occupancy": {
+                who: float(np.mean(store.voxels(group)[:, channel] / size**3))
+                for who, group in some.items()
+            },
         }
     return result
 
@@ -158,8 +142,3 @@ def _mean_apart(dice):
     """The mean of a square matrix without its diagonal; None where that is all."""
     values = dice[~np.eye(len(dice), dtype=bool)]
     return float(values.mean()) if len(values) else None
-
-
-def _occupancy(bits, channel):
-    shares = [np.unpackbits(row, bitorder="little")[channel::2].mean() for row in bits]
-    return float(np.mean(shares))

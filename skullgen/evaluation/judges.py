@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import hosts, provenance
 from skullgen.core.errors import UserError, in_range
-from skullgen.core.types import Model, Phase
+from skullgen.core.types import Phase
 from skullgen.data import mixture, store
 from skullgen.training import checkpoint, loop, methods
 from skullgen.training.methods import Trained
@@ -57,43 +57,36 @@ def _sized(settings, size):
     return ConfigDict({**settings.model, "resolution": size})
 
 
-def _load(settings, size) -> Model:
-    model = methods.load_model(settings.model_name, _sized(settings, size), "segment.")
+def _load(settings, size):
+    """The network, its recipe and its one phase."""
+    own = _sized(settings, size)
+    model = methods.load_model(settings.model_name, own, "segment.")
     if model.predict is None or "segment" not in model.steps:
         name = f"segment.model_name is {settings.model_name!r}"
         raise UserError(f"{name}: it lacks the step `segment` or predict")
-    return model
-
-
-def _recipe(settings, size, parts):
-    network = methods.recipe(settings.model_name, _sized(settings, size))
-    return loop.recipe(_plan(settings), parts, network, settings.seed, settings.batch_size)
-
-
-def _plan(settings):
-    return [Phase("segment", updates=settings.updates)]
+    plan = [Phase("segment", updates=settings.updates)]
+    return model, methods.recipe(settings.model_name, own), plan
 
 
 def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
     """Trains what is not trained yet, or goes on; options: the run's own."""
-    model, board = _load(settings, size), options.tensorboard
-    network = methods.recipe(settings.model_name, _sized(settings, size))
+    (model, network, plan), board = _load(settings, size), options.tensorboard
     for name, parts in mixtures(settings, workdir).items():
         folder, pairs = _folder(workdir, name), sum(len(part.rows) for part in parts)
         done = hosts.first(checkpoint.newest(folder)) == settings.updates
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
         place = loop.Place(workdir / f"segment-{name}.jsonl", folder, network)
         own = _own(settings, options)._replace(tensorboard=board and board / name)
-        loop.train(model, _plan(settings), parts, place, own)
+        loop.train(model, plan, parts, place, own)
 
 
 def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
     """The trained networks; Unfinished where one is not trained to its end, or on other pairs."""
-    model, nets = _load(settings, size), {}
+    (model, network, plan), nets = _load(settings, size), {}
     for name, parts in mixtures(settings, workdir).items():
         folder = _folder(workdir, name)
-        before, now = provenance.read(folder) or {}, _recipe(settings, size, parts)
-        other = ", ".join(provenance.differences(before, now))
+        now = loop.recipe(plan, parts, network, settings.seed, settings.batch_size)
+        other = ", ".join(provenance.differences(provenance.read(folder) or {}, now))
         if checkpoint.newest(folder) != settings.updates or other:
             what = f"{folder}: not trained on these pairs for {settings.updates} updates"
             what += f" ({other})" if other else ""
@@ -104,16 +97,13 @@ def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
 
 def newest(settings: ConfigDict, size: int, workdir: Path, name: str) -> Trained:
     """The newest state of the network `name` of `choose`, whatever became of its pairs."""
-    model, folder = _load(settings, size), _folder(workdir, name)
+    (model, *_), folder = _load(settings, size), _folder(workdir, name)
     methods.require_same(folder, settings.model_name, _sized(settings, size))
     return Trained(model, checkpoint.read(folder, model, checkpoint.newest(folder)))
 
 
 def choose(workdir: Path, name: str = "") -> str:
-    """The trained network of a work directory that `name` means; "": `vnet`, or the only one.
-
-    Raises Unfinished, with the one that is there.
-    """
+    """The trained network that `name` means ("": `vnet`, or the only one), or Unfinished."""
     there = [net for net in NETS if checkpoint.newest(_folder(workdir, net))]
     if not there or name not in ("", *there):
         folder = _folder(workdir, name or NETS[0])

@@ -32,7 +32,7 @@ Truth = Bool[np.ndarray, "D D D"]
 Share = Float[np.ndarray, "D D D"] | Truth  # of bone, 0 to 1
 Voxel = float | int | tuple[float | int, ...] | Float[np.ndarray, " 3"]
 Affine = Float[np.ndarray, "4 4"]  # voxel -> RAS mm
-_FORM = "(prediction, truth, skull, voxel_mm) -> a number or None"
+_FORM = "(prediction, truth, skull, voxel_mm) -> a number or None"  # masks bool [D, D, D]
 
 
 def check(settings: ConfigDict) -> None:
@@ -55,10 +55,9 @@ def dice(a: Bool[np.ndarray, "*shape"], b: Bool[np.ndarray, "*shape"]) -> float:
 def boundary_dice(
     prediction: Mask, truth: Mask, skull: Mask, voxel_mm: Voxel, band_mm: float = BAND_MM
 ) -> float:
-    """AutoImplant's bDSC: Dice over the voxels at most `band_mm` from the defective skull.
+    """AutoImplant's bDSC: Dice over voxels whose centre is at most `band_mm` from one of the skull.
 
-    Distances lie between voxel centres. Exact, though only the box of prediction and truth,
-    padded by the band, is looked at. 0 where both are empty within the band.
+    Exact, though only the box of prediction and truth, padded by the band, is looked at.
     """
     voxel, limit = np.broadcast_to(voxel_mm, 3), band_mm * (1 + 1e-6)  # float32 headers
     pad = np.ceil(limit / voxel).astype(int).tolist()
@@ -76,8 +75,8 @@ def boundary_dice(
 def hd95(prediction: Mask, truth: Mask, voxel_mm: Voxel) -> float:
     """The 95th percentile, in mm, of both directions' surface distances taken together.
 
-    A surface are a mask's voxels with one of their 6 neighbours outside of it, or of the grid;
-    distances lie between centres. Where either mask is empty: the grid's diagonal.
+    A surface are a mask's voxels with one of their 6 neighbours outside of it, or of the grid.
+    Where either mask is empty: the grid's diagonal.
     """
     voxel = np.broadcast_to(voxel_mm, 3)
     surfaces = [_surface(mask) * voxel for mask in (prediction, truth)]
@@ -109,8 +108,7 @@ def native_scores(
     """The upsampled prediction against the native truth, and what the best prediction would get.
 
     `ceiling_native` is the Dice of `truth`, upsampled by the same rule. What lies outside of the
-    model's cube is not predicted and counts as missed. Raises ValueError where the affines' axes
-    are not parallel (in any order and direction).
+    model's cube counts as missed. ValueError where the affines' axes are not parallel.
     """
     mask, affine = native
     turn = grids.to_ras(np.linalg.inv(model_affine) @ affine, mask.shape)
@@ -125,26 +123,20 @@ def native_scores(
 
 
 def own(settings: ConfigDict) -> tuple[str, ...]:
-    """The user's own functions in `config.evaluate.metrics`, by dotted name; all can be imported.
-
-    Each is `(prediction, truth, skull, voxel_mm) -> number`, or None where it is not defined, of
-    bool [D, D, D] on the model's grid.
-    """
-    names = plugins.listed(settings.get("metrics", ""))
+    """The user's own functions in `config.evaluate.metrics`, by dotted name; all are there."""
+    names = dict.fromkeys(plugins.listed(settings.get("metrics", "")))
     for name in names:
         plugins.function("evaluate.metrics", name, _FORM)
-    return tuple(dict.fromkeys(names))
+    return tuple(names)
 
 
 def _own(name, masks, voxel_mm, where):
     """The value of a user's own metric: a float or None; UserError for any other."""
     value = plugins.function("evaluate.metrics", name, _FORM)(*masks, voxel_mm)
-    if value is None:
-        return None
-    if np.shape(value) or not np.isreal(value) or not np.isfinite(value):
+    if value is not None and (np.shape(value) or not np.isreal(value) or not np.isfinite(value)):
         what = f"{name} of {where}, is {value!r:.60}: it must be a finite number"
         raise UserError(f"{what}, or None where it is not defined")
-    return float(value)
+    return None if value is None else float(value)
 
 
 def case(
@@ -187,8 +179,8 @@ def interval(
 ) -> tuple[float, float | None, float | None, str]:
     """Mean, low, high and the interval's kind of one number per skull; of one there is no interval.
 
-    From ten skulls on the percentile bootstrap over skulls; from two to nine a t interval. Skulls,
-    not cases, are what was drawn: the cases of one skull resemble each other.
+    From ten skulls on the percentile bootstrap; from two to nine a t interval. Skulls, not cases,
+    are what was drawn: the cases of one skull resemble each other.
     """
     values, tail = np.asarray(values, float), (1 - level) / 2
     mean, count = float(values.mean()), len(values)

@@ -40,8 +40,7 @@ def network(net: Trained, size: int, batch: int = 8) -> Predict:
 
 def mean_skull(train: store.Packed, size: int) -> Predict:
     """A rule without training: bone of most training skulls minus the case's, biggest piece."""
-    votes = sum(store.unpack(row, size).any(axis=-1).astype(int) for row in train)
-    most = 2 * votes >= len(train)
+    most = 2 * sum(store.unpack(row, size).any(-1).astype(int) for row in train) >= len(train)
     return lambda bits: np.stack([biggest(most & ~x) for x in store.unpack(bits, size)[..., 0]])
 
 
@@ -65,20 +64,18 @@ def verdict(
     The first network is the one that the others are compared with. settings: `config.evaluate`.
     """
     size, train = real.size, mixture.Part(real, real.rows("train"))
-    unseen = {  # every pair, as of every skull
-        column: spread([mixture.Part(real, real.rows(split))], 0)
-        for column, split in (("test", "test"), ("selection", "validation"))
-    }
+    splits = {"test": "test", "selection": "validation"}
+    unseen = {name: spread([mixture.Part(real, real.rows(s))], 0) for name, s in splits.items()}
     seen = {"validation": spread([train], settings.cases), **unseen}
-    predicts, columns = {}, {}
-    for name, net in nets.items():
-        predicts[name] = network(net, size, settings.batch_size)
-        own = {} if _same(net.parts, train) else {"train": spread(net.parts, settings.cases)}
-        columns[name] = {**seen, **own}
+    predicts = {name: network(net, size, settings.batch_size) for name, net in nets.items()}
+    columns = {
+        name: seen
+        | ({} if _same(net.parts, train) else {"train": spread(net.parts, settings.cases)})
+        for name, net in nets.items()
+    }
     if settings.rules:
         rules = {"mean_skull": mean_skull(real.load(train.rows), size), "mirror": mirror(size)}
-        predicts |= rules
-        columns |= dict.fromkeys(rules, unseen)
+        predicts, columns = predicts | rules, columns | dict.fromkeys(rules, unseen)
     cases = _score(predicts, columns, settings, workers)
     return {
         "rule": settings.upsampling,
@@ -92,26 +89,21 @@ def verdict(
 
 
 def _same(parts, train):
-    same = len(parts) == 1 and np.array_equal(parts[0].rows, train.rows)
-    return same and parts[0].store.path.samefile(train.store.path)
+    alike = len(parts) == 1 and np.array_equal(parts[0].rows, train.rows)
+    return alike and parts[0].store.path.samefile(train.store.path)
 
 
 def _score(predicts, columns, settings, workers):
     """The cases of nets (name -> Predict) on their pairs (net -> column -> parts)."""
-    parts = [
-        (net, column, part)
-        for net, column in itertools.product(predicts, COLUMNS)
-        for part in columns[net].get(column, ())
-    ]
+    places = itertools.product(predicts, COLUMNS)
+    parts = [(net, name, part) for net, name in places for part in columns[net].get(name, ())]
     labels = [label for place in parts for label in _labels(*place)]
     rule = settings.upsampling, settings.threshold, metrics.own(settings)
     tasks = (
-        (part.store, row, probability, *rule)
+        (part.store, int(row), probability, *rule)
         for net, _, part in parts
         for rows in np.array_split(part.rows, -(-len(part.rows) // CHUNK))
-        for row, probability in zip(
-            rows.tolist(), predicts[net](part.store.load(rows)), strict=True
-        )
+        for row, probability in zip(rows, predicts[net](part.store.load(rows)), strict=True)
     )
     cases, workers = [], min(jobs.workers(workers), len(labels))
     with jobs.progress(len(labels), 0, "evaluate", "case") as bar:
@@ -132,11 +124,9 @@ def _labels(net, column, part):
 
 def leaks(parts: list[mixture.Part], real: store.Store) -> list[str]:
     """Names of test skulls that are among a net's training skulls: there should be none."""
-    test, *seen = (
-        {*part.store.names(part.store.column("skull")[part.rows])}
-        for part in (mixture.Part(real, real.rows("test")), *parts)
-    )
-    return sorted(test.intersection(set().union(*seen)) - {""})
+    parts = [mixture.Part(real, real.rows("test")), *parts]
+    test, *seen = (set(one.store.names(one.store.column("skull")[one.rows])) for one in parts)
+    return sorted(test & set().union(*seen) - {""})
 
 
 def spread(parts: list[mixture.Part], most: int) -> list[mixture.Part]:
@@ -159,8 +149,9 @@ def by_skull(cases: list[Case], metric: str) -> dict[str, float]:
 
 
 def _row(place, values):
-    mean, low, high, kind = metrics.interval(list(values))
-    return dict(place, mean=mean, low=low, high=high, skulls=len(values), interval=kind)
+    keys = ("mean", "low", "high", "interval")
+    numbers = dict(zip(keys, metrics.interval(values), strict=True))
+    return {**place, **numbers, "skulls": len(values)}
 
 
 def _measured(cases):
@@ -179,21 +170,20 @@ def summary(cases: list[Case]) -> list[Row]:
             for metric in _measured(part) if group or by == "all" else ():
                 if values := by_skull(part, metric):
                     count = sum(case[metric] is not None for case in part)
-                    place = {"net": net, "column": column, "metric": metric}
-                    place |= {"by": by, "group": group, "cases": count}
-                    rows.append(_row(place, values.values()))
+                    place = {"net": net, "column": column, "metric": metric, "by": by}
+                    rows.append(_row({**place, "group": group, "cases": count}, [*values.values()]))
     return rows
 
 
 def differences(cases: list[Case], net: str) -> list[Row]:
     """`net` minus every other net on the test, for each metric, paired by skull."""
-    rows, groups = [], collections.defaultdict(list)
-    for case in cases:
-        if case["column"] == "test":
-            groups[case["net"]].append(case)
-    others = [name for name in groups if name != net]
+    rows, test = [], [case for case in cases if case["column"] == "test"]
+    others = [name for name in dict.fromkeys(case["net"] for case in test) if name != net]
     for other, metric in itertools.product(others, _measured(cases)):
-        ours, theirs = by_skull(groups[net], metric), by_skull(groups[other], metric)
+        ours, theirs = (
+            by_skull([case for case in test if case["net"] == name], metric)
+            for name in (net, other)
+        )
         paired = [ours[skull] - theirs[skull] for skull in ours if skull in theirs]
         if paired and metric != "ceiling_native":
             place = {"net": net, "minus": other, "column": "test", "metric": metric}
@@ -204,33 +194,31 @@ def differences(cases: list[Case], net: str) -> list[Row]:
 def warnings(result: dict[str, Any]) -> list[str]:
     """What the numbers of `metrics.json` warn of, in lines of text."""
     quality, judged = result.get("quality"), result.get("verdict") or {}
-    lines = list(_of_pairs(quality)) if quality else []
-    for net, names in (judged.get("leaks") or {}).items():
-        if names:
-            lines.append(f"{net} was trained on skulls of the test: {', '.join(names)}")
+    leaks = [(net, ", ".join(names)) for net, names in judged.get("leaks", {}).items() if names]
     empty = collections.Counter(case["net"] for case in judged.get("cases", ()) if case["empty"])
-    return lines + [f"{net}: {n} predictions are empty (Dice 0)" for net, n in empty.items()]
+    return [
+        *(_of_pairs(quality) if quality else ()),
+        *(f"{net} was trained on skulls of the test: {names}" for net, names in leaks),
+        *(f"{net}: {n} predictions are empty (Dice 0)" for net, n in empty.items()),
+    ]
 
 
 def _of_pairs(quality):
     empty, copies = quality["removed"]["empty_defects"], quality["copies"]["skull"]
     if empty > 0.1:
-        cure = "raise config.model.channel_weights, or lower config.generate.dust_mm3"
-        yield f"{empty:.0%} of the generated pairs have no defect: train longer, {cure}"
+        cure = "train longer, raise config.model.channel_weights, or lower config.generate.dust_mm3"
+        yield f"{empty:.0%} of the generated pairs have no defect: {cure}"
     for channel in ("skull", "defect"):
         ours, real = (quality[channel]["occupancy"][who] for who in ("generated", "training"))
         if not 0.75 < ours / max(real, 1e-9) < 1.33:
-            drift = f"generated {channel}s fill {ours:.2%} of the grid, training ones {real:.2%}"
-            yield f"occupancy drift: {drift}"
+            drift = f"generated {channel}s fill {ours:.2%} of the grid"
+            yield f"occupancy drift: {drift}, training ones {real:.2%}"
     if (copies["share_above"] or 0) > 0.15:
-        yield (
-            f"copies: {copies['share_above']:.0%} of the generated skulls lie nearer to a "
-            "training patient than 95 % of unseen real skulls do (5 % is expected): a defect "
-            "of the method"
-        )
+        what = "training patient than 95 % of unseen real skulls do (5 % is expected)"
+        share = f"{copies['share_above']:.0%} of the generated skulls"
+        yield f"copies: {share} lie nearer to a {what}: a defect of the method"
     first = copies["closest"][0]
     if first["dice"] > max(copies["held_out"], default=1):
-        yield (
-            f"copies: generated skull {first['generated']} lies nearer to training patient "
-            f"{first['name']} (Dice {first['dice']:.3f}) than any unseen real skull does"
-        )
+        near = f"training patient {first['name']} (Dice {first['dice']:.3f})"
+        skull = f"generated skull {first['generated']}"
+        yield f"copies: {skull} lies nearer to {near} than any unseen real skull does"

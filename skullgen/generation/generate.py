@@ -1,8 +1,7 @@
 """latents -> decode -> binarise -> equation 6 -> dust -> store (sections 4.4 and 5).
 
 Sample i's latent is keyed by i, and the device always runs whole, aligned batches of one size:
-any range of samples can be made alone, and is bit-equal for one kind of device, versions and batch
-size. Dust is for worker processes, each of which writes whole shards.
+any range of samples can be made alone, bit-equal for one kind of device, versions and batch size.
 """
 
 import functools
@@ -91,8 +90,7 @@ def sampler(generator: Trained, rules: Rules, batch: int) -> Callable:
 
     def run(first, seed):
         index = jnp.arange(first, first + devices * batch).reshape(devices, batch)
-        bits, overlap = draw(state, index, seed)
-        return bits.reshape(devices * batch, -1), overlap.reshape(devices * batch)
+        return [part.reshape(devices * batch, *part.shape[2:]) for part in draw(state, index, seed)]
 
     return run
 
@@ -105,9 +103,7 @@ def batches(
     draw: a `sampler` of one seed. first: the sample in row 0. batch: samples of one call. The
     next call runs on the device while this one's answer is copied and worked on.
     """
-    needs = [
-        range((first + shard.start) // batch * batch, first + shard.stop, batch) for shard in shards
-    ]
+    needs = [range((first + x.start) // batch * batch, first + x.stop, batch) for x in shards]
     calls = ((start, draw(start)) for start in dict.fromkeys(itertools.chain(*needs)))
     ahead, ready = next(calls, None), {}
     for shard, need in zip(shards, needs, strict=True):
@@ -123,10 +119,7 @@ def batches(
 def whole_batches(
     run: Callable, rows: Shaped[np.ndarray, "n width"], batch: int
 ) -> Shaped[np.ndarray, "n ..."]:
-    """`run` over rows (packed pairs, latents) in batches of one size, the last filled up.
-
-    A row's answer does not depend on how many there are.
-    """
+    """`run` over rows (packed pairs, latents) in batches of one size, the last filled up."""
     answers = []
     for start in range(0, len(rows), batch):
         jobs.check()
@@ -153,10 +146,7 @@ def run(
     workers: int,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Generates samples `first` to `first + count` of `config.generate` into a store, or goes on.
-
-    share: (k, n), of the shards.
-    """
+    """Generates samples `first` on of `config.generate` into share k of n of a store's shards."""
     if hosts.lead():
         shape = store.Shape(settings.count, plan.size, SHARD)
         store.create(path, shape, plan.attributes, plan.recipe)
@@ -169,10 +159,8 @@ def run(
     how = rules(settings, plan.channels, plan.attributes["voxel_mm"])
     draw = functools.partial(sampler(generator, how, settings.batch_size), seed=settings.seed)
     batch = settings.batch_size * jax.local_device_count()
-    tasks = (
-        (generated, shard.start, bits, overlap, how)
-        for shard, bits, overlap in batches(draw, shards, settings.first, batch)
-    )
+    made = batches(draw, shards, settings.first, batch)
+    tasks = ((generated, shard.start, bits, overlap, how) for shard, bits, overlap in made)
     workers = min(jobs.workers(workers), len(shards))
     with jobs.progress(total, total - sum(map(len, shards)), "generate", "pair") as bar:
         for count in jobs.ordered(postprocess.finish, tasks, workers):
@@ -187,14 +175,12 @@ def removed(generated: store.Store) -> dict[str, Any]:
     """
     generated.require_whole("generate")
     rows = generated.rows()
-    voxels = generated.column("removed")[rows].astype(np.int64).sum(axis=0)
-    defects = generated.column("voxels")[rows, 1]
-    overlap, dust_skull, dust_defect = voxels.tolist()
-    drawn = overlap + dust_defect + int(defects.sum())
+    removed, defects = generated.column("removed")[rows], generated.column("voxels")[rows, 1]
+    overlap, dust_skull, dust_defect = removed.astype(np.int64).sum(axis=0).tolist()
     return {
         "pairs": len(defects),
         "empty_defects": float(np.mean(defects == 0)),
-        "overlap": overlap / max(drawn, 1),
+        "overlap": overlap / max(overlap + dust_defect + int(defects.sum()), 1),
         "dust_skull_voxels": dust_skull / len(defects),
         "dust_defect_voxels": dust_defect / len(defects),
     }

@@ -4,22 +4,20 @@ from typing import Any, NamedTuple
 
 import cc3d
 import numpy as np
-from jaxtyping import Bool, Integer, Shaped
+from jaxtyping import Bool, Integer
 
 from skullgen.data import grids, store
 
+Image = Bool[np.ndarray, "X Y Z"] | Integer[np.ndarray, "X Y Z"]
+
 
 class Rules(NamedTuple):
-    """How probabilities become pairs (section 4.4).
+    """How probabilities become pairs (section 4.4)."""
 
-    channels: `independent` or `exclusive` (`modules.binarise`). dust: components of fewer voxels
-    (6, 18 or 26 neighbours) are removed.
-    """
-
-    channels: str
+    channels: str  # `independent` or `exclusive`: `modules.binarise`
     threshold: float
-    dust: int = 0
-    connectivity: int = 6
+    dust: int = 0  # components of fewer voxels are removed
+    connectivity: int = 6  # or 18, 26
 
 
 def separate(skull: Bool[Any, "*shape"], defect: Bool[Any, "*shape"]) -> Bool[Any, "*shape"]:
@@ -27,15 +25,8 @@ def separate(skull: Bool[Any, "*shape"], defect: Bool[Any, "*shape"]) -> Bool[An
     return defect ^ (defect & skull)
 
 
-def remove_dust(
-    image: Bool[np.ndarray, "X Y Z"] | Integer[np.ndarray, "X Y Z"],
-    voxels: int,
-    connectivity: int = 6,
-) -> Shaped[np.ndarray, "X Y Z"]:
-    """A copy of the image without its connected components of fewer than `voxels` voxels.
-
-    Each value but 0 has components of its own.
-    """
+def remove_dust(image: Image, voxels: int, connectivity: int = 6) -> Image:
+    """A copy of the image without its components (of one value) of fewer than `voxels` voxels."""
     out, sides = image.copy(), grids.box(image)
     # cc3d 4.1 fails on some boxes of a few voxels whose bone touches their sides.
     padded = np.pad(image[sides], 1)

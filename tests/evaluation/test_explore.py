@@ -177,7 +177,7 @@ def test_ways_by_hand():
 LATENT = arrays.arrays(np.float32, 5, elements=st.floats(-3, 3, width=32))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(LATENT, LATENT)
 def test_ways_end_where_they_should_and_spherical_ones_keep_the_norm(a, b):
     for way in (explore.linear, explore.spherical):

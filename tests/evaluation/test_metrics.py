@@ -1,19 +1,14 @@
 """The official definitions by hand, and every shortcut against the brute force that it replaces."""
 
-import sys
 import tracemalloc
-from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 from scipy import ndimage, stats
 from scipy.spatial.distance import cdist
 
-from skullgen.core.errors import UserError
-from skullgen.data import grids
 from skullgen.evaluation import metrics
 
 voxels = st.tuples(*[st.sampled_from([0.4, float(np.float32(0.4)), 1.0, 2.5, 3.2])] * 3)
@@ -29,9 +24,6 @@ def _blocks(shape, *sides):
 def _random(seed, shape, *shares):
     draw = np.random.default_rng(seed)
     return [draw.random(shape) < share for share in shares]
-
-
-# --- Dice and boundary Dice --------------------------------------------------------------------
 
 
 def test_dice_by_hand():
@@ -64,7 +56,7 @@ def test_ten_millimetres_are_in_the_band_despite_float32_headers(voxel):
     assert metrics.boundary_dice(beyond, beyond, skull, voxel) == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(voxels, st.floats(0.3, 9), st.sampled_from([0, 0.01, 0.1, 0.5]), st.integers(0, 999))
 def test_boundary_dice_equals_brute_force(voxel, band, share, seed):
     shape = (9, 7, 8)
@@ -80,9 +72,6 @@ def test_boundary_dice_equals_brute_force(voxel, band, share, seed):
     assert metrics.boundary_dice(prediction, truth, skull, voxel, band) == expected
 
 
-# --- HD95 --------------------------------------------------------------------------------------
-
-
 def test_hd95_of_shifted_plates_is_their_shift():
     first, second = _blocks((9, 5, 6), np.s_[2]), _blocks((9, 5, 6), np.s_[5])
     assert metrics.hd95(first, second, 1.0) == 3
@@ -92,25 +81,10 @@ def test_hd95_of_shifted_plates_is_their_shift():
     assert metrics.hd95(first, first, 1.0) == 0
 
 
-def test_hd95_of_a_cube_and_its_middle():
-    # 7 distances of 1, 12 of the root of 2, 8 of the root of 3; the grid's edge is a surface.
-    middle = _blocks((3, 3, 3), np.s_[1, 1, 1])
-    assert metrics.hd95(middle, middle | True, 2.0) == pytest.approx(2 * np.sqrt(3))
-
-
 def test_hd95_takes_both_directions_together_and_interpolates():
     one, two = _blocks((7, 1, 1), np.s_[1]), _blocks((7, 1, 1), np.s_[1], np.s_[5])
     # Distances 0 | 0, 4: place 1.9 of three; the worse direction alone would be 3.8.
     assert metrics.hd95(one, two, 1.0) == metrics.hd95(two, one, 1.0) == pytest.approx(3.6)
-
-
-def test_hd95_of_a_hollow_cube_sees_its_cavity():
-    solid = _blocks((9, 9, 9), np.s_[1:8, 1:8, 1:8])
-    hollow = solid & ~_blocks((9, 9, 9), np.s_[2:7, 2:7, 2:7])
-    assert metrics.hd95(solid, hollow, 1.0) == 0  # one voxel thick: the same surface
-    thick = solid & ~_blocks((9, 9, 9), np.s_[3:6, 3:6, 3:6])
-    # The outer surfaces' 218 voxels each are at 0; the 54 around the cavity 1 away from them.
-    assert metrics.hd95(solid, thick, 1.0) == 1
 
 
 def test_hd95_of_nothing_is_the_diagonal():
@@ -120,7 +94,7 @@ def test_hd95_of_nothing_is_the_diagonal():
         assert metrics.hd95(*pair, (4, 3, 0)) == pytest.approx(np.sqrt(288))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(voxels, st.floats(0.02, 0.9), st.floats(0.02, 0.9), st.integers(0, 999))
 def test_hd95_equals_brute_force(voxel, share, other, seed):
     shape = (7, 5, 6)
@@ -132,9 +106,6 @@ def test_hd95_equals_brute_force(voxel, share, other, seed):
     between = cdist(*points)
     together = np.concatenate([between.min(axis=0), between.min(axis=1)])
     assert metrics.hd95(*masks, voxel) == pytest.approx(np.percentile(together, 95), abs=1e-9)
-
-
-# --- Upsampled ---------------------------------------------------------------------------------
 
 
 def _weights(count, size, rule):
@@ -166,7 +137,7 @@ def _brute(levels, truth, count, rule, threshold):
     return metrics.dice(prediction, _enlarged(2 * truth, count, rule, 1))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.integers(1, 7),
     st.integers(1, 29),
@@ -184,20 +155,6 @@ def test_upsampled_dice_equals_brute_force(size, count, rule, threshold, seed):
     assert got == _brute(levels, truth, count, rule, threshold)
 
 
-@pytest.mark.parametrize("count", [12, 24, 30])
-def test_upsampled_dice_equals_scipys_zoom(count):
-    draw = np.random.default_rng(count)
-    smooth = ndimage.gaussian_filter(draw.random((12, 12, 12)), 1.5)
-    probability = ((smooth - smooth.min()) / np.ptp(smooth)).astype(np.float32)
-    truth = np.roll(probability, 1, 0) > 0.6
-    options = dict(zoom=count / 12, order=1, mode="nearest", grid_mode=True)
-    prediction = ndimage.zoom(probability.astype(float), **options)
-    other = ndimage.zoom(truth.astype(float), **options)
-    expected = metrics.dice(prediction > 0.55 + grids.TIE, other > 0.5 + grids.TIE)
-    got = metrics.upsampled_dice(probability, truth, count, threshold=0.55)
-    assert got == pytest.approx(expected, abs=1e-12) and 0 < got < 1
-
-
 @pytest.mark.parametrize("rule", metrics.RULES)
 def test_upsampled_dice_of_perfect_and_empty_predictions(rule):
     (truth,) = _random(0, (8, 8, 8), 0.3)
@@ -206,14 +163,6 @@ def test_upsampled_dice_of_perfect_and_empty_predictions(rule):
         assert metrics.upsampled_dice(truth * 0.9, truth, 8, rule) == 1
         assert metrics.upsampled_dice(truth & False, truth, count, rule) == 0
         assert metrics.upsampled_dice(truth & False, truth & False, count, rule) == 0
-
-
-def test_at_the_models_own_grid_the_mask_reaches_the_threshold():
-    truth = _blocks((4, 4, 4), np.s_[1:3])
-    probability = truth * np.float32(0.25)
-    expected = {"probability": 0, "mask": 1, "nearest": 1}
-    for rule, value in expected.items():
-        assert metrics.upsampled_dice(probability, truth, 4, rule, 0.25) == value
 
 
 def _cap(size):
@@ -236,8 +185,6 @@ def test_512_voxels_a_side_take_little_memory(rule):
     assert 0.8 < value < 1 and peak < 25e6
 
 
-# --- Native ------------------------------------------------------------------------------------
-
 MODEL = np.diag([2.0, 2.0, 2.0, 1.0])
 FINE = np.array([[0.5, 0, 0, -0.75], [0, 1, 0, -0.5], [0, 0, 2, 0], [0, 0, 0, 1.0]])
 
@@ -249,14 +196,6 @@ def _native(seed=0):
     probability = np.clip(truth * 0.5 + 0.55 * draw.random((8, 8, 8)), 0, 1).astype(np.float32)
     native = truth.repeat(4, axis=0).repeat(2, axis=1)
     return probability, truth, np.roll(native, 1, axis=0)
-
-
-def test_native_scores_on_the_models_own_grid():
-    probability, truth, _ = _native()
-    got = metrics.native_scores(probability, truth, MODEL, (truth, MODEL))
-    mask = probability > 0.5
-    assert got["dice_native"] == metrics.dice(mask, truth) < 1 == got["ceiling_native"]
-    assert got["hd95_native_mm"] == metrics.hd95(mask, truth, 2.0)
 
 
 @pytest.mark.parametrize("rule", metrics.RULES)
@@ -309,39 +248,6 @@ def test_native_scores_do_not_depend_on_the_order_of_the_axes(order, flips, angl
     assert got == pytest.approx(expected, abs=1e-12)
 
 
-# --- A user's own ------------------------------------------------------------------------------
-
-
-def test_a_users_own_metric_is_a_number_or_none_and_keeps_its_traceback(monkeypatch):
-    lab = ModuleType("lab")
-    vars(lab).update(
-        size=lambda prediction, truth, skull, voxel_mm: prediction.sum() * voxel_mm,
-        none=lambda *masks: None,
-        nan=lambda *masks: float("nan"),
-        broken=lambda *masks: {}["a key"],
-    )
-    monkeypatch.setitem(sys.modules, "lab", lab)
-    masks = (np.ones((2, 2, 2), bool),) * 3
-
-    def value(name):
-        return metrics._own(f"lab.{name}", masks, 0.5, "s.zarr, pair 3")
-
-    assert value("size") == 4.0 and type(value("size")) is float and value("none") is None
-    with pytest.raises(
-        UserError, match=r"lab\.nan of s\.zarr, pair 3, is nan: it must be a finite"
-    ):
-        value("nan")
-    with pytest.raises(KeyError, match="a key"):
-        value("broken")
-    assert metrics.own(ConfigDict({"metrics": "lab.size, lab.nan,lab.size"})) == (
-        "lab.size",
-        "lab.nan",
-    )
-
-
-# --- Intervals ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("count", "level"), [(2, 0.95), (5, 0.9), (9, 0.95)])
 def test_few_skulls_have_a_t_interval(count, level):
     values = np.random.default_rng(count).random(count)
@@ -370,13 +276,3 @@ def test_many_skulls_are_bootstrapped(count):
     other = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=rng)
     noise = 0.06 * values.std() / np.sqrt(count)  # of two seeds' quantiles
     assert (low, high) == pytest.approx(tuple(other.confidence_interval), abs=3 * noise)
-
-
-@pytest.mark.parametrize(("count", "least", "most"), [(6, 0.92, 0.98), (20, 0.89, 0.97)])
-def test_intervals_cover_the_mean_as_often_as_they_say(count, least, most):
-    draw = np.random.default_rng(0)
-    inside = []
-    for _ in range(400):
-        _, low, high, _ = metrics.interval(draw.normal(size=count))
-        inside.append(low <= 0 <= high)
-    assert least <= np.mean(inside) <= most

@@ -69,25 +69,6 @@ def test_the_mean_skull_is_what_most_skulls_have():
     assert found.sum() == 4 and found[4, 4, :4].all()  # both are kept: the bigger piece is this
 
 
-def test_the_biggest_piece_is_kept():
-    whole = np.zeros((SIZE,) * 3, bool)
-    whole[0, 0, :3] = whole[4, 4, :2] = True
-    assert verdict.biggest(whole).sum() == 3
-    assert verdict.biggest(whole & False).sum() == 0
-
-
-def test_a_networks_answer_does_not_depend_on_the_batch():
-    def predict(state, skulls):
-        return skulls.astype("float32") * 0.5
-
-    rng = np.random.default_rng(0)
-    pairs = rng.random((7, SIZE, SIZE, SIZE, 2)) < 0.5
-    net = verdict.network(Trained(Model(None, {}, predict=predict), {}), SIZE, batch=3)
-    found = net(store.pack(pairs))
-    np.testing.assert_array_equal(found, pairs[..., 0] * np.float32(0.5))
-    np.testing.assert_array_equal(net(store.pack(pairs[4:5])), found[4:5])
-
-
 def test_verdict_by_hand(real):
     """A net that knows the hole at height 2 and nothing else."""
     hole = _slab(2)[..., 1]
