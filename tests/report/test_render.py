@@ -146,7 +146,7 @@ ODD = {
     "full": np.ones_like(PAIR),
     "no defect": PAIR & [True, False],
     "no skull": PAIR & [False, True],
-    "a voxel": np.stack([nothing(), ball((0, 31, 0), 1)], -1),
+    "a speck": np.stack([nothing(), ball((0, 31, 0), 2)], -1),
 }
 
 
