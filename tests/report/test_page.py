@@ -11,7 +11,7 @@ from PIL import Image
 
 from skullgen.core import files
 from skullgen.data import store
-from skullgen.report import page, scene
+from skullgen.report import page, render
 from skullgen.training import logs
 from tests import browser
 from tests.shapes import holed_shell
@@ -206,7 +206,7 @@ def test_no_text_of_a_file_becomes_markup(tmp_path):
 def test_a_surface_lies_where_its_voxels_lie():
     volume = np.zeros((16, 16, 16), bool)
     volume[4:8, 6:12, 5:7] = True
-    found = scene.surface(volume, 2.0)
+    found = render.surface(volume, 2.0)
     points = [np.frombuffer(base64.b64decode(found[k]["bdata"]), "<f4") for k in "xyz"]
     for values, (low, high) in zip(points, ((8, 16), (12, 24), (10, 14)), strict=True):
         assert abs(values.min() - low) < 1.1 and abs(values.max() - high) < 1.1
@@ -216,7 +216,7 @@ def test_a_surface_lies_where_its_voxels_lie():
 def test_a_large_volume_is_reduced_and_keeps_its_place():
     volume = np.zeros((128, 128, 128), bool)
     volume[30:60, 30:60, 90:120] = True
-    found = scene.surface(volume, 1.6)
+    found = render.surface(volume, 1.6)
     x, z = (np.frombuffer(base64.b64decode(found[k]["bdata"]), "<f4") for k in "xz")
     assert abs(np.median([x.min(), x.max()]) - 45 * 1.6) < 0.01
     assert abs(np.median([z.min(), z.max()]) - 105 * 1.6) < 0.01
