@@ -51,8 +51,8 @@ def strip(path: Path, ways: dict[str, Way], title: str, ends: Way | None = None)
             pairs = np.concatenate([ends[:1], pairs, ends[1:]])
             captions = ["real", *captions, "real"]
         between, size = _direction(pairs[0]) + _direction(pairs[-1]), min(256, WIDTH // len(pairs))
-        both = zip(pairs, captions, strict=True)
-        rows.append([_tile(pair, between, size, caption, axis=0) for pair, caption in both])
+        tiles = zip(pairs, captions, strict=True)
+        rows.append([_tile(pair, between, size, caption, axis=0) for pair, caption in tiles])
     _sheet(path, rows, title)
 
 
@@ -65,10 +65,9 @@ def segmentation_sheet(
     """
     planes = _planes(truth)
     name = max(planes, key=lambda name: truth[planes[name]].sum())
-    view, nothing, size = look(direction(skull, truth)), np.zeros_like(truth), 320
+    view, nothing, size, tiles = look(direction(skull, truth)), np.zeros_like(truth), 320, []
     shown = [("defective skull", nothing, nothing), ("true implant", truth, truth)]
     shown += [(f"{who}: Dice {dice(x, truth):.3f}", x, truth) for who, x in predictions.items()]
-    tiles = []
     for caption, mask, aim in shown:
         kind = np.select([mask & aim, mask, aim, skull], [2, 3, 4, 1])
         pictures = render(skull, mask, view, size)[1], _slice(kind, planes[name], name, size)

@@ -1,7 +1,7 @@
 """`report.html`: all that a work directory holds on one page, which needs no network.
 
-A section is a list of blocks: a `Table`, a `Plot`, a `Picture`, text, or a dict of what may be
-unfolded. `templates/page.html` shows them, and leaves out what is empty.
+A section is a list of blocks: a `Table`, a `Plot`, a picture, text, or a dict to unfold. What is
+empty is left out.
 """
 
 import base64
@@ -38,13 +38,6 @@ class Plot(NamedTuple):
     high: float = 15  # rem
 
 
-class Picture(NamedTuple):
-    """A picture as a page holds it."""
-
-    source: str  # of an `img`
-    caption: str
-
-
 def write(workdir: Path) -> Path:
     """Writes `report.html` from what the work directory holds, whole or not at all; its path."""
     config, versions, metrics, maps, table1, sweep = (
@@ -55,9 +48,10 @@ def write(workdir: Path) -> Path:
     before, stale = metrics.get("config", config), []
     if changed := [name for name in SETTINGS if before.get(name) != config.get(name)]:
         stale = [f"The numbers are of another {', '.join(changed)}: run the stage evaluate."]
+    maps = maps.get("maps", [])
     paths = [workdir / f"{name}.zarr" for name in ("real", "generated")]
     stores = [store.Store(path) for path in paths if store.exists(path)]
-    whole, summary = [one for one in stores if not one.missing()], verdict.get("summary", [])
+    whole = [one for one in stores if not one.missing()]
     details = {"Config": config, "Versions": versions}
     details |= {f"Data: {one.path.name}": {**one.attrs, "recipe": one.recipe} for one in stores}
     link = Markup('<a href="gallery/{}/index.html">{}</a>').format
@@ -73,14 +67,12 @@ def write(workdir: Path) -> Path:
         "Pairs to leaf through": [link(urllib.parse.quote(name), name) for name in galleries],
         "Verdict": [tables.verdict(verdict), _nets(verdict)] if verdict else [],
         "Differences between nets": [differences(verdict.get("differences", []))],
-        "By kind and by skull": groups(summary),
+        "By kind and by skull": groups(verdict.get("summary", [])),
         "Table 1": [_table(table1, table1.get("title", ""))],
         "Sweep": [_table(sweep, "Its runs, seeds together")],
         "Copies": copies(quality["copies"]) if quality else [],
         "Generated pairs in numbers": [tables.fidelity(quality)] if quality else [],
-        "Maps": [
-            Plot(one["title"], "map", {"": one["points"]}, 30) for one in maps.get("maps", [])
-        ],
+        "Maps": [Plot(one["title"], "map", {"": one["points"]}, 30) for one in maps],
         "Pictures": list(map(picture, sorted(workdir.glob("figures/*.png")))),
         "Training": [plot for path in records for plot in curves(logs.read(path), path.stem)],
     }
@@ -177,13 +169,13 @@ def copies(found: dict[str, Any]) -> list[str | Plot | Table]:
     return made
 
 
-def picture(path: Path) -> Picture:
+def picture(path: Path) -> dict[str, str]:
     """A PNG with its caption, as WebP that is not too large for a page."""
     image, file = Image.open(path).convert("RGB"), io.BytesIO()
     image.thumbnail((1840, 4000))
     image.save(file, "webp", quality=85)
     source = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Picture(source, path.stem.replace("_", " "))
+    return {"source": source, "caption": path.stem.replace("_", " ")}
 
 
 def _facts(config, versions, stores):
@@ -195,16 +187,16 @@ def _facts(config, versions, stores):
         "time": seconds and f"{sum(seconds.values()) / 60:.1f} minutes",
     }
     for one in stores:
-        name, about, rows = one.path.stem, one.attrs, one.rows()
+        name, rows = one.path.stem, one.rows()
         left = len(one.every()) - len(rows)
-        facts[f"{name} pairs left out"] = left and f"{left}, listed in leave_out.txt"
-        size = f"{one.size}³ voxels, {about['voxel_mm']:.3g} mm a side"
+        size = f"{one.size}³ voxels, {one.attrs['voxel_mm']:.3g} mm a side"
         facts[f"{name} pairs"] = f"{one.count} of {size}"
+        facts[f"{name} pairs left out"] = left and f"{left}, listed in leave_out.txt"
+        facts[f"skulls of {name} pairs"] = len(one.attrs["names"])
+        facts[f"licence of {name} pairs"] = one.attrs["licence"]
         if name == "real":
             split = one.column("split")[rows].tolist()
             facts["split"] = ", ".join(f"{n} {split.count(k)}" for k, n in enumerate(store.SPLITS))
-            facts |= {"skulls": len(about["names"]), "kinds": ", ".join(about["kinds"])}
-            facts["licence of the data"] = about["licence"]
     return [[name, str(value)] for name, value in facts.items() if value]
 
 

@@ -46,10 +46,9 @@ def _closest(real, made, rows):
     """Generated pairs, each before the training pair that it is closest to, title and captions."""
     bits, captions = [], []
     for row in rows:
-        number, training = row["generated"], row["training"]
-        bits += [made.load([number]), real.load([training])]
-        captions += [f"generated {number}: Dice {row['dice']:.3f}"]
-        captions += [f"{row['name']}, pair {training}"]
+        bits += [made.load([row["generated"]]), real.load([row["training"]])]
+        captions += [f"generated {row['generated']}: Dice {row['dice']:.3f}"]
+        captions += [f"{row['name']}, pair {row['training']}"]
     title = "Closest generated skulls, each before the training skull that it is closest to"
     return store.unpack(np.concatenate(bits), real.size), title, captions
 
@@ -111,8 +110,7 @@ def interpolation(workdir: Path, real: Store, net: Trained, config: ConfigDict) 
     z = explore.ends(net, ends, settings.seed)
     ways = explore.interpolation(net, z, settings.steps, rules)
     between = "two draws" if net.model.encode is None else " and ".join(names)
-    path = workdir / "figures" / "interpolation.png"
-    title = f"Interpolation in latent space between {between}"
+    path, title = workdir / "figures" / "interpolation.png", f"Between {between}, in latent space"
     shown = dict(zip(("linear", "spherical"), ways, strict=True))
     figures.strip(path, shown, title, None if net.model.encode is None else ends)
     return path

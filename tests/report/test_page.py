@@ -247,6 +247,6 @@ def test_large_pictures_become_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (300, 2400, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "maps.png")
     picture = page.picture(tmp_path / "maps.png")
-    data = base64.b64decode(picture.source.removeprefix("data:image/webp;base64,"))
+    data = base64.b64decode(picture["source"].removeprefix("data:image/webp;base64,"))
     assert Image.open(io.BytesIO(data)).width == 1840 and len(data) < 600_000
-    assert picture.caption == "maps"
+    assert picture["caption"] == "maps"

@@ -85,8 +85,7 @@ def test_alike_counts_only_pairs_that_have_any():
     assert preview.alike(store.pack(pairs), 4) == {"skull": 1, "defect": None}
 
 
-def test_sheets_take_a_share_of_the_time_and_of_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(preview, "SHEETS", 4)
+def test_sheets_take_a_share_of_the_time(tmp_path, monkeypatch):
     pairs, now, drawn = _store(tmp_path / "real.zarr", [(0, 0.6, 0.8), (0.8, 0, 0.6)]), [0.0], []
     monkeypatch.setattr(preview.figures, "pair_sheet", lambda path, *_, **__: draw(path))
 
@@ -96,12 +95,10 @@ def test_sheets_take_a_share_of_the_time_and_of_the_disk(tmp_path, monkeypatch):
         Image.new("RGB", (4, 4)).save(path)
 
     watch = _watch(_model(pairs, False), tmp_path, clock=lambda: now[0])
-    for step in range(4000):
+    for step in range(1500):
         now[0] += 1
         drawn += [r["step"] for r in watch(STATE.replace(step=jnp.int32(step)), "vae")]
-    assert drawn[:2] == [59, 359] and len(drawn) <= 1 + 0.02 * 4100 / 6
-    kept = sorted(path.stem for path in (tmp_path / "sheets").glob("vae-*"))
-    assert 2 <= len(kept) <= 4 and kept[0] == "vae-000059" and kept[-1] == f"vae-{drawn[-1]:06d}"
+    assert drawn[:2] == [59, 359] and len(drawn) <= 1 + 0.02 * 1600 / 6
 
 
 def test_a_phase_that_teaches_another_net_shows_that_one(tmp_path):
