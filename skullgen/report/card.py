@@ -57,21 +57,21 @@ def _about(pairs, licence):
     ml = pairs.column("voxels")[rows, 1] * mm**3 / 1000
     sizes = np.percentile(ml[ml > 0], (0, 25, 50, 75, 100)) if ml.any() else []
     settings, left = recipe.get("generate") or {}, len(pairs.every()) - len(rows)
+    source, versions = (
+        ", ".join(f"{name} {value}" for name, value in attrs.get(which, {}).items())
+        for which in ("trained_on", "versions")
+    )
     cells = {
         "pairs": f"{len(rows)}, {pairs.size}^3 voxels of {mm:.4g} mm",
         **({"left out, in leave_out.txt": left} if left else {}),
         "empty defects": f"{(ml == 0).sum()} ({(ml == 0).mean():.1%})",
         "defects, ml: least, quartiles, most": ", ".join(f"{x:.1f}" for x in sizes) or "-",
         "licence": licence,
-        "trained on": _listed(attrs.get("trained_on", {})) or "not stated",
+        "trained on": source or "not stated",
         "model": f"{recipe.get('model_name')}, update {recipe.get('step')}",
         "weights, SHA-256": recipe.get("weights", "not stated"),
         "seed; first sample": f"{settings.get('seed')}; {settings.get('first')}",
         "made on": recipe.get("device"),
-        "versions": _listed(attrs.get("versions", {})),
+        "versions": versions,
     }
     return Table("", ["what", ""], [[name, str(value)] for name, value in cells.items()])
-
-
-def _listed(values):
-    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -17,7 +17,7 @@ from skullgen.core import files
 from skullgen.evaluation.metrics import dice
 from skullgen.report.render import Volume, direction, largest_part, look, render
 
-# Okabe and Ito's, told apart by the colour-blind too; grey for the first, the real pairs.
+# Okabe and Ito's, told apart by the colour-blind too; grey for the real pairs.
 GROUPS = ("0.6", "#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Radiological convention: what stands at the left, right, top and bottom of each slice's picture.
 ORIENTATION = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
@@ -29,11 +29,9 @@ Way = Shaped[np.ndarray, "_ D D D 2"]
 Mask = Bool[np.ndarray, "D D D"]
 
 
-def pair_sheet(
-    path: Path, pairs: Pairs, title: str, captions: list[str] | None = None, columns: int = 4
-) -> None:
+def pair_sheet(path: Path, pairs: Pairs, title: str, captions: list[str] | None = None) -> None:
     """Pairs, each as two views: the skull with its hole, then with its defect."""
-    columns, names = min(columns, len(pairs)), captions or map(str, range(len(pairs)))
+    columns, names = min(4, len(pairs)), captions or map(str, range(len(pairs)))
     size = min(256, WIDTH // (2 * columns))
     tiles = [_tile(p, _direction(p), size, name) for p, name in zip(pairs, names, strict=True)]
     _sheet(path, _rows(tiles, columns), title)

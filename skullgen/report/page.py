@@ -52,7 +52,7 @@ def write(workdir: Path) -> Path:
     paths = [workdir / f"{name}.zarr" for name in ("real", "generated")]
     stores = [store.Store(path) for path in paths if store.exists(path)]
     whole = [one for one in stores if not one.missing()]
-    details = {"Config": config, "Versions": versions}
+    details = {"Config": config, "Versions": versions, "Nets": verdict.get("nets")}
     details |= {f"Data: {one.path.name}": {**one.attrs, "recipe": one.recipe} for one in stores}
     link = Markup('<a href="gallery/{}/index.html">{}</a>').format
     galleries = sorted(path.parent.name for path in workdir.glob("gallery/*/index.html"))
@@ -65,7 +65,7 @@ def write(workdir: Path) -> Path:
         ],
         "Pairs to turn": [plot for plot in map(_turned, whole) if plot.figures],
         "Pairs to leaf through": [link(urllib.parse.quote(name), name) for name in galleries],
-        "Verdict": [tables.verdict(verdict), _nets(verdict)] if verdict else [],
+        "Verdict": [tables.verdict(verdict)] if verdict else [],
         "Differences between nets": [differences(verdict.get("differences", []))],
         "By kind and by skull": groups(verdict.get("summary", [])),
         "Table 1": [_table(table1, table1.get("title", ""))],
@@ -108,19 +108,6 @@ def _bands(values):
     runs = np.array_split(values, max(1, min(RUNS, len(values))))
     bands = [[*run.mean(0), run[:, 1].min(), run[:, 1].max()] for run in runs if len(run)]
     return np.round(np.transpose(bands), 6).tolist()
-
-
-def _nets(verdict):
-    """What a verdict's nets were trained on."""
-    rows = []
-    for net, about in verdict["nets"].items():
-        empty = [case["empty"] for case in verdict["cases"] if case["net"] == net]
-        stores = [f"{s['path']}, {s['pairs']} pairs" for s in about.get("stores", [])]
-        cells = [str(about.get(name, "")) for name in ("updates", "augment", "seed")]
-        rows.append([net, "; ".join(stores) or "nothing", *cells, f"{sum(empty)} of {len(empty)}"])
-    columns = ["net", "trained on", "updates", "augment", "seed", "empty predictions"]
-    ceiling = "Ceiling: the truth's own score at its source's grid after the way down and up."
-    return Table("", columns, rows, [ceiling])
 
 
 def differences(rows: list[Row]) -> Table:
@@ -202,16 +189,14 @@ def _facts(config, versions, stores):
 
 def _turned(pairs):
     """Some pairs of a store to turn, spread over it: different skulls and kinds."""
-    rows, shown = pairs.rows(), {}
-    rows = rows[np.linspace(0, len(rows) - 1, min(4 * PAIRS, len(rows))).astype(int)]
+    rows, figures = pairs.rows(), {}
+    rows = rows[np.linspace(0, len(rows) - 1, min(PAIRS, len(rows))).astype(int)]
     names, kinds = pairs.names(pairs.column("skull")[rows]), pairs.column("kind")[rows]
     for row, name, kind, bits in zip(rows.tolist(), names, kinds, pairs.load(rows), strict=True):
-        pair = np.moveaxis(store.unpack(bits, pairs.size), -1, 0)
-        if pair.any((1, 2, 3)).all():
-            kind = pairs.attrs["kinds"][kind] if kind >= 0 else ""
-            shown[", ".join(filter(None, [name, kind, f"pair {row}"]))] = pair
-    chosen = list(shown)[:: max(1, len(shown) // PAIRS)][:PAIRS]
-    figures = {label: scene(*shown[label], pairs.attrs["voxel_mm"]) for label in chosen}
+        skull, defect = np.moveaxis(store.unpack(bits, pairs.size), -1, 0)
+        kind = pairs.attrs["kinds"][kind] if kind >= 0 else ""
+        label = ", ".join(filter(None, [name, kind, f"pair {row}"]))
+        figures[label] = scene(skull, defect, pairs.attrs["voxel_mm"])
     return Plot(f"{pairs.path.stem.title()} pairs", "scene", figures, 25)
 
 

@@ -1,9 +1,5 @@
 """Pictures: slices in the convention, whole and readable sheets."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -61,7 +57,7 @@ def valid(path):
 
 def test_pair_sheet_shows_each_skull_without_and_with_its_defect(tmp_path):
     path = tmp_path / "new" / "pairs.png"
-    figures.pair_sheet(path, PAIR[None], title="$a_ price", captions=["100 % \\frac{"], columns=2)
+    figures.pair_sheet(path, PAIR[None], title="$a_ price", captions=["100 % \\frac{"])
     picture = valid(path)
     # The one tile begins 12 pixels from the left, 52 from the top, and holds two of 256.
     without, with_it = picture[52:308, 12:268], picture[52:308, 268:524]
@@ -77,7 +73,7 @@ def test_sheets_of_odd_pairs_are_written(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "WIDTH", 640)
     pairs, path = np.stack(list(ODD.values())), tmp_path / "sheet.png"
     if kind == "pairs":
-        figures.pair_sheet(path, pairs, title="odd", columns=5)
+        figures.pair_sheet(path, pairs, title="odd")
     else:  # of many steps, and yet narrow
         figures.strip(path, {"": np.concatenate([pairs, pairs[:1]])}, title="odd")
     assert len(np.unique(valid(path).reshape(-1, 3), axis=0)) > 20
@@ -161,16 +157,3 @@ def a_map(title, counts):
 def test_maps_of_any_size_are_written(counts, tmp_path):
     figures.map_sheet(tmp_path / "m.png", [a_map(title, counts) for title in ("$t_", *"uvw")])
     assert valid(tmp_path / "m.png").shape[1] > 1500
-
-
-def test_neither_jax_nor_pyplot_is_imported(tmp_path):
-    code = (
-        "import json, pathlib, sys, numpy as np; from skullgen.report import figures;"
-        "before = 'matplotlib' in sys.modules;"
-        "path = pathlib.Path(sys.argv[1]); pair = np.zeros((1, 16, 16, 16, 2), bool);"
-        "figures.pair_sheet(path, pair, title='t');"
-        "print(json.dumps([before, 'jax' in sys.modules, 'matplotlib.pyplot' in sys.modules]))"
-    )
-    command = [sys.executable, "-c", code, tmp_path / "t.png"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == [False, False, False]
