@@ -57,10 +57,8 @@ def _about(pairs, licence):
     ml = pairs.column("voxels")[rows, 1] * mm**3 / 1000
     sizes = np.percentile(ml[ml > 0], (0, 25, 50, 75, 100)) if ml.any() else []
     settings, left = recipe.get("generate") or {}, len(pairs.every()) - len(rows)
-    source, versions = (
-        ", ".join(f"{name} {value}" for name, value in attrs.get(which, {}).items())
-        for which in ("trained_on", "versions")
-    )
+    lists = [attrs.get(name, {}).items() for name in ("trained_on", "versions")]
+    source, versions = (", ".join(f"{name} {value}" for name, value in one) for one in lists)
     cells = {
         "pairs": f"{len(rows)}, {pairs.size}^3 voxels of {mm:.4g} mm",
         **({"left out, in leave_out.txt": left} if left else {}),

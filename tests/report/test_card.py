@@ -86,13 +86,9 @@ def test_pairs_that_are_left_out_are_counted_apart(tmp_path):
     assert "left out" not in card.write(path).read_text()
     (path / "leave_out.txt").write_text("0\n4\n")
     text = card.write(path).read_text()
-    for line in (
-        "| pairs | 3, 8^3 voxels of 10 mm |",
-        "| left out, in leave_out.txt | 2 |",
-        "| empty defects | 0 (0.0%) |",
-        "| defects, ml: least, quartiles, most | 1.0, 1.5, 2.0, 2.5, 3.0 |",
-    ):
-        assert line in text
+    assert "| pairs | 3, 8^3 voxels of 10 mm |" in text
+    assert "| left out, in leave_out.txt | 2 |" in text and "| empty defects | 0 (0.0%) |" in text
+    assert "| defects, ml: least, quartiles, most | 1.0, 1.5, 2.0, 2.5, 3.0 |" in text
 
 
 def test_nothing_that_reads_a_store_minds_its_card(tmp_path):
