@@ -1,7 +1,6 @@
 """The data card of a generated store: `README.md` in it, as dataset cards are written.
 
-What it says is read from the store and from the verdict on it. It holds no times, no paths and no
-names of the skulls that were learnt from.
+It holds no times, no paths and no names of the skulls that were learnt from.
 """
 
 from pathlib import Path
@@ -18,7 +17,6 @@ from skullgen.report import html, tables
 from skullgen.report.tables import Table
 
 LICENCES = {"Apache-2.0": "apache-2.0", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
-SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")  # a hub's words
 
 
 def identity(pairs: store.Store) -> dict[str, Any]:
@@ -29,25 +27,23 @@ def identity(pairs: store.Store) -> dict[str, Any]:
 def write(path: Path, metrics: dict[str, Any] | None = None) -> Path:
     """Writes `README.md` into the whole generated store at `path`; returns its path.
 
-    metrics: the content of a `metrics.json`; None: that beside the store, if it is about these
-    pairs. Equal stores and metrics give equal bytes. Raises UserError where pairs are missing.
+    metrics: of a `metrics.json`; None: that beside the store, if it is about these pairs.
     """
     pairs = store.Store(path)
-    if metrics is None:
-        metrics = files.read_json(path.parent / "metrics.json")
+    metrics = metrics or files.read_json(path.parent / "metrics.json")
     worth = "Not evaluated.\n"
     if metrics and metrics.get("generated") == identity(pairs):
         worth = tables.markdown(tables.fidelity(metrics["quality"])._replace(title=""))
         if metrics.get("verdict"):
-            worth += "\n" + tables.markdown(_verdict(metrics["verdict"]))
+            table = tables.verdict(metrics["verdict"])
+            unseen = [row for row in table.rows if row[1] == "test"]
+            worth += "\n" + tables.markdown(table._replace(rows=unseen, notes=[]))
     licence = pairs.attrs["licence"].removeprefix("as of the pairs that it was trained on: ")
-    removed = generate.removed(pairs)
     values = {
         "known": LICENCES.get(licence),
         "licence": plain(licence),
-        "size": Markup(SIZES[min(len(str(removed["pairs"] // 1000).lstrip("0")), len(SIZES) - 1)]),
         "about": Markup(tables.markdown(_about(pairs, licence))),
-        "removal": Markup(tables.removal(removed)),
+        "removal": Markup(tables.removal(generate.removed(pairs))),
         "settings": {name: pairs.recipe.get(name) for name in ("model", "generate")},
         "worth": Markup(worth),
     }
@@ -61,32 +57,19 @@ def _about(pairs, licence):
     ml = pairs.column("voxels")[rows, 1] * mm**3 / 1000
     sizes = np.percentile(ml[ml > 0], (0, 25, 50, 75, 100)) if ml.any() else []
     settings, left = recipe.get("generate") or {}, len(pairs.every()) - len(rows)
+    lists = [attrs.get(name, {}).items() for name in ("trained_on", "versions")]
+    source, versions = (", ".join(f"{name} {value}" for name, value in one) for one in lists)
     cells = {
         "pairs": f"{len(rows)}, {pairs.size}^3 voxels of {mm:.4g} mm",
         **({"left out, in leave_out.txt": left} if left else {}),
         "empty defects": f"{(ml == 0).sum()} ({(ml == 0).mean():.1%})",
         "defects, ml: least, quartiles, most": ", ".join(f"{x:.1f}" for x in sizes) or "-",
         "licence": licence,
-        "trained on": _listed(attrs.get("trained_on", {})) or "not stated",
+        "trained on": source or "not stated",
         "model": f"{recipe.get('model_name')}, update {recipe.get('step')}",
         "weights, SHA-256": recipe.get("weights", "not stated"),
         "seed; first sample": f"{settings.get('seed')}; {settings.get('first')}",
         "made on": recipe.get("device"),
-        "versions": _listed(attrs.get("versions", {})),
+        "versions": versions,
     }
     return Table("", ["what", ""], [[name, str(value)] for name, value in cells.items()])
-
-
-def _listed(values):
-    return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _verdict(verdict):
-    """The nets on unseen real skulls, with the names of their stores but not where they lie."""
-    table = tables.verdict(verdict)
-    rows = [row for row in table.rows if row[1] == "test"]
-    for row in rows:
-        parts = verdict["nets"].get(row[0], {}).get("stores", [])
-        stores = [f"{part['pairs']} of {Path(part['path']).name}" for part in parts]
-        row[0] += f" on {' + '.join(stores)}" * bool(stores)
-    return table._replace(rows=rows, notes=[])

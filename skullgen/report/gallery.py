@@ -39,10 +39,7 @@ class Training(NamedTuple):
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """The stage `gallery`: a page for each store that `config.gallery` names.
-
-    Without names for the run's own, `real.zarr` first. Raises UserError where there is none.
-    """
+    """The stage `gallery`: a page for each store of `config.gallery`, or for the run's own."""
     names = plugins.listed(config.gallery.stores)
     paths = [mixture.find(name, workdir) for name in names or mixture.OWN]
     stores = [store.Store(path) for path in paths if names or store.exists(path)]
@@ -57,9 +54,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         folder = f"{path.resolve().parent.name}-{path.stem}"
         folder = path.stem if path.parent == workdir else folder
         if folder in pages:
-            raise UserError(
-                f"gallery.stores: {path} and {pages[folder]} would have one page: name one of them"
-            )
+            both = f"{path} and {pages[folder]}"
+            raise UserError(f"gallery.stores: {both} would have one page: name one of them")
         pages[folder] = path
         if len(learnt) and real.size == pairs.size and not real.missing():
             train = Training(real, learnt, real.load(learnt), real.column("skull")[learnt])
@@ -83,12 +79,11 @@ def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -
             files.replace(folder / f"thumbs-{number}.jpg", _thumbnails(bits, pairs.size))
             near += _nearest(pairs, part, bits, train) if train else [None] * len(part)
             bar.update(len(part))
-    names, training_page = {}, None
-    if (folder.parent / "real" / "index.html").exists():
-        training_page = "../real/index.html"
+    names, real = {}, folder.parent / "real" / "index.html"
+    training_page = "../real/index.html" if real.exists() else None
     if train:
         names = dict(zip(train.rows.tolist(), train.store.names(train.skulls), strict=True))
-        training_page = "" if _same(pairs, train) else training_page
+        training_page = "" if pairs.path.samefile(train.store.path) else training_page
     left = np.setdiff1d(every, pairs.rows()).tolist()
     data = {
         "pairs": _facts(pairs, rows, near),
@@ -96,8 +91,8 @@ def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -
         "size": pairs.size,
         "chunk": CHUNK,
         "voxel_mm": pairs.attrs["voxel_mm"],
-        "kinds": list(map(plain, pairs.attrs.get("kinds", []))),
-        "names": list(map(plain, pairs.attrs.get("names", []))),
+        "kinds": list(map(plain, pairs.attrs["kinds"])),
+        "names": list(map(plain, pairs.attrs["names"])),
         "training": names,
         "training_page": training_page,
         "left_out": left,
@@ -118,19 +113,12 @@ def _facts(pairs, rows, near):
     return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
 
 
-def _same(pairs, train):
-    return pairs.path.samefile(train.store.path)
-
-
 def _nearest(pairs, rows, bits, train):
-    """Of each pair `{"skull": [Dice, row], "pair": ...}` of the nearest training one.
-
-    Those of its own skull do not count; Dice is None where all are.
-    """
+    """Of each pair `{"skull": [Dice or None, row], "pair": ...}`, the nearest of another skull."""
     near = [{} for _ in bits]
-    apart = _same(pairs, train) & (pairs.column("skull")[rows][:, None] == train.skulls)
+    same = pairs.column("skull")[rows][:, None] == train.skulls
     for what, dice in fidelity.training_dice(bits, train.bits, pairs.size).items():
-        dice[apart] = -1
+        dice[same & pairs.path.samefile(train.store.path)] = -1
         for one, values in zip(near, dice, strict=True):
             best = int(values.argmax())
             value = round(float(values[best]), 4) if values[best] >= 0 else None
@@ -150,19 +138,14 @@ def _thumbnails(bits, size):
 
 
 def thumbnail(skull: Mask, defect: Mask) -> UInt8[np.ndarray, "P P 3"]:
-    """A pair (RAS) seen through, from where its defect lies: bone grey, the defect blue, on white.
-
-    P is D, or D in blocks where that is above 64.
-    """
+    """A pair (RAS) seen through, from where its defect lies; P is D, or less in blocks."""
     middle = (1, 0, 0)
     if defect.any():
         middle = np.argwhere(defect).mean(0) - np.argwhere(skull | defect).mean(0)
     axis, factor = int(np.abs(middle).argmax()), -(-len(skull) // TILE)
-    depth = []
-    for volume, density in ((skull, 8), (defect, 24)):
-        plane = volume.mean(axis).T[::-1, ::-1]  # as `figures.slices` is turned
-        plane = block_reduce(plane, factor, np.mean)
-        depth.append(1 - np.exp(-density * plane[..., None]))
-    colour = 1 - depth[0] * (1 - np.float32([0.25, 0.23, 0.2]))
-    colour = colour * (1 - depth[1]) + depth[1] * np.float32([0.0, 0.35, 0.75])
+    colour = np.ones(3)
+    for volume, density, ink in (skull, 8, (0.25, 0.23, 0.2)), (defect, 24, (0.0, 0.35, 0.75)):
+        plane = block_reduce(volume.mean(axis).T[::-1, ::-1], factor, np.mean)  # radiological
+        light = np.exp(-density * plane[..., None])
+        colour = colour * light + ink * (1 - light)
     return np.rint(255 * colour).astype(np.uint8)

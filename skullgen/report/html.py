@@ -17,14 +17,10 @@ TEMPLATES = jinja2.Environment(
     keep_trailing_newline=True,
     undefined=jinja2.StrictUndefined,
 )
-# NaN is null there.
-TEMPLATES.policies["json.dumps_function"] = json.dumps
+TEMPLATES.policies["json.dumps_function"] = json.dumps  # NaN is null
 TEMPLATES.policies["json.dumps_kwargs"] = {"cls": PlotlyJSONEncoder, "separators": (",", ":")}
 
 
 def fill(name: str, values: dict[str, Any]) -> bytes:
-    """The template `name` with `values`: text becomes one escaped line, `|tojson` makes data.
-
-    `plotly` in it is the script of Plotly.
-    """
+    """The template `name` with `values`: text becomes one escaped line, `|tojson` makes data."""
     return TEMPLATES.get_template(name).render(values, plotly=Markup(get_plotlyjs())).encode()

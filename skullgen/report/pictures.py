@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files
 from skullgen.data import store
+from skullgen.data.store import Store
 from skullgen.evaluation import explore, verdict
 from skullgen.generation import generate
 from skullgen.report import figures
@@ -18,66 +19,47 @@ VIEWS = 8  # pairs in a picture
 
 
 def pictures(workdir: Path) -> list[Path]:
-    """Draws what the work directory holds into its `figures/`; returns the paths written.
-
-    Generated pairs are the first that are not empty: chosen by number, not by looks.
-    """
+    """Draws what the work directory holds into its `figures/`; returns the paths written."""
     paths = [workdir / f"{name}.zarr" for name in ("real", "generated")]
     stores = [store.Store(path) if store.exists(path) else None for path in paths]
-    real, made = _pairs(stores[0], spread=True), _pairs(stores[1], spread=False)
-    sheets = {}
-    if len(real):
-        sheets["real_pairs"] = figures.pair_sheet, real, "Real pairs"
-    if len(made):
-        sheets["generated_pairs"] = figures.pair_sheet, made, "Generated pairs"
-        sheets["generated_slices"] = figures.slice_sheet, made[:4], "Generated pairs"
-    if len(real) and len(made):
-        title = "Real pairs, generated pairs"
-        sheets["real_and_generated"] = figures.comparison_sheet, real[:4], made[:4], title
+    sheets = {f"{one.path.stem}_pairs": _pairs(one) for one in stores if one and not one.missing()}
     quality = (files.read_json(workdir / "metrics.json") or {}).get("quality")
     if quality and all(stores):
-        closest = _closest(*stores, quality["copies"]["skull"]["closest"])
-        sheets["closest"] = figures.pair_sheet, *closest
-    places = {name: workdir / "figures" / f"{name}.png" for name in sheets}
-    for name, (draw, *arguments) in sheets.items():
-        draw(places[name], *arguments)
+        sheets["closest"] = _closest(*stores, quality["copies"]["skull"]["closest"])
+    places = {name: workdir / "figures" / f"{name}.png" for name in sheets if len(sheets[name][0])}
+    for name, path in places.items():
+        figures.pair_sheet(path, *sheets[name])
     return list(places.values())
 
 
-def _pairs(pairs, spread):
-    """Up to `VIEWS` pairs bool [n, D, D, D, 2], spread over a store, or its first."""
-    if pairs is None or pairs.missing():
-        return []
+def _pairs(pairs):
+    """Up to `VIEWS` pairs that are not empty, chosen by number, not by looks, and a title."""
     rows = pairs.rows()
-    if spread:  # different skulls and, since the kinds take turns, different kinds
+    if pairs.path.stem == "real":  # different skulls and, since the kinds take turns, kinds
         rows = rows[np.linspace(0, len(rows) - 1, min(VIEWS, len(rows))).astype(int)]
     masks = store.unpack(pairs.load(rows[: 4 * VIEWS]), pairs.size)
-    return masks[masks.any(axis=(1, 2, 3)).all(axis=-1)][:VIEWS]
+    masks = masks[masks.any(axis=(1, 2, 3)).all(axis=-1)][:VIEWS]
+    return masks, f"{pairs.path.stem.title()} pairs"
 
 
 def _closest(real, made, rows):
     """Generated pairs, each before the training pair that it is closest to, title and captions."""
     bits, captions = [], []
     for row in rows:
-        number, training = row["generated"], row["training"]
-        bits += [made.load([number]), real.load([training])]
-        captions += [f"generated {number}: Dice {row['dice']:.3f}"]
-        captions += [f"{row['name']}, pair {training}"]
+        bits += [made.load([row["generated"]]), real.load([row["training"]])]
+        captions += [f"generated {row['generated']}: Dice {row['dice']:.3f}"]
+        captions += [f"{row['name']}, pair {row['training']}"]
     title = "Closest generated skulls, each before the training skull that it is closest to"
     return store.unpack(np.concatenate(bits), real.size), title, captions
 
 
 def maps(
-    workdir: Path,
-    real: store.Store,
-    stores: dict[str, store.Store],
-    nets: list[Trained],
-    settings: ConfigDict,
+    workdir: Path, real: Store, stores: dict[str, Store], nets: list[Trained], settings: ConfigDict
 ) -> Path:
-    """Figure 3: real pairs and those of generated stores in one map; the picture's path.
+    """Figure 3, and `maps.json`: real pairs and those of generated stores; the picture's path.
 
     nets: that saw only real pairs: the first one's features are mapped, where it has some.
-    settings: `config.explore`. Writes `maps.json`, too.
+    settings: `config.explore`.
     """
     drawn = [("real, train", real, ("train",)), ("real, held out", real, ("validation", "test"))]
     drawn += [(name, made, ()) for name, made in stores.items()]
@@ -85,29 +67,22 @@ def maps(
         explore.Group(name, *explore.pick(pairs, splits, settings.pairs, settings.seed))
         for name, pairs, splits in drawn
     ]
-    features = None
+    groups, features = [group for group in groups if len(group.bits)], None
     if nets and nets[0].model.features is not None:
         features = functools.partial(explore.network_features, nets[0], size=real.size, batch=8)
-    places = explore.maps(
-        [group for group in groups if len(group.bits)],
-        real.size,
-        features,
-        **{name: settings[name] for name in ("seed", "perplexity", "umap")},
-    )
+    options = {name: settings[name] for name in ("seed", "perplexity", "umap")}
+    places = explore.maps(groups, real.size, features, **options)
     files.write_json(workdir / "maps.json", places)
     path = workdir / "figures" / "maps.png"
     if places["maps"]:  # not where all pairs are alike
-        figures.map_sheet(path, places)
+        figures.map_sheet(path, places["maps"])
     return path
 
 
 def segmentations(
-    workdir: Path, real: store.Store, nets: dict[str, Trained], threshold: float
+    workdir: Path, real: Store, nets: dict[str, Trained], threshold: float
 ) -> list[Path]:
-    """Figure 5: the test case whose defect is of the middle size, by every net and rule.
-
-    Nothing is drawn without nets or a test pair.
-    """
+    """Figure 5: the test case whose defect is of the middle size, by every net and rule."""
     rows = real.rows("test")
     if not nets or not len(rows):
         return []
@@ -124,7 +99,7 @@ def segmentations(
     return [path]
 
 
-def interpolation(workdir: Path, real: store.Store, net: Trained, config: ConfigDict) -> Path:
+def interpolation(workdir: Path, real: Store, net: Trained, config: ConfigDict) -> Path:
     """Figure 4: between two real skulls, best unseen ones; without an encoder, between draws."""
     settings = config.explore
     bits, names = explore.pick(real, ("test", "validation"), 2, settings.seed)
@@ -135,8 +110,7 @@ def interpolation(workdir: Path, real: store.Store, net: Trained, config: Config
     z = explore.ends(net, ends, settings.seed)
     ways = explore.interpolation(net, z, settings.steps, rules)
     between = "two draws" if net.model.encode is None else " and ".join(names)
-    path = workdir / "figures" / "interpolation.png"
-    title = f"Interpolation in latent space between {between}"
+    path, title = workdir / "figures" / "interpolation.png", f"Between {between}, in latent space"
     shown = dict(zip(("linear", "spherical"), ways, strict=True))
     figures.strip(path, shown, title, None if net.model.encode is None else ends)
     return path

@@ -1,7 +1,7 @@
 """What a generator makes of the same latents again and again while it trains.
 
-A sheet every few minutes shows collapse as it comes; one number tells it, too: the Dice of two
-samples, which is that of two real pairs where all is well, and 1 where all samples are one.
+Collapse is seen as it comes, and told by a number: the Dice of two samples, which is that of two
+real pairs where all is well, and 1 where all samples are one.
 """
 
 import time
@@ -17,30 +17,26 @@ from PIL import Image
 from skullgen.core import files
 from skullgen.core.types import Model, State
 from skullgen.data import store
+from skullgen.data.store import Store
 from skullgen.evaluation import fidelity
 from skullgen.generation import generate, postprocess
 from skullgen.report import figures, tables
 from skullgen.training import methods
 
 PAIRS = 8  # of a sheet: the first that `generate` draws with seed 0
-SHEETS = 64  # kept at most; then every second one goes
 SHARE = 0.02  # of the time that sheets may take
+Clock = Callable[[], float]
 Watch = Callable[[State, str], list[dict[str, Any]]]
 
 
 def watcher(
-    model: Model,
-    real: store.Store,
-    folder: Path,
-    config: ConfigDict,
-    clock: Callable[[], float] = time.monotonic,
+    model: Model, real: Store, folder: Path, config: ConfigDict, clock: Clock = time.monotonic
 ) -> Watch | None:
     """`watch(state, phase) -> records`, for `loop.train`; None where there is nothing to see.
 
-    real: what is trained on. folder: of the sheets, `<phase>-<update>.png` and `latest.png`, one
-    each `config.preview_minutes` (0: none) or, where they would take more than 2 % of the time,
-    fewer. A record has the sheet (uint8 [H, W, 3]), the mean Dice of two samples' skulls and
-    defects, and `says`, a line of text.
+    folder: of the sheets, `<phase>-<update>.png` and `latest.png`, one each
+    `config.preview_minutes` (0: none) or fewer, so that they take 2 % of the time. A record has the
+    sheet (uint8 [H, W, 3]), the mean Dice of two samples, and `says`, a line of text.
     """
     pause = 60 * config.preview_minutes
     if not pause or model.decode is None or model.latents is None:
@@ -59,10 +55,11 @@ def watcher(
         if decode not in draws:
             draws[decode] = generate.drawer(model._replace(decode=decode), rules)
         bits, step = _draw(draws[decode], state), int(state.step)
-        dices = alike(bits, real.size)
+        dices, path = alike(bits, real.size), folder / f"{phase}-{step:06d}.png"
         says = f"{phase}, update {step}: {_words(bits, dices, truth)}"
-        picture = _sheet(folder / f"{phase}-{step:06d}.png", bits, real.size, says)
-        end = clock()
+        figures.pair_sheet(path, store.unpack(bits, real.size), says)
+        files.replace(folder / "latest.png", path.read_bytes())
+        picture, end = np.asarray(Image.open(path).convert("RGB")), clock()
         due = end + max(pause, (end - start) / SHARE)
         values = {f"samples_dice_{name}": dice for name, dice in dices.items() if dice is not None}
         return [{"phase": phase, "step": step, "sheet": picture, "says": says, **values}]
@@ -88,20 +85,8 @@ def alike(bits: store.Packed, size: int) -> dict[str, float | None]:
 
 
 def _words(bits, dices, truth):
-    words = [
-        f"{name}s {tables.number(dice)} (real {tables.number(truth[name])})"
-        for name, dice in dices.items()
-    ]
+    number = tables.number
+    words = [f"{name}s {number(dice)} (real {number(truth[name])})" for name, dice in dices.items()]
     empty = int((store.voxels(bits)[:, 1] == 0).sum())
     lacking = f"; {empty} of {len(bits)} have no defect" * bool(empty)
     return f"Dice of two samples, 1 is collapse: {', '.join(words)}{lacking}"
-
-
-def _sheet(path, bits, size, title):
-    """Draws a sheet of packed pairs; every second old one goes where there are too many."""
-    figures.pair_sheet(path, store.unpack(bits, size), title)
-    files.replace(path.with_name("latest.png"), path.read_bytes())
-    sheets = sorted(path.parent.glob("*-*.png"), key=lambda one: int(one.stem.rpartition("-")[2]))
-    for old in sheets[1:-1:2] if len(sheets) > SHEETS else ():
-        old.unlink()
-    return np.asarray(Image.open(path).convert("RGB"))

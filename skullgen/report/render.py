@@ -1,31 +1,29 @@
-"""Shaded pictures of pairs, from arrays to arrays: where to look from, surfaces, light.
+"""Pairs seen in 3-D: shaded pictures as arrays, and what Plotly turns.
 
-D voxels a side, P pixels a side. Volumes are RAS, bool or shares; more than 160 voxels a side are
-averaged in blocks first.
+D voxels a side, P pixels a side. Volumes are RAS, bool or shares; more than `LARGEST` voxels a side
+are averaged in blocks first.
 """
 
+import base64
 import math
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Integer, Shaped, UInt8
+from jaxtyping import Float, Integer, Shaped, UInt8
 from scipy import ndimage
-from skimage.measure import block_reduce
+from skimage.measure import block_reduce, marching_cubes
 
 Volume = Shaped[np.ndarray, "D D D"]
 Picture = UInt8[np.ndarray, "P P 3"]
 Vector = Float[np.ndarray, "3"]
 View = tuple[float | int, float | int]  # azimuth, elevation: degrees
 
-# Bone and implant, told apart also by the colour-blind.
-COLOURS = np.float32([(0.96, 0.89, 0.76), (0.05, 0.42, 0.78)])
+COLOURS = np.float32([(0.96, 0.89, 0.76), (0.05, 0.42, 0.78)])  # of bone and implant
 THREE_QUARTER = (35.0, 20.0)
 LAMP = np.float32([-0.41, 0.6, 0.69])  # to the right, upwards, towards the camera
-
 SIGMA = 0.75  # voxels
-LEVEL = (
-    0.25  # of the smoothed shares: half of what a plate one voxel thick keeps, so it stays whole
-)
-LARGEST = 160  # voxels a side
+LEVEL = 0.25  # half of what a smoothed plate one voxel thick keeps, so that it stays whole
+LARGEST, TURNED = 160, 48  # voxels a side of what is drawn, and of what Plotly turns
 PAD = 4  # voxels, so that surfaces close outside the frame
 
 
@@ -34,9 +32,8 @@ def render(
 ) -> tuple[Picture, Picture]:
     """A skull in bone colour on white, without its defect and with it, in blue.
 
-    The projection is orthographic and centred on the pair; 0.9 of the frame's edge spans it, more
-    where the pair would not fit. Azimuth 0 is the frontal view (the patient's right on the
-    picture's left), 90 the patient's right, 180 the back; elevation 90 is from above.
+    The projection is orthographic and centred on the pair. Azimuth 0 is the frontal view (the
+    patient's right on the picture's left), 90 the patient's right; elevation 90 is from above.
     """
     camera, fields = _camera(*view), [_field(volume) for volume in (skull, defect)]
     seen = np.argwhere(np.maximum(*fields) > LEVEL) @ camera.T
@@ -49,16 +46,8 @@ def render(
     return _shade(surfaces[:1], span), _shade(surfaces, span)
 
 
-def shares(volume: Volume, side: int) -> Float32[np.ndarray, "E E E"]:
-    """A volume averaged in blocks to at most `side` voxels a side."""
-    return block_reduce(volume, -(-len(volume) // side), np.mean).astype(np.float32)
-
-
 def largest_part(volume: Volume) -> Integer[np.ndarray, "M 3"]:
-    """The voxels of the largest connected part of shares above 0.3.
-
-    The whole defect's centre would not do: between the two holes of a bilateral one lies the brain.
-    """
+    """The voxels of the largest connected part: between two holes of a bilateral one is brain."""
     labels, parts = ndimage.label(volume > 0.3, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())
     return np.argwhere(labels == 1 + np.argmax(sizes[1:]) if parts else labels)
@@ -75,10 +64,7 @@ def direction(skull: Volume, defect: Volume) -> Vector:
 
 
 def look(towards: Vector) -> View:
-    """The view that sees what lies in a direction obliquely.
-
-    From its side, turned to the face and somewhat upwards; the three-quarter view for zeros.
-    """
+    """The view that sees what lies in a direction obliquely, turned to the face."""
     x, y, z = towards
     if not np.any(towards):
         return THREE_QUARTER
@@ -86,6 +72,31 @@ def look(towards: Vector) -> View:
     azimuth = math.degrees(math.atan2(x, y))
     oblique = azimuth - math.copysign(28, azimuth)
     return (oblique if math.hypot(x, y) > 0.3 else THREE_QUARTER[0]), elevation
+
+
+def scene(skull: Volume, defect: Volume, voxel_mm: float | int) -> dict[str, Any]:
+    """The surfaces of a pair, and an eye on the defect's own side."""
+    azimuth, up = np.radians(look(direction(skull, defect)))
+    up = max(up, 0.3)  # seen level, the axes' labels lie on one another
+    eye = np.sin(azimuth) * np.cos(up), np.cos(azimuth) * np.cos(up), np.sin(up)
+    meshes = [surface(volume, voxel_mm) for volume in (skull, defect)]
+    return {"meshes": meshes, "eye": eye, "side": len(skull) * voxel_mm}
+
+
+def surface(volume: Volume, voxel_mm: float | int) -> dict[str, dict[str, str]]:
+    """A volume's surface, as Plotly's Mesh3d takes it, in mm from the frame's corner."""
+    factor = -(-len(volume) // TURNED)
+    field = ndimage.gaussian_filter(np.pad(_shares(volume, TURNED), 2), SIGMA / factor)
+    points, faces = np.zeros((0, 3)), np.zeros((0, 3))
+    if field.max() > LEVEL:
+        points, faces, *_ = marching_cubes(field, LEVEL)
+    points = (points - 1.5) * factor * voxel_mm
+    columns = {name: values.astype("<f4") for name, values in zip("xyz", points.T, strict=True)}
+    columns |= {name: values.astype("<i4") for name, values in zip("ijk", faces.T, strict=True)}
+    return {
+        name: {"dtype": values.dtype.str[1:], "bdata": base64.b64encode(values).decode()}
+        for name, values in columns.items()
+    }
 
 
 def _camera(azimuth, elevation):
@@ -96,17 +107,27 @@ def _camera(azimuth, elevation):
     return np.stack([np.cross(up, towards), up, towards])
 
 
+def _shares(volume, side):
+    """A volume averaged in blocks to at most `side` voxels a side."""
+    return block_reduce(volume, -(-len(volume) // side), np.mean).astype(np.float32)
+
+
 def _field(volume):
     """The smooth shares, in which the middles of bone voxels stay inside however thin it is."""
+<<<<<<< HEAD
     volume = np.pad(shares(volume, LARGEST), PAD)
     return np.maximum(ndimage.gaussian_filter(volume, SIGMA), (volume >= 0.5) * 2 * LEVEL)
+=======
+    volume = np.pad(_shares(volume, LARGEST), PAD)
+    return np.maximum(ndimage.gaussian_filter(volume, SIGMA), (volume >= 0.5) * (LEVEL + 0.06))
+>>>>>>> 07fc13dc2ea737fd242bc8a93f147263092a6e5f
 
 
 def _surface(field, camera, pivot, span, pixels):
     """Where the rays of the camera first meet a surface.
 
-    Nearness [P, P], voxels from the pivot towards the camera (far behind where a ray meets
-    nothing); normals [P, P, 3] along the camera's rows; how much of a pixel is covered [P, P].
+    Nearness [P, P], voxels from the pivot towards the camera (far behind where nothing is met);
+    normals [P, P, 3] along the camera's rows; the share of a pixel that is covered [P, P].
     """
     inside = (np.argwhere(field > LEVEL) - pivot) @ camera[2]
     near, far = inside.max(initial=0) + 2, inside.min(initial=0) - 2

@@ -1,5 +1,6 @@
 """Tables as lines of text, Markdown or CSV, and the two that every evaluation makes."""
 
+import collections
 import csv
 import io
 import re
@@ -41,15 +42,12 @@ def span(row: dict[str, Any] | None, sign: str = "", digits: int = 3) -> str:
 
 def text(table: Table) -> list[str]:
     """Lines with aligned columns: those of numbers to the right."""
-    columns = [_aligned(cells) for cells in zip(table.columns, *table.rows, strict=True)]
+    columns = []
+    for cells in zip(table.columns, *table.rows, strict=True):
+        numbers, wide = all(re.match(r"[-+]?\d|-|$", c) for c in cells[1:]), max(map(len, cells))
+        columns.append([cell.rjust(wide) if numbers else cell.ljust(wide) for cell in cells])
     lines = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
     return [*[table.title] * bool(table.title), *lines, *table.notes]
-
-
-def _aligned(cells):
-    wide = max(map(len, cells))
-    numbers = all(re.match(r"[-+]?\d|-|$", cell) for cell in cells[1:])
-    return [cell.rjust(wide) if numbers else cell.ljust(wide) for cell in cells]
 
 
 def markdown(table: Table) -> str:
@@ -76,18 +74,16 @@ def csv_text(columns: list[str], rows: Iterable[list[Any]]) -> str:
 def verdict(verdict: dict[str, Any]) -> Table:
     """Nets and columns of `verdict.verdict`; the user's own metrics and differences are notes."""
     rows = [row for row in verdict["summary"] if row["by"] == "all"]
-    places = {(row["net"], row["column"]): {} for row in rows}
+    places, lines, notes = collections.defaultdict(dict), [], []
     for row in rows:
         places[row["net"], row["column"]][row["metric"]] = row
-    lines, notes = [], []
     for (net, column), its in places.items():
-        mean = {metric: number(row["mean"]) for metric, row in its.items()}
-        native = [mean.get(name, "-") for name in ("dice_native", "ceiling_native")]
+        dice, mean = its["dice"], {metric: number(row["mean"]) for metric, row in its.items()}
+        native = f"{mean.get('dice_native', '-')} ({mean.get('ceiling_native', '-')})"
         distance = number(its.get("hd95_mm", {}).get("mean"), digits=1)
-        cells = [span(its["dice"]), mean.get("dice_512", "-"), f"{native[0]} ({native[1]})"]
-        cells += [mean.get("bdsc", "-"), distance]
-        cells += [str(its["dice"][name]) for name in ("cases", "skulls")]
-        lines.append([net, COLUMNS.get(column, column), *cells])
+        cells = [span(dice), mean.get("dice_512", "-"), native, mean.get("bdsc", "-"), distance]
+        place = [net, COLUMNS.get(column, column)]
+        lines.append([*place, *cells, str(dice["cases"]), str(dice["skulls"])])
         own = [(metric, row) for metric, row in its.items() if "." in metric]
         notes += [f"{m}, {net}, {column}: {span(r)} ({r['skulls']} skulls)" for m, r in own]
     for row in verdict["differences"]:
@@ -104,21 +100,19 @@ def verdict(verdict: dict[str, Any]) -> Table:
 
 def fidelity(quality: dict[str, Any]) -> Table:
     """The numbers of `fidelity.fidelity`; what they say of copies is in the notes."""
-    channels = [quality[name] for name in ("skull", "defect")]
-    rows = [
-        [title, *(number(channel[what].get(who)) for channel in channels)]
-        for title, (what, who) in DICES.items()
-    ]
+    channels = {name: quality[name] for name in ("skull", "defect")}
+    rows, notes = [], []
+    for title, (what, who) in DICES.items():
+        rows.append([title, *(number(one[what].get(who)) for one in channels.values())])
     for who in ("generated", "training"):
-        shares = (channel["occupancy"][who] for channel in channels)
+        shares = (one["occupancy"][who] for one in channels.values())
         rows.append([f"occupancy, {who}", *(f"{share:.2%}" for share in shares)])
-    notes = []
-    for name in ("skull", "defect"):
-        near = quality[name]["nearest_training_dice"]
-        if near["held_out"] is not None and near["generated"] > near["held_out"] + 0.05:
+    for name, one in channels.items():
+        made, unseen = (one["nearest_training_dice"][k] for k in ("generated", "held_out"))
+        if unseen is not None and made > unseen + 0.05:
             notes.append(
                 f"The generated {name}s lie nearer to a training pair than held-out real ones "
-                f"do ({near['generated']:.3f}, {near['held_out']:.3f}): they copy or interpolate."
+                f"do ({made:.3f}, {unseen:.3f}): they copy or interpolate."
             )
     notes += [copies(name, quality["copies"][name]) for name in ("skull", "pair")]
     title = f"{quality['removed']['pairs']} generated pairs: {removal(quality['removed'])}"

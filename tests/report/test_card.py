@@ -78,7 +78,7 @@ def test_a_card_says_what_is_in_the_store(tmp_path):
     assert "took 50.00% of the defects' voxels" in text and "1.00 of skull, 0.00 of defect" in text
     assert "Not evaluated." in text and "not a medical device" in text and "2308.04883" in text
     front = yaml.safe_load(text.split("---\n")[1])
-    assert front["license"] == "apache-2.0" and front["size_categories"] == ["n<1K"]
+    assert front["license"] == "apache-2.0"
 
 
 def test_pairs_that_are_left_out_are_counted_apart(tmp_path):
@@ -86,13 +86,9 @@ def test_pairs_that_are_left_out_are_counted_apart(tmp_path):
     assert "left out" not in card.write(path).read_text()
     (path / "leave_out.txt").write_text("0\n4\n")
     text = card.write(path).read_text()
-    for line in (
-        "| pairs | 3, 8^3 voxels of 10 mm |",
-        "| left out, in leave_out.txt | 2 |",
-        "| empty defects | 0 (0.0%) |",
-        "| defects, ml: least, quartiles, most | 1.0, 1.5, 2.0, 2.5, 3.0 |",
-    ):
-        assert line in text
+    assert "| pairs | 3, 8^3 voxels of 10 mm |" in text
+    assert "| left out, in leave_out.txt | 2 |" in text and "| empty defects | 0 (0.0%) |" in text
+    assert "| defects, ml: least, quartiles, most | 1.0, 1.5, 2.0, 2.5, 3.0 |" in text
 
 
 def test_nothing_that_reads_a_store_minds_its_card(tmp_path):
@@ -136,7 +132,7 @@ def test_a_verdict_is_shown_only_on_the_pairs_that_it_is_about(tmp_path):
     text = card.write(path, _metrics(path)).read_text()
     assert "| nearest training pair: generated | 0.500 | 0.500 |" in text
     assert "20.0% of 5 generated skulls" in text and "the closest has 0.750" in text
-    assert "| vnet on 5 of generated.zarr | test | 0.667 [0.600, 0.700] |" in text
+    assert "| vnet | test | 0.667 [0.600, 0.700] |" in text
     assert "Doe" not in text and "/home" not in text and "0.900" not in text
     other = {"recipe": {**RECIPE, "step": 60}, "pairs": 5}
     assert "Not evaluated." in card.write(path, _metrics(path, generated=other)).read_text()
