@@ -100,22 +100,11 @@ def map_sheet(path: Path, maps: list[dict[str, Any]]) -> None:
         axes = figure.add_subplot(lines, columns, number, xticks=[], yticks=[])
         axes.set_title(one["title"], fontsize=10, parse_math=False)
         axes.set_aspect("equal", adjustable="datalim")
-<<<<<<< HEAD
-        groups = dict.fromkeys(point["group"] for point in one["points"])
-        for n, group in enumerate(groups):
-            x, y = zip(
-                *((p["x"], p["y"]) for p in one["points"] if p["group"] == group), strict=True
-            )
-            label = f" {group} ({len(x)})"  # one that begins with "_" would be left out
-            style = {"c": GROUPS[n % 8], "marker": "osD^vPX"[n % 7], "alpha": 0.6, "lw": 0}
-            axes.scatter(x, y, 16, **style, label=label)
-=======
         for n, group in enumerate(dict.fromkeys(point["group"] for point in one["points"])):
             places = [(p["x"], p["y"]) for p in one["points"] if p["group"] == group]
             label = f" {group} ({len(places)})"  # one that begins with "_" would be left out
             marks = {"marker": "osD^vPX"[n % 7], "alpha": 0.6, "lw": 0, "label": label}
             axes.scatter(*np.transpose(places), 16, GROUPS[n % 8], **marks)
->>>>>>> 07fc13dc2ea737fd242bc8a93f147263092a6e5f
     handles = figure.axes[0].get_legend_handles_labels()
     for text in figure.legend(*handles, loc="outside lower center", ncols=4).get_texts():
         text.set_parse_math(False)

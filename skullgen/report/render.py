@@ -114,13 +114,8 @@ def _shares(volume, side):
 
 def _field(volume):
     """The smooth shares, in which the middles of bone voxels stay inside however thin it is."""
-<<<<<<< HEAD
-    volume = np.pad(shares(volume, LARGEST), PAD)
-    return np.maximum(ndimage.gaussian_filter(volume, SIGMA), (volume >= 0.5) * 2 * LEVEL)
-=======
     volume = np.pad(_shares(volume, LARGEST), PAD)
     return np.maximum(ndimage.gaussian_filter(volume, SIGMA), (volume >= 0.5) * (LEVEL + 0.06))
->>>>>>> 07fc13dc2ea737fd242bc8a93f147263092a6e5f
 
 
 def _surface(field, camera, pivot, span, pixels):
