@@ -113,8 +113,12 @@ def stages(config: ConfigDict, known: Sequence[str]) -> list[str]:
 
 
 def at_home(config: ConfigDict) -> ConfigDict:
-    """A copy of the config with the home folder for each `~` that begins a path."""
+    """A copy of the config: `~` is the home folder, and a tuple that was set to `a,b` has two words."""
     config = copy.deepcopy(config)
+    for part in [config, *(value for value in config.values() if isinstance(value, ConfigDict))]:
+        for name, value in part.items():
+            if isinstance(value, tuple) and value and all(isinstance(word, str) for word in value):
+                part[name] = tuple(plugins.listed(value))
     for section, name in (field.split(".") for field in PATHS):
         if name in config.get(section, ()):
             parts = re.split(r"(,\s*)", config[section][name])
