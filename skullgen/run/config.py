@@ -113,7 +113,7 @@ def stages(config: ConfigDict, known: Sequence[str]) -> list[str]:
 
 
 def at_home(config: ConfigDict) -> ConfigDict:
-    """A copy of the config: `~` is the home folder, and a tuple that was set to `a,b` has two words."""
+    """A copy of the config: `~` is the home folder, and a tuple set to `a,b` has two words."""
     config = copy.deepcopy(config)
     for part in [config, *(value for value in config.values() if isinstance(value, ConfigDict))]:
         for name, value in part.items():
