@@ -27,8 +27,8 @@ def read(folder: Path) -> Recipe | None:
 
 
 def write(folder: Path, recipe: Recipe) -> None:
-    """Writes the recipe of an artifact."""
-    files.write_json(Path(folder) / FILE, recipe)
+    """Writes the recipe of an artifact; equal recipes, equal bytes."""
+    files.write_json(Path(folder) / FILE, json.loads(json.dumps(recipe, sort_keys=True)))
 
 
 def claim(folder: Path, recipe: Recipe) -> bool:

@@ -85,7 +85,7 @@ class Named(NamedTuple):
 
 def named(flag: Any = None) -> Named:
     """The config of the flag `config`."""
-    flag = flag or flags.FLAGS["config"]
+    flag = flags.FLAGS["config"] if flag is None else flag
     file, _, word = flag.config_filename.partition(":")
     return Named(Path(file), word, config_flags.get_override_values(flag))
 

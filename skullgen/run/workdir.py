@@ -97,9 +97,9 @@ def record(config: ConfigDict, workdir: Path, stage: str = "") -> None:
     """Writes `config.json`: all stages so far, and the settings by which each of them ran last."""
     old, new = files.read_json(workdir / "config.json"), as_json(config)
     if old and stage:
-        shared = new.keys() - stages.STAGES.keys() if stage in stages.TOGETHER else set()
-        so_far = {*old["stages"], stage}
-        new = {k: v if k in shared | {stage} else old.get(k, v) for k, v in new.items()}
+        shared = {"ingest": {"data"}, "train": new.keys() - stages.STAGES.keys()}
+        own, so_far = {stage, *shared.get(stage, ())}, {*old["stages"], stage}
+        new = {k: v if k in own else old.get(k, v) for k, v in new.items()}
         new["stages"] = [name for name in stages.STAGES if name in so_far]
     files.write_json(workdir / "config.json", new)
 

@@ -26,7 +26,7 @@ def _toy(*stages, **fields):
 
 
 def _list(path, text):
-    (path / "leave_out.txt").write_text(text)
+    (path / "leave_out.txt").write_text(text, "utf-8")
 
 
 def test_numbers_are_of_the_pairs_that_are_used(tmp_path):

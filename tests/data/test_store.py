@@ -278,7 +278,9 @@ def test_listed_rows_are_not_used(tmp_path):
     assert opened.rows("test").tolist() == [6]
     assert opened.every().tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert opened.unwanted().tolist() == [0, 3, 5, 7]
-    (opened.path / "leave_out.txt").write_text("\ufeff1\n")  # as an editor on Windows may begin it
+    (opened.path / "leave_out.txt").write_text(
+        "\ufeff1\n", "utf-8"
+    )  # as an editor on Windows may begin it
     assert opened.rows("train").tolist() == [0, 2, 3]
     (opened.path / "leave_out.txt").write_text("5\n6\n")
     with pytest.raises(UserError, match=r"leave_out.txt: it leaves no pair of split test"):
@@ -289,7 +291,7 @@ def test_listed_rows_are_not_used(tmp_path):
 @pytest.mark.parametrize("word", ["8", "-1", "1.0", "1 2", "1,2", "\u0661", "9" * 5000, "pair 3"])
 def test_a_line_that_is_no_index_is_named(word, tmp_path):
     opened = create(tmp_path / "a.zarr", 8)
-    (opened.path / "leave_out.txt").write_text(f"# a list\n{word}\n")
+    (opened.path / "leave_out.txt").write_text(f"# a list\n{word}\n", "utf-8")
     with pytest.raises(
         UserError, match=r"leave_out.txt: line 2 is .*index of one pair a line, 0 to 7"
     ):
