@@ -28,7 +28,8 @@ def read(folder: Path) -> Recipe | None:
 
 def write(folder: Path, recipe: Recipe) -> None:
     """Writes the recipe of an artifact; equal recipes, equal bytes."""
-    files.write_json(Path(folder) / FILE, json.loads(json.dumps(recipe, sort_keys=True)))
+    plain = json.loads(json.dumps(recipe, sort_keys=True))
+    files.write_json(Path(folder) / FILE, plain)
 
 
 def claim(folder: Path, recipe: Recipe) -> bool:
