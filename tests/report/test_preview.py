@@ -123,6 +123,16 @@ def test_nothing_is_watched_without_decode_or_minutes(tmp_path):
     assert "(real -)" in one["says"]  # of a single pair no two
 
 
+def _events(folder, last):
+    """What TensorBoard's own thread has written, once `last` is there."""
+    for _ in range(100):
+        written = b"".join(path.read_bytes() for path in folder.iterdir())
+        if last in written:
+            break
+        time.sleep(0.1)
+    return written
+
+
 def test_sheets_change_nothing_of_training(tmp_path, capsys):
     pytest.importorskip("tensorboardX")
     config = toy_config.get_config()
@@ -135,7 +145,7 @@ def test_sheets_change_nothing_of_training(tmp_path, capsys):
         place = loop.Place(tmp_path / f"{name}.jsonl", tmp_path / name, {})
         options = loop.Options(0, 2, 2, 4, 1, 64, tmp_path / f"{name}-board")
         states.append(loop.train(model, plan, parts, place, options, watch))
-        events.append(b"".join(path.read_bytes() for path in options.tensorboard.iterdir()))
+        events.append(_events(options.tensorboard, b"toy/samples_dice_skull" * bool(watch)))
     assert checkpoint.fingerprint(states[0]) == checkpoint.fingerprint(states[1])
     assert logs.read(tmp_path / "with.jsonl") == logs.read(tmp_path / "without.jsonl")
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir())[0] == "latest.png"
