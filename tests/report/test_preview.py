@@ -1,5 +1,7 @@
 """Sheets of fixed latents while training: they change nothing, and tell collapse as a number."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
