@@ -9,26 +9,13 @@
 """
 
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
 
+from absl import app, flags
 
-def _end(signum, _):
-    """Until `jobs.stoppable`: nothing is begun that could be lost."""
-    os._exit(128 + signum)
-
-
-if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # a name that it cannot show ends no run
-        stream.reconfigure(errors="backslashreplace")
-
-from absl import app, flags  # noqa: E402
-
-from skullgen.run import config as command  # noqa: E402
+from skullgen.run import config as command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SWEEP = flags.DEFINE_string("sweep", None, "Of a config with a sweep: list, all, or a number.")
@@ -67,6 +54,8 @@ def main(_):
 
 
 if __name__ == "__main__":
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a name that it cannot show ends no run
+        stream.reconfigure(errors="backslashreplace")
     try:
         app.run(main, flags_parser=command.parse)
     except KeyboardInterrupt:
