@@ -351,8 +351,8 @@ def kinds_of(config: ConfigDict) -> tuple[str, ...]:
         if "." in kind:
             plugins.function("data.kinds", kind, _ARGUMENTS)
         elif kind not in KINDS:
-            known = ", ".join(KINDS)
-            what = f"choose of {known}, or name a function of your own, package.module.function"
+            names = ", ".join(KINDS)
+            what = f"choose of {names}, or name a function of your own, package.module.function"
             raise UserError(f"data.kinds names {kind!r}: {what}")
     if len(set(kinds)) < len(kinds) or len(kinds) > 127:  # the column `kind` is int8
         raise UserError(f"data.kinds is {text!r}: at most 127 kinds, each of them once")
@@ -408,8 +408,8 @@ def cut(
 def _cut_by_function(complete, kind, seed, voxel_mm, area_cm2):
     implant = plugins.function("data.kinds", kind, _ARGUMENTS)(complete, seed, voxel_mm, area_cm2)
     if np.shape(implant) != complete.shape or np.asarray(implant).dtype != bool:
-        shown = f"{np.asarray(implant).dtype} {list(np.shape(implant))}"
-        raise UserError(f"{kind} returned {shown}: it must return bool {list(complete.shape)}")
+        form = f"{np.asarray(implant).dtype} {list(np.shape(implant))}"
+        raise UserError(f"{kind} returned {form}: it must return bool {list(complete.shape)}")
     implant = implant & complete
     if not implant.any() or np.array_equal(implant, complete):
         raise UserError(f"{kind} took {'all' if implant.any() else 'none'} of the bone out")

@@ -203,8 +203,8 @@ def box(mask: Shaped[np.ndarray, "X Y Z"]) -> tuple[slice, ...]:
     ordered = mask.transpose(order)
     plane = ordered.any(axis=0)
     hits = (ordered.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
-    found = [np.flatnonzero(hits[k]).tolist() for k in np.argsort(order)]
-    return tuple(slice(k[0], k[-1] + 1) if k else slice(0, 0) for k in found)
+    planes = [np.flatnonzero(hits[k]).tolist() for k in np.argsort(order)]
+    return tuple(slice(k[0], k[-1] + 1) if k else slice(0, 0) for k in planes)
 
 
 def to_ras(affine: Affine, shape: tuple[int, ...]) -> Affine:

@@ -54,8 +54,8 @@ def planner(name: str) -> Callable[[int, ConfigDict], sources.Plan]:
     if "." in name:
         return plugins.attribute("data.source", name, name, "plan", FORM)
     if name not in sources.PLANS:
-        known = ", ".join((*sorted(sources.PLANS), "store"))
-        raise UserError(f"data.source is {name!r}: choose one of {known}, or your package.module")
+        names = ", ".join((*sorted(sources.PLANS), "store"))
+        raise UserError(f"data.source is {name!r}: choose one of {names}, or your package.module")
     return sources.PLANS[name]
 
 
@@ -133,12 +133,12 @@ def _create(path, size, config, plan, options):
 
 def _licence(config):
     """The licence of a source, or that of an export in SkullBreak's layout, which says it."""
-    known = {"skullbreak": "CC BY-NC-SA 4.0", "phantom": "Apache-2.0"}
+    licences = {"skullbreak": "CC BY-NC-SA 4.0", "phantom": "Apache-2.0"}
     if config.source == "skullbreak":
         with contextlib.suppress(OSError), open(Path(config.root) / "LICENCE.txt", "rb") as file:
             words = plain(file.read(1000).decode(errors="replace").strip())
-            return words or known["skullbreak"]
-    return known.get(config.source, "not stated")
+            return words or licences["skullbreak"]
+    return licences.get(config.source, "not stated")
 
 
 class Row(NamedTuple):

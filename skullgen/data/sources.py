@@ -96,14 +96,14 @@ def _plan_skullbreak(size, config):
 def _add_part(plan, folder, size, config):
     """Add the pairs of `train` or `test` to a plan."""
     part = folder.name
-    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     sides = [f"{side}/{kind}" for side in SIDES for kind in defects.KINDS]
-    used = [p for p in map(Path, found) if p.parent.as_posix() in sides and p.suffix == ".nrrd"]
+    used = [p for p in map(Path, present) if p.parent.as_posix() in sides and p.suffix == ".nrrd"]
     expected = set()
     for number in sorted({p.stem for p in used}):
         pairs = [[f"{side}/{kind}/{number}.nrrd" for side in SIDES] for kind in defects.KINDS]
         expected.update([f"complete_skull/{number}.nrrd"], *pairs)
-        usable = [kind for kind, files in enumerate(pairs) if found.issuperset(files)]
+        usable = [kind for kind, files in enumerate(pairs) if present.issuperset(files)]
         if usable:
             plan.names.append(f"{part}_{number}")
             plan.split[plan.names[-1]] = 0 if part == "train" else 2
@@ -113,10 +113,10 @@ def _add_part(plan, folder, size, config):
             plan.cases.append(Case(_skullbreak_pair, arguments, (kind,), len(plan.names) - 1))
             plan.sources.update(_sums(folder.parent, paths, config))
     for side in ("complete_skull", *sides):
-        lost = sorted(f"{part}/{f}" for f in expected - found if f.startswith(f"{side}/"))
+        lost = sorted(f"{part}/{f}" for f in expected - present if f.startswith(f"{side}/"))
         more = f", and {len(lost) - 1} more of its folder" * (len(lost) > 1)
         plan.problems.extend([f"{lost[0]} is missing{more}"] if lost else [])
-    plan.problems.extend(f"{part}/{n} is not SkullBreak's" for n in sorted(found - expected))
+    plan.problems.extend(f"{part}/{n} is not SkullBreak's" for n in sorted(present - expected))
 
 
 def _skullbreak_pair(defective_path, implant_path, size, threshold, max_voxels):

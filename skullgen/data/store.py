@@ -142,11 +142,11 @@ class Store:
     def rows(self, split: str | None = None) -> Int64[np.ndarray, " n"]:
         """As `every`, without what the store's `leave_out.txt` lists: the pairs to be used."""
         every = self.every(split)
-        kept = np.setdiff1d(every, self.unwanted())
-        if len(every) and not len(kept):
+        rows = np.setdiff1d(every, self.unwanted())
+        if len(every) and not len(rows):
             what = f" of split {split}" if split else ""
             raise UserError(f"{self.path / 'leave_out.txt'}: it leaves no pair{what}: shorten it")
-        return kept
+        return rows
 
     def unwanted(self) -> Int64[np.ndarray, " n"]:
         """Rows that `leave_out.txt` lists, one a line, comments after a #; UserError for others."""
@@ -165,8 +165,8 @@ class Store:
 
     def names(self, skulls: Shaped[np.ndarray, " n"]) -> list[str]:
         """The names of skulls by number (column `skull`), in plain text; "" where unknown."""
-        known = self.attrs["names"]
-        return [plain(known[skull]) if 0 <= skull < len(known) else "" for skull in skulls]
+        names = self.attrs["names"]
+        return [plain(names[skull]) if 0 <= skull < len(names) else "" for skull in skulls]
 
     def load(self, rows: Rows) -> Packed:
         """The packed pairs of some rows; of a damaged one the error names the file to delete."""

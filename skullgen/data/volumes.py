@@ -176,8 +176,8 @@ def describe(path: str | Path, max_voxels: int = MAX_VOXELS) -> Source:
         # A link to nothing, as of datalad's files that were not fetched, is no file either.
         there = path.is_dir() or path.is_file()
         _require(there, path, "there is no such file, or no plain one: check the path")
-        known = path.is_dir() or _suffix(path)
-        _require(known, path, f"unknown kind of file: give one of {', '.join(SUFFIXES)}")
+        readable = path.is_dir() or _suffix(path)
+        _require(readable, path, f"unknown kind of file: give one of {', '.join(SUFFIXES)}")
         header = _dicom if path.is_dir() else _nifti if ".nii" in _suffix(path) else _itk
         source = header(path)
     except OSError as error:

@@ -134,17 +134,17 @@ def plan(opened: store.Store, name: str, settings: ConfigDict) -> tuple[list[Ent
     """What is to be written of a store in a format, rows rising, and how many pairs are empty."""
     opened.require_whole()
     _require_grid(opened, settings.voxel_mm)
-    known, wanted = opened.attrs.get("kinds", []), plugins.listed(settings.kinds)
+    own, wanted = opened.attrs.get("kinds", []), plugins.listed(settings.kinds)
     if settings.split:
         one_of("export.split", settings.split, store.SPLITS)
     for kind in wanted:
-        one_of("export.kinds", kind, known)
-    times = Counter(kind.casefold() for kind in known)  # some disks know no capitals
-    for kind in known:
+        one_of("export.kinds", kind, own)
+    times = Counter(kind.casefold() for kind in own)  # some disks know no capitals
+    for kind in own:
         if times[kind.casefold()] > 1 or not re.fullmatch(r"\w[\w .-]{,99}", kind):
             raise UserError(f"{opened.path}: kind {kind!r} is no name of a folder of its own")
     splits, skulls = opened.column("split").tolist(), opened.column("skull")
-    kinds = [known[kind] if kind >= 0 else "" for kind in opened.column("kind").tolist()]
+    kinds = [own[kind] if kind >= 0 else "" for kind in opened.column("kind").tolist()]
     first, stop = _range(settings.rows, opened.count)
     rows = opened.rows(settings.split or None).tolist()
     rows = [r for r in rows if first <= r < stop and (not wanted or kinds[r] in wanted)]

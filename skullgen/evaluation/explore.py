@@ -63,9 +63,9 @@ def pick(
         taken[number] += 1
     rows, cases = rows[np.argsort(turns, kind="stable")][:count], []
     for row, name in zip(rows.tolist(), opened.names(skull[rows]), strict=True):
-        known = [name] if skull[row] >= 0 else []
-        known += [opened.attrs["kinds"][kind[row]]] if kind[row] >= 0 else []
-        cases.append(f"{', '.join(known)} (pair {row})" if known else f"pair {row}")
+        words = [name] if skull[row] >= 0 else []
+        words += [opened.attrs["kinds"][kind[row]]] if kind[row] >= 0 else []
+        cases.append(f"{', '.join(words)} (pair {row})" if words else f"pair {row}")
     return opened.load(rows), cases
 
 

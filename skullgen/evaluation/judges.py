@@ -30,9 +30,9 @@ def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[mixture.Part
     if settings.stores:
         nets["vnet"] = mixture.parts(settings.stores, workdir, settings.seed)
     else:
-        made = store.Store(workdir / "generated.zarr")
-        made.require_whole("generate")
-        nets["vnet"] = [mixture.Part(made, made.rows())]
+        generated = store.Store(workdir / "generated.zarr")
+        generated.require_whole("generate")
+        nets["vnet"] = [mixture.Part(generated, generated.rows())]
     if settings.reference and settings.stores != REAL:
         nets["vnet_real"] = mixture.parts(REAL, workdir, settings.seed)
     return nets

@@ -62,10 +62,10 @@ def finish(
     overlap: voxels that equation 6 removed from each pair.
     """
     size, voxel_mm = generated.size, generated.attrs["voxel_mm"]
-    kept = clean(bits, size, rules)
-    removed = np.column_stack([overlap, store.voxels(bits) - store.voxels(kept)])
+    clear = clean(bits, size, rules)
+    removed = np.column_stack([overlap, store.voxels(bits) - store.voxels(clear)])
     affine = np.diag([voxel_mm] * 3 + [1.0])
     affine[:3, 3] = voxel_mm * (1 - size) / 2  # the cube's centre is the origin
     columns = {"removed": removed, "affine": np.broadcast_to(affine, (len(bits), 4, 4))}
-    generated.write(start, kept, columns)
+    generated.write(start, clear, columns)
     return len(bits)

@@ -109,11 +109,11 @@ def follow(stats: Moments, mean: Latents, log_variance: Latents, momentum: float
 
 def aggregate(stats: Moments, keys: Key[Array, " B"]) -> Latents:
     """Draws from the Gaussian with the aggregate posterior's moments; N(0, I) at first."""
-    known = stats["weight"] > 0
-    weight = jnp.where(known, stats["weight"], 1)
+    begun = stats["weight"] > 0
+    weight = jnp.where(begun, stats["weight"], 1)
     mean = stats["mean"] / weight
     covariance = stats["square"] / weight - jnp.outer(mean, mean)
-    covariance = jnp.where(known, covariance, jnp.eye(len(mean)))
+    covariance = jnp.where(begun, covariance, jnp.eye(len(mean)))
     root = jnp.linalg.cholesky(covariance + 1e-6 * jnp.eye(len(mean)))
     return mean + steps.normal(keys, len(mean)) @ root.T
 

@@ -64,9 +64,9 @@ def segmentation_sheet(
     planes = _planes(truth)
     name = max(planes, key=lambda name: truth[planes[name]].sum())
     view, nothing, size, tiles = look(direction(skull, truth)), np.zeros_like(truth), 320, []
-    shown = [("defective skull", nothing, nothing), ("true implant", truth, truth)]
-    shown += [(f"{who}: Dice {dice(x, truth):.3f}", x, truth) for who, x in predictions.items()]
-    for caption, mask, aim in shown:
+    cells = [("defective skull", nothing, nothing), ("true implant", truth, truth)]
+    cells += [(f"{who}: Dice {dice(x, truth):.3f}", x, truth) for who, x in predictions.items()]
+    for caption, mask, aim in cells:
         kind = np.select([mask & aim, mask, aim, skull], [2, 3, 4, 1])
         pictures = render(skull, mask, view, size)[1], _slice(kind, planes[name], name, size)
         tiles.append((np.concatenate(pictures), caption))

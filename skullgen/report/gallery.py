@@ -84,7 +84,7 @@ def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -
     if train:
         names = dict(zip(train.rows.tolist(), train.store.names(train.skulls), strict=True))
         training_page = "" if pairs.path.samefile(train.store.path) else training_page
-    left = np.setdiff1d(every, pairs.rows()).tolist()
+    unwanted = np.setdiff1d(every, pairs.rows()).tolist()
     data = {
         "pairs": _facts(pairs, rows, near),
         "all": len(every),
@@ -95,9 +95,9 @@ def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -
         "names": list(map(plain, pairs.attrs["names"])),
         "training": names,
         "training_page": training_page,
-        "left_out": left,
+        "left_out": unwanted,
         "where": plain(str(pairs.path / "leave_out.txt")),
-        "identity": provenance.digest([pairs.recipe, str(pairs.path), left]),
+        "identity": provenance.digest([pairs.recipe, str(pairs.path), unwanted]),
     }
     title = f"Pairs of {pairs.path.name}, {pairs.path.resolve().parent.name}"
     files.replace(folder / "index.html", html.fill("gallery.html", {"title": title, "data": data}))

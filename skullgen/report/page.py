@@ -76,13 +76,13 @@ def write(workdir: Path) -> Path:
         "Pictures": list(map(picture, sorted(workdir.glob("figures/*.png")))),
         "Training": [plot for path in records for plot in curves(logs.read(path), path.stem)],
     }
-    shown = {
+    content = {
         title: [block for block in blocks if (block.rows if isinstance(block, Table) else block)]
         for title, blocks in sections.items()
     }
     title = f"skullgen: {config.get('model_name') or 'pairs'}, {workdir.resolve().name}"
     path = workdir / "report.html"
-    files.replace(path, html.fill("page.html", {"title": title, "sections": shown}))
+    files.replace(path, html.fill("page.html", {"title": title, "sections": content}))
     return path
 
 
@@ -94,11 +94,11 @@ def curves(records: list[Row], log: str) -> list[Plot]:
             if name not in ("phase", "epoch", "step") and isinstance(value, numbers.Real):
                 metrics[name][record["phase"]].append((record["step"], value))
     order = list(dict.fromkeys(record["phase"] for record in records))
-    made = []
+    plots = []
     for name, phases in metrics.items():
         bands = {phase: band for phase, values in phases.items() if (band := _bands(values))}
-        made.append(Plot(f"{log}: {name}", "curve", {"": {"order": order, "phases": bands}}, 11))
-    return made
+        plots.append(Plot(f"{log}: {name}", "curve", {"": {"order": order, "phases": bands}}, 11))
+    return plots
 
 
 def _bands(values):
@@ -129,22 +129,22 @@ def differences(rows: list[Row]) -> Table:
 
 def groups(summary: list[Row]) -> list[Plot]:
     """Charts of the means by kind of defect and by skull, of the column test where there is one."""
-    made = []
-    known = [row for row in summary if row["mean"] is not None]
+    charts = []
+    defined = [row for row in summary if row["mean"] is not None]
     for by, metric in itertools.product(("kind", "skull"), ("dice", "hd95_mm")):
-        rows = [row for row in known if row["by"] == by and row["metric"] == metric]
+        rows = [row for row in defined if row["by"] == by and row["metric"] == metric]
         column = min((row["column"] for row in rows), key="test".__ne__, default="")
         rows = [row for row in rows if row["column"] == column]
         rows = [row | {"says": f"{row['net']}, {row['group']}: {_span(row)}"} for row in rows]
         if rows:
             title = f"{metric} by {by}, {tables.COLUMNS.get(column, column)}"
-            made.append(Plot(title, "dots", {"": rows}, 5 + 0.9 * len(rows)))
-    return made
+            charts.append(Plot(title, "dots", {"": rows}, 5 + 0.9 * len(rows)))
+    return charts
 
 
 def copies(found: dict[str, Any]) -> list[str | Plot | Table]:
     """How near generated skulls and pairs lie to training ones: words, bars, the closest."""
-    made, columns = [], ["generated", "training pair", "its skull", "Dice"]
+    blocks, columns = [], ["generated", "training pair", "its skull", "Dice"]
     for name in ("skull", "pair"):
         near = found[name]
         plot = Plot(f"Dice to the nearest training {name}", "histogram", {"": near})
@@ -152,8 +152,8 @@ def copies(found: dict[str, Any]) -> list[str | Plot | Table]:
             [*map(str, (row["generated"], row["training"], row["name"])), f"{row['dice']:.3f}"]
             for row in near["closest"]
         ]
-        made += [tables.copies(name, near), plot, Table("The closest", columns, rows)]
-    return made
+        blocks += [tables.copies(name, near), plot, Table("The closest", columns, rows)]
+    return blocks
 
 
 def picture(path: Path) -> dict[str, str]:
@@ -175,10 +175,10 @@ def _facts(config, versions, stores):
     }
     for one in stores:
         name, rows = one.path.stem, one.rows()
-        left = len(one.every()) - len(rows)
+        unwanted = len(one.every()) - len(rows)
         size = f"{one.size}³ voxels, {one.attrs['voxel_mm']:.3g} mm a side"
         facts[f"{name} pairs"] = f"{one.count} of {size}"
-        facts[f"{name} pairs left out"] = left and f"{left}, listed in leave_out.txt"
+        facts[f"{name} pairs left out"] = unwanted and f"{unwanted}, listed in leave_out.txt"
         facts[f"skulls of {name} pairs"] = len(one.attrs["names"])
         facts[f"licence of {name} pairs"] = one.attrs["licence"]
         if name == "real":

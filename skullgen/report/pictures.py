@@ -111,6 +111,6 @@ def interpolation(workdir: Path, real: Store, net: Trained, config: ConfigDict) 
     ways = explore.interpolation(net, z, settings.steps, rules)
     between = "two draws" if net.model.encode is None else " and ".join(names)
     path, title = workdir / "figures" / "interpolation.png", f"Between {between}, in latent space"
-    shown = dict(zip(("linear", "spherical"), ways, strict=True))
-    figures.strip(path, shown, title, None if net.model.encode is None else ends)
+    strips = dict(zip(("linear", "spherical"), ways, strict=True))
+    figures.strip(path, strips, title, None if net.model.encode is None else ends)
     return path

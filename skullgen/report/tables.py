@@ -108,11 +108,11 @@ def fidelity(quality: dict[str, Any]) -> Table:
         shares = (one["occupancy"][who] for one in channels.values())
         rows.append([f"occupancy, {who}", *(f"{share:.2%}" for share in shares)])
     for name, one in channels.items():
-        made, unseen = (one["nearest_training_dice"][k] for k in ("generated", "held_out"))
-        if unseen is not None and made > unseen + 0.05:
+        generated, unseen = (one["nearest_training_dice"][k] for k in ("generated", "held_out"))
+        if unseen is not None and generated > unseen + 0.05:
             notes.append(
                 f"The generated {name}s lie nearer to a training pair than held-out real ones "
-                f"do ({made:.3f}, {unseen:.3f}): they copy or interpolate."
+                f"do ({generated:.3f}, {unseen:.3f}): they copy or interpolate."
             )
     notes += [copies(name, quality["copies"][name]) for name in ("skull", "pair")]
     title = f"{quality['removed']['pairs']} generated pairs: {removal(quality['removed'])}"

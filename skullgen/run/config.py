@@ -134,7 +134,7 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
 def _mistake(error, argv):
     """What is wrong with the command line, or with the config file that it names, in one line."""
     file = config_file(argv)
-    given = [part for part in argv[1:] if part.startswith("--config.")]
+    fields = [part for part in argv[1:] if part.startswith("--config.")]
     flag = isinstance(error, flags.Error)
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
@@ -147,10 +147,10 @@ def _mistake(error, argv):
     lines = [frame.lineno for frame in frames if os.path.realpath(file) == frame.filename]
     if lines and not isinstance(error, ValueError):
         return f"{file}, line {lines[-1]}: {type(error).__name__}: {error}"
-    if not (given or flag or isinstance(error, ValueError)):
+    if not (fields or flag or isinstance(error, ValueError)):
         return f"{file}: it needs a function get_config() that returns a ConfigDict with `stages`"
     words = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
-    where = f" (no such field? {' '.join(given)})" if given and not flag else ""
+    where = f" (no such field? {' '.join(fields)})" if fields and not flag else ""
     return re.sub(r".*\b\w+Error: ", "", words) + where
 
 

@@ -32,10 +32,10 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
             raise UserError(f"segment.fresh {what}: set it to 0, or name the source of the skulls")
     making = {"generate", "explore"}.intersection(names)
     if "train" in names or (making and config.model_name):
-        made, _ = release.chosen(config, workdir) if making else (config, workdir)
-        model = methods.load_model(made.model_name, made.model)
+        whose, _ = release.chosen(config, workdir) if making else (config, workdir)
+        model = methods.load_model(whose.model_name, whose.model)
         if making:
-            methods.require_generates(made.model_name, model)
+            methods.require_generates(whose.model_name, model)
     size = config.model.resolution
     if "train" in names:
         for folder in (workdir / "checkpoints").glob("*"):  # all generators log in train.jsonl
@@ -149,9 +149,9 @@ def _generate(config, workdir):
     plan, path = generate.Plan(size, channels, attributes, recipe), workdir / "generated.zarr"
     generate.run(net, path, config.generate, plan, config.workers, _share())
     _wait(path)
-    made = len(store.Store(path).every())
-    more = f" (generate.count is {count}; none is thrown away)" * (made > count)
-    print(f"{path}: {made} pairs{more}")
+    total = len(store.Store(path).every())
+    more = f" (generate.count is {count}; none is thrown away)" * (total > count)
+    print(f"{path}: {total} pairs{more}")
     if hosts.lead():
         card.write(path)
 
@@ -207,10 +207,10 @@ def _explore(config, workdir):
     settings, real = config.explore, store.Store(workdir / "real.zarr")
     nets = judges.load(config.segment, real.size, workdir) if judges.begun(workdir) else {}
     of_real = [net for net in nets.values() if all(p.store.path == real.path for p in net.parts)]
-    made = workdir / "generated.zarr"
+    generated = workdir / "generated.zarr"
     paths = [mixture.find(name, workdir) for name in plugins.listed(settings.stores)]
-    paths = paths or [made] * store.exists(made)
-    names = [p.resolve().parent.name if p.name == made.name else p.stem for p in paths]
+    paths = paths or [generated] * store.exists(generated)
+    names = [p.resolve().parent.name if p.name == generated.name else p.stem for p in paths]
     if len(set(names)) < len(names):  # runs of one name in two places
         names = list(map(str, paths))
     stores = dict(zip(names, map(store.Store, paths), strict=True))

@@ -142,9 +142,9 @@ def _write(config, folder, plan, done, count):
     if config.get("table"):
         folders = [[[n for n in fold if done[n]] for fold in row.folders] for row in rows]
         pairs = zip(rows, folders, strict=True)
-        kept = [row._replace(folders=names) for row, names in pairs if any(names)]
-        table = table1.gather(config, folder, kept, count)
-        _compare(config, folder, {job.name: job.make for job in jobs_}, kept)
+        full = [row._replace(folders=names) for row, names in pairs if any(names)]
+        table = table1.gather(config, folder, full, count)
+        _compare(config, folder, {job.name: job.make for job in jobs_}, full)
     else:
         pairs = zip(jobs_, rows, strict=True)
         table = gather(config, folder, {job.name: its for job, its in pairs if done[job.name]})
@@ -214,13 +214,13 @@ def _made(config, fields):
 
 def numbers(result: dict[str, Any]) -> dict[str, float]:
     """The numbers of a run's `metrics.json`, by dotted names such as `net.column.metric`."""
-    found = {
+    means = {
         f"{row['net']}.{row['column']}.{row['metric']}": row["mean"]
         for row in (result.get("verdict") or {}).get("summary", ())
         if row["by"] == "all"
     }
     leaves = provenance.leaves(result.get("quality") or {}, "quality").items()
-    return found | {name: float(v) for name, v in leaves if isinstance(v, int | float)}
+    return means | {name: float(v) for name, v in leaves if isinstance(v, int | float)}
 
 
 def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) -> tables.Table:
@@ -231,26 +231,26 @@ def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) ->
     """
     every = dict.fromkeys(field for own in runs.values() for field in own)
     fields = [field for field in every if field.rpartition(".")[2] != "seed"]
-    found = {name: numbers(files.read_json(folder / name / "metrics.json") or {}) for name in runs}
-    known = list(dict.fromkeys(key for one in found.values() for key in one))
+    of_run = {name: numbers(files.read_json(folder / name / "metrics.json") or {}) for name in runs}
+    keys = list(dict.fromkeys(key for one in of_run.values() for key in one))
     groups = {}
     for name, own in runs.items():
         place = tuple(command.shown(own.get(f, config_path.get_value(f, config))) for f in fields)
         groups.setdefault(place, []).append(name)
-    shown = {title: key for title, key in SHOWN.items() if key in known}
-    own = [key for key in known if re.match(r"vnet\.test\..*\.", key)]
-    shown |= {key.removeprefix("vnet.test."): key for key in own}
+    titles = {title: key for title, key in SHOWN.items() if key in keys}
+    own = [key for key in keys if re.match(r"vnet\.test\..*\.", key)]
+    titles |= {key.removeprefix("vnet.test."): key for key in own}
     rows, lines = [], []
     for place, names in groups.items():
-        its = {key: _mean([found[n][key] for n in names if key in found[n]]) for key in known}
-        rows.append([*place, str(len(names)), *(_cell(*its[key]) for key in shown.values())])
+        its = {key: _mean([of_run[n][key] for n in names if key in of_run[n]]) for key in keys}
+        rows.append([*place, str(len(names)), *(_cell(*its[key]) for key in titles.values())])
         lines.append([*place, len(names), *(value for pair in its.values() for value in pair)])
     note = "Mean ± standard deviation over the runs of a row; what columns mean: docs/extending.md"
-    note = note if known else "No run has a metrics.json: name the stage `evaluate`."
-    table = tables.Table("Sweep", [*fields, "runs", *shown], rows, [note])
-    every = [{"name": name, "fields": runs[name], "numbers": found[name]} for name in runs]
+    note = note if keys else "No run has a metrics.json: name the stage `evaluate`."
+    table = tables.Table("Sweep", [*fields, "runs", *titles], rows, [note])
+    every = [{"name": name, "fields": runs[name], "numbers": of_run[name]} for name in runs]
     files.write_json(folder / "sweep.json", {**table._asdict(), "runs": every})
-    columns = [*fields, "runs", *(f"{key}{end}" for key in known for end in ("", " sd"))]
+    columns = [*fields, "runs", *(f"{key}{end}" for key in keys for end in ("", " sd"))]
     files.replace(folder / "sweep.csv", tables.csv_text(columns, lines).encode())
     return table
 

@@ -211,8 +211,8 @@ def _net(fold, net):
         count = "all" if source == "real" else fold.config.table.fresh
         stores.append(f"{fold.folder / f'{fold.place}data' / source}.zarr:train:{count}")
     if net.model:
-        made = fold.folder / fold.generator(net.model, net.seed) / "generated.zarr"
-        stores.append(f"{made}:all:{net.pairs}")
+        generated = fold.folder / fold.generator(net.model, net.seed) / "generated.zarr"
+        stores.append(f"{generated}:all:{net.pairs}")
     base.segment.stores = ",".join(stores)
     base.segment.seed, base.segment.reference, base.segment.fresh = net.seed, False, 0
     base.evaluate.rules = (net.title, net.seed) == ("real", 0)

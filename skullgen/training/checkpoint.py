@@ -29,9 +29,9 @@ def manager(folder: Path, keep: int = 2, always: Sequence[int] = ()) -> ocp.Chec
     """What saves in `folder`, for this process alone: the last `keep` steps and `always` stay."""
     folder.mkdir(parents=True, exist_ok=True)
     policies = ocp.checkpoint_managers
-    kept = [policies.LatestN(keep), policies.CustomSteps(list(always))]
+    policy = [policies.LatestN(keep), policies.CustomSteps(list(always))]
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(kept),
+        preservation_policy=policies.AnyPreservationPolicy(policy),
         create=False,
         cleanup_tmp_directories=True,
         todelete_subdir=DELETED,  # moved there at once: a kill leaves no step half deleted

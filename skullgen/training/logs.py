@@ -26,10 +26,10 @@ def read(path: Path) -> list[Record]:
 
 def cut(path: Path, step: int) -> list[Record]:
     """Drops the records after `step`, which a resumed run will write again; returns the others."""
-    kept = [record for record in read(path) if record["step"] <= step]
+    records = [record for record in read(path) if record["step"] <= step]
     if path.exists():
-        files.replace(path, _lines(kept))
-    return kept
+        files.replace(path, _lines(records))
+    return records
 
 
 def append(path: Path, records: list[Record]) -> None:

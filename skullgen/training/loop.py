@@ -144,10 +144,10 @@ def recipe(plan: Plan, parts: Parts, network: Recipe, seed: int, batch: int) -> 
 
 def learnt(workdir: Path, name: str) -> Int[np.ndarray, " n"]:
     """Rows of `real.zarr` that the generator `name` learnt from, or V-Nets where it is ""."""
-    made = provenance.read(workdir / "checkpoints" / name) if name else None
-    if not made:
+    trained = provenance.read(workdir / "checkpoints" / name) if name else None
+    if not trained:
         return store.Store(workdir / "real.zarr").rows("train")
-    return np.concatenate([np.arange(*run) for run in made["stores"]["0"]["rows"]])
+    return np.concatenate([np.arange(*run) for run in trained["stores"]["0"]["rows"]])
 
 
 def _claim(folder, now):
@@ -241,8 +241,8 @@ def epochs(records: list[logs.Record]) -> list[list[logs.Record]]:
 
 def notes(model: Model, groups: list[list[logs.Record]]) -> list[str]:
     """What `model.notes` says of some epochs' records, each line once, in order."""
-    said = model.notes or (lambda records: [])
-    return list(dict.fromkeys(line for group in groups for line in said(group)))
+    say = model.notes or (lambda records: [])
+    return list(dict.fromkeys(line for group in groups for line in say(group)))
 
 
 def _infinite(record):
