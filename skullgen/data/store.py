@@ -9,7 +9,6 @@ In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian bits.
 """
 
 import contextlib
-import functools
 import math
 import re
 import shutil
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 from jaxtyping import Bool, Float, Int64, Shaped, UInt8
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from skullgen.core import files, provenance
 from skullgen.core.errors import UserError, plain
@@ -39,7 +38,7 @@ SPLITS = ("train", "validation", "test")
 LEFT_OUT = -2
 # A store that claims more was made to exhaust memory, or is damaged.
 MAX_SIDE, MAX_PAIRS, MAX_SHARD, MAX_FILES, MAX_GRID = 512, 10**7, 4096, 50_000, 2**31
-CODECS = ("bytes", "blosc", "zstd", "crc32c", "sharding_indexed")  # they decode numbers only
+CODECS = BytesCodec, BloscCodec, ZstdCodec, Crc32cCodec, ShardingCodec  # they decode numbers only
 
 Packed = UInt8[np.ndarray, "n bytes"]
 Rows = Shaped[np.ndarray, " n"] | list[int]
@@ -87,21 +86,25 @@ class Store:
             raise UserError(
                 f"{self.path.absolute()}: no store of pairs here; run the stage that makes it first"
             )
-        self.attrs = _attributes(self.path)
-        place = self.path / "pairs"
-        array = _array(place, "bool")
-        _require(len(array.shape) == len(array.chunks) == 5, place, "shape")
-        self.count, self.size, self.shard = *array.shape[:2], array.chunks[0]
+        self.attrs, self._pairs = _attributes(self.path), _open(self.path / "pairs", "bool")
+        shape, shards = self._pairs.shape, self._pairs.shards
+        _require(len(shape) == 5 and shards, self._pairs, "shape")
+        self.count, self.size, self.shard = *shape[:2], shards[0]
         _check_bounds(self.path, Shape(self.count, self.size, self.shard))
-        pair = [self.size, self.size, self.size, 2]
-        _require(array.shape[1:] == pair, place, "shape")
-        _require(array.chunks[1:] == pair and array.inner == [1, *pair], place, "chunk_grid")
-        for name, (dtype, rest) in COLUMNS.items():
-            array, place = _array(self.path / name, dtype), self.path / name
+        pair = (self.size, self.size, self.size, 2)
+        _require(
+            (shape[1:], shards[1:], self._pairs.chunks) == (pair, pair, (1, *pair)),
+            self._pairs,
+            "shape",
+        )
+        self._columns = {
+            name: _open(self.path / name, dtype) for name, (dtype, _) in COLUMNS.items()
+        }
+        for name, (_, rest) in COLUMNS.items():
+            column = self._columns[name]
             # Longer where a kill stopped its growth.
-            longer = array.shape[:1] >= [self.count] and array.shape[1:] == list(rest)
-            _require(longer, place, "shape")
-            _require(array.chunks == [self.shard, *rest], place, "chunk_grid")
+            longer = column.shape[:1] >= (self.count,) and column.shape[1:] == rest
+            _require(longer and column.chunks == (self.shard, *rest), column, "shape")
 
     def __reduce__(self):
         return Store, (self.path,)
@@ -111,27 +114,14 @@ class Store:
         """All that determines the pairs (`core.provenance`)."""
         return provenance.read(self.path) or {}
 
-    @functools.cached_property
-    def _pairs(self):
-        return zarr.open_array(self.path / "pairs", mode="r", zarr_format=3)
-
-    @functools.cached_property
-    def _voxels(self):
-        return zarr.open_array(self.path / "voxels", mode="r", zarr_format=3)
-
     def column(self, name: str) -> Shaped[np.ndarray, "N ..."]:
-        """A column, one of `COLUMNS`; UserError where it is damaged."""
-        with _damage(self.path / name):
-            array = zarr.open_array(self.path / name, mode="r", zarr_format=3)
-        try:
-            with _damage(self.path / name):
-                return array[: self.count]
-        except UserError:
-            for shard in self.shards():  # one of its files is to be named
-                places = self._files(shard.start // self.shard)
-                with _damage(next(p for p in places if self.path / name in p.parents)):
-                    array[shard.start : shard.stop]
-            raise
+        """A column, one of `COLUMNS`; of a damaged one the error names the file to delete."""
+        parts = []
+        for shard in self.shards():
+            places = self._files(shard.start // self.shard)
+            with _damage(next(place for place in places if self.path / name in place.parents)):
+                parts.append(self._columns[name][shard.start : shard.stop])
+        return np.concatenate(parts)
 
     def every(self, split: str | None = None) -> Int64[np.ndarray, " n"]:
         """Rows of the pairs of a split (`train`, `validation`, `test`), or of all."""
@@ -178,7 +168,9 @@ class Store:
             with _damage(file, f"pair {row}"):
                 out[place] = pack(self._pairs[row])
                 if shard not in counts:
-                    counts[shard] = self._voxels[row - offset : row - offset + self.shard]
+                    counts[shard] = self._columns["voxels"][
+                        row - offset : row - offset + self.shard
+                    ]
             if not np.array_equal(voxels(out[place]), counts[shard][offset]):
                 raise UserError(f"{file}: pair {row} is not what was written: {_REMAKE}")
         return out
@@ -247,18 +239,18 @@ class Store:
         if not self.has_native(row):
             raise UserError(f"{self.path}: pair {row} has no native truth")
         place = self.path / "native" / f"{row:06d}"
-        array = _array(place, "uint8")
-        with _damage(place / "zarr.json"):
+        array = _open(place, "uint8")
+        with _damage(place / "zarr.json", cure=_AGAIN):
             box = np.array([array.attrs[name] for name in ("origin", "shape", "grid")])
             affine = np.array(array.attrs["affine"], float).reshape(4, 4)
             origin, shape, grid = box
         numbers = box.shape == (3, 3) and box.dtype.kind == "i" and (0 <= box).all()
         sound = numbers and (box <= MAX_GRID).all() and math.prod(grid.tolist()) <= MAX_GRID
-        _require(sound and (origin + shape <= grid).all() and shape.all(), place, "grid")
+        _require(sound and (origin + shape <= grid).all() and shape.all(), array, "grid")
         size = int(shape.prod())
-        _require(array.shape == array.chunks == [-(-size // 8)], place, "shape")
+        _require(array.shape == array.chunks == (-(-size // 8),), array, "shape")
         with _damage(self._files(row // self.shard)[-1], f"the native truth of pair {row}"):
-            bits = zarr.open_array(place, mode="r", zarr_format=3)[:]
+            bits = array[:]
         mask = np.zeros(grid, bool)
         crop = np.unpackbits(bits, count=size).reshape(shape)
         mask[tuple(map(slice, origin, origin + shape))] = crop
@@ -403,55 +395,33 @@ def _attributes(path):
     return attrs
 
 
-class _Array(NamedTuple):
-    """What the `zarr.json` of an array says; inner: the shape of the chunks within a shard."""
-
-    shape: list[int]
-    chunks: list[int]
-    inner: list[int] | None
-    attrs: dict[str, Any]
-
-
-def _array(place, dtype):
-    """An array's description; UserError unless it is of this dtype, and of codecs of `CODECS`."""
-    about = files.read_json(place / "zarr.json")
-    if about is None:
-        raise UserError(f"{place / 'zarr.json'}: missing: {_AGAIN}")
-    _require(about.get("data_type") == dtype, place, "data_type")
-    _require(not about.get("storage_transformers"), place, "storage_transformers")
-    _require(_allowed(about.get("codecs")), place, "codecs")
-    with _damage(place / "zarr.json"):
-        shape, chunks = about["shape"], about["chunk_grid"]["configuration"]["chunk_shape"]
-    lists = isinstance(shape, list) and isinstance(chunks, list)
-    sound = lists and all(type(side) is int and side > 0 for side in shape + chunks)
-    _require(sound, place, "shape")
-    inner = about["codecs"][0].get("configuration", {}).get("chunk_shape")
-    return _Array(shape, chunks, inner, about.get("attributes"))
+def _open(place, dtype):
+    """An array of this dtype, and of codecs of `CODECS`; UserError where it is another."""
+    with _damage(place / "zarr.json", cure=_AGAIN):
+        array = zarr.open_array(place, mode="r", zarr_format=3)
+    codecs = list(array.metadata.codecs)
+    for codec in codecs:  # those within others are appended
+        codecs += [*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())]
+    _require(all(isinstance(codec, CODECS) for codec in codecs), array, "codecs")
+    _require(array.dtype == dtype, array, "data_type")
+    return array
 
 
-def _allowed(codecs):
-    """Whether all codecs of a list, and those within them, are of `CODECS`."""
-    if not (codecs and isinstance(codecs, list)):
-        return False
-    plain = all(isinstance(codec, dict) and codec.get("name") in CODECS for codec in codecs)
-    settings = [codec.get("configuration", {}) for codec in codecs if plain]
-    plain = plain and all(isinstance(inner, dict) for inner in settings)
-    names = ("codecs", "index_codecs")
-    return plain and all(_allowed(x[name]) for x in settings for name in names if name in x)
-
-
-def _require(sound, place, what):
+def _require(sound, where, what):
+    """UserError unless `sound`; where: an array, or the folder of one."""
     if not sound:
+        place = where if isinstance(where, Path) else Path(where.store.root, where.path)
         raise UserError(f"{place / 'zarr.json'}: its {what} is {_AGAIN}")
 
 
 @contextlib.contextmanager
-def _damage(file, what="it"):
+def _damage(file, what="it", cure=_REMAKE):
     """UserError that names `file` where what Zarr reads within cannot be decoded."""
     try:
         yield
     except Exception as error:
         cause = getattr(error, "exceptions", [error])[0]  # zarr 3.4 reads in groups of tasks
-        if not isinstance(cause, ValueError | RuntimeError | LookupError | TypeError):
+        broken = AttributeError, FileNotFoundError, LookupError, RuntimeError, TypeError, ValueError
+        if not isinstance(cause, broken):
             raise
-        raise UserError(f"{file}: {what} is damaged ({cause}): {_REMAKE}") from None
+        raise UserError(f"{file}: {what} is damaged ({cause}): {cure}") from None
