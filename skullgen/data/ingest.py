@@ -141,14 +141,6 @@ def _licence(config):
     return licences.get(config.source, "not stated")
 
 
-class Row(NamedTuple):
-    """A row of the store to be: its pair, None where the case was left out, its kind and skull."""
-
-    pair: sources.Pair | None
-    kind: int
-    skull: int
-
-
 def _work(pairs, plan, config, options):
     """Makes what is missing: cases in worker processes, whole shards written in order."""
     shards, ready, counts = pairs.missing(options.share), {}, Counter()
@@ -165,16 +157,14 @@ def _work(pairs, plan, config, options):
                 pairs.leave_out(start, answer.replace(f"{config.root}/", ""))
                 bar.write(plain(f"left out: {answer}"))
                 answer = [None] * len(case.kinds)
-            counts.update(ties=sum(pair.ties for pair in answer if pair))
-            counts.update(redraws=sum(pair.redraws for pair in answer if pair))
-            rows = map(Row, answer, case.kinds, [case.skull] * len(answer))
-            ready |= dict(enumerate(rows, start))
-            while shards and all(number in ready for number in shards[0]):
+            for pair in filter(None, answer):
+                counts.update(ties=pair.ties, redraws=pair.redraws)
+            ready |= dict(enumerate(answer, start))
+            while shards and all(row in ready for row in shards[0]):
                 shard = shards.pop(0)
-                _write(pairs, shard, [ready[number] for number in shard], plan, options.native)
+                # Of a case at a shard's end, rows of the next one stay.
+                _write(pairs, shard, [ready.pop(row) for row in shard], plan, options.native)
                 bar.update(len(shard))
-            waiting = set().union(*shards)
-            ready = {number: row for number, row in ready.items() if number in waiting}
     if counts["ties"]:
         print(f"{counts['ties']} voxels are in both channels: ties at the threshold")
     if counts["redraws"]:
@@ -201,14 +191,17 @@ def _call(make, arguments, strict):
         return str(error)
 
 
-def _write(pairs, shard, rows, plan, native):
+def _write(pairs, shard, made, plan, native):
+    """Writes a shard: for each row its pair, None where the case was left out."""
     nothing = sources.Pair(np.zeros(pairs.size**3 * 2 // 8, np.uint8), np.eye(4), None, 0, 0)
-    parts = [row.pair or nothing for row in rows]
-    splits = [plan.split[plan.names[row.skull]] if row.pair else store.LEFT_OUT for row in rows]
+    every = [(kind, case.skull) for case in plan.cases for kind in case.kinds]
+    kinds, skulls = zip(*every[shard.start : shard.stop], strict=True)
+    splits = [plan.split[plan.names[skull]] for skull in skulls]
+    parts = [pair or nothing for pair in made]
     columns = {
-        "split": np.array(splits),
-        "kind": np.array([row.kind for row in rows]),
-        "skull": np.array([row.skull for row in rows]),
+        "split": np.where([pair is None for pair in made], store.LEFT_OUT, splits),
+        "kind": np.array(kinds),
+        "skull": np.array(skulls),
         "affine": np.stack([pair.affine for pair in parts]),
         "removed": np.zeros((len(parts), 3)),
     }

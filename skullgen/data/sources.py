@@ -61,17 +61,6 @@ class Plan(NamedTuple):
     kinds: tuple[str, ...] = defects.KINDS  # names of `Case.kinds`
 
 
-class Cutting(NamedTuple):
-    """How skulls are cut: see `cut_skull`."""
-
-    size: int
-    threshold: float
-    turns: range
-    seed: int
-    reframe: bool = True
-    kinds: tuple[str, ...] = defects.KINDS
-
-
 # --- SkullBreak: the dataset's own layout, never reframed -------------------------------------
 
 
@@ -109,7 +98,7 @@ def _add_part(plan, folder, size, config):
             plan.split[plan.names[-1]] = 0 if part == "train" else 2
         for kind in usable:
             paths = [folder / file for file in pairs[kind]]
-            arguments = (*paths, size, config.threshold, config.max_voxels)
+            arguments = *paths, size, config
             plan.cases.append(Case(_skullbreak_pair, arguments, (kind,), len(plan.names) - 1))
             plan.sources.update(_sums(folder.parent, paths, config))
     for side in ("complete_skull", *sides):
@@ -119,10 +108,10 @@ def _add_part(plan, folder, size, config):
     plan.problems.extend(f"{part}/{n} is not SkullBreak's" for n in sorted(present - expected))
 
 
-def _skullbreak_pair(defective_path, implant_path, size, threshold, max_voxels):
+def _skullbreak_pair(defective_path, implant_path, size, config):
     """Reduces one pair by block means; at a threshold under 0.5 bone goes to the larger share."""
-    paths = defective_path, implant_path
-    masks = [volumes.in_ras(volumes.read(path, max_voxels=max_voxels)) for path in paths]
+    threshold, paths = config.threshold, (defective_path, implant_path)
+    masks = [volumes.in_ras(volumes.read(p, max_voxels=config.max_voxels)) for p in paths]
     with _named(implant_path):
         if masks[0].data.shape != masks[1].data.shape or not np.allclose(
             masks[0].affine, masks[1].affine
@@ -131,10 +120,10 @@ def _skullbreak_pair(defective_path, implant_path, size, threshold, max_voxels):
         grid, part = prepare(*masks[1], size, reframe=False)
         rest = grids.reduce(*masks[0], grid, size)
         _check_pair(masks, rest, part, defective_path)
-    if threshold >= 0.5:
-        pair = np.stack([rest >= threshold, part >= threshold], axis=-1)
-    else:
-        pair = np.stack(grids.split_share(rest + part, part, threshold), axis=-1)
+    sides = rest >= threshold, part >= threshold
+    if threshold < 0.5:
+        sides = grids.split_share(rest + part, part, threshold)
+    pair = np.stack(sides, axis=-1)
     if not pair[..., 1].any():
         raise UserError(
             f"{implant_path}: vanishes at {size}^3 and data.threshold={threshold}: lower it"
@@ -172,8 +161,7 @@ def _plan_skulls(size, config):
     doubled = [name for name, times in Counter(names).items() if times > 1]
     if doubled:
         raise UserError(f"{root}: two files are called {doubled[0]}: rename one")
-    reading = config.bone_hu, config.label, config.max_voxels
-    plan = _cut_plan(_cut_file, [(scan, *reading) for scan in scans], names, size, config)
+    plan = _cut_plan(_cut_file, dict(zip(names, scans, strict=True)), size, config)
     files = list(scans)
     for scan in scans:
         with contextlib.suppress(UserError):  # which its worker raises again
@@ -185,31 +173,30 @@ def _plan_skulls(size, config):
 
 def _plan_phantom(size, config):
     names = [f"phantom_{number:04d}" for number in range(config.skulls)]
-    skulls = [(_seed(config.seed, name), NATIVE_SIDE) for name in names]
-    return _cut_plan(_cut_phantom, skulls, names, size, config)
+    skulls = {name: (_seed(config.seed, name), NATIVE_SIDE) for name in names}
+    return _cut_plan(_cut_phantom, skulls, size, config)
 
 
-def _cut_plan(make, skulls, names, size, config):
-    """A plan of complete skulls: `make(*skull, name, cutting)` cuts one of `skulls`."""
-    turns = range(config.first_cut, config.first_cut + config.cuts)
-    kinds = defects.kinds_of(config)
-    how = Cutting(size, config.threshold, turns, config.seed, config.reframe, kinds)
+def _cut_plan(make, skulls, size, config):
+    """A plan of complete skulls, name -> what `make(skull, name, size, config)` cuts."""
+    names, kinds = list(skulls), defects.kinds_of(config)
     numbers = tuple(range(len(kinds))) * config.cuts
     cases = [
-        Case(make, (*skull, name, how), numbers, number)
-        for number, (skull, name) in enumerate(zip(skulls, names, strict=True))
+        Case(make, (skull, name, size, config), numbers, number)
+        for number, (name, skull) in enumerate(skulls.items())
     ]
     return Plan(cases, names, assign(names, config), {}, [], kinds=kinds)
 
 
-def _cut_file(path, bone_hu, label, max_voxels, name, how):
-    skull = volumes.in_ras(read(path, bone_hu, label, max_voxels))
+def _cut_file(path, name, size, config):
+    skull = volumes.in_ras(read(path, config.bone_hu, config.label, config.max_voxels))
     with _named(path):
-        return cut_skull(*skull, name, how)
+        return cut_skull(skull, name, size, config)
 
 
-def _cut_phantom(seed, side, name, how):
-    return cut_skull(phantom.skull(seed, side), phantom.affine(side), name, how)
+def _cut_phantom(individual, name, size, config):
+    skull = Volume(phantom.skull(*individual), phantom.affine(individual[1]))
+    return cut_skull(skull, name, size, config)
 
 
 def read(path: Path, bone_hu: float, label: int, max_voxels: int) -> Volume:
@@ -234,33 +221,31 @@ def prepare(
     return model, grids.reduce(skull, affine, model, size)
 
 
-def cut_skull(complete: Mask, affine: Affine, name: str, how: Cutting) -> list[Pair]:
+def cut_skull(skull: Volume, name: str, size: int, config: ConfigDict) -> list[Pair]:
     """Cuts one skull in RAS order into each kind, once for each turn: natively, then reduced.
 
     Each bone voxel of the model's grid goes to the channel with the larger share, so that
     `defective | implant == complete` and `defective & implant == 0` hold there too. A defect that
     vanishes at the model's grid is drawn again, larger.
     """
-    shares = prepare(complete, affine, how.size, reframe=how.reframe)
-    skull = Volume(complete, affine)
-    draws = itertools.product(how.turns, how.kinds)
-    return [_cut_once(skull, shares, f"{name} {kind} {turn}", kind, how) for turn, kind in draws]
+    shares = prepare(*skull, size, reframe=config.reframe)
+    turns = range(config.first_cut, config.first_cut + config.cuts)
+    draws = itertools.product(turns, defects.kinds_of(config))
+    return [_cut_once(skull, shares, (name, kind, turn), config) for turn, kind in draws]
 
 
-def _cut_once(skull, shares, draw, kind, how):
+def _cut_once(skull, shares, draw, config):
     """One pair of a skull, whose shares on the model's grid are given; `draw` names its seeds."""
-    model, share = shares
+    (model, share), (_, kind, _), size = shares, draw, len(shares[1])
     voxel_mm = np.linalg.norm(skull.affine[:3, :3], axis=0)
     for attempt in range(8):
-        number, area = _seed(how.seed, draw, attempt), (10 * 1.4**attempt, 150.0)
-        _, implant = defects.cut(skull.data, kind, number, voxel_mm=voxel_mm, area_cm2=area)
-        part = grids.reduce(implant, skull.affine, model, how.size)
-        pair = np.stack(grids.split_share(share, part, how.threshold), axis=-1)
+        seed, area = _seed(config.seed, *draw, attempt), (10 * 1.4**attempt, 150.0)
+        _, implant = defects.cut(skull.data, kind, seed, voxel_mm=voxel_mm, area_cm2=area)
+        part = grids.reduce(implant, skull.affine, model, size)
+        pair = np.stack(grids.split_share(share, part, config.threshold), axis=-1)
         if pair[..., 1].any():
             return Pair(store.pack(pair), model, _native(implant, skull.affine), 0, attempt)
-    raise UserError(
-        f"{kind} defects vanish at {how.size}^3: lower data.threshold ({how.threshold})"
-    )
+    raise UserError(f"{kind} defects vanish at {size}^3: lower data.threshold ({config.threshold})")
 
 
 def _native(implant, affine):

@@ -110,7 +110,7 @@ def _pair(root, skull, implant, size, mm=6.4):
     paths = [root / name / "bilateral" / "000.nrrd" for name in ("defective_skull", "implant")]
     for path, mask in zip(paths, (skull, implant), strict=True):
         volumes.write(path, mask, np.diag([mm, mm, mm, 1.0]))
-    return sources._skullbreak_pair(*paths, size, 0.001, 2**20)
+    return sources._skullbreak_pair(*paths, size, config_of(threshold=0.001))
 
 
 @pytest.mark.parametrize("mm", [1.0, 6.4])

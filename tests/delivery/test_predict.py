@@ -79,8 +79,9 @@ def test_a_skull_is_ingested_and_prepared_to_the_same_bits(tmp_path, turn, monke
     complete, affine = phantom.skull(2, 64), phantom.affine(64)
     mask, stored, _ = _stored(complete, affine, TURNS[turn](complete.shape))
     volumes.write(tmp_path / "a.nrrd", mask, stored)
-    how = sources.Cutting(16, 0.3, range(1), 0)
-    ingested = sources._cut_file(tmp_path / "a.nrrd", 0.0, 0, 2**29, "a", how)
+    config = common.defaults("smoke").data
+    config.threshold = 0.3
+    ingested = sources._cut_file(tmp_path / "a.nrrd", "a", 16, config)
     skull, frame = _brought(tmp_path / "a.nrrd", 0.3, True)
     assert len(ingested) == 5
     for pair in ingested:
