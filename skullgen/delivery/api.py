@@ -31,8 +31,6 @@ from skullgen.training import checkpoint, methods
 BATCH = 8  # pairs that are encoded or decoded at once
 _USER = {}  # `id`: of the process that used jax first
 WAYS = {"linear": explore.linear, "spherical": explore.spherical}
-FIELDS = {"net": "", "bone_hu": 0.0, "label": 0}  # of `config.predict`
-FIELDS |= {"threshold": 0.5, "dust_mm3": 2000.0, "pieces": 0}
 
 Pairs = Bool[np.ndarray, "n D D D 2"]
 Shares = Float32[np.ndarray, "n D D D 2"]
@@ -72,12 +70,7 @@ class Run:
 
     @functools.cached_property
     def _designer(self):
-        fields = self.config.to_dict()
-        return functools.cache(
-            lambda net: predict.designer(
-                ConfigDict(fields | {"predict": {"net": net}}), self.folder
-            )
-        )
+        return functools.cache(functools.partial(predict.designer, self.config, self.folder))
 
     @property
     def _size(self):
@@ -191,9 +184,9 @@ class Run:
         """
         _require_threads()
         for name in settings:
-            one_of("the setting", name, FIELDS)
-        net = settings.get("net") or self.config.get("predict", {}).get("net", "")
-        return predict.predict(self._designer(net), path, ConfigDict(FIELDS | settings))
+            one_of("the setting", name, ("net", *predict.SETTINGS))
+        net = settings.pop("net", "") or self.config.get("predict", {}).get("net", "")
+        return predict.predict(self._designer(net), path, ConfigDict(predict.SETTINGS | settings))
 
 
 def load(where: str | Path) -> Run:
@@ -238,8 +231,6 @@ def _shaped(name, values, *shape):
     """`values` as numbers [n, *shape], n of 1 or more."""
     values = np.asarray(values)
     if values.dtype.kind not in "biuf" or values.shape[1:] != shape or not len(values):
-        what = f"{values.dtype} of shape {list(values.shape)}"
-        raise UserError(
-            f"{name} are {what}: they must be numbers [n, {', '.join(map(str, shape))}]"
-        )
+        what, wanted = f"{values.dtype} of shape {list(values.shape)}", ", ".join(map(str, shape))
+        raise UserError(f"{name} are {what}: they must be numbers [n, {wanted}]")
     return values

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, one_of, plain
 from skullgen.data import grids, mixture, store, volumes
+from skullgen.data.grids import Affine, Mask
 from skullgen.delivery import mesh
 
 # format -> role -> a pair's file. The pairs of a skull and a case share the complete skull, that
@@ -37,12 +38,9 @@ FORMATS = {
     "nifti": {"skull": "skull/{row:06d}.nii.gz", "implant": "implant/{row:06d}.nii.gz"},
     "stl": {"skull": "skull/{row:06d}.stl", "implant": "implant/{row:06d}.stl"},
 }
-PAPERS = (provenance.FILE, ".lock", "pairs.csv", "LICENCE.txt", "README.md")
-PAPERS += ("dataset.json", "splits_final.json")
+PAPERS = f"{provenance.FILE} .lock pairs.csv LICENCE.txt README.md dataset.json splits_final.json"
 MAKERS = {"real.zarr": "ingest", "generated.zarr": "generate"}
-Mask = Bool[np.ndarray, "X Y Z"]
 Fine = Bool[np.ndarray, "U V W"]
-Affine = Float[np.ndarray, "4 4"]
 
 
 class Entry(NamedTuple):
@@ -101,16 +99,16 @@ def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: in
     _claim(folder, recipe, entries)
     with files.alone(folder / ".lock", "export.folder"):
         files.clear(folder)
-        tasks = _tasks(opened, folder, entries, settings.voxel_mm)
+        tasks, lines = _tasks(opened, folder, entries, settings.voxel_mm), []
         answers = jobs.ordered(write_pair, tasks, min(jobs.workers(workers), len(entries)))
-        lines = []
         with jobs.progress(len(entries), 0, f"export {name}", "pair") as bar:
             for entry, measures in zip(entries, answers, strict=True):
                 lines.append(_line(entry, *measures))
                 bar.update()
         _write_papers(opened, folder, lines)
         if name == "nnunet":
-            _write_nnunet(opened, folder, [e for e in entries if e.about["split"] != "test"])
+            licence = opened.attrs.get("licence", "not stated")
+            _write_nnunet(folder, licence, [e for e in entries if e.about["split"] != "test"])
         (folder / ".lock").unlink()  # it names this machine
     print(plain(f"{folder}: {len(entries)} pairs"))
 
@@ -119,7 +117,7 @@ def _claim(folder, recipe, entries):
     """`provenance.claim` of a folder that holds nothing but files of such an export."""
     before = provenance.read(folder)
     provenance.require_same(folder, before, recipe)
-    ours = {file for entry in entries for file in entry.files.values()}.union(PAPERS)
+    ours = {file for entry in entries for file in entry.files.values()}.union(PAPERS.split())
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         place = file.relative_to(folder).as_posix()
         if ".partial-" not in place and not (before and place in ours):
@@ -139,41 +137,44 @@ def plan(opened: store.Store, name: str, settings: ConfigDict) -> tuple[list[Ent
         one_of("export.split", settings.split, store.SPLITS)
     for kind in wanted:
         one_of("export.kinds", kind, own)
-    times = Counter(kind.casefold() for kind in own)  # some disks know no capitals
-    for kind in own:
-        if times[kind.casefold()] > 1 or not re.fullmatch(r"\w[\w .-]{,99}", kind):
+    folders = [kind.casefold() for kind in own]  # some disks know no capitals
+    for kind, folder in zip(own, folders, strict=True):
+        if folders.count(folder) > 1 or not re.fullmatch(r"\w[\w .-]{,99}", kind):
             raise UserError(f"{opened.path}: kind {kind!r} is no name of a folder of its own")
-    splits, skulls = opened.column("split").tolist(), opened.column("skull")
     kinds = [own[kind] if kind >= 0 else "" for kind in opened.column("kind").tolist()]
     first, stop = _range(settings.rows, opened.count)
     rows = opened.rows(settings.split or None).tolist()
     rows = [r for r in rows if first <= r < stop and (not wanted or kinds[r] in wanted)]
-    filled = (opened.column("voxels") > 0).all(axis=1)
-    if not filled[rows].any():
+    filled = [
+        r for r, voxels in zip(rows, opened.column("voxels")[rows], strict=True) if all(voxels)
+    ]
+    if not filled:
         why = "check export.rows, export.split, export.kinds"
         why = f"of {len(rows)}, none has a skull and an implant" if rows else why
         raise UserError(f"{opened.path}: no pair to export: {why}")
-    names, cases = opened.names(skulls), _cases(splits, skulls.tolist(), kinds)
+    splits = [store.SPLITS[split] if split >= 0 else "" for split in opened.column("split")]
+    names, cases = opened.names(opened.column("skull")), _cases(opened)
     entries = []
-    for row in (row for row in rows if filled[row]):
-        part, tag = ("test", "Ts") if splits[row] == 2 else ("train", "Tr")
+    for row in filled:
+        part, tag = ("test", "Ts") if splits[row] == "test" else ("train", "Tr")
         words = dict(row=row, part=part, tag=tag, case=cases[row], kind=kinds[row] or "random_1")
         paths = {role: form.format(**words) for role, form in FORMATS[name].items()}
-        split = store.SPLITS[splits[row]] if splits[row] >= 0 else ""
-        entries.append(Entry(row, paths, {"split": split, "kind": kinds[row], "skull": names[row]}))
-    return entries, len(rows) - len(entries)
+        about = {"split": splits[row], "kind": kinds[row], "skull": names[row]}
+        entries.append(Entry(row, paths, about))
+    return entries, len(rows) - len(filled)
 
 
-def _cases(splits, skulls, kinds):
+def _cases(opened):
     """SkullBreak's number of each pair: pairs of one skull and one number differ in kind.
 
     A skull that was cut several times has several numbers; a generated pair, its row.
     """
     cuts, numbers, cases = Counter(), {True: {}, False: {}}, []
-    for row, (split, skull, kind) in enumerate(zip(splits, skulls, kinds, strict=True)):
-        part, cut = numbers[split == 2], (skull, cuts[split == 2, skull, kind])
-        cuts[split == 2, skull, kind] += 1
-        cases.append(row if skull < 0 else part.setdefault(cut, len(part)))
+    columns = (opened.column(name).tolist() for name in ("split", "skull", "kind"))
+    for row, (split, skull, kind) in enumerate(zip(*columns, strict=True)):
+        part, cut = numbers[split == 2], (split == 2, skull, kind)
+        cases.append(row if skull < 0 else part.setdefault((skull, cuts[cut]), len(part)))
+        cuts[cut] += 1
     return cases
 
 
@@ -207,9 +208,9 @@ def write_pair(
     size: int,
     affine: Affine,
     voxel_mm: float,
-    files: list[tuple[str, Path]],
+    paths: dict[str, Path],
 ) -> tuple[int, int, Affine]:
-    """Writes a pair's files, (role, path) of each: voxels of skull and implant, and their grid.
+    """Writes a pair's files by role where they lack: voxels of skull and implant, and their grid.
 
     affine: voxel -> RAS mm. voxel_mm: of the files, 0 for the pair's own.
     """
@@ -223,8 +224,10 @@ def write_pair(
     parts["image"] = skull + np.uint8(1)
     mirror = np.diag([-1.0, 1, 1, 1])
     mirror[0, 3] = len(skull) - 1
-    for role, path in files:
+    for role, path in paths.items():
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            continue
         if path.suffix == ".stl":
             mesh.write_stl(path, mesh.solid(parts[role], affine))
         elif path.suffix == ".nrrd":  # LAS, as SkullBreak's own: many read no header
@@ -252,13 +255,12 @@ def finer(skull: Mask, implant: Mask, affine: Affine, voxel_mm: float) -> tuple[
 
 
 def _tasks(opened, folder, entries, voxel_mm):
-    """What `write_pair` takes: only files that lack, each of the first pair that has it."""
-    affines, owned = opened.column("affine"), set()
+    """What `write_pair` takes; a file that several pairs have is of the first one."""
+    affines = opened.column("affine")
+    owner = {file: entry.row for entry in reversed(entries) for file in entry.files.values()}
     for row, paths, _ in entries:
-        lacking = [(role, folder / paths[role]) for role in paths if paths[role] not in owned]
-        lacking = [(role, file) for role, file in lacking if not file.exists()]
-        owned.update(paths.values())
-        yield opened.load([row])[0], opened.size, affines[row], voxel_mm, lacking
+        own = {role: folder / file for role, file in paths.items() if owner[file] == row}
+        yield opened.load([row])[0], opened.size, affines[row], voxel_mm, own
 
 
 def _line(entry, skull, implant, affine):
@@ -292,29 +294,26 @@ def _write_papers(opened, folder, lines):
         files.replace(folder / "README.md", card.read_bytes().rstrip() + part.encode())
 
 
-def _write_nnunet(opened, folder, entries):
+def _write_nnunet(folder, licence, entries):
     """Writes nnU-Net's notes on the pairs to train on; no fold has a skull on both sides."""
     about = {
         "name": folder.name.partition("_")[2],
         "description": "defective skull (1 background, 2 bone) to implant",
-        "licence": opened.attrs.get("licence", "not stated"),
+        "licence": licence,
         "channel_names": {"0": "noNorm"},
         "labels": {"background": 0, "implant": 1},
         "numTraining": len(entries),
         "file_ending": ".nii.gz",
     }
     files.write_json(folder / "dataset.json", about)
-    skulls = opened.column("skull").tolist()  # a generated pair is a skull of its own
-    keys = {
-        f"skullgen_{e.row:06d}": skulls[e.row] if skulls[e.row] >= 0 else -1 - e.row
-        for e in entries
-    }
-    order = list(dict.fromkeys(keys.values()))
+    # A generated pair is a skull of its own.
+    skulls = {f"skullgen_{entry.row:06d}": entry.about["skull"] or entry.row for entry in entries}
+    order = list(dict.fromkeys(skulls.values()))
     count, file = min(5, len(order)), "splits_final.json"
     if count < 2:
         print(f"no {file}: its folds are by skull, and there are {count} to train on")
         return
-    folds = [{name for name, key in keys.items() if key in order[k::count]} for k in range(count)]
-    splits = [{"train": sorted(keys.keys() - fold), "val": sorted(fold)} for fold in folds]
+    folds = [{x for x, skull in skulls.items() if skull in order[k::count]} for k in range(count)]
+    splits = [{"train": sorted(skulls.keys() - fold), "val": sorted(fold)} for fold in folds]
     files.replace(folder / file, (json.dumps(splits, indent=1) + "\n").encode())
     print(f"{file}: {count} folds by skull: copy it to nnUNet_preprocessed/{folder.name}/")

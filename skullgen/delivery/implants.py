@@ -3,10 +3,11 @@
 Arrays are [X, Y, Z] in RAS order; an affine [4, 4] maps voxel centres to RAS mm.
 """
 
+import json
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from scipy import ndimage
 from scipy.spatial import ConvexHull
@@ -14,12 +15,11 @@ from scipy.spatial.distance import pdist
 from skimage.measure import perimeter
 
 from skullgen.data import grids
+from skullgen.data.grids import Affine, Mask
 
 GAP = 0.75  # of a voxel of the net's grid: narrower gaps to the bone are filled
 PIXEL_MM = 2.0  # of the outline, by which contact is judged
 
-Mask = Bool[np.ndarray, "X Y Z"]
-Affine = Float[np.ndarray, "4 4"]
 Share = Float[np.ndarray, "D D D"]
 Point = Float[np.ndarray, " 3"]
 
@@ -42,11 +42,10 @@ def fit(
         part |= ~bone & (away <= gap * (1 + 1e-5))  # float32 headers
     labels, count = ndimage.label(part)
     sizes = np.bincount(labels.ravel()) * np.prod(spacing)
-    sizes[~np.isin(np.arange(count + 1), labels[_grown(bone)])] = 0
-    sizes[0] = 0
-    keep = (sizes >= settings.dust_mm3) & (sizes > 0)
+    touching = np.setdiff1d(labels[_grown(bone)], 0)
+    keep = np.isin(np.arange(count + 1), touching) & (sizes >= settings.dust_mm3)
     if settings.pieces:
-        keep[np.argsort(-sizes, kind="stable")[settings.pieces :]] = False
+        keep[np.argsort(-sizes * keep, kind="stable")[settings.pieces :]] = False
     implant[sides] = keep[labels]
     return implant
 
@@ -62,7 +61,7 @@ def _grown(mask):
 
 
 def measure(implant: Mask, skull: Mask, affine: Affine, middle: Point) -> dict[str, Any]:
-    """What an implant measures, of all and of each connected piece: docs/formats.md.
+    """What an implant and each connected piece of it measure (docs/formats.md), to 0.001.
 
     middle: the braincase's, in RAS mm, from which outlines are seen.
     """
@@ -91,7 +90,8 @@ def measure(implant: Mask, skull: Mask, affine: Affine, middle: Point) -> dict[s
         "overlap_voxels": int(np.count_nonzero(implant & skull)),
         "pieces": pieces,
     }
-    return _rounded(every)
+    text = json.dumps(every, default=np.ndarray.tolist)
+    return json.loads(text, parse_float=lambda number: round(float(number), 3))
 
 
 def _piece(mask, touch, affine, middle, pixel):
@@ -131,12 +131,3 @@ def _rim(piece, touch, affine, middle, pixel):
     near = ndimage.binary_dilation(meets, np.ones((3, 3)))
     contact = np.count_nonzero(outline & near) / np.count_nonzero(outline)
     return max(4, perimeter(seen)) * pixel, contact
-
-
-def _rounded(value):
-    """Numbers as JSON holds them, to a thousandth."""
-    if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_rounded(one) for one in value]
-    return value if isinstance(value, int) else round(float(value), 3)

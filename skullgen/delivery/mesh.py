@@ -51,9 +51,6 @@ def write_stl(path: Path, solid: trimesh.Trimesh) -> None:
     STL has no field for its axes: DICOM's world and 3D Slicer, which reads `SPACE=LPS` in the
     header, take them for LPS.
     """
-    columns = [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("unused", "<u2")]
-    rows = np.zeros(len(solid.faces), columns)
-    rows["normal"] = solid.face_normals * [-1, -1, 1]
-    rows["corners"] = solid.triangles * [-1, -1, 1]
-    head = b"skullgen, mm, SPACE=LPS".ljust(80) + np.uint32(len(rows)).tobytes()
-    files.replace(path, head + rows.tobytes())
+    lps = trimesh.Trimesh(solid.vertices * [-1, -1, 1], solid.faces, process=False)
+    head = b"skullgen, mm, SPACE=LPS".ljust(80)
+    files.replace(path, head + lps.export(file_type="stl")[len(head) :])

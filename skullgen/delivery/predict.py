@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Float32
 from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, one_of, plain
 from skullgen.data import grids, sources, store, volumes
-from skullgen.data.grids import FIELD_MM
+from skullgen.data.grids import FIELD_MM, Affine, Mask
 from skullgen.delivery import implants, mesh, release, vault
 from skullgen.evaluation import judges, verdict
 from skullgen.training import checkpoint, methods
@@ -26,10 +26,8 @@ LOOSE = 0.6  # of its outline on bone: an implant with less does not close its h
 CLOSED = 0.95  # of the opening: with less, part of it stays open
 SOURCES = {"phantom": "phantoms", "skulls": "skulls of data.root", "skullbreak": "SkullBreak"}
 PICTURE = 128  # voxels a side of what is drawn
-USED = ("bone_hu", "label", "threshold", "dust_mm3", "pieces")  # what determines an implant
-
-Mask = Bool[np.ndarray, "X Y Z"]
-Affine = Float[np.ndarray, "4 4"]
+# The fields of `config.predict` that determine an implant, and what they are unless they are set.
+SETTINGS = {"bone_hu": 0.0, "label": 0, "threshold": 0.5, "dust_mm3": 2000.0, "pieces": 0}
 
 
 class Designer(NamedTuple):
@@ -79,12 +77,11 @@ def skull_files(names: str | Sequence[str]) -> list[Path]:
     return skulls
 
 
-def designer(config: ConfigDict, workdir: Path) -> Designer:
-    """The V-Net `config.predict.net` of a work directory (`judges.choose`)."""
-    name = judges.choose(workdir, config.predict.net)
-    size, path = config.model.resolution, workdir / "real.zarr"
+def designer(config: ConfigDict, workdir: Path, net: str = "") -> Designer:
+    """The V-Net `net` of a work directory (`judges.choose`)."""
+    name, size = judges.choose(workdir, net), config.model.resolution
     net = judges.newest(config.segment, size, workdir, name)
-    data, updates = config.data, int(net.state.step)
+    data, updates, path = config.data, int(net.state.step), workdir / "real.zarr"
     if store.exists(path):  # which another run may have made
         real = store.Store(path)
         data, field = real.recipe.get("config", data), real.attrs["voxel_mm"] * size
@@ -140,59 +137,48 @@ def design(designer: Designer, skull: Mask, affine: Affine, settings: ConfigDict
     return Implant(grids.turned(implant, np.linalg.inv(turn)), skull, affine, frame, numbers)
 
 
-def save(implant: Implant, paths: list[Path], title: str, draw: Callable) -> None:
-    """Writes an implant to `paths`: numbers, STL in LPS mm, picture, volumes.
-
-    draw: `(path, skull share, implant share, title=, note=)`. The numbers come first: by them a
-    stopped call knows its files.
-    """
-    numbers, stl, png, *others = paths
-    numbers.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(numbers, {"notice": NOTICE, **implant.numbers})
-    for path in others:
-        volumes.write(path, implant.mask, implant.affine)
-    mesh.write_stl(stl, mesh.solid(implant.mask, implant.affine))
+def _shares(implant):
+    """The skull and the implant on the frame's cube, of `PICTURE` voxels a side, to be drawn."""
     turn, scale = grids.to_ras(implant.affine, implant.mask.shape), np.eye(4)
     ratio = FIELD_MM / PICTURE / np.linalg.norm(implant.frame[:3, 0])
     scale[:3] = np.column_stack([np.eye(3) * ratio, np.full(3, (ratio - 1) / 2)])
     grid = implant.affine @ turn, implant.frame @ scale, PICTURE
-    shares = [grids.reduce(grids.turned(x, turn), *grid) for x in (implant.skull, implant.mask)]
-    draw(png, *shares, title=title, note=describe(implant.numbers))
+    return [grids.reduce(grids.turned(x, turn), *grid) for x in (implant.skull, implant.mask)]
 
 
 def describe(numbers: dict[str, Any]) -> str:
     """An implant in one line of words."""
     contact, share = numbers["rim_contact"], numbers["opening_covered"]
-    count, warning = len(numbers["pieces"]), ""
-    if contact < LOOSE:
-        warning = "it does not fill the hole; is the face where the file's axes say it is?"
-    elif share is None:
-        warning = "no opening of the vault above the orbits was found; is there a hole?"
-    elif share < CLOSED:
-        warning = "part of it stays open"
-    return (
+    count = len(numbers["pieces"])
+    words = (
         f"{'implant' if count == 1 else f'{count} implants'} of {numbers['volume_ml']:.1f} ml, "
         f"{numbers['extent_mm']:.0f} mm across, on bone along {contact:.0%} of the outline, "
         f"over {share or 0:.0%} of the opening as seen from within"
-        + f" (warning: {warning})"
-        * bool(warning)
     )
+    if contact < LOOSE:
+        cure = "is the face where the file's axes say it is?"
+        return f"{words} (warning: it does not fill the hole; {cure})"
+    if share is None:
+        cure = "is there a hole?"
+        return f"{words} (warning: no opening of the vault above the orbits was found; {cure})"
+    return words if share >= CLOSED else f"{words} (warning: part of it stays open)"
 
 
 def run(config: ConfigDict, workdir: Path, draw: Callable) -> None:
     """Designs an implant for each file of `config.predict.file` into `predictions/`.
 
-    draw: as of `save`. Files that cannot be used are listed at the end; UserError where none can.
+    draw: `(path, skull share, implant share, title, note)`. Files that cannot be used are listed at
+    the end; UserError where none can.
     """
     settings, todo, refused = config.predict, skull_files(config.predict.file), []
-    folder = Path(settings.folder) if settings.folder else workdir / "predictions"
+    folder = Path(settings.folder or workdir / "predictions")
     if settings.weights:
         workdir = release.place(settings.weights)
         config = methods.load_config(workdir)
         config.predict = settings
-    net = designer(config, workdir)
-    pairs = "{name}: voxels of {voxel_mm:.3g} mm, pairs of {pairs_of}".format(**net.about)
-    print(plain(f"{pairs}: look at each picture before you trust an implant"))
+    net = designer(config, workdir, settings.net)
+    words = "{name}: voxels of {voxel_mm:.3g} mm, pairs of {pairs_of}".format(**net.about)
+    print(plain(f"{words}: look at each picture before you trust an implant"))
     with jobs.progress(len(todo), 0, "predict", "skull") as bar:
         for path in todo:
             jobs.check()
@@ -213,12 +199,12 @@ def _design_file(net, path, config, folder, draw):
     """Designs and saves the implant of a file where it is not there yet; returns words for it."""
     settings, most, name = config.predict, config.data.max_voxels, volumes.name_of(path)
     own = [suffix for suffix in volumes.WRITTEN if path.name.lower().endswith(suffix)]
-    suffixes = plugins.listed(settings.suffixes) or own or [".nrrd"]
-    paths = [folder / f"{name}_implant{ending}" for ending in (".json", ".stl", ".png", *suffixes)]
+    endings = ".json", ".stl", ".png", *(plugins.listed(settings.suffixes) or own or [".nrrd"])
+    paths = [folder / f"{name}_implant{ending}" for ending in endings]
     digest = hashlib.sha256()
     for part in volumes.describe(path, most).files:
         digest.update(part.read_bytes())
-    used = {field: settings[field] for field in USED}
+    used = {field: settings[field] for field in SETTINGS}
     source = {"file": path.name, "sha256": digest.hexdigest(), "settings": used}
     recipe, before = {"net": net.about, "made_of": source}, files.read_json(paths[0])
     there = [other for other in paths if other.exists()]
@@ -228,7 +214,13 @@ def _design_file(net, path, config, folder, draw):
             return "is made already"
     elif there:
         raise UserError(f"{there[0]}: is there, and not ours: choose another predict.folder")
-    implant = predict(net, path, settings, most)
-    implant.numbers.update(recipe)
-    save(implant, paths, f"Research only, not a medical device: {name}", draw)
-    return describe(implant.numbers)
+    implant, (numbers, stl, png, *others) = predict(net, path, settings, most), paths
+    folder.mkdir(parents=True, exist_ok=True)
+    # The numbers come first: by them a call that was stopped knows its files.
+    files.write_json(numbers, {"notice": NOTICE, **implant.numbers, **recipe})
+    for other in others:
+        volumes.write(other, implant.mask, implant.affine)
+    mesh.write_stl(stl, mesh.solid(implant.mask, implant.affine))
+    words, title = describe(implant.numbers), f"Research only, not a medical device: {name}"
+    draw(png, *_shares(implant), title=title, note=words)
+    return words

@@ -34,7 +34,7 @@ PRIVATE = (
 
 def place(where: str | Path) -> Path:
     """The folder that `where` means: a work directory, a release, packaged weights by name."""
-    names = sorted(path.name for path in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
+    names = sorted(path.name for path in PACKAGED.glob("*"))
     folder = PACKAGED / where if str(where) in names else Path(os.path.expanduser(where))
     if not (folder / "config.json").exists():
         what = "no run and no weights in it" if folder.is_dir() else "no such folder"
@@ -100,10 +100,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         jobs.check()
         place = Path("checkpoints", name)
         checkpoint.release(partial / place, state)
-        own = provenance.read(workdir / place)
-        if own:
-            own = {field: own[field] for field in ("model_name", "model", "code")}
-            provenance.write(partial / place, own)
+        own = provenance.read(workdir / place)  # but not of which pairs
+        own = {field: own[field] for field in ("model_name", "model", "code")}
+        provenance.write(partial / place, own)
     provenance.write(partial, recipe)
     files.write_json(partial / "config.json", _public(config, workdir))
     template = jinja2.Template(README.read_text(), keep_trailing_newline=True)
@@ -111,10 +110,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     words["licence"] = plain(recipe["licence"])
     files.replace(partial / "README.md", template.render(words).encode())
     pairs = workdir / "generated.zarr"
-    if (pairs / "README.md").exists():
-        by = store.Store(pairs).recipe.get("weights")
-        if by == recipe["weights"].get(config.model_name):
-            shutil.copyfile(pairs / "README.md", partial / "DATA_CARD.md")
+    by = (provenance.read(pairs) or {}).get("weights")
+    if (pairs / "README.md").exists() and by == recipe["weights"].get(config.model_name):
+        shutil.copyfile(pairs / "README.md", partial / "DATA_CARD.md")
     inside = sorted(path for path in partial.rglob("*") if path.is_file())
     contents = {path.relative_to(partial): path.read_bytes() for path in inside}
     sums = [f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in contents.items()]

@@ -4,14 +4,14 @@ Skulls and implants are in RAS order; `affine`: voxel -> RAS mm.
 """
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy import ndimage
 from scipy.interpolate import RBFInterpolator
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from skullgen.data import grids
-from skullgen.data.grids import FIELD_MM, VERTEX_MM
+from skullgen.data.grids import FIELD_MM, VERTEX_MM, Affine, Mask
 
 MIDDLE_MM = 60.0  # the braincase's middle below the vertex
 SIDE = 96  # voxels along the frame on which holes are sought
@@ -19,9 +19,6 @@ RAYS = 6000  # from the middle, evenly over the sphere: 2.6 degrees apart
 APART = np.sqrt(4 * np.pi / RAYS)
 LOWEST = -0.1  # the sine of the lowest ray's elevation: above the orbits
 LEAST = 6  # rays through an opening, about 1 cm^2; less is a pinhole or a suture
-
-Mask = Bool[np.ndarray, "X Y Z"]
-Affine = Float[np.ndarray, "4 4"]
 
 
 def middle(frame: Affine, size: int) -> Float[np.ndarray, " 3"]:

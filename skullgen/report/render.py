@@ -35,7 +35,8 @@ def render(
     The projection is orthographic and centred on the pair. Azimuth 0 is the frontal view (the
     patient's right on the picture's left), 90 the patient's right; elevation 90 is from above.
     """
-    camera, fields = _camera(*view), [_field(volume) for volume in (skull, defect)]
+    camera = _camera(*view)
+    fields = [_field(volume, LARGEST, PAD, SIGMA) for volume in (skull, defect)]
     seen = np.argwhere(np.maximum(*fields) > LEVEL) @ camera.T
     seen = seen if len(seen) else np.zeros((1, 3))
     low, high = seen.min(0), seen.max(0)
@@ -86,7 +87,7 @@ def scene(skull: Volume, defect: Volume, voxel_mm: float | int) -> dict[str, Any
 def surface(volume: Volume, voxel_mm: float | int) -> dict[str, dict[str, str]]:
     """A volume's surface, as Plotly's Mesh3d takes it, in mm from the frame's corner."""
     factor = -(-len(volume) // TURNED)
-    field = ndimage.gaussian_filter(np.pad(_shares(volume, TURNED), 2), SIGMA / factor)
+    field = _field(volume, TURNED, 2, SIGMA / factor)
     points, faces = np.zeros((0, 3)), np.zeros((0, 3))
     if field.max() > LEVEL:
         points, faces, *_ = marching_cubes(field, LEVEL)
@@ -107,15 +108,11 @@ def _camera(azimuth, elevation):
     return np.stack([np.cross(up, towards), up, towards])
 
 
-def _shares(volume, side):
-    """A volume averaged in blocks to at most `side` voxels a side."""
-    return block_reduce(volume, -(-len(volume) // side), np.mean).astype(np.float32)
-
-
-def _field(volume):
-    """The smooth shares, in which the middles of bone voxels stay inside however thin it is."""
-    volume = np.pad(_shares(volume, LARGEST), PAD)
-    return np.maximum(ndimage.gaussian_filter(volume, SIGMA), (volume >= 0.5) * (LEVEL + 0.06))
+def _field(volume, side, pad, sigma):
+    """Shares in at most `side` voxels a side, smooth, in which what is thin stays as it was."""
+    shares = block_reduce(volume, -(-len(volume) // side), np.mean).astype(np.float32)
+    shares = np.pad(shares, pad)
+    return np.maximum(ndimage.gaussian_filter(shares, sigma), 2 * LEVEL * shares)
 
 
 def _surface(field, camera, pivot, span, pixels):

@@ -52,7 +52,7 @@ def tensorboard(folder: Path | None) -> Callable[[list[Record]], None]:
     except ImportError:
         cure = "pip install 'skullgen[tensorboard]'"
         raise UserError(f"config.tensorboard needs tensorboardX: {cure}") from None
-    writer = SummaryWriter(str(folder))
+    writer = SummaryWriter(str(folder), flush_secs=1)  # its flush() does not wait for its thread
 
     def write(records):
         for record in records:
@@ -62,6 +62,5 @@ def tensorboard(folder: Path | None) -> Callable[[list[Record]], None]:
                     writer.add_scalar(*where)
                 elif hasattr(value, "shape"):  # a picture, uint8 [H, W, 3]
                     writer.add_image(*where, dataformats="HWC")
-        writer.flush()
 
     return write

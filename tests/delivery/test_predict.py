@@ -284,7 +284,7 @@ def test_of_several_files_a_bad_one_is_listed_and_the_others_go_on(
     complete = phantom.skull(1, SIDE) | phantom.skull(1, SIDE)[::-1]
     volumes.write(tmp_path / "complete.nii.gz", complete, phantom.affine(SIDE))
     monkeypatch.setattr(predict, "PICTURE", 32)
-    monkeypatch.setattr(predict, "designer", lambda config, workdir: _mirror())
+    monkeypatch.setattr(predict, "designer", lambda *_: _mirror())
     names = f"{scans}, {tmp_path / 'complete.nii.gz'}"
     config = ml_collections.ConfigDict({"data": {"max_voxels": 2**29}})
     config.predict = _settings(file=(names,), dust_mm3=500.0, suffixes=(".nii.gz", ".nrrd"))
@@ -312,7 +312,7 @@ def test_of_several_files_a_bad_one_is_listed_and_the_others_go_on(
 def test_nothing_is_written_over(skull, tmp_path, monkeypatch):
     mask, affine, _ = skull
     volumes.write(tmp_path / "a.nrrd", mask, affine)
-    monkeypatch.setattr(predict, "designer", lambda config, workdir: _mirror())
+    monkeypatch.setattr(predict, "designer", lambda *_: _mirror())
     config = ml_collections.ConfigDict({"data": {"max_voxels": 2**29}})
     config.predict = _settings(file=(str(tmp_path / "a.nrrd"),), dust_mm3=500.0)
     drawn = []

@@ -7,7 +7,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from scipy import ndimage
 
 from skullgen.report import render
 from tests.shapes import ball, blue, holed_shell, nothing
@@ -73,7 +72,7 @@ def test_the_nearer_of_skull_and_defect_is_seen():
 
 
 def nearness(volume, camera, pixels, span):
-    field = ndimage.gaussian_filter(np.float32(volume), render.SIGMA)
+    field = render._field(volume, 32, 0, render.SIGMA)
     near = render._surface(field, camera, np.array(MIDDLE), span, pixels)[0]
     return np.where(near > -span, near, -np.inf)
 
@@ -126,7 +125,7 @@ ODD = {
     "full": np.ones_like(PAIR),
     "no defect": PAIR & [True, False],
     "no skull": PAIR & [False, True],
-    "a speck": np.stack([nothing(), ball((0, 31, 0), 2)], -1),
+    "a voxel": np.stack([nothing(), ball((0, 31, 0), 1)], -1),
 }
 
 
