@@ -9,9 +9,13 @@
 """
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # until `jobs.stoppable`
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 from absl import app, flags
 
@@ -58,8 +62,6 @@ if __name__ == "__main__":
         stream.reconfigure(errors="backslashreplace")
     try:
         app.run(main, flags_parser=command.parse)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except Exception as error:
         code = command.report(error)
         if _DISTRIBUTED.value and not (code and code > 128):

@@ -28,7 +28,11 @@ def get_config(path):
     for name, value in fields.items():
         whole = name == "model" or not isinstance(value, dict)
         config[name] = value if whole else {**config.get(name, {}), **value}
-    return ConfigDict(_tuples(config))
+    config = ConfigDict(_tuples(config))
+    for part in (config.generate, config.segment, config.explore):
+        if part.seed == config.seed:  # it follows --config.seed, as it did
+            part.seed = config.get_oneway_ref("seed")
+    return config
 
 
 def _tuples(value):

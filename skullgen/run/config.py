@@ -20,10 +20,6 @@ from skullgen.core.errors import UserError, plain
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 AGAIN = Path(__file__).resolve().parents[2] / "experiments" / "again.py"
-PATHS = (
-    *("data.root", "generate.weights", "segment.stores", "explore.stores", "gallery.stores"),
-    *("predict.file", "predict.folder", "predict.weights", "export.store", "export.folder"),
-)
 # What a run is, these do not change.
 UNNAMED = ("stages=", "data.root=", "explore.", "export.", "predict.", "gallery.")
 
@@ -32,6 +28,8 @@ def parse(argv: Sequence[str]) -> list[str]:
     """Flags from the command line; a mistake in them or in the config file ends us with code 2."""
     logging.set_verbosity(logging.ERROR)
     file = config_file(argv)
+    if file and not Path(file).is_file():
+        _fail(f"{file}: no such config file")
     if file.endswith(".json"):
         reader = f"{AGAIN}:{file}"
         words = {file: reader, f"--config={file}": f"--config={reader}"}
@@ -39,7 +37,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         config = CONFIG.value
-        if not config_file(argv):
+        if not file:
             _fail("which experiment? For example --config experiments/vae_wgan.py")
         _ = config.stages  # a config that could not be loaded raises only when it is used
         if not isinstance(config, ConfigDict):
@@ -113,16 +111,16 @@ def stages(config: ConfigDict, known: Sequence[str]) -> list[str]:
 
 
 def at_home(config: ConfigDict) -> ConfigDict:
-    """A copy of the config: `~` is the home folder, and a tuple set to `a,b` has two words."""
+    """A copy: `~` in a section's text is the home folder, a tuple set to `a,b` has two words."""
     config = copy.deepcopy(config)
-    for part in [config, *(value for value in config.values() if isinstance(value, ConfigDict))]:
+    sections = [value for value in config.values() if isinstance(value, ConfigDict)]
+    for part in [config, *sections]:
         for name, value in part.items():
             if isinstance(value, tuple) and value and all(isinstance(word, str) for word in value):
                 part[name] = tuple(plugins.listed(value))
-    for section, name in (field.split(".") for field in PATHS):
-        if name in config.get(section, ()):
-            parts = re.split(r"(,\s*)", config[section][name])
-            config[section][name] = "".join(map(os.path.expanduser, parts))
+            elif part is not config and isinstance(value, str) and "~" in value:
+                words = re.split(r"(,\s*)", value)
+                part[name] = "".join(map(os.path.expanduser, words))
     return config
 
 
@@ -138,9 +136,7 @@ def _mistake(error, argv):
     flag = isinstance(error, flags.Error)
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
-    flag = flag or isinstance(error, flags.Error)
-    if file and not Path(file).is_file():
-        return f"{file}: no such config file"
+        flag = flag or isinstance(error, flags.Error)
     if isinstance(error, SyntaxError):
         return f"{error.filename or file}, line {error.lineno or 1}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)

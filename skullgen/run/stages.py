@@ -30,13 +30,10 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
         if config.data.source not in sources.PLANS and config.segment.fresh:
             what = f"needs complete skulls to cut, which data.source={config.data.source} has not"
             raise UserError(f"segment.fresh {what}: set it to 0, or name the source of the skulls")
-    making = {"generate", "explore"}.intersection(names)
-    if "train" in names or (making and config.model_name):
-        whose, _ = release.chosen(config, workdir) if making else (config, workdir)
+    if config.model_name and {"generate", "explore"}.intersection(names):
+        whose, _ = release.chosen(config, workdir)
         model = methods.load_model(whose.model_name, whose.model)
-        if making:
-            methods.require_generates(whose.model_name, model)
-    size = config.model.resolution
+        methods.require_generates(whose.model_name, model)
     if "train" in names:
         for folder in (workdir / "checkpoints").glob("*"):  # all generators log in train.jsonl
             ours = folder.name in (config.model_name, *judges.NETS)
@@ -45,9 +42,10 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
                 cure = "set it back, or choose another --workdir"
                 raise UserError(f"{workdir}: {what}: {cure}")
         loop.check(_options(config, workdir))
-        methods.check(config.model_name, config.model, size, config.phases)
+        methods.check(config.model_name, config.model, config.model.resolution, config.phases)
     if "segment" in names:
-        judges.check(config.segment, size, workdir, _options(config, workdir))
+        options = _options(config, workdir)
+        judges.check(config.segment, config.model.resolution, workdir, options)
     own = {"generate": generate, "evaluate": metrics, "explore": explore}
     for stage in [name for name in own if name in names]:
         own[stage].check(config[stage])
@@ -220,23 +218,6 @@ def _explore(config, workdir):
     if config.model_name:
         config, folder = release.chosen(config, workdir)
         print(pictures.interpolation(workdir, real, methods.generator(config, folder), config))
-
-
-def compare(workdir: Path, runs: dict[str, tuple[ConfigDict, Path]]) -> None:
-    """Figures 3 and 5 of a sweep: the generators in one map, a test case by every V-Net.
-
-    runs: title -> config and folder of one V-Net of each row, the one on real pairs first.
-    """
-    nets = {
-        title: judges.load(config.segment, config.model.resolution, folder)["vnet"]
-        for title, (config, folder) in runs.items()
-    }
-    alone = {title: net.parts[0].store for title, net in nets.items() if len(net.parts) == 1}
-    stores = {title: one for title, one in alone.items() if one.path.name == "generated.zarr"}
-    config, folder = next(iter(runs.values()))
-    real = store.Store(folder / "real.zarr")
-    pictures.maps(workdir, real, stores, [next(iter(nets.values()))], config.explore)
-    pictures.segmentations(workdir, real, nets, config.evaluate.threshold)
 
 
 def _report(config, workdir):

@@ -14,7 +14,7 @@ a run whose data or generator was made again is not taken for done.
 import copy
 import re
 import traceback
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,13 @@ def sweep(config: ConfigDict, folder: Path, which: str, named: command.Named) ->
     `all` goes on past a job that fails, ends with the table of what is there and the report, and
     raises UserError where jobs failed.
     """
+    config = command.at_home(config)
     if config.get("table"):
-        jobs_, rows = table1.plan(config, folder)
+        jobs_ = table1.plan(config, folder)
     elif declare := named.sweep():
         if (folder / "real.zarr").exists() or (folder / "checkpoints").exists():
             raise UserError(f"{folder}: one run works here: choose another --workdir for a sweep")
-        jobs_, rows = plan(config, declare, named.overrides)
+        jobs_ = plan(config, declare, named.overrides)
     else:
         raise UserError("--sweep needs a config with `table` or sweep(add): see table1, vae_wgan")
     done = {}
@@ -70,39 +71,37 @@ def sweep(config: ConfigDict, folder: Path, which: str, named: command.Named) ->
     if which != "all" and not (which.isdecimal() and int(which) < len(jobs_)):
         raise UserError(f"--sweep is {which!r}: list, all, or a number below {len(jobs_)}")
     failed = _run(jobs_, which, folder, done)
-    count = f"{sum(map(bool, done.values()))} of {len(jobs_)} runs are done"
-    print(count)
+    finished = [name for name, digest in done.items() if digest]
+    print(f"{len(finished)} of {len(jobs_)} runs are done")
     if which == "all":  # of one job nothing more: others of a cluster may be writing, too
-        _write(config, folder, (jobs_, rows), done, count)
+        _write(config, folder, jobs_, finished)
     if failed:
         raise UserError(f"these jobs failed, see above: {', '.join(failed)}")
 
 
 def _list(plan, done):
     """Number, wave (its runs need only runs of earlier waves), name, state."""
-    numbers, waves = {job.name: number for number, job in enumerate(plan)}, {}
+    names, waves = [job.name for job in plan], {}
     print(f"  no  wave  {'run':50s} state")
-    for name, needs, _ in plan:
-        waiting = f"needs {', '.join(str(numbers[other]) for other in needs)}" if needs else ""
+    for number, (name, needs, *_) in enumerate(plan):
         waves[name] = 1 + max([waves[other] for other in needs], default=-1)
-        state = "done" if done[name] else waiting
-        print(f"{numbers[name]:4d}  {waves[name]:4d}  {name:50s} {state}")
+        waiting = f"needs {', '.join(str(names.index(other)) for other in needs)}" if needs else ""
+        print(f"{number:4d}  {waves[name]:4d}  {name:50s} {'done' if done[name] else waiting}")
 
 
 def _run(plan, which, folder, done):
     """Runs what is chosen and not done, and notes it in `done`; returns which jobs failed."""
-    numbers, failed = {job.name: number for number, job in enumerate(plan)}, []
-    chosen = plan if which == "all" else [plan[int(which)]]
-    todo = [job for job in chosen if not done[job.name]]
-    for job in todo:
+    names, failed = [job.name for job in plan], []
+    todo = [n for n in (range(len(plan)) if which == "all" else [int(which)]) if not done[names[n]]]
+    for job in [plan[number] for number in todo]:
         if not job.needs:  # wrong fields of a run cost no hours of those before it
             workdir.check(job.make(), folder / job.name)
-    for job in todo:
-        number, place = numbers[job.name], folder / job.name
+    for number in todo:
+        job, place = plan[number], folder / names[number]
         print(f"== job {number} of {len(plan)}: {job.name}", flush=True)
         try:
             if first := [name for name in job.needs if not done[name]]:
-                raise UserError(f"job {number} needs {numbers[first[0]]} ({first[0]}) first")
+                raise UserError(f"job {number} needs {names.index(first[0])} ({first[0]}) first")
             (place / provenance.FILE).unlink(missing_ok=True)
             workdir.run(job.make(), place)
             provenance.write(place, _recipe(job, done))
@@ -122,7 +121,7 @@ def _run(plan, which, folder, done):
 
 
 def _recipe(job, done):
-    config = command.as_json(job.make())
+    config = command.as_json(command.at_home(job.make()))
     fields = {name: value for name, value in config.items() if name not in FREE}
     return {"config": fields, "needs": {name: done[name] for name in job.needs}}
 
@@ -135,46 +134,25 @@ def _digest(job, folder, done):
     return None if provenance.differences(recipe, _recipe(job, done)) else provenance.digest(recipe)
 
 
-def _write(config, folder, plan, done, count):
+def _write(config, folder, plan, done):
     """The table and the report of a sweep, and its `config.json` and `versions.json`."""
     folder.mkdir(parents=True, exist_ok=True)  # where all failed
-    jobs_, rows = plan
+    table = (table1.gather if config.get("table") else gather)(config, folder, plan, done)
     if config.get("table"):
-        folders = [[[n for n in fold if done[n]] for fold in row.folders] for row in rows]
-        pairs = zip(rows, folders, strict=True)
-        full = [row._replace(folders=names) for row, names in pairs if any(names)]
-        table = table1.gather(config, folder, full, count)
-        _compare(config, folder, {job.name: job.make for job in jobs_}, full)
-    else:
-        pairs = zip(jobs_, rows, strict=True)
-        table = gather(config, folder, {job.name: its for job, its in pairs if done[job.name]})
-        table = table._replace(notes=[f"{count}. {table.notes[0]}"])
-        files.replace(folder / "sweep.md", tables.markdown(table).encode())
+        table1.figures(config, folder, plan, done)
     print("\n".join(map(plain, tables.text(table))))
     files.write_json(folder / "config.json", command.as_json(config))
-    spent = {job.name: workdir.seconds(folder / job.name) for job in jobs_}
+    spent = {job.name: workdir.seconds(folder / job.name) for job in plan}
     seconds = {name: round(sum(its.values()), 1) for name, its in spent.items()}
     files.write_json(folder / "versions.json", {**stages.versions(), "seconds": seconds})
     print(page.write(folder))
 
 
-def _compare(config, folder, makes, rows):
-    """Figures 3 and 5 of the runs of table 1 that are done: one of each row."""
-    firsts = {row.title: next(name for fold in row.folders for name in fold) for row in rows}
-    if "real" in firsts:
-        real = folder / firsts["real"] / "real.zarr"
-        stages.link(real, folder / "real.zarr", config.model.resolution)
-        names = {title: n for title, n in firsts.items() if not title.startswith("best")}
-        stages.compare(folder, {title: (makes[n](), folder / n) for title, n in names.items()})
-
-
 # --- What a config file's sweep(add) declares ----------------------------------------------------
 
 
-def plan(
-    config: ConfigDict, declare: Callable, fixed: Container[str] = ()
-) -> tuple[list[Job], list[dict[str, Any]]]:
-    """The runs that `declare` (a config file's `sweep`) adds, and the fields of each.
+def plan(config: ConfigDict, declare: Callable, fixed: Container[str] = ()) -> list[Job]:
+    """The runs that `declare` (a config file's `sweep`) adds; `Job.row` is the fields of each.
 
     fixed: the fields that the command line set in `config`, for all runs. A run's folder is named
     by its own fields alone: more runs rename none.
@@ -189,9 +167,9 @@ def plan(
             raise UserError(f"--config.{field} is set by sweep(add), too: leave one of them out")
         if (name := _name(fields)) in plan:
             raise UserError(f"sweep(add) adds the run {name} twice")
-        plan[name] = Job(name, (), partial(_made, config, fields))
+        plan[name] = Job(name, (), partial(_made, config, fields), fields)
         plan[name].make()
-    return list(plan.values()), runs
+    return list(plan.values())
 
 
 def _name(fields):
@@ -223,12 +201,15 @@ def numbers(result: dict[str, Any]) -> dict[str, float]:
     return means | {name: float(v) for name, v in leaves if isinstance(v, int | float)}
 
 
-def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) -> tables.Table:
-    """The table of a sweep's finished runs (name -> fields): means and deviations over seeds.
+def gather(
+    config: ConfigDict, folder: Path, jobs: list[Job], done: Collection[str]
+) -> tables.Table:
+    """The table of a sweep's finished runs: means and deviations over seeds.
 
     Runs that differ in nothing but seeds (`seed`, `segment.seed`, ...) share a row. Writes
-    `sweep.json` and `sweep.csv`, which have all numbers, in `folder`.
+    `sweep.json` and `sweep.csv`, which have all numbers, and `sweep.md` in `folder`.
     """
+    runs = {job.name: job.row for job in jobs if job.name in done}
     every = dict.fromkeys(field for own in runs.values() for field in own)
     fields = [field for field in every if field.rpartition(".")[2] != "seed"]
     of_run = {name: numbers(files.read_json(folder / name / "metrics.json") or {}) for name in runs}
@@ -236,22 +217,24 @@ def gather(config: ConfigDict, folder: Path, runs: dict[str, dict[str, Any]]) ->
     groups = {}
     for name, own in runs.items():
         place = tuple(command.shown(own.get(f, config_path.get_value(f, config))) for f in fields)
-        groups.setdefault(place, []).append(name)
+        groups.setdefault(place, []).append(of_run[name])
     titles = {title: key for title, key in SHOWN.items() if key in keys}
     own = [key for key in keys if re.match(r"vnet\.test\..*\.", key)]
     titles |= {key.removeprefix("vnet.test."): key for key in own}
     rows, lines = [], []
-    for place, names in groups.items():
-        its = {key: _mean([of_run[n][key] for n in names if key in of_run[n]]) for key in keys}
-        rows.append([*place, str(len(names)), *(_cell(*its[key]) for key in titles.values())])
-        lines.append([*place, len(names), *(value for pair in its.values() for value in pair)])
+    for place, group in groups.items():
+        its = {key: _mean([one[key] for one in group if key in one]) for key in keys}
+        rows.append([*place, str(len(group)), *(_cell(*its[key]) for key in titles.values())])
+        lines.append([*place, len(group), *(value for pair in its.values() for value in pair)])
     note = "Mean ± standard deviation over the runs of a row; what columns mean: docs/extending.md"
     note = note if keys else "No run has a metrics.json: name the stage `evaluate`."
+    note = f"{len(done)} of {len(jobs)} runs are done. {note}"
     table = tables.Table("Sweep", [*fields, "runs", *titles], rows, [note])
     every = [{"name": name, "fields": runs[name], "numbers": of_run[name]} for name in runs]
     files.write_json(folder / "sweep.json", {**table._asdict(), "runs": every})
     columns = [*fields, "runs", *(f"{key}{end}" for key in keys for end in ("", " sd"))]
     files.replace(folder / "sweep.csv", tables.csv_text(columns, lines).encode())
+    files.replace(folder / "sweep.md", tables.markdown(table).encode())
     return table
 
 

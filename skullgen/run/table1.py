@@ -5,18 +5,20 @@ count and seed, all trained for the same number of updates. Runs need each other
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from skullgen.core import files, plugins
+from skullgen.core import files
 from skullgen.core.errors import UserError, in_range, one_of
-from skullgen.evaluation import explore, metrics, verdict
-from skullgen.report import tables
+from skullgen.data import store
+from skullgen.evaluation import explore, judges, metrics, verdict
+from skullgen.report import pictures, tables
+from skullgen.run import stages
 
 CONTROLS = {  # row -> store, augmentation
     "real": ("real", False),
@@ -41,19 +43,15 @@ NUMBERS = {  # of an entry -> column and metric of the cases; "": table.metric
 
 
 class Job(NamedTuple):
-    """One run: its folder, the folders that it needs, and `make() -> config`."""
+    """One run: its folder, the folders that it needs, `make() -> config`.
+
+    row: where its numbers stand: (title, pairs, fold) of table 1, None for what only makes pairs.
+    """
 
     name: str
     needs: tuple[str, ...]
     make: Callable[[], ConfigDict]
-
-
-class Row(NamedTuple):
-    """A line of the table: its V-Nets' folders, one for each fold and seed."""
-
-    title: str
-    pairs: str
-    folders: list[list[str]]
+    row: Any = None
 
 
 class _Net(NamedTuple):
@@ -66,100 +64,70 @@ class _Net(NamedTuple):
     model: str = ""
 
 
-class _Fold(NamedTuple):
-    """One fold of the cross-validation, or all where there are none; place: before its folders."""
-
-    config: ConfigDict
-    folder: Path
-    number: int
-    place: str
-
-    def name(self, net):
-        """The folder of a V-Net."""
-        name = f"{net.title}-{net.pairs}-s{net.seed}"
-        return self.place + name.replace(" + ", "+").replace(" ", "_")
-
-    def generator(self, model, seed):
-        """The folder of a generator; one for all seeds, unless `table.refit`."""
-        return f"{self.place}{model}-s{seed if self.config.table.refit else 0}"
-
-    def controls(self):
-        """The folders of each control's V-Nets, which best controls need."""
-        nets = [net for net in _nets(self.config) if not net.model]
-        return {net.title: [self.name(n) for n in nets if n.title == net.title] for net in nets}
-
-    def jobs(self):
-        """Data, generators, V-Nets."""
-        data, table = f"{self.place}data", self.config.table
-        jobs = [Job(data, (), partial(_data, self))]
-        for model in _models(self.config):
-            for seed in range(table.seeds if table.refit else 1):
-                make = partial(_generator, self, model, seed)
-                jobs.append(Job(self.generator(model, seed), (data,), make))
-        for net in _nets(self.config):
-            needs = [data, *[self.generator(net.model, net.seed)] * bool(net.model)]
-            if net.control == "best control":
-                needs += [name for names in self.controls().values() for name in names]
-            jobs.append(Job(self.name(net), tuple(needs), partial(_net, self, net)))
-        return jobs
-
-
-def plan(config: ConfigDict, folder: Path) -> tuple[list[Job], list[Row]]:
-    """The jobs of a config with `table`, each after those that it needs, and the rows."""
+def plan(config: ConfigDict, folder: Path) -> list[Job]:
+    """The jobs of a config with `table`, each after those that it needs."""
     _check(config, folder)
-    numbers, place = range(max(config.table.folds, 1)), "fold{}/" * bool(config.table.folds)
-    folds = [_Fold(config, folder, number, place.format(number)) for number in numbers]
-    nets = _nets(config)
-    rows = [
-        Row(*row, [[fold.name(net) for net in nets if net[:2] == row] for fold in folds])
-        for row in dict.fromkeys(net[:2] for net in nets)
-    ]
-    return [job for fold in folds for job in fold.jobs()], rows
+    numbers = range(max(config.table.folds, 1))
+    return [job for number in numbers for job in _fold(config, folder, number)]
+
+
+def _fold(config, folder, number):
+    """The jobs of one fold, or of all where there are none: data, generators, V-Nets."""
+    table, place = config.table, f"fold{number}/" * bool(config.table.folds)
+    data, generators, controls = f"{place}data", [], {}
+    for model in _models(config):
+        for seed in range(table.seeds if table.refit else 1):
+            make = partial(_generator, config, folder / data, model, seed)
+            generators.append(Job(f"{place}{model}-s{seed}", (data,), make))
+    nets = []
+    for net in _nets(config):
+        name = f"{place}{net.title}-{net.pairs}-s{net.seed}".replace(" + ", "+").replace(" ", "_")
+        generator = f"{place}{net.model}-s{net.seed if table.refit else 0}"
+        needs = [data, *[generator] * bool(net.model)]
+        if net.control == "best control":
+            needs += [name for names in controls.values() for name in names]
+        elif not net.model:
+            controls.setdefault(net.title, []).append(name)
+        choose = partial(best_control, folder, controls)  # when they are scored
+        generated = folder / generator / "generated.zarr"
+        make = partial(_net, config, folder / data, net, generated, choose)
+        nets.append(Job(name, tuple(needs), make, (net.title, net.pairs, number)))
+    return [Job(data, (), partial(_data, config, number)), *generators, *nets]
 
 
 def _models(config):
-    return list(dict.fromkeys(plugins.listed(config.table.models)))
+    return list(dict.fromkeys(config.table.models))
 
 
 def _nets(config):
     """The V-Nets: of real and of fresh pairs, then of generated ones, alone and beside those."""
-    seeds, counts = range(config.table.seeds), list(map(str, _counts(config)))
+    seeds, counts = range(config.table.seeds), list(map(str, sorted(set(config.table.counts))))
     sizes = {"real": "all", "fresh": str(config.table.fresh or "")}
     rows = [*(("", count) for count in counts), ("real", counts[-1]), ("best control", counts[-1])]
-    return [
-        *(
-            _Net(title, sizes[source], seed, title)
-            for seed in seeds
-            for title, (source, _) in CONTROLS.items()
-            if sizes[source]
-        ),
-        *(
-            _Net(f"{control} + {model}" if control else model, count, seed, control, model)
-            for seed in seeds
-            for model in _models(config)
-            for control, count in rows
-        ),
-    ]
+    for seed in seeds:
+        for title, (source, _) in CONTROLS.items():
+            if sizes[source]:
+                yield _Net(title, sizes[source], seed, title)
+    for seed in seeds:
+        for model in _models(config):
+            for control, count in rows:
+                title = f"{control} + {model}" if control else model
+                yield _Net(title, count, seed, control, model)
 
 
 def _check(config, folder):
-    table, counts = config.table, _counts(config)
+    table = config.table
     for name in _models(config):
         one_of("table.models", name, sorted(config.generators))
     one_of("table.metric", table.metric, verdict.METRICS)
-    in_range("table.counts", counts[0] if counts else None, 1)
+    for count in table.counts or (None,):
+        in_range("table.counts", count, 1)
     for field, least in {"seeds": 1, "folds": 0, "fresh": 0}.items():
         in_range(f"table.{field}", table[field], least)
     in_range("data.folds", config.data.folds, 0, 0)  # table.folds sets it
     explore.check(config.explore)
     if "," in str(folder):
         raise UserError(f"{folder}: no comma may be in its name: choose another --workdir")
-
-
-def _counts(config):
-    """The numbers of pairs, rising."""
-    parts = plugins.listed(config.table.counts)
-    return sorted({int(part) if part.isdecimal() else 0 for part in parts})
 
 
 def best_control(folder: Path, controls: dict[str, list[str]]) -> str:
@@ -175,43 +143,41 @@ def best_control(folder: Path, controls: dict[str, list[str]]) -> str:
     return list(scores)[-1] if None in scores.values() else max(scores, key=scores.get)
 
 
-def _base(fold, stages, model=""):
-    """The table's config, or a generator's, with the pairs of the fold."""
-    base = copy.deepcopy(fold.config.generators[model] if model else fold.config)
+def _base(config, stages, data=None, model=""):
+    """The table's config, or a generator's; data: the folder of the fold's pairs."""
+    base = copy.deepcopy(config.generators[model] if model else config)
     with base.unlocked():
         if not model:
             del base.table, base.generators
         base.stages = stages
-    base.data.update(fold.config.data)
-    if "segment" in stages or model:
-        base.data.update(source="store", root=str(fold.folder / f"{fold.place}data" / "real.zarr"))
+    base.data.update(config.data)
+    if data:
+        base.data.update(source="store", root=str(data / "real.zarr"))
     return base
 
 
-def _data(fold):
-    base, table = _base(fold, ("ingest",)), fold.config.table
-    base.data.folds, base.data.fold, base.segment.fresh = table.folds, fold.number, table.fresh
+def _data(config, number):
+    base, table = _base(config, ("ingest",)), config.table
+    base.data.folds, base.data.fold, base.segment.fresh = table.folds, number, table.fresh
     return base
 
 
-def _generator(fold, model, seed):
-    base = _base(fold, ("ingest", "train", "generate"), model)
-    base.model.resolution, base.workers = fold.config.model.resolution, fold.config.workers
+def _generator(config, data, model, seed):
+    base = _base(config, ("ingest", "train", "generate"), data, model)
+    base.model.resolution, base.workers = config.model.resolution, config.workers
     base.seed = base.generate.seed = seed
-    base.generate.count = _counts(fold.config)[-1]
+    base.generate.count = max(config.table.counts)
     return base
 
 
-def _net(fold, net):
-    base, stores, control = _base(fold, ("ingest", "segment", "evaluate")), [], net.control
-    if control == "best control":  # known when the controls are scored
-        control = best_control(fold.folder, fold.controls())
+def _net(config, data, net, generated, choose):
+    base, stores = _base(config, ("ingest", "segment", "evaluate"), data), []
+    control = choose() if net.control == "best control" else net.control
     source, base.segment.model.augment = CONTROLS.get(control, ("", False))
     if source:
-        count = "all" if source == "real" else fold.config.table.fresh
-        stores.append(f"{fold.folder / f'{fold.place}data' / source}.zarr:train:{count}")
+        count = "all" if source == "real" else config.table.fresh
+        stores.append(f"{data / source}.zarr:train:{count}")
     if net.model:
-        generated = fold.folder / fold.generator(net.model, net.seed) / "generated.zarr"
         stores.append(f"{generated}:all:{net.pairs}")
     base.segment.stores = ",".join(stores)
     base.segment.seed, base.segment.reference, base.segment.fresh = net.seed, False, 0
@@ -230,16 +196,25 @@ def _values(cases, column, metric="dice", net="vnet"):
     return verdict.by_skull([c for c in cases if (c["column"], c["net"]) == (column, net)], metric)
 
 
-def gather(config: ConfigDict, folder: Path, rows: list[Row], done: str) -> tables.Table:
-    """The table of the V-Nets that are evaluated; writes `table1.json`, which has its numbers too.
+def _rows(jobs, done):
+    """(title, pairs) -> for each fold the folders of the V-Nets that are done, one a seed."""
+    rows = {}
+    for name, _, _, row in [job for job in jobs if job.row]:
+        title, pairs, fold = row
+        folds = rows.setdefault((title, pairs), {})
+        folds.setdefault(fold, []).extend([name] * (name in done))
+    return {row: list(folds.values()) for row, folds in rows.items() if any(folds.values())}
 
-    rows: as `plan` returns them. done: how many of the jobs are, in words.
-    """
-    metric = config.table.metric
-    real = [row.folders for row in rows if row.title == "real"]
-    every = [(Row(title, "-", *real), net) for title, net in RULES.items() if real]
-    every += [(row, "vnet") for row in rows]
-    entries = [e for row, net in every if (e := _entry(folder, row, net, metric))["skulls"]]
+
+def gather(
+    config: ConfigDict, folder: Path, jobs: list[Job], done: Collection[str]
+) -> tables.Table:
+    """The table of the V-Nets that are done; writes `table1.json`, which has its numbers too."""
+    metric, rows = config.table.metric, _rows(jobs, done)
+    real = rows.get(("real", "all"))
+    every = [((title, "-"), real, net) for title, net in RULES.items() if real]
+    every += [(row, folds, "vnet") for row, folds in rows.items()]
+    entries = [e for place in every if (e := _entry(folder, *place, metric))["skulls"]]
     controls = {e["title"]: e["runs"] for e in entries if e["title"] in CONTROLS}
     best = best_control(folder, controls) if controls else None
     for entry in entries:
@@ -249,41 +224,57 @@ def gather(config: ConfigDict, folder: Path, rows: list[Row], done: str) -> tabl
             paired = [value - theirs[skull] for skull, value in ours.items() if skull in theirs]
             entry[name] = None if other is entry else {**_interval(paired), "than": title}
     title = f"Table 1: mean {metric} on real pairs; every V-Net has as many updates"
-    notes = _remarks(config, entries, best, done)
+    notes = _remarks(config, entries, best, f"{len(done)} of {len(jobs)} runs are done")
     table = tables.Table(title, list(COLUMNS), list(map(_line, entries)), notes)
     files.write_json(folder / "table1.json", {**table._asdict(), "entries": entries})
     return table
 
 
-def _entry(folder, row, net, metric):
-    """One row's numbers: per-skull means over seeds, the folds' skulls together."""
-    runs = [[_cases(folder / name) for name in fold] for fold in row.folders]
+def figures(config: ConfigDict, folder: Path, jobs: list[Job], done: Collection[str]) -> None:
+    """Figures 3 and 5: the generators in one map, a test case by one V-Net of each row."""
+    rows = _rows(jobs, done).items()
+    firsts = {title: next(name for fold in folds for name in fold) for (title, _), folds in rows}
+    if "real" not in firsts:
+        return
+    path = folder / "real.zarr"
+    stages.link(folder / firsts["real"] / path.name, path, config.model.resolution)
+    makes, nets = {job.name: job.make for job in jobs}, {}
+    for title, name in firsts.items():
+        if not title.startswith("best"):
+            own = makes[name]()
+            nets[title] = judges.load(own.segment, own.model.resolution, folder / name)["vnet"]
+    alone = {title: net.parts[0].store for title, net in nets.items() if len(net.parts) == 1}
+    made = {title: one for title, one in alone.items() if one.path.name == "generated.zarr"}
+    real = store.Store(path)
+    pictures.maps(folder, real, made, [nets["real"]], config.explore)
+    pictures.segmentations(folder, real, nets, config.evaluate.threshold)
 
-    def values(column, metric):
-        """For each fold the seeds' values, by skull."""
-        every = [[_values(cases, column, metric, net) for cases in fold] for fold in runs]
-        return [list(filter(None, fold)) for fold in every]
+
+def _entry(folder, row, folds, net, metric):
+    """One row's numbers: per-skull means over seeds, the folds' skulls together."""
+    runs = [[_cases(folder / name) for name in fold] for fold in folds]
 
     def mean(column, of):
         """The mean of the runs' means: each seed may have pairs of its own."""
-        means = [np.mean(list(v.values())) for fold in values(column, of or metric) for v in fold]
+        every = [_values(cases, column, of or metric, net) for fold in runs for cases in fold]
+        means = [np.mean(list(values.values())) for values in every if values]
         return float(np.mean(means)) if means else None
 
-    folds = values("test", metric)
+    by_skull = [[v for c in fold if (v := _values(c, "test", metric, net))] for fold in runs]
     tests = {
         f"{number} {skull}": float(np.mean([one[skull] for one in fold]))
-        for number, fold in enumerate(folds)
+        for number, fold in enumerate(by_skull)
         for skull in (fold[0] if fold else ())
     }
     # One number a seed, over all folds: the spread that another seed would show.
-    turns = zip(*folds, strict=False)
+    turns = zip(*by_skull, strict=False)
     means = [np.mean([v for one in turn for v in one.values()]) for turn in turns]
     return {
-        **{"title": row.title, "pairs": row.pairs, "seeds": len(means), "skulls": tests},
+        **{"title": row[0], "pairs": row[1], "seeds": len(means), "skulls": tests},
         **_interval(list(tests.values())),
         "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
         **{name: mean(*place) for name, place in NUMBERS.items()},
-        "runs": [name for fold in row.folders for name in fold],
+        "runs": [name for fold in folds for name in fold],
     }
 
 

@@ -1,7 +1,6 @@
 """Sweeps that a config file declares: names, fields, what is reused, and the table by hand."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import sources
 from skullgen.run import config as command
-from skullgen.run import sweep, workdir
+from skullgen.run import sweep, table1, workdir
 from tests import toy_config
 
 
@@ -150,7 +149,7 @@ def test_runs_are_named_by_what_they_set_and_share_nothing():
         add({"data.test": "x" * 300})
 
     config = _config()
-    plan, _ = sweep.plan(config, declare)
+    plan = sweep.plan(config, declare)
     names = [job.name for job in plan]
     assert names[:3] == ["base", "phases_0_.updates=9-model.widths=8+16", "data.root=_a_b_c"]
     assert len(names[3]) < 80 and all(len(name.split()) == 1 for name in names)
@@ -174,7 +173,8 @@ def test_a_seeds_row_by_hand(tmp_path):
         "a-seed=1": {"seed": 1},  # the config's own count: the same row
         "b": {"generate.count": 9, "seed": 0},
     }
-    table = sweep.gather(_config(), tmp_path, runs)
+    jobs = [table1.Job(name, (), dict, fields) for name, fields in runs.items()]
+    table = sweep.gather(_config(), tmp_path, jobs, list(values))
     titles = ["generate.count", "runs", "test Dice", "empty defects", "mylab.m.error"]
     assert table.columns == titles
     shown = f"0.600 ± {np.std([0.5, 0.7], ddof=1):.3f}"
@@ -186,18 +186,17 @@ def test_a_seeds_row_by_hand(tmp_path):
 
 def test_the_examples_sweep_is_three_seeds_of_all_that_is_drawn():
     """Fault 6: a V-Net and pairs of one seed in every run would make the deviation too small."""
-    plan, runs = sweep.plan(vae_wgan.get_config("smoke"), vae_wgan.sweep)
-    drawn = [job.make() for job in plan]
-    for config, fields in zip(drawn, runs, strict=True):
+    for seed, job in enumerate(sweep.plan(vae_wgan.get_config("smoke"), vae_wgan.sweep)):
+        config = job.make()
         seeds = {config.seed, config.segment.seed, config.generate.seed, config.explore.seed}
-        assert seeds == {fields["seed"]}
-    assert json.dumps(runs) and sorted(config.seed for config in drawn) == [0, 1, 2]
+        assert seeds == {seed} and job.row == {"seed": seed}
+    assert seed == 2
 
 
 def test_a_seed_that_is_set_follows_no_other():
     config = _config(**{"segment.seed": 7, "seed": 3})
     assert (config.segment.seed, config.generate.seed) == (7, 3)
-    plan, _ = sweep.plan(config, lambda add: add(seed=4))
-    made = plan[0].make()
+    (job,) = sweep.plan(config, lambda add: add(seed=4))
+    made = job.make()
     assert (made.segment.seed, made.generate.seed, config.seed) == (7, 4, 3)
     assert command.at_home(made).generate.seed == command.as_json(made)["generate"]["seed"] == 4
