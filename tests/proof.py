@@ -33,10 +33,11 @@ def main(words):
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
             run(name, Path(folder) / "run", **RUNS[name])
-            made = {"seconds": round(time.monotonic() - start, 1), **numbers(Path(folder) / "run")}
-        held = json.loads(file.read_text()) if file.exists() else {}
-        file.write_text(json.dumps({**held, name: made}, indent=1) + "\n")
-        print(f"{name}: {made['seconds']} s, {len(made['numbers'])} numbers", flush=True)
+            seconds = round(time.monotonic() - start, 1)
+            record = {"seconds": seconds, "numbers": numbers(Path(folder) / "run")}
+        records = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**records, name: record}, indent=1) + "\n")
+        print(f"{name}: {seconds} s, {len(record['numbers'])} numbers", flush=True)
     return 0
 
 
@@ -64,21 +65,21 @@ def numbers(folder):
     """The sums, numbers and last lines of a run, or of all runs of a sweep."""
     import zarr
 
-    found = {}
+    values = {}
     for path in sorted(folder.rglob("*.zarr")):
         pairs = zarr.open_group(path, mode="r")["pairs"]
         voxels = hashlib.sha256()
         for row in range(pairs.shape[0]):
             voxels.update(pairs[row].tobytes())
-        found[str(path.relative_to(folder))] = voxels.hexdigest()
+        values[str(path.relative_to(folder))] = voxels.hexdigest()
     for path in sorted(folder.rglob("metrics.json")):
         content = json.loads(path.read_text())
         for part in ("quality", "verdict"):
-            found |= leaves(content.get(part), f"{path.relative_to(folder)}.{part}")
+            values |= leaves(content.get(part), f"{path.relative_to(folder)}.{part}")
     for path in sorted(folder.rglob("*.jsonl")):
         last = json.loads(path.read_text().splitlines()[-1])
-        found |= leaves({k: v for k, v in last.items() if k != "crc32"}, path.relative_to(folder))
-    return {"numbers": found}
+        values |= leaves({k: v for k, v in last.items() if k != "crc32"}, path.relative_to(folder))
+    return values
 
 
 def leaves(value, name):
