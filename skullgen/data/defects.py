@@ -1,9 +1,9 @@
-"""Surgical defects cut into a complete skull: procedural, seeded, exact, numpy only.
+"""Surgical defects cut into a complete skull: procedural, seeded, exact.
 
-The five kinds are those of SkullBreak (Kodym et al., Data in Brief 35, 2021, 106902). Nothing is
-known of the skull but its mask. Rays from the braincase's centre find the outer and the inner
-surface of the vault on a chart of directions; a hole is drawn on that chart in mm, grown to its
-area, and carried down the rays through the full thickness, so that the saw stands on the surface.
+The five kinds are those of SkullBreak (Kodym et al., Data in Brief 35, 2021, 106902). Rays from the
+braincase's centre find the outer and the inner surface of the vault on a chart of directions; a
+hole is drawn on that chart in mm, grown to its area, and carried down the rays through the full
+thickness, so that the saw stands on the surface.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from skullgen.core import plugins
-from skullgen.core.errors import UserError
+from skullgen.core.errors import UserError, one_of
 
 # Each kind's part of [log lowest, log highest] area (of 10 to 150 cm^2: 55 to 150, 20 to 90, 30 to
 # 125, 10 to 60, 25 to 150); least and greatest log(length / width); greatest raggedness; middle of
@@ -345,27 +345,24 @@ def kinds_of(config: ConfigDict) -> tuple[str, ...]:
     A dotted name is a function `(complete, seed, voxel_mm, area_cm2) -> bool [X, Y, Z]` with the
     arguments of `cut` (voxel_mm: [3]); it returns the piece that is taken out.
     """
-    text = config.get("kinds", "")
-    kinds = plugins.listed(text) or list(KINDS)
+    kinds = plugins.listed(config.get("kinds", "")) or list(KINDS)
     for kind in kinds:
         if "." in kind:
             plugins.function("data.kinds", kind, _ARGUMENTS)
-        elif kind not in KINDS:
-            names = ", ".join(KINDS)
-            what = f"choose of {names}, or name a function of your own, package.module.function"
-            raise UserError(f"data.kinds names {kind!r}: {what}")
+        else:
+            one_of("data.kinds", kind, (*KINDS, "a function of your own, package.module.function"))
     if len(set(kinds)) < len(kinds) or len(kinds) > 127:  # the column `kind` is int8
-        raise UserError(f"data.kinds is {text!r}: at most 127 kinds, each of them once")
+        raise UserError(f"data.kinds is {config.kinds!r}: at most 127 kinds, each of them once")
     return tuple(kinds)
 
 
 def cut(
-    complete: np.ndarray,
+    complete: Bool[np.ndarray, "X Y Z"],
     kind: str,
     seed: int,
     *,
     voxel_mm: float | Sequence[float] | Float[np.ndarray, "3"],
-    area_cm2: Sequence[float] = (10.0, 150.0),
+    area_cm2: tuple[float, float] = (10.0, 150.0),
 ) -> tuple[Bool[np.ndarray, "X Y Z"], Bool[np.ndarray, "X Y Z"]]:
     """A complete skull with a defect cut into it, and the piece that was taken out.
 
@@ -383,19 +380,12 @@ def cut(
     """
     if "." in kind:
         return _cut_by_function(complete, kind, seed, voxel_mm, area_cm2)
-    if kind not in KINDS:
-        raise UserError(f"kind {kind!r} is not a defect: choose one of {', '.join(KINDS)}")
-    complete = np.asarray(complete)
-    if complete.ndim != 3 or complete.dtype != bool:
-        raise UserError("complete must be a bool array [X, Y, Z]: binarise the skull first")
-    voxel = np.asarray(voxel_mm, float)
-    if voxel.size not in (1, 3) or not ((voxel > 0) & (voxel < np.inf)).all():
-        raise UserError(f"voxel_mm is {voxel_mm}: give one or three lengths above 0")
-    if np.shape(area_cm2) != (2,) or not 0 < area_cm2[0] <= area_cm2[1] < np.inf:
+    one_of("kind", kind, KINDS)
+    voxel = np.broadcast_to(np.asarray(voxel_mm, float), 3)
+    if not 0 < area_cm2[0] <= area_cm2[1]:
         raise UserError(f"area_cm2 is {area_cm2}: give a lowest and a highest area above 0")
     if not complete.any():
-        raise UserError("the complete skull holds no bone: check the file and its threshold")
-    voxel = np.broadcast_to(voxel.ravel(), 3)
+        raise UserError(_NO_VAULT)
     draw = _draw(kind, seed, area_cm2)
     vault = _vault(complete, voxel)
     hole = _hole(kind, draw, vault, area_cm2)

@@ -6,6 +6,7 @@ length at Z 44) and then stretched to the lengths of the individual.
 """
 
 import numpy as np
+from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from skullgen.core.errors import UserError
@@ -59,20 +60,18 @@ VAULT = 5.2  # mm, mean thickness before the map above
 THINNEST = 4.5  # mm, so that a grid of 6.4 mm voxels still closes
 
 
-def lengths(seed: int) -> np.ndarray:
-    """The three lengths of individual `seed`.
+def lengths(seed: int) -> Float[np.ndarray, "3"]:
+    """Maximum length GOL, maximum breadth XCB and basion-bregma height BBH of a `seed`, in mm.
 
-    [3] float64, mm: maximum length GOL, maximum breadth XCB and basion-bregma height BBH. One of
-    four groups (two series, two sexes) is drawn evenly, then a normal with that group's mean and
-    the spreads and correlations pooled within the groups, which were computed for this module from
-    217 adults of the Norse and Berg series of W. W. Howells, Papers of the Peabody Museum 67, 1973,
-    and 79, 1989.
+    One of four groups (two series, two sexes) is drawn evenly, then a normal with that group's mean
+    and the spreads and correlations pooled within the groups, of 217 adults of the Norse and Berg
+    series of W. W. Howells, Papers of the Peabody Museum 67, 1973, and 79, 1989.
     """
     return _begun(seed)[1]
 
 
-def affine(size: int) -> np.ndarray:
-    """[4, 4] float64 from voxel indices (centres) of a `size`^3 frame to RAS mm, centre at 0."""
+def affine(size: int) -> Float[np.ndarray, "4 4"]:
+    """From voxel indices (centres) of a `size`^3 frame to RAS mm, 0 in its middle."""
     if size < 16:
         raise UserError(f"size {size} of a phantom is too small: give at least 16 voxels a side")
     step = SIDE / size
@@ -80,8 +79,8 @@ def affine(size: int) -> np.ndarray:
     return np.array([[step, 0, 0, start], [0, step, 0, start], [0, 0, step, start], [0, 0, 0, 1]])
 
 
-def skull(seed: int, size: int = 128) -> np.ndarray:
-    """The cranium of individual `seed`: [size, size, size] bool in RAS, true in bone.
+def skull(seed: int, size: int = 128) -> Bool[np.ndarray, "D D D"]:
+    """The cranium of individual `seed`, in RAS.
 
     The frame is a cube of 204.8 mm; glabella-opisthocranion and euryon-euryon are centred in it and
     the top of the bone lies 125 mm above its floor. Lengths: see `lengths`. The frame ends above
