@@ -5,6 +5,7 @@ Most refusals are proved on whole runs, by tests/faults/bad_files.py.
 
 import errno
 import itertools
+import locale
 
 import nibabel
 import numpy as np
@@ -79,6 +80,7 @@ def _save(path, data, affine):
 def _dicom(folder, data, affine, series="1.2.3", skip=()):
     """A series as a scanner writes it, a file a slice, its values stored + 1000."""
     folder.mkdir(exist_ok=True)
+    own = locale.setlocale(locale.LC_ALL)  # which SimpleITK's writing of DICOM sets to "C"
     image, writer = _itk_image(data, affine), sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     axes = np.reshape(image.GetDirection(), (3, 3))
@@ -100,6 +102,7 @@ def _dicom(folder, data, affine, series="1.2.3", skip=()):
         # Names that say nothing of the order.
         writer.SetFileName(str(folder / f"{series}_{(k * 7) % 10}{k}.dcm"))
         writer.Execute(part)
+    locale.setlocale(locale.LC_ALL, own)
     return folder
 
 
