@@ -127,7 +127,10 @@ def _thickness(hits, first, gap, step):
 
 
 def _rims(raw, centre, top, length):
-    """Depth in mm below the vertex of the orbital rims, where rays down the forehead get in."""
+    """Depth in mm below the vertex of the orbital rims, where rays down the forehead get in.
+
+    Where none are seen, half the braincase's length.
+    """
     angles, found = np.deg2rad(np.arange(35, 124, 1.0)), []
     for side in np.deg2rad([*range(-32, -9, 2), *range(10, 33, 2)]):
         rays = np.sin(angles) * np.sin(side), np.sin(angles) * np.cos(side), np.cos(angles)
@@ -369,38 +372,33 @@ def cut(
     `bilateral` is one large hole over the midline of the forehead and the bregma; `frontoorbital`
     the forehead of one side with its upper orbital rim; `parietotemporal` the side of the vault,
     short of the midline; `random_1` a plain hole anywhere on the vault, `random_2` a larger, more
-    ragged one, with a smaller second in about one seed of ten. Orbits, and with them the
-    head's pitch, are looked for in the mask, else taken at half the braincase's length below the
-    vertex, where the base of the vault is assumed beside the head's middle.
+    ragged one, with a smaller second in about one seed of ten.
 
-    complete: in RAS axes, any size; its largest piece is the skull. seed: settles position, side,
-    size and shape in mm, at any voxel size. area_cm2: lowest and highest outer surface of the hole:
-    each kind draws evenly in the logarithm from its own part, and meets what it drew to within 10 %
-    at voxels up to 1.6 mm, unless that is more than 0.9 of what the vault offers it.
+    complete: in RAS axes; its largest piece is the skull. seed: settles position, side, size and
+    shape in mm, at any voxel size. area_cm2: lowest and highest outer surface of the hole: each
+    kind draws evenly in the logarithm from its own part, and meets what it drew to within 10 % at
+    voxels up to 1.6 mm, unless that is more than 0.9 of what the vault offers it.
     """
     if "." in kind:
-        return _cut_by_function(complete, kind, seed, voxel_mm, area_cm2)
-    one_of("kind", kind, KINDS)
-    voxel = np.broadcast_to(np.asarray(voxel_mm, float), 3)
+        own = plugins.function("data.kinds", kind, _ARGUMENTS)
+        implant = np.asarray(own(complete, seed, voxel_mm, area_cm2))
+        if implant.shape != complete.shape or implant.dtype != bool:
+            form = f"{implant.dtype} {list(implant.shape)}"
+            raise UserError(f"{kind} returned {form}: it must return bool {list(complete.shape)}")
+        implant = implant & complete
+    else:
+        implant = _implant(complete, one_of("kind", kind, KINDS), seed, voxel_mm, area_cm2)
+    if not implant.any() or np.array_equal(implant, complete):
+        raise UserError(f"{kind} took {'all' if implant.any() else 'none'} of the bone out")
+    return complete & ~implant, implant
+
+
+def _implant(complete, kind, seed, voxel_mm, area_cm2):
+    """The piece that one of `KINDS` takes out."""
     if not 0 < area_cm2[0] <= area_cm2[1]:
         raise UserError(f"area_cm2 is {area_cm2}: give a lowest and a highest area above 0")
     if not complete.any():
         raise UserError(_NO_VAULT)
-    draw = _draw(kind, seed, area_cm2)
+    voxel, draw = np.broadcast_to(np.asarray(voxel_mm, float), 3), _draw(kind, seed, area_cm2)
     vault = _vault(complete, voxel)
-    hole = _hole(kind, draw, vault, area_cm2)
-    implant = _carve(complete, voxel, vault, hole, draw["two"])
-    if not implant.any():
-        raise UserError(f"no {kind} defect can be placed: no bone lies there")
-    return complete & ~implant, implant
-
-
-def _cut_by_function(complete, kind, seed, voxel_mm, area_cm2):
-    implant = plugins.function("data.kinds", kind, _ARGUMENTS)(complete, seed, voxel_mm, area_cm2)
-    if np.shape(implant) != complete.shape or np.asarray(implant).dtype != bool:
-        form = f"{np.asarray(implant).dtype} {list(np.shape(implant))}"
-        raise UserError(f"{kind} returned {form}: it must return bool {list(complete.shape)}")
-    implant = implant & complete
-    if not implant.any() or np.array_equal(implant, complete):
-        raise UserError(f"{kind} took {'all' if implant.any() else 'none'} of the bone out")
-    return complete & ~implant, implant
+    return _carve(complete, voxel, vault, _hole(kind, draw, vault, area_cm2), draw["two"])

@@ -26,13 +26,12 @@ Share = Bool[np.ndarray, "D D D"] | Float[np.ndarray, "D D D"]
 
 
 def frame(mask: Mask, affine: Affine, size: int) -> Affine:
-    """Place the models' cube on a skull in RAS order, as SkullBreak does; nothing is scaled.
+    """The affine of the models' cube, placed on a skull in RAS order as SkullBreak does.
 
     The vertex is the top of the largest piece of bone; the vault is the largest piece of what
-    lies at most 80 mm below it. Planes with under 20 mm^2 of bone count for neither.
-
-    Returns the affine of `size`^3 voxels: a cube of 204.8 mm, axes parallel to the source's, the
-    vault in its middle left-right and front-back, the vertex 125 mm above its floor.
+    lies at most 80 mm below it. Planes with under 20 mm^2 of bone count for neither. The cube has
+    204.8 mm, axes parallel to the source's, the vault in its middle left-right and front-back, the
+    vertex 125 mm above its floor; nothing is scaled.
     """
     from scipy import ndimage
 
@@ -113,14 +112,12 @@ def enlarge(
     threshold: float = 0.5,
     nearest: bool = False,
 ) -> Mask:
-    """Bring a share back to a native grid of `shape`.
+    """Bring a share back to a native grid of `shape`: bone is what is above `threshold`, >= 0.
 
-    Bone is what is above `threshold`, which is not negative: a value of exactly that is not bone,
-    by whatever rounding it comes, so that equal shares give equal masks on every machine. Beyond
-    its outer centres the share is constant, outside of its cube empty.
-
-    nearest: take the voxel that holds the centre (on an edge, the one above), instead of trilinear
-    between voxel centres.
+    A value of exactly that is not bone, by whatever rounding it comes, so that equal shares give
+    equal masks on every machine. Beyond its outer centres the share is constant, outside of its
+    cube empty. nearest: take the voxel that holds the centre (on an edge, the one above), instead
+    of trilinear between voxel centres.
     """
     size, used, taps, out = share.shape[0], [], [], np.zeros(shape, bool)
     above = box(share > threshold)
@@ -166,10 +163,9 @@ def overlap(
 def split_share(
     complete: Float[np.ndarray, "D D D"], implant: Float[np.ndarray, "D D D"], threshold: float
 ) -> tuple[Bool[np.ndarray, "D D D"], Bool[np.ndarray, "D D D"]]:
-    """Cut a reduced skull in two: each bone voxel goes to the channel with the larger share.
+    """The defective skull and the implant: each bone voxel goes to the one with the larger share.
 
-    Bone is where the share of the complete skull is `threshold` or more. Returns the defective
-    skull and the implant: disjoint, together the complete skull; ties go to the defective skull.
+    Bone is where the share of the complete skull is `threshold` or more. Ties go to the skull.
     """
     bone = complete >= threshold
     piece = bone & (2 * implant > complete)
@@ -205,7 +201,7 @@ def turned(data: Shaped[np.ndarray, "X Y Z"], turn: Affine) -> Shaped[np.ndarray
 
 
 def _edges(affine, target_affine, size):
-    """Return the target's size + 1 voxel edges along each axis, in source voxels from its edge.
+    """The target's size + 1 voxel edges along each axis, in source voxels from its edge.
 
     The first edge and the total length are snapped to whole voxels where they nearly are, so that
     the rounding of float32 headers does not tip shares of exactly one half.
@@ -222,10 +218,9 @@ def _edges(affine, target_affine, size):
 
 
 def _taps(side, edge):
-    """Return, for each target voxel, the source voxels of `side` that it overlaps.
+    """For each target voxel, voxels int [T, K] of `side`, from its start, that it may overlap.
 
-    `edge` [T + 1] is the target's, in source voxels. The voxels int [T, K] are counted from
-    `side.start`; the weights float32 [T, K] are overlaps in source voxels, 0 where there is none.
+    And float32 [T, K], by how much, in source voxels. `edge` [T + 1] is the target's.
     """
     low, high = edge[:-1, None], edge[1:, None]
     first = np.floor(low).astype(int)

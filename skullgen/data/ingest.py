@@ -50,10 +50,8 @@ def planner(name: str) -> Callable[[int, ConfigDict], sources.Plan]:
     """`plan(size, config.data)` of a source: ours, or a user's `package.module`."""
     if "." in name:
         return plugins.attribute("data.source", name, name, "plan", FORM)
-    if name not in sources.PLANS:
-        names = ", ".join((*sorted(sources.PLANS), "store"))
-        raise UserError(f"data.source is {name!r}: choose one of {names}, or your package.module")
-    return sources.PLANS[name]
+    names = *sorted(sources.PLANS), "store", "your package.module"
+    return sources.PLANS[one_of("data.source", name, names)]
 
 
 def run(path: Path, size: int, config: ConfigDict, options: Options) -> None:

@@ -1,11 +1,9 @@
 """Pairs in a Zarr v3 group: one format for real and generated ones.
 
-Arrays, `N` pairs of `D` voxels a side: `pairs` bool [N, D, D, D, 2] (channel 0 the defective
-skull, 1 its defect; one chunk a pair, `shard` pairs a file), and columns of one row a pair. A shard
-is the unit of work: each of its files is written atomically, that of the column `voxels` last; a
-shard that lacks a file is made again. Stores hold no times: equal work gives equal bytes.
-
-In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian bits.
+Arrays: `pairs` bool [N, D, D, D, 2] (channel 0 the defective skull, 1 its defect; one chunk a pair,
+`shard` pairs a file), and columns of one row a pair. A shard is the unit of work: each of its files
+is written atomically, that of the column `voxels` last; a shard that lacks a file is made again.
+Equal work gives equal bytes. In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian.
 """
 
 import contextlib

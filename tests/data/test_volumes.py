@@ -161,14 +161,10 @@ def test_a_ct_of_a_scanner_is_read_in_hounsfield_units(tmp_path):
     assert volumes.scans(tmp_path / "empty") == []
 
 
-@pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
-def test_every_dtype_and_endianness_is_read(tmp_path, kind):
+def test_nifti_2_of_both_endiannesses_is_read(tmp_path):
     mask = _mask()
-    for suffix in (".nrrd", ".mha", ".nii.gz"):
-        path = _save(tmp_path / f"a{suffix}", (mask * 3).astype(kind), _affine())
-        np.testing.assert_array_equal(_ras(path).data, mask)
-    for order in "<>":
-        values = (mask * 3).astype(order + kind)
+    for kind in ("<i2", ">f8"):
+        values = (mask * 3).astype(kind)
         path = _nifti(tmp_path / "a.nii", values, _affine(), kind=nibabel.Nifti2Image)
         np.testing.assert_array_equal(_ras(path).data, mask)
 
@@ -312,37 +308,15 @@ def test_a_rotated_grid_is_turned_not_resampled_and_written_where_two_witnesses_
         assert image.header.get_xyzt_units()[0] == "mm" and image.header["sform_code"] == 2
 
 
-def test_nan_colours_and_grids_of_metres_or_sheared_ones_are_refused(tmp_path):
-    data, path = _mask().astype(np.float32), tmp_path / "a.mha"
-    for scale in (1e-3, 30.0):
-        _refused(_save(path, data, np.diag([scale, scale, scale, 1]) @ _affine()), "metres")
-    sheared = _affine()
+def test_colours_and_sheared_grids_are_refused(tmp_path):
+    sheared, path = _affine(), tmp_path / "a.mha"
     sheared[0, 1] = 0.1
-    _refused(_save(path, data, sheared), "sheared or singular")
+    _refused(_save(path, _mask().astype("u1"), sheared), "sheared or singular")
     with pytest.raises(UserError, match="sheared or singular"):
-        volumes.write(tmp_path / "b.nrrd", data > 0, sheared)
-    data[0, 0, 0] = np.nan
-    _refused(_save(path, data, _affine()), "NaN")
+        volumes.write(tmp_path / "b.nrrd", _mask(), sheared)
     colour = sitk.GetImageFromArray(np.ones((2, 2, 2, 3), "u1"), isVector=True)
     sitk.WriteImage(colour, str(path))
     _refused(path, "3-D")
-
-
-@pytest.mark.parametrize(
-    ("lines", "match"),
-    [
-        (PLAIN, "voxel size"),
-        ((*PLAIN, "spacings: 1 1"), "voxel size"),
-        ((*PLAIN, "spacings: 1 1 x"), "cannot be read"),
-        ((*PLAIN[:2], "sizes: 2 2", *PLAIN[3:], "spacings: 1 1 1"), "sizes"),
-        ((*PLAIN, "space: RAS", "space directions: (1,0,0) (0,1,0) none"), "3-D"),
-        ((*PLAIN, "spacings: 1 1 1", "data file: x/../../a.raw"), "outside"),
-    ],
-)
-def test_nrrd_headers_are_refused_by_field(tmp_path, lines, match):
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "a.raw").write_bytes(b"\1" * 8)
-    _refused(_text_nrrd(tmp_path / "inner" / "a.nrrd", *lines), match)
 
 
 def test_detached_headers_say_what_they_need(tmp_path):
