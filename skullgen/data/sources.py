@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import itertools
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -147,7 +146,7 @@ def _plan_skulls(size, config):
     names = [volumes.name_of(scan) for scan in scans]
     if not names:
         raise UserError(f"{root}: holds no skull ({', '.join(volumes.SUFFIXES)})")
-    doubled = [name for name, times in Counter(names).items() if times > 1]
+    doubled = [name for name in names if names.count(name) > 1]
     if doubled:
         raise UserError(f"{root}: two files are called {doubled[0]}: rename one")
     plan = _cut_plan(_cut_file, dict(zip(names, scans, strict=True)), size, config)
@@ -297,19 +296,17 @@ def _folder(root, what):
 
 
 def _seed(*parts):
-    """A seed from numbers and names: adding a skull changes no other's draws."""
-    # A file's name may hold bytes that are no text: they come back as they were.
+    """A seed from numbers and names, which may hold bytes that are no text."""
     return zlib.crc32(" ".join(map(str, parts)).encode("utf-8", "surrogateescape"))
 
 
-def _sums(root, files):
+def _sums(root, paths):
     """File -> SHA-256; of one that cannot be read, which its worker says, "unreadable"."""
-    return {file.relative_to(root).as_posix(): _sha256(file) for file in dict.fromkeys(files)}
-
-
-def _sha256(path):
-    with contextlib.suppress(OSError):
-        if path.is_file():  # no pipe
-            with open(path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-    return "unreadable"
+    names = {path.relative_to(root).as_posix(): path for path in paths}
+    sums = dict.fromkeys(names, "unreadable")
+    for name, path in names.items():
+        with contextlib.suppress(OSError):
+            if path.is_file():  # no pipe
+                with open(path, "rb") as file:
+                    sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums

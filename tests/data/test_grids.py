@@ -10,8 +10,6 @@ from skullgen.core.errors import UserError
 from skullgen.data import grids, phantom, volumes
 from tests.conftest import SHARED
 
-real = pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")
-
 
 def _grid(voxel, corner):
     """The affine of a grid whose outer corner lies at `corner` mm."""
@@ -257,7 +255,7 @@ def test_round_trip_of_a_shell_keeps_its_shape(side, ratio, thick):
     assert 2 * np.sum(back & mask) >= 0.94 * (back.sum() + mask.sum())
 
 
-@real
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")
 def test_frames_of_real_skulls_agree_with_their_cubes():
     for name in ("brainweb_06", "brainweb_41", "brainweb_50"):
         skull = volumes.in_ras(volumes.read(SHARED / "skulls" / f"{name}.nii.gz"))

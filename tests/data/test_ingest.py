@@ -177,23 +177,6 @@ def test_ingest_goes_on_and_ends_equal_with_any_number_of_workers(tmp_path, monk
     assert content(shared.path) == whole
 
 
-def test_a_kill_between_shards_loses_only_those_not_written(tmp_path, monkeypatch, noise):
-    config, write, calls = noise(skulls=10), store.Store.write, []
-    whole = content(run(tmp_path / "a.zarr", config).path)
-
-    def kill(*arguments):
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        calls.append(write(*arguments))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store.Store, "write", kill)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "b.zarr", config)
-    assert store.Store(tmp_path / "b.zarr").missing() == [range(20, 40), range(40, 50)]
-    assert content(run(tmp_path / "b.zarr", config).path) == whole
-
-
 def test_other_data_are_refused_and_fields_of_no_pair_may_change(tmp_path, noise):
     first = content(run(tmp_path / "a.zarr", noise(skulls=3)).path)
     with pytest.raises(UserError, match=r"made with config.seed 0, now 1: set it back"):

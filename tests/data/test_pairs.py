@@ -1,4 +1,4 @@
-"""`Pairs` alone, and in the loaders that people have: PyTorch, MONAI, grain."""
+"""`Pairs` alone, and in the loaders that people have: PyTorch, grain."""
 
 import importlib.util
 import pickle
@@ -139,21 +139,6 @@ def test_a_pytorch_loader_takes_them_in_workers_forked_and_spawned(path, tmp_pat
     assert done.stdout.strip() == "good", done.stderr
 
 
-@needs("monai")
-def test_monai_transforms_take_them(path):
-    from monai.data import DataLoader, Dataset
-    from monai.transforms import Compose, Rand3DElasticd, RandFlipd, Resized
-
-    names = ["skull", "defect"]
-    flip = Compose([RandFlipd(names, prob=1.0, spatial_axis=0), Resized(names, (4, 4, 4))])
-    batch = next(iter(DataLoader(Dataset(Pairs(path), flip), batch_size=3)))
-    assert batch["skull"].shape == batch["defect"].shape == (3, 1, 4, 4, 4)
-    flipped = Dataset(Pairs(path), RandFlipd(names, prob=1.0, spatial_axis=0))[2]
-    np.testing.assert_array_equal(flipped["defect"][0], PAIRS[2, ::-1, :, :, 1])
-    bent = Rand3DElasticd(names, (2, 2), (1, 2), prob=1.0, mode="nearest")(Pairs(path)[1])
-    assert set(np.unique(bent["skull"])) == {0.0, 1.0}
-
-
 @needs("grain")
 def test_grain_takes_them(path):
     import grain.python as grain
@@ -162,9 +147,3 @@ def test_grain_takes_them(path):
     seen = np.concatenate([data[n]["skull"] for n in range(3)])
     sums = sorted(seen.sum((1, 2, 3, 4)).tolist())
     assert sums == sorted(PAIRS[:6, ..., 0].sum((1, 2, 3)).tolist())
-    loader = grain.DataLoader(
-        data_source=Pairs(path),
-        sampler=grain.SequentialSampler(num_records=6, shard_options=grain.NoSharding()),
-        worker_count=0,
-    )
-    assert all(_is(item, row) for row, item in enumerate(loader))

@@ -1,4 +1,7 @@
-"""The store: what goes in comes out, whole shards only, equal bytes for equal work."""
+"""The store: what goes in comes out, whole shards only, equal bytes for equal work.
+
+Damage, and growth that was killed: tests/faults/test_damage.py.
+"""
 
 import itertools
 import pickle
@@ -6,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 
 from skullgen.core.errors import UserError
 from skullgen.data import store
@@ -149,18 +151,6 @@ def test_growing_makes_a_part_filled_shard_again(tmp_path):
     assert content(path) == content(fill(create(tmp_path / "b.zarr", 11)).path)
 
 
-@pytest.mark.parametrize("done", [1, 3, 6])
-def test_growth_that_was_killed_goes_on(done, tmp_path):
-    opened = fill(create(tmp_path / "a.zarr", 6))
-    group = zarr.open_group(opened.path, mode="r+")
-    for name in (*store.COLUMNS, "pairs")[:done]:
-        group[name].resize((11, *group[name].shape[1:]))
-    half = store.Store(opened.path)
-    assert half.rows().tolist() == [*range(6)] and len(half.column("split")) == 6
-    fill(create(opened.path, 11))
-    assert content(opened.path) == content(fill(create(tmp_path / "b.zarr", 11)).path)
-
-
 def test_another_recipe_is_refused_and_changes_nothing(tmp_path):
     path = tmp_path / "a.zarr"
     before = content(fill(create(path, 4)).path)
@@ -195,26 +185,18 @@ def test_what_lies_in_the_way_of_a_store_is_not_touched(tmp_path):
     assert len(list(tmp_path.rglob("*"))) == 2
 
 
-def _flip(file):
-    content = bytearray(file.read_bytes())
-    content[5] ^= 1
-    file.write_bytes(content)
-
-
 def test_flipped_bits_and_lost_files_are_named(tmp_path):
     opened = fill(create(tmp_path / "a.zarr", 4))
-    file = opened.path / "pairs" / "c" / "0" / "0" / "0" / "0" / "0"
-    _flip(file)
-    damaged = r"pairs/c/0/0/0/0/0: pair 0 is damaged .*: delete it and run the stage"
-    with pytest.raises(UserError, match=damaged):
-        opened.load([0, 1, 2, 3])
-    file.unlink()
-    with pytest.raises(UserError, match=r"/0/0: pair 2 is not what was written: delete it and run"):
-        store.Store(opened.path).load([2])
     for name in store.COLUMNS:
-        _flip(opened._file(name, 0))
+        file = opened._file(name, 0)
+        content = bytearray(file.read_bytes())
+        content[5] ^= 1
+        file.write_bytes(content)
         with pytest.raises(UserError, match=f"a.zarr/{name}/c/0.*: it is damaged"):
             opened.column(name)
+    fill(create(tmp_path / "b.zarr", 4))._file("pairs", 0).unlink()
+    with pytest.raises(UserError, match=r"/0/0: pair 2 is not what was written: delete it and run"):
+        store.Store(tmp_path / "b.zarr").load([2])
 
 
 def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
@@ -222,27 +204,6 @@ def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "pack", lambda pairs: (_ for _ in ()).throw(OSError(24, "too many")))
     with pytest.raises(OSError, match="too many"):
         opened.load([0])
-
-
-def test_lost_and_damaged_native_truths_are_named_and_made_again(tmp_path):
-    path, attributes = tmp_path / "a.zarr", {**ATTRIBUTES, "native": True}
-    opened = store.create(path, store.Shape(4, SIZE, 4), attributes, {})
-
-    def write():
-        opened.write(0, store.pack(pairs_of(4)), {}, [truth_of()[1]] * 4)
-        return content(path)
-
-    before = write()
-    _flip(path / "native" / "000002" / "c" / "0")
-    shard = r"pairs/c/0/0/0/0/0: .*delete it and run"
-    with pytest.raises(UserError, match=rf"{shard}.*|native truth of pair 2 is damaged"):
-        opened.native(2)
-    for part in ("c/0", "zarr.json"):
-        (path / "native" / "000002" / part).unlink()
-    with pytest.raises(UserError, match=rf"native/000002/zarr.json: missing: .*{shard}"):
-        opened.has_native(2)
-    opened._file("pairs", 0).unlink()
-    assert write() == before
 
 
 def test_why_cases_are_left_out_is_kept_in_order(tmp_path):

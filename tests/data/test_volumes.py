@@ -278,9 +278,7 @@ def test_units_come_to_millimetres_and_axes_of_length_one_are_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".nii", ".nii.gz"])
-def test_a_rotated_grid_is_turned_not_resampled_and_written_where_two_witnesses_see_it(
-    tmp_path, suffix
-):
+def test_a_rotated_grid_is_turned_and_written_where_two_witnesses_see_it(tmp_path, suffix):
     angle = np.deg2rad(20)
     rotation = np.eye(4)
     rotation[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -386,26 +384,15 @@ def test_an_error_of_the_machine_is_not_taken_for_a_bad_file(tmp_path, monkeypat
         "skullbreak/parietotemporal_001_defective_512.nii.gz",
     ],
 )
-def test_real_files_lie_where_nibabel_and_simpleitk_put_them(name, tmp_path):
+def test_real_files_lie_where_nibabel_puts_them(name):
     bone_hu = 300.0 if "defect_hu" in name else 0.0
-    got = _ras(SHARED / name, bone_hu=bone_hu)
+    got, image = _ras(SHARED / name, bone_hu=bone_hu), nibabel.load(SHARED / name)
     assert nibabel.aff2axcodes(got.affine) == ("R", "A", "S")
-    image = nibabel.load(SHARED / name)
     values = np.asanyarray(image.dataobj)
-    centre, ml = _centre_and_ml(values >= bone_hu if bone_hu else values != 0, image.affine)
-    volumes.write(tmp_path / "a.nrrd", got.data, got.affine)
-    own = sitk.ReadImage(str(tmp_path / "a.nrrd"))
-    lps = np.eye(4)
-    lps[:3, :3] = np.reshape(own.GetDirection(), (3, 3)) * own.GetSpacing()
-    lps[:3, 3] = own.GetOrigin()
-    witness = sitk.GetArrayFromImage(own).T, np.diag([-1.0, -1, 1, 1]) @ lps
-    for mask, affine in (got, witness):
-        there, volume = _centre_and_ml(mask, affine)
-        np.testing.assert_allclose(there, centre, atol=1e-4)
-        assert volume == pytest.approx(ml, rel=1e-6)
-
-
-def _centre_and_ml(mask, affine):
-    centre = np.array([where.mean() for where in np.nonzero(mask)])
-    ml = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000
-    return affine[:3, :3] @ centre + affine[:3, 3], ml
+    values = values >= bone_hu if bone_hu else values != 0
+    assert np.count_nonzero(got.data) == np.count_nonzero(values)
+    centres = [
+        affine[:3, :3] @ [where.mean() for where in np.nonzero(mask)] + affine[:3, 3]
+        for mask, affine in (got, (values, image.affine))
+    ]
+    np.testing.assert_allclose(*centres, atol=1e-4)
