@@ -1,5 +1,6 @@
 """Mixtures of stores, and the batches that are drawn from them."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,18 +48,16 @@ def parts(text: str, folder: Path, seed: int) -> list[Part]:
     return parts
 
 
-def named(text: str) -> list[list[str]]:
+def named(text: str) -> list[tuple[str, str, str]]:
     """The parts `path:split:pairs` of a mixture, each in three; UserError for what is none."""
     parts = []
     for item in plugins.listed(text):
-        fields = item.rsplit(":", 2)
-        if len(fields) == 3:
-            one_of(f"the split of {item!r}", fields[1], (*SPLITS, "all"))
-        number = fields[-1] == "all" or (fields[-1].isdecimal() and int(fields[-1]) > 0)
-        if len(fields) < 3 or not number:
+        part = re.fullmatch(r"(.+):(\w+):(all|[1-9][0-9]*)", item)
+        if not part:
             cure = "write PATH:SPLIT:PAIRS, for example real.zarr:train:all"
             raise UserError(f"segment.stores: {item!r} names no pairs: {cure}")
-        parts.append(fields)
+        one_of(f"the split of {item!r}", part[2], (*SPLITS, "all"))
+        parts.append(part.groups())
     return parts
 
 

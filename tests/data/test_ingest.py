@@ -108,8 +108,6 @@ def test_skulls_are_cut_into_each_kind_and_split_by_skull(skulls, tmp_path):
 
 
 def test_one_label_of_segmentations_is_what_a_mask_of_it_is(skulls, tmp_path):
-    for folder in ("masks", "maps"):
-        (tmp_path / folder).mkdir()
     for name in ("b.nii.gz", "c.nii.gz"):
         bone, affine = volumes.read(skulls / name)
         brain = np.zeros(bone.shape, np.uint8)
@@ -137,10 +135,8 @@ def test_names_and_links_of_any_kind_go_through_a_whole_ingest(tmp_path):
     for number, name in enumerate(NAMES):
         volumes.write(annex / f"{number}.nii.gz", phantom.skull(number, 48), phantom.affine(48))
         (root / f"{name}.nii.gz").symlink_to(annex / f"{number}.nii.gz")
-    config = config_of(
-        source="skulls", root=str(root), test="it's", kinds=("bilateral",), strict=True
-    )
-    real = run(tmp_path / "real.zarr", config)
+    fields = dict(source="skulls", root=str(root), test="it's", kinds=("bilateral",), strict=True)
+    real = run(tmp_path / "real.zarr", config_of(**fields))
     assert sorted(real.attrs["names"]) == sorted(NAMES)
     assert all(len(digest) == 64 for digest in real.recipe["sources"].values())
     names = real.names(real.column("skull"))

@@ -1,4 +1,4 @@
-"""`Pairs` alone, and in the loaders that people have: PyTorch, grain."""
+"""`Pairs` alone, and in the loaders that people have: PyTorch, MONAI, grain."""
 
 import importlib.util
 import pickle
@@ -137,6 +137,15 @@ def test_a_pytorch_loader_takes_them_in_workers_forked_and_spawned(path, tmp_pat
     command = [sys.executable, str(tmp_path / "loop.py"), str(path), "fork", "spawn"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "good", done.stderr
+
+
+@needs("monai")
+def test_monai_transforms_take_them(path):
+    from monai.data import Dataset
+    from monai.transforms import RandFlipd
+
+    flipped = Dataset(Pairs(path), RandFlipd(["skull", "defect"], prob=1.0, spatial_axis=0))[2]
+    np.testing.assert_array_equal(flipped["defect"][0], PAIRS[2, ::-1, :, :, 1])
 
 
 @needs("grain")
