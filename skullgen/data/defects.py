@@ -131,7 +131,7 @@ def _rims(raw, centre, top, length):
 
     Where none are seen, half the braincase's length.
     """
-    angles, found = np.deg2rad(np.arange(35, 124, 1.0)), []
+    angles, depths = np.deg2rad(np.arange(35, 124, 1.0)), []
     for side in np.deg2rad([*range(-32, -9, 2), *range(10, 33, 2)]):
         rays = np.sin(angles) * np.sin(side), np.sin(angles) * np.cos(side), np.cos(angles)
         radius = np.nan_to_num(raw[tuple(np.rint(_on_chart(rays)[0]).astype(int))])
@@ -140,8 +140,8 @@ def _rims(raw, centre, top, length):
         last = ndimage.minimum_filter1d(inwards.astype(np.uint8), 6, origin=-3).argmax() - 1
         depth = top - centre[2] - radius[last] * np.cos(angles[last])
         if last > 0 and 0.2 * length < depth < 0.65 * length:
-            found.append(depth)
-    return np.median(found) if len(found) >= 6 else 0.5 * length
+            depths.append(depth)
+    return np.median(depths) if len(depths) >= 6 else 0.5 * length
 
 
 def _vault(complete, voxel):
@@ -280,7 +280,7 @@ def _hole(kind, draw, vault, area_cm2):
         gauge = np.minimum(gauge, _gauge(kind, draw, vault, points, second, 1) / share)
     limit = limit + 0.4 * push.sum(-1)  # no ruler-straight edge along a limit
 
-    def grown(size):
+    def grow(size):
         inside = np.maximum(gauge - size, limit) < 0
         labels, count = ndimage.label(inside)
         sums = np.bincount(labels.ravel(), vault.area.ravel() * inside.ravel(), count + 1)
@@ -288,16 +288,16 @@ def _hole(kind, draw, vault, area_cm2):
         keep[sums.argmax()] = True
         return keep[labels] & inside, sums[keep].sum()
 
-    room = 0.9 * grown(np.inf)[1]
+    room = 0.9 * grow(np.inf)[1]
     if room < area_cm2[0]:
         raise UserError(f"area_cm2 is {area_cm2}: the vault offers {room:.0f} to {kind}: lower it")
     low, high = 0.0, gauge[allowed].max() + 1
     for _ in range(18):
         size = (low + high) / 2
-        small = grown(size)[1] < min(draw["area"], room)
+        small = grow(size)[1] < min(draw["area"], room)
         low, high = (size, high) if small else (low, size)
     field = np.maximum(gauge - high, limit)
-    others = ndimage.binary_dilation((field < 0) & ~grown(high)[0])
+    others = ndimage.binary_dilation((field < 0) & ~grow(high)[0])
     return np.where(others, np.maximum(field, 1.0), field)
 
 

@@ -131,10 +131,10 @@ def test_full_thickness_and_nothing_deeper(kind):
     for seed in (0, 1):
         defective, implant = fine(kind, seed)
         depths = np.arange(0.5, THICK + 12, 0.5)
-        taken, left = along(implant, 2.0, depths), along(defective, 2.0, depths)
+        opened, rest = along(implant, 2.0, depths), along(defective, 2.0, depths)
         high = DIRECTIONS[:, 2] * 75 > lowest
-        middle = taken[:, 2:14:3].all(1) & high
-        walls = middle & left.any(1)  # rays meet the saw's walls askew at the hole's edge only
+        middle = opened[:, 2:14:3].all(1) & high
+        walls = middle & rest.any(1)  # rays meet the saw's walls askew at the hole's edge only
         assert middle.sum() > 100
         assert walls.sum() < 0.06 * middle.sum()
         outside = (FINE_POINTS / (AXES - THICK - 6)) ** 2 @ np.ones(3) > 1

@@ -24,11 +24,11 @@ def needs(name):
 @pytest.fixture
 def path(tmp_path):
     attributes = {"names": [], "kinds": ["left", "right"], "voxel_mm": 25.6}
-    made = store.create(tmp_path / "a.zarr", store.Shape(7, SIZE, 4), attributes, {})
+    opened = store.create(tmp_path / "a.zarr", store.Shape(7, SIZE, 4), attributes, {})
     split, kind = np.array([0, 0, 0, 1, 1, 2, -2]), np.array([0, 1, 0, 1, 0, 1, 0])
     for rows in (slice(0, 4), slice(4, 7)):
         columns = {"split": split[rows], "kind": kind[rows]}
-        made.write(rows.start, store.pack(PAIRS[rows]), columns)
+        opened.write(rows.start, store.pack(PAIRS[rows]), columns)
     return tmp_path / "a.zarr"
 
 
@@ -83,12 +83,12 @@ def test_a_split_a_kind_and_a_list_to_leave_out(path):
 
 
 def test_generated_pairs_have_no_split_and_no_kind(path):
-    attributes, made = {"names": [], "kinds": ["left"], "voxel_mm": 25.6}, path.with_name("b.zarr")
-    store.create(made, store.Shape(7, SIZE, 7), attributes, {}).write(0, store.pack(PAIRS), {})
-    assert len(Pairs(made)) == 7
+    attributes, other = {"names": [], "kinds": ["left"], "voxel_mm": 25.6}, path.with_name("b.zarr")
+    store.create(other, store.Shape(7, SIZE, 7), attributes, {}).write(0, store.pack(PAIRS), {})
+    assert len(Pairs(other)) == 7
     for options in (dict(split="train"), dict(kind="left")):
         with pytest.raises(UserError, match="generated pairs have no split and no kind"):
-            Pairs(made, **options)
+            Pairs(other, **options)
 
 
 def test_other_pairs_have_another_name(path, monkeypatch):

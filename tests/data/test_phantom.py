@@ -32,7 +32,7 @@ def extent(volume, axis):
 def is_closed(bone, cap=50.0):
     """Whether water outside cannot reach the braincase when all below `cap` mm is solid."""
     size = bone.shape[0]
-    step = phantom.SIDE / size
+    step = phantom.FIELD_MM / size
     solid = bone.copy()
     solid[:, :, : int(np.ceil(cap / step))] = True
     labels, _ = ndimage.label(~solid)
@@ -59,14 +59,14 @@ def test_another_size_is_the_same_individual(skulls):
     assert abs(coarse.mean() / skulls[5].mean() - 1) < 0.03
     odd = phantom.skull(2, 75)
     for axis in range(3):
-        a, b = extent(skulls[2], axis) * STEP, extent(odd, axis) * (phantom.SIDE / 75)
-        assert np.abs(a - b).max() < 2 * phantom.SIDE / 75
+        a, b = extent(skulls[2], axis) * STEP, extent(odd, axis) * (phantom.FIELD_MM / 75)
+        assert np.abs(a - b).max() < 2 * phantom.FIELD_MM / 75
 
 
 def test_every_skull_is_one_piece_of_the_lengths_drawn_that_sits_in_the_frame(skulls):
     for seed, bone in zip(SEEDS, skulls, strict=True):
         assert ndimage.label(bone)[1] == 1
-        length, breadth, _ = phantom.lengths(seed)
+        length, breadth, _ = phantom.individual(seed)[1]
         above = bone[:, :, int(40 / STEP) :]
         wide, long = extent(above, 0) * STEP, extent(above[58:70], 1) * STEP
         assert abs(np.ptp(wide) - breadth) < 2 * STEP and abs(np.ptp(long) - length) < 2 * STEP
@@ -90,7 +90,7 @@ def test_the_vault_is_closed_on_a_coarse_grid_too_and_a_hole_in_it_would_be_seen
 def test_the_foramen_magnum_is_open(skulls):
     # A straight line from the floor of the frame into the braincase, and bone around it.
     for seed, bone in zip(SEEDS, skulls, strict=True):
-        y = int((102.4 - 23 * phantom.lengths(seed)[0] / 180) / STEP)
+        y = int((102.4 - 23 * phantom.individual(seed)[1][0] / 180) / STEP)
         assert not bone[62:66, y - 2 : y + 3, : int(60 / STEP)].any()
         below = bone[:, :, : int(20 / STEP)].any(2)
         hole, _ = ndimage.label(~below)
@@ -98,7 +98,7 @@ def test_the_foramen_magnum_is_open(skulls):
 
 
 def test_lengths_have_the_published_means_spreads_and_correlations():
-    drawn = np.array([phantom.lengths(seed) for seed in range(4000)])
+    drawn = np.array([phantom.individual(seed)[1] for seed in range(4000)])
     within = phantom.SPREADS[:, None] * phantom.CORRELATION * phantom.SPREADS
     between = np.cov(phantom.MEANS.T, bias=True)
     cov = within + between
