@@ -54,9 +54,7 @@ def test_training_goes_on_only_with_its_list_and_pairs_are_compared_with_what_wa
     longer = _toy("train", phases=[dict(step="toy", updates=8)])
     for text in ("", f"{train[0]}\n{train[1]}\n"):
         _list(real.path, text)
-        with pytest.raises(
-            UserError, match=r"tests.toy: made with stores\.0\.rows \[\[.*, now"
-        ):
+        with pytest.raises(UserError, match=r"tests.toy: made with stores\.0\.rows \[\[.*, now"):
             workdir.run(longer, tmp_path)
     workdir.run(_toy("generate", "evaluate"), tmp_path)  # of what was learnt
     metrics = tmp_path / "metrics.json"
@@ -79,9 +77,7 @@ def test_a_store_that_grows_keeps_its_list_and_a_net_of_other_pairs_is_refused(t
     workdir.run(_toy("generate", **fields), tmp_path)
     assert store.Store(generated).rows().tolist() == [0, 2, 3, 5, 6, 7, 8]
     config = _toy("segment", **fields)
-    with pytest.raises(
-        UserError, match=r"made with stores\.0\.rows \[\[0, 6\]\], now \[\[0, 1\]"
-    ):
+    with pytest.raises(UserError, match=r"made with stores\.0\.rows \[\[0, 6\]\], now \[\[0, 1\]"):
         workdir.run(config, tmp_path)
     with pytest.raises(UserError, match=r"not trained on these pairs .*stores\.0\.rows"):
         judges.load(config.segment, 8, tmp_path)
