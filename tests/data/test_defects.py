@@ -226,5 +226,5 @@ def test_real_skulls(name):
             front = np.flatnonzero(skull.any((0, 2))).max()
             assert abs(x.mean() - middle) > 10 and y.max() > front - 40
         if seed == 1:
-            small = cut(skull[::2, ::2, ::2], kind, seed, voxel_mm=2 * voxel[0])[1]
+            small = cut(skull[::2, ::2, ::2], kind, seed, voxel_mm=2 * voxel)[1]
             assert dice(small, implant[::2, ::2, ::2]) > 0.85
