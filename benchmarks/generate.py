@@ -45,7 +45,7 @@ def phantoms(size):
     """Packed pairs [FEW, bytes] by kind: `clean`, `dusty` and `noise`."""
     draw, kinds = np.random.default_rng(0), itertools.cycle(defects.KINDS)
     clean = [
-        np.stack(defects.cut(phantom.skull(i, size), kind, i, voxel_mm=phantom.SIDE / size), -1)
+        np.stack(defects.cut(phantom.skull(i, size), kind, i, voxel_mm=phantom.FIELD_MM / size), -1)
         for i, kind in zip(range(FEW), kinds, strict=False)
     ]
     dusty = np.array(clean)
@@ -74,7 +74,7 @@ def beside(folder, kind, few, size, rounds):
     """Rows of the part beside the network for one kind of pairs; on one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # of this process alone
     path, bits, starts = folder / "s.zarr", np.resize(few, (SHARD, few.shape[1])), itertools.count()
-    probability, voxel_mm = store.unpack(few, size).astype(np.float32), phantom.SIDE / size
+    probability, voxel_mm = store.unpack(few, size).astype(np.float32), phantom.FIELD_MM / size
     shape, attributes = store.Shape(1000 * SHARD, size, SHARD), {"voxel_mm": voxel_mm}
     opened = store.create(path, shape, attributes, {})
     affine, least = np.diag([voxel_mm] * 3 + [1]), math.ceil(DUST_MM3 / voxel_mm**3)
@@ -168,7 +168,7 @@ def whole(what, saved, model, settings, args, workers):
     def progress(*_):
         yield types.SimpleNamespace(update=lambda done: stamps.append(time.perf_counter()))
 
-    attributes = {"voxel_mm": phantom.SIDE / args.size}
+    attributes = {"voxel_mm": phantom.FIELD_MM / args.size}
     plan = generate.Plan(args.size, "independent", attributes, {})
     with (
         tempfile.TemporaryDirectory() as folder,

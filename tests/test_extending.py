@@ -214,7 +214,7 @@ def test_wrong_names_are_one_line(own, tmp_path):
 
     assert defects.kinds_of(data(kinds=())) == defects.kinds_of(data()) == defects.KINDS
     for text, words in (
-        ("bilateral,foo", "data.kinds names 'foo': choose of bilateral"),
+        ("bilateral,foo", "data.kinds is 'foo': choose one of bilateral"),
         ("ownlab.code.foo", r"ownlab\.code has no function foo\(complete, seed"),
         ("nolab.foo", r"no module nolab that can be imported"),
         ("bilateral,bilateral", "each of them once"),

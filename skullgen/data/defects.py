@@ -1,9 +1,9 @@
-"""Surgical defects cut into a complete skull: procedural, seeded, exact, numpy only.
+"""Surgical defects cut into a complete skull: procedural, seeded, exact.
 
-The five kinds are those of SkullBreak (Kodym et al., Data in Brief 35, 2021, 106902). Nothing is
-known of the skull but its mask. Rays from the braincase's centre find the outer and the inner
-surface of the vault on a chart of directions; a hole is drawn on that chart in mm, grown to its
-area, and carried down the rays through the full thickness, so that the saw stands on the surface.
+The five kinds are those of SkullBreak (Kodym et al., Data in Brief 35, 2021, 106902). Rays from the
+braincase's centre find the outer and the inner surface of the vault on a chart of directions; a
+hole is drawn on that chart in mm, grown to its area, and carried down the rays through the full
+thickness, so that the saw stands on the surface.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from skullgen.core import plugins
-from skullgen.core.errors import UserError
+from skullgen.core.errors import UserError, one_of
 
 # Each kind's part of [log lowest, log highest] area (of 10 to 150 cm^2: 55 to 150, 20 to 90, 30 to
 # 125, 10 to 60, 25 to 150); least and greatest log(length / width); greatest raggedness; middle of
@@ -127,8 +127,11 @@ def _thickness(hits, first, gap, step):
 
 
 def _rims(raw, centre, top, length):
-    """Depth in mm below the vertex of the orbital rims, where rays down the forehead get in."""
-    angles, found = np.deg2rad(np.arange(35, 124, 1.0)), []
+    """Depth in mm below the vertex of the orbital rims, where rays down the forehead get in.
+
+    Where none are seen, half the braincase's length.
+    """
+    angles, depths = np.deg2rad(np.arange(35, 124, 1.0)), []
     for side in np.deg2rad([*range(-32, -9, 2), *range(10, 33, 2)]):
         rays = np.sin(angles) * np.sin(side), np.sin(angles) * np.cos(side), np.cos(angles)
         radius = np.nan_to_num(raw[tuple(np.rint(_on_chart(rays)[0]).astype(int))])
@@ -137,8 +140,8 @@ def _rims(raw, centre, top, length):
         last = ndimage.minimum_filter1d(inwards.astype(np.uint8), 6, origin=-3).argmax() - 1
         depth = top - centre[2] - radius[last] * np.cos(angles[last])
         if last > 0 and 0.2 * length < depth < 0.65 * length:
-            found.append(depth)
-    return np.median(found) if len(found) >= 6 else 0.5 * length
+            depths.append(depth)
+    return np.median(depths) if len(depths) >= 6 else 0.5 * length
 
 
 def _vault(complete, voxel):
@@ -277,7 +280,7 @@ def _hole(kind, draw, vault, area_cm2):
         gauge = np.minimum(gauge, _gauge(kind, draw, vault, points, second, 1) / share)
     limit = limit + 0.4 * push.sum(-1)  # no ruler-straight edge along a limit
 
-    def grown(size):
+    def grow(size):
         inside = np.maximum(gauge - size, limit) < 0
         labels, count = ndimage.label(inside)
         sums = np.bincount(labels.ravel(), vault.area.ravel() * inside.ravel(), count + 1)
@@ -285,16 +288,16 @@ def _hole(kind, draw, vault, area_cm2):
         keep[sums.argmax()] = True
         return keep[labels] & inside, sums[keep].sum()
 
-    room = 0.9 * grown(np.inf)[1]
+    room = 0.9 * grow(np.inf)[1]
     if room < area_cm2[0]:
         raise UserError(f"area_cm2 is {area_cm2}: the vault offers {room:.0f} to {kind}: lower it")
     low, high = 0.0, gauge[allowed].max() + 1
     for _ in range(18):
         size = (low + high) / 2
-        small = grown(size)[1] < min(draw["area"], room)
+        small = grow(size)[1] < min(draw["area"], room)
         low, high = (size, high) if small else (low, size)
     field = np.maximum(gauge - high, limit)
-    others = ndimage.binary_dilation((field < 0) & ~grown(high)[0])
+    others = ndimage.binary_dilation((field < 0) & ~grow(high)[0])
     return np.where(others, np.maximum(field, 1.0), field)
 
 
@@ -345,72 +348,57 @@ def kinds_of(config: ConfigDict) -> tuple[str, ...]:
     A dotted name is a function `(complete, seed, voxel_mm, area_cm2) -> bool [X, Y, Z]` with the
     arguments of `cut` (voxel_mm: [3]); it returns the piece that is taken out.
     """
-    text = config.get("kinds", "")
-    kinds = plugins.listed(text) or list(KINDS)
+    kinds = plugins.listed(config.get("kinds", "")) or list(KINDS)
     for kind in kinds:
         if "." in kind:
             plugins.function("data.kinds", kind, _ARGUMENTS)
-        elif kind not in KINDS:
-            names = ", ".join(KINDS)
-            what = f"choose of {names}, or name a function of your own, package.module.function"
-            raise UserError(f"data.kinds names {kind!r}: {what}")
+        else:
+            one_of("data.kinds", kind, (*KINDS, "a function of your own, package.module.function"))
     if len(set(kinds)) < len(kinds) or len(kinds) > 127:  # the column `kind` is int8
-        raise UserError(f"data.kinds is {text!r}: at most 127 kinds, each of them once")
+        raise UserError(f"data.kinds is {config.kinds!r}: at most 127 kinds, each of them once")
     return tuple(kinds)
 
 
 def cut(
-    complete: np.ndarray,
+    complete: Bool[np.ndarray, "X Y Z"],
     kind: str,
     seed: int,
     *,
     voxel_mm: float | Sequence[float] | Float[np.ndarray, "3"],
-    area_cm2: Sequence[float] = (10.0, 150.0),
+    area_cm2: tuple[float, float] = (10.0, 150.0),
 ) -> tuple[Bool[np.ndarray, "X Y Z"], Bool[np.ndarray, "X Y Z"]]:
     """A complete skull with a defect cut into it, and the piece that was taken out.
 
     `bilateral` is one large hole over the midline of the forehead and the bregma; `frontoorbital`
     the forehead of one side with its upper orbital rim; `parietotemporal` the side of the vault,
     short of the midline; `random_1` a plain hole anywhere on the vault, `random_2` a larger, more
-    ragged one, with a smaller second in about one seed of ten. Orbits, and with them the
-    head's pitch, are looked for in the mask, else taken at half the braincase's length below the
-    vertex, where the base of the vault is assumed beside the head's middle.
+    ragged one, with a smaller second in about one seed of ten.
 
-    complete: in RAS axes, any size; its largest piece is the skull. seed: settles position, side,
-    size and shape in mm, at any voxel size. area_cm2: lowest and highest outer surface of the hole:
-    each kind draws evenly in the logarithm from its own part, and meets what it drew to within 10 %
-    at voxels up to 1.6 mm, unless that is more than 0.9 of what the vault offers it.
+    complete: in RAS axes; its largest piece is the skull. seed: settles position, side, size and
+    shape in mm, at any voxel size. area_cm2: lowest and highest outer surface of the hole: each
+    kind draws evenly in the logarithm from its own part, and meets what it drew to within 10 % at
+    voxels up to 1.6 mm, unless that is more than 0.9 of what the vault offers it.
     """
     if "." in kind:
-        return _cut_by_function(complete, kind, seed, voxel_mm, area_cm2)
-    if kind not in KINDS:
-        raise UserError(f"kind {kind!r} is not a defect: choose one of {', '.join(KINDS)}")
-    complete = np.asarray(complete)
-    if complete.ndim != 3 or complete.dtype != bool:
-        raise UserError("complete must be a bool array [X, Y, Z]: binarise the skull first")
-    voxel = np.asarray(voxel_mm, float)
-    if voxel.size not in (1, 3) or not ((voxel > 0) & (voxel < np.inf)).all():
-        raise UserError(f"voxel_mm is {voxel_mm}: give one or three lengths above 0")
-    if np.shape(area_cm2) != (2,) or not 0 < area_cm2[0] <= area_cm2[1] < np.inf:
-        raise UserError(f"area_cm2 is {area_cm2}: give a lowest and a highest area above 0")
-    if not complete.any():
-        raise UserError("the complete skull holds no bone: check the file and its threshold")
-    voxel = np.broadcast_to(voxel.ravel(), 3)
-    draw = _draw(kind, seed, area_cm2)
-    vault = _vault(complete, voxel)
-    hole = _hole(kind, draw, vault, area_cm2)
-    implant = _carve(complete, voxel, vault, hole, draw["two"])
-    if not implant.any():
-        raise UserError(f"no {kind} defect can be placed: no bone lies there")
-    return complete & ~implant, implant
-
-
-def _cut_by_function(complete, kind, seed, voxel_mm, area_cm2):
-    implant = plugins.function("data.kinds", kind, _ARGUMENTS)(complete, seed, voxel_mm, area_cm2)
-    if np.shape(implant) != complete.shape or np.asarray(implant).dtype != bool:
-        form = f"{np.asarray(implant).dtype} {list(np.shape(implant))}"
-        raise UserError(f"{kind} returned {form}: it must return bool {list(complete.shape)}")
-    implant = implant & complete
+        own = plugins.function("data.kinds", kind, _ARGUMENTS)
+        implant = np.asarray(own(complete, seed, voxel_mm, area_cm2))
+        if implant.shape != complete.shape or implant.dtype != bool:
+            form = f"{implant.dtype} {list(implant.shape)}"
+            raise UserError(f"{kind} returned {form}: it must return bool {list(complete.shape)}")
+        implant = implant & complete
+    else:
+        implant = _implant(complete, one_of("kind", kind, KINDS), seed, voxel_mm, area_cm2)
     if not implant.any() or np.array_equal(implant, complete):
         raise UserError(f"{kind} took {'all' if implant.any() else 'none'} of the bone out")
     return complete & ~implant, implant
+
+
+def _implant(complete, kind, seed, voxel_mm, area_cm2):
+    """The piece that one of `KINDS` takes out."""
+    if not 0 < area_cm2[0] <= area_cm2[1]:
+        raise UserError(f"area_cm2 is {area_cm2}: give a lowest and a highest area above 0")
+    if not complete.any():
+        raise UserError(_NO_VAULT)
+    voxel, draw = np.broadcast_to(np.asarray(voxel_mm, float), 3), _draw(kind, seed, area_cm2)
+    vault = _vault(complete, voxel)
+    return _carve(complete, voxel, vault, _hole(kind, draw, vault, area_cm2), draw["two"])

@@ -4,9 +4,7 @@ Arrays are `[X, Y, Z]` in RAS order; an affine `[4, 4]` maps voxel centres to RA
 are resampled into each other have parallel axes, so that all of it is separable.
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Shaped
@@ -28,13 +26,12 @@ Share = Bool[np.ndarray, "D D D"] | Float[np.ndarray, "D D D"]
 
 
 def frame(mask: Mask, affine: Affine, size: int) -> Affine:
-    """Place the models' cube on a skull in RAS order, as SkullBreak does; nothing is scaled.
+    """The affine of the models' cube, placed on a skull in RAS order as SkullBreak does.
 
     The vertex is the top of the largest piece of bone; the vault is the largest piece of what
-    lies at most 80 mm below it. Planes with under 20 mm^2 of bone count for neither.
-
-    Returns the affine of `size`^3 voxels: a cube of 204.8 mm, axes parallel to the source's, the
-    vault in its middle left-right and front-back, the vertex 125 mm above its floor.
+    lies at most 80 mm below it. Planes with under 20 mm^2 of bone count for neither. The cube has
+    204.8 mm, axes parallel to the source's, the vault in its middle left-right and front-back, the
+    vertex 125 mm above its floor; nothing is scaled.
     """
     from scipy import ndimage
 
@@ -107,16 +104,6 @@ def reduce(
 
 
 def enlarge(
-    share: Share, model_affine: Affine, affine: Affine, shape: tuple[int, ...], **options: Any
-) -> Mask:
-    """Bring a share back to a native grid of `shape`, as `planes`, with its options."""
-    out = np.empty(shape, bool)
-    for plane, new in zip(out, planes(share, model_affine, affine, shape, **options), strict=True):
-        plane[:] = new
-    return out
-
-
-def planes(
     share: Share,
     model_affine: Affine,
     affine: Affine,
@@ -124,17 +111,15 @@ def planes(
     *,
     threshold: float = 0.5,
     nearest: bool = False,
-) -> Iterator[Bool[np.ndarray, "Y Z"]]:
-    """Bring a share back to a native grid of `shape`, one plane [Y, Z] after the other.
+) -> Mask:
+    """Bring a share back to a native grid of `shape`: bone is what is above `threshold`, >= 0.
 
-    Bone is what is above `threshold`, which is not negative: a value of exactly that is not bone,
-    by whatever rounding it comes, so that equal shares give equal masks on every machine. Beyond
-    its outer centres the share is constant, outside of its cube empty.
-
-    nearest: take the voxel that holds the centre (on an edge, the one above), instead of trilinear
-    between voxel centres.
+    A value of exactly that is not bone, by whatever rounding it comes, so that equal shares give
+    equal masks on every machine. Beyond its outer centres the share is constant, outside of its
+    cube empty. nearest: take the voxel that holds the centre (on an edge, the one above), instead
+    of trilinear between voxel centres.
     """
-    size, used, taps, empty = share.shape[0], [], [], np.zeros(shape[1:], bool)
+    size, used, taps, out = share.shape[0], [], [], np.zeros(shape, bool)
     above = box(share > threshold)
     for count, bone, edge in zip(shape, above, _edges(affine, model_affine, size), strict=True):
         at = (np.arange(count) + 0.5 - edge[0]) * size / (edge[-1] - edge[0]) - 0.5
@@ -142,8 +127,7 @@ def planes(
         near = (at > bone.start - 1) & (at < bone.stop) & (at >= -0.5) & (at <= size - 0.5)
         rows = np.flatnonzero(near)
         if not len(rows):
-            yield from itertools.repeat(empty, shape[0])
-            return
+            return out
         at = np.clip(np.floor(at[rows] + 0.5) if nearest else at[rows], 0, size - 1)
         low = np.minimum(at.astype(int), max(0, size - 2))
         used.append(slice(low[0], low[-1] + 2))
@@ -151,41 +135,37 @@ def planes(
         taps.append((slice(rows[0], rows[-1] + 1), low - low[0], high - low[0], part))
     (xs, *x), (ys, y0, y1, y), (zs, z0, z1, z) = taps
     y, coarse = y[:, None], np.asarray(share[tuple(used)], np.float32)
-    yield from itertools.repeat(empty, xs.start)
-    for low, high, part in zip(*x, strict=True):
-        plane, whole = coarse[low] * (1 - part) + coarse[high] * part, empty.copy()
+    for whole, low, high, part in zip(out[xs], *x, strict=True):
+        plane = coarse[low] * (1 - part) + coarse[high] * part
         above = plane.max(axis=1) > threshold
         rows = np.flatnonzero(above[y0] | above[y1])
         if len(rows):
             plane = plane[:, z0] * (1 - z) + plane[:, z1] * z
             plane = plane[y0[rows]] * (1 - y[rows]) + plane[y1[rows]] * y[rows]
             whole[ys.start + rows, zs] = plane > threshold + TIE
-        yield whole
-    yield from itertools.repeat(empty, shape[0] - xs.stop)
+    return out
 
 
 def overlap(
     shares: Sequence[Share], thresholds: Sequence[float], size: int, *, nearest: bool = False
 ) -> Int[np.ndarray, "3"]:
-    """The bone of two shares of one cube, as `planes` of `size`^3 voxels: of each, and of both."""
+    """The bone of two shares of one cube, enlarged to `size`^3 voxels: of each, and of both."""
     ratio = shares[0].shape[0] / size
     fine = np.diag([ratio, ratio, ratio, 1.0])
     fine[:3, 3] = (ratio - 1) / 2
-    masks = (
-        planes(share, np.eye(4), fine, (size,) * 3, threshold=threshold, nearest=nearest)
+    one, other = (
+        enlarge(share, np.eye(4), fine, (size,) * 3, threshold=threshold, nearest=nearest)
         for share, threshold in zip(shares, thresholds, strict=True)
     )
-    three = ((one, other, one & other) for one, other in zip(*masks, strict=True))
-    return np.sum([[*map(np.count_nonzero, part)] for part in three], axis=0)
+    return np.array([np.count_nonzero(mask) for mask in (one, other, one & other)])
 
 
 def split_share(
     complete: Float[np.ndarray, "D D D"], implant: Float[np.ndarray, "D D D"], threshold: float
 ) -> tuple[Bool[np.ndarray, "D D D"], Bool[np.ndarray, "D D D"]]:
-    """Cut a reduced skull in two: each bone voxel goes to the channel with the larger share.
+    """The defective skull and the implant: each bone voxel goes to the one with the larger share.
 
-    Bone is where the share of the complete skull is `threshold` or more. Returns the defective
-    skull and the implant: disjoint, together the complete skull; ties go to the defective skull.
+    Bone is where the share of the complete skull is `threshold` or more. Ties go to the skull.
     """
     bone = complete >= threshold
     piece = bone & (2 * implant > complete)
@@ -221,7 +201,7 @@ def turned(data: Shaped[np.ndarray, "X Y Z"], turn: Affine) -> Shaped[np.ndarray
 
 
 def _edges(affine, target_affine, size):
-    """Return the target's size + 1 voxel edges along each axis, in source voxels from its edge.
+    """The target's size + 1 voxel edges along each axis, in source voxels from its edge.
 
     The first edge and the total length are snapped to whole voxels where they nearly are, so that
     the rounding of float32 headers does not tip shares of exactly one half.
@@ -238,10 +218,9 @@ def _edges(affine, target_affine, size):
 
 
 def _taps(side, edge):
-    """Return, for each target voxel, the source voxels of `side` that it overlaps.
+    """For each target voxel, voxels int [T, K] of `side`, from its start, that it may overlap.
 
-    `edge` [T + 1] is the target's, in source voxels. The voxels int [T, K] are counted from
-    `side.start`; the weights float32 [T, K] are overlaps in source voxels, 0 where there is none.
+    And float32 [T, K], by how much, in source voxels. `edge` [T + 1] is the target's.
     """
     low, high = edge[:-1, None], edge[1:, None]
     first = np.floor(low).astype(int)

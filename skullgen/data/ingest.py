@@ -1,12 +1,9 @@
 """A source of skulls (`sources.PLANS`) becomes a store of pairs.
 
-A source is planned first, then worker processes make its cases, and whole shards are written in
-order. What is there already is not made again.
+Worker processes make the cases of its plan; whole shards are written in order, missing ones only.
 """
 
-import contextlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,10 +50,8 @@ def planner(name: str) -> Callable[[int, ConfigDict], sources.Plan]:
     """`plan(size, config.data)` of a source: ours, or a user's `package.module`."""
     if "." in name:
         return plugins.attribute("data.source", name, name, "plan", FORM)
-    if name not in sources.PLANS:
-        names = ", ".join((*sorted(sources.PLANS), "store"))
-        raise UserError(f"data.source is {name!r}: choose one of {names}, or your package.module")
-    return sources.PLANS[name]
+    names = *sorted(sources.PLANS), "store", "your package.module"
+    return sources.PLANS[one_of("data.source", name, names)]
 
 
 def run(path: Path, size: int, config: ConfigDict, options: Options) -> None:
@@ -79,15 +74,15 @@ def run(path: Path, size: int, config: ConfigDict, options: Options) -> None:
     pairs = _create(path, size, config, plan, options)
     try:
         _work(pairs, plan, config, options)
+        rest = sum(map(len, pairs.missing()))
+        if rest:
+            print(f"{path}: {rest} pairs are left to other processes")
+        else:
+            _summary(pairs, plan, config)
     except UserError:
-        if options.share == (0, 1) and pairs.missing() == pairs.shards():
-            store.discard(path)  # nothing was made
+        if options.share == (0, 1) and 0 not in pairs.column("split"):
+            store.discard(path)  # no use: it must not be in the way of a mended config
         raise
-    rest = sum(map(len, pairs.missing()))
-    if rest:
-        print(f"{path}: {rest} pairs are left to other processes")
-    else:
-        _summary(pairs, plan, config)
 
 
 def fresh(path: Path, size: int, config: ConfigDict, cuts: int, options: Options) -> None:
@@ -133,78 +128,62 @@ def _create(path, size, config, plan, options):
 
 def _licence(config):
     """The licence of a source, or that of an export in SkullBreak's layout, which says it."""
+    file = Path(config.root) / "LICENCE.txt"
+    if config.source == "skullbreak" and file.is_file():
+        return plain(file.read_text("utf-8", "replace")[:1000].strip())
     licences = {"skullbreak": "CC BY-NC-SA 4.0", "phantom": "Apache-2.0"}
-    if config.source == "skullbreak":
-        with contextlib.suppress(OSError), open(Path(config.root) / "LICENCE.txt", "rb") as file:
-            words = plain(file.read(1000).decode(errors="replace").strip())
-            return words or licences["skullbreak"]
     return licences.get(config.source, "not stated")
 
 
 def _work(pairs, plan, config, options):
     """Makes what is missing: cases in worker processes, whole shards written in order."""
-    shards, ready, counts = pairs.missing(options.share), {}, Counter()
-    starts = np.cumsum([0, *(len(case.kinds) for case in plan.cases)]).tolist()
-    todo = [
-        (start, case)
-        for start, case in zip(starts, plan.cases, strict=False)
-        if any(s.start < start + len(case.kinds) and start < s.stop for s in shards)
-    ]
+    shards, ready = pairs.missing(options.share), {}
+    todo, labels, rows = [], [], set().union(*shards)
+    for case in plan.cases:
+        start, split = len(labels), plan.split[plan.names[case.skull]]
+        labels += [(split, kind, case.skull) for kind in case.kinds]
+        if not rows.isdisjoint(range(start, len(labels))):
+            todo.append((start, case))
+    tasks = ((case, config.strict) for _, case in todo)
     total = sum(map(len, pairs.shards(options.share)))
-    with jobs.progress(total, total - sum(map(len, shards)), "ingest", "pair") as bar:
-        for start, case, answer in _cases(todo, config, options.workers):
+    with jobs.progress(total, total - len(rows), "ingest", "pair") as bar:
+        answers = jobs.ordered(_make, tasks, jobs.workers(options.workers))
+        for (start, case), answer in zip(todo, answers, strict=True):
             if isinstance(answer, str):
                 pairs.leave_out(start, answer.replace(f"{config.root}/", ""))
                 bar.write(plain(f"left out: {answer}"))
                 answer = [None] * len(case.kinds)
-            for pair in filter(None, answer):
-                counts.update(ties=pair.ties, redraws=pair.redraws)
             ready |= dict(enumerate(answer, start))
             while shards and all(row in ready for row in shards[0]):
                 shard = shards.pop(0)
                 # Of a case at a shard's end, rows of the next one stay.
-                _write(pairs, shard, [ready.pop(row) for row in shard], plan, options.native)
+                parts = [ready.pop(row) for row in shard]
+                _write(pairs, shard, parts, labels[shard.start : shard.stop], options.native)
                 bar.update(len(shard))
-    if counts["ties"]:
-        print(f"{counts['ties']} voxels are in both channels: ties at the threshold")
-    if counts["redraws"]:
-        print(f"{counts['redraws']} defects vanished at this grid and were drawn again, larger")
 
 
-def _cases(todo, config, workers) -> Iterator[tuple[int, sources.Case, list | str]]:
-    """Each case with its first row and its pairs, or in one line why it has none, in order."""
-    tasks = ((case.make, case.arguments, config.strict) for _, case in todo)
-    answers = jobs.ordered(_call, tasks, jobs.workers(workers))
-    for (start, case), answer in zip(todo, answers, strict=True):
-        if not isinstance(answer, str) and len(answer) != len(case.kinds):
-            what = f"{case.make.__qualname__} made {len(answer)} pairs"
-            raise UserError(f"{config.source}: {what} of a case with {len(case.kinds)} kinds")
-        yield start, case, answer
-
-
-def _call(make, arguments, strict):
+def _make(case, strict):
+    """The pairs of a case, or in one line why it has none, which is an error where `strict`."""
     try:
-        return make(*arguments)
+        pairs = case.make(*case.arguments)
     except UserError as error:
         if strict:
             raise
         return str(error)
+    if len(pairs) != len(case.kinds):
+        what = f"{case.make.__qualname__} made {len(pairs)} pairs"
+        raise UserError(f"{what} of a case with {len(case.kinds)} kinds")
+    return pairs
 
 
-def _write(pairs, shard, made, plan, native):
-    """Writes a shard: for each row its pair, None where the case was left out."""
-    nothing = sources.Pair(np.zeros(pairs.size**3 * 2 // 8, np.uint8), np.eye(4), None, 0, 0)
-    every = [(kind, case.skull) for case in plan.cases for kind in case.kinds]
-    kinds, skulls = zip(*every[shard.start : shard.stop], strict=True)
-    splits = [plan.split[plan.names[skull]] for skull in skulls]
-    parts = [pair or nothing for pair in made]
-    columns = {
-        "split": np.where([pair is None for pair in made], store.LEFT_OUT, splits),
-        "kind": np.array(kinds),
-        "skull": np.array(skulls),
-        "affine": np.stack([pair.affine for pair in parts]),
-        "removed": np.zeros((len(parts), 3)),
-    }
+def _write(pairs, shard, parts, labels, native):
+    """Writes a shard: for each row its pair, None where the case was left out, and its labels."""
+    nothing = sources.Pair(np.zeros(pairs.size**3 * 2 // 8, np.uint8), np.eye(4))
+    split, kind, skull = np.transpose(labels)
+    split[[pair is None for pair in parts]] = store.LEFT_OUT
+    parts = [pair or nothing for pair in parts]
+    affine, removed = np.stack([pair.affine for pair in parts]), np.zeros((len(parts), 3))
+    columns = dict(split=split, kind=kind, skull=skull, affine=affine, removed=removed)
     bits = np.stack([pair.bits for pair in parts])
     pairs.write(shard.start, bits, columns, [pair.native for pair in parts] * native)
 
@@ -212,8 +191,6 @@ def _write(pairs, shard, made, plan, native):
 def _summary(pairs, plan, config):
     lines, split, skull = pairs.left_out(), pairs.column("split"), pairs.column("skull")
     if lines and (config.strict or 0 not in split):
-        if 0 not in split:
-            store.discard(pairs.path)
         number = f"{len(lines)} of {len(plan.cases)} cases"
         raise UserError(f"{pairs.path}: {number} cannot be used, the first: {lines[0]}")
     parts = [

@@ -1,11 +1,13 @@
 """Mixtures of stores, and the batches that are drawn from them."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32
 
+from skullgen.core import plugins
 from skullgen.core.errors import UserError, one_of
 from skullgen.data.store import SPLITS, Store
 
@@ -29,16 +31,15 @@ def parts(text: str, folder: Path, seed: int) -> list[Part]:
     for name, split, wanted in named(text):
         store = Store(find(name, folder))
         store.require_whole()
-        if parts and store.size != parts[0].store.size:
-            other = parts[0].store.path
-            raise UserError(f"{store.path}: its pairs are not of the size of those of {other}")
+        first = parts[0].store if parts else store
+        if store.size != first.size:
+            raise UserError(f"{store.path}: its pairs are not of the size of those of {first.path}")
         rows = store.rows(None if split == "all" else split)
         if wanted != "all":
             if int(wanted) > len(rows):
-                raise UserError(
-                    f"{store.path}: {len(rows)} pairs of split {split}, not {wanted} (generated "
-                    "pairs are of no split: write PATH:all:PAIRS)"
-                )
+                what = f"{len(rows)} pairs of split {split}, not {wanted}"
+                cure = "generated pairs are of no split: write PATH:all:PAIRS"
+                raise UserError(f"{store.path}: {what} ({cure})")
             order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
             rows = rows[np.sort(order[: int(wanted)])]
         if not len(rows):
@@ -47,26 +48,22 @@ def parts(text: str, folder: Path, seed: int) -> list[Part]:
     return parts
 
 
-def named(text: str) -> list[list[str]]:
+def named(text: str) -> list[tuple[str, str, str]]:
     """The parts `path:split:pairs` of a mixture, each in three; UserError for what is none."""
     parts = []
-    for item in filter(None, map(str.strip, text.split(","))):
-        fields = item.rsplit(":", 2)
-        if len(fields) == 3:
-            one_of(f"the split of {item!r}", fields[1], (*SPLITS, "all"))
-        number = fields[-1] == "all" or (fields[-1].isdecimal() and int(fields[-1]) > 0)
-        if len(fields) < 3 or not number:
-            raise UserError(
-                f"segment.stores: {item!r} names no pairs: write PATH:SPLIT:PAIRS, for example "
-                "real.zarr:train:all (splits: train, validation, test, all)"
-            )
-        parts.append(fields)
+    for item in plugins.listed(text):
+        part = re.fullmatch(r"(.+):(\w+):(all|[1-9][0-9]*)", item)
+        if not part:
+            cure = "write PATH:SPLIT:PAIRS, for example real.zarr:train:all"
+            raise UserError(f"segment.stores: {item!r} names no pairs: {cure}")
+        one_of(f"the split of {item!r}", part[2], (*SPLITS, "all"))
+        parts.append(part.groups())
     return parts
 
 
 def require_there(names: list[str], folder: Path) -> None:
     """UserError where a named store is not there, nor in `folder`, where a run may make it yet."""
-    for name in filter(None, map(str.strip, names)):
+    for name in names:
         path = find(name, folder)
         if name not in OWN and path.parent.absolute() != Path(folder).absolute():
             Store(path)

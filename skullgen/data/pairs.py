@@ -33,14 +33,10 @@ class Pairs:
 
     def __init__(self, path: str | Path, split: str | None = None, kind: str | None = None) -> None:
         self.path = Path(os.path.expanduser(path))
-        inside = sorted(one.name for one in self.path.glob("*.zarr"))
-        if inside and not store.exists(self.path):
-            raise UserError(f"{path}: no store of pairs, but a folder with {', '.join(inside)}")
         self._store = store.Store(self.path)
         self._store.require_whole()
-        if split is not None:
-            one_of("split", split, store.SPLITS)
-        if (split is not None or kind is not None) and (self._store.column("split") == -1).all():
+        one_of("split", split, (*store.SPLITS, None))
+        if (split or kind) and (self._store.column("split") == -1).all():
             raise UserError(f"{path}: generated pairs have no split and no kind: leave them out")
         self.rows = self._store.rows(split)
         if kind is not None:
@@ -58,8 +54,7 @@ class Pairs:
     def __getitem__(self, index: Any) -> "Pairs | dict[str, Float32[np.ndarray, '1 D D D']]":
         if isinstance(index, slice) or np.ndim(index) == 1:
             part = copy.copy(self)
-            index = index if isinstance(index, slice | list) else np.asarray(index)
-            part.rows = self.rows[index]
+            part.rows = self.rows[index if isinstance(index, slice | list) else np.asarray(index)]
             return part
         bits = self._store.load([int(self.rows[operator.index(index)])])
         skull, defect = np.moveaxis(store.unpack(bits, self._store.size)[0], -1, 0)

@@ -6,15 +6,15 @@ length at Z 44) and then stretched to the lengths of the individual.
 """
 
 import numpy as np
+from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from skullgen.core.errors import UserError
+from skullgen.data.grids import FIELD_MM, VERTEX_MM
 
-SIDE = 204.8  # mm, the frame
-VERTEX = 125.0  # mm above the floor of the frame
 EQUATOR = 44.0  # standard Z of glabella and opisthocranion, the centre of the radial vault
 
-# GOL, XCB and BBH in mm: Norse men (55) and women (55), Berg men (54) and women (53); `lengths`.
+# GOL, XCB and BBH in mm: Norse men (55) and women (55), Berg men (54) and women (53).
 MEANS = np.array(
     [[188.5, 141.9, 131.7], [180.0, 136.3, 126.0], [180.5, 147.6, 130.4], [170.5, 140.4, 124.4]]
 )
@@ -59,32 +59,35 @@ VAULT = 5.2  # mm, mean thickness before the map above
 THINNEST = 4.5  # mm, so that a grid of 6.4 mm voxels still closes
 
 
-def lengths(seed: int) -> np.ndarray:
-    """The three lengths of individual `seed`.
+def individual(seed: int) -> tuple[np.random.Generator, Float[np.ndarray, "3"]]:
+    """The generator of a seed and what it draws first: maximum length, breadth and height in mm.
 
-    [3] float64, mm: maximum length GOL, maximum breadth XCB and basion-bregma height BBH. One of
-    four groups (two series, two sexes) is drawn evenly, then a normal with that group's mean and
-    the spreads and correlations pooled within the groups, which were computed for this module from
-    217 adults of the Norse and Berg series of W. W. Howells, Papers of the Peabody Museum 67, 1973,
-    and 79, 1989.
+    GOL, XCB and BBH (basion to bregma). One of four groups (two series, two sexes) is drawn evenly,
+    then a normal with that group's mean and the spreads and correlations pooled within the groups,
+    of 217 adults of the Norse and Berg series of W. W. Howells, Papers of the Peabody Museum 67,
+    1973, and 79, 1989.
     """
-    return _begun(seed)[1]
+    if seed < 0:
+        raise UserError(f"seed {seed} of a phantom is negative: give a whole number from 0 up")
+    draw = np.random.default_rng(seed)
+    mean = MEANS[draw.integers(len(MEANS))]
+    return draw, mean + SPREADS * (np.linalg.cholesky(CORRELATION) @ draw.standard_normal(3))
 
 
-def affine(size: int) -> np.ndarray:
-    """[4, 4] float64 from voxel indices (centres) of a `size`^3 frame to RAS mm, centre at 0."""
+def affine(size: int) -> Float[np.ndarray, "4 4"]:
+    """From voxel indices (centres) of a `size`^3 frame to RAS mm, 0 in its middle."""
     if size < 16:
         raise UserError(f"size {size} of a phantom is too small: give at least 16 voxels a side")
-    step = SIDE / size
-    start = (step - SIDE) / 2
+    step = FIELD_MM / size
+    start = (step - FIELD_MM) / 2
     return np.array([[step, 0, 0, start], [0, step, 0, start], [0, 0, step, start], [0, 0, 0, 1]])
 
 
-def skull(seed: int, size: int = 128) -> np.ndarray:
-    """The cranium of individual `seed`: [size, size, size] bool in RAS, true in bone.
+def skull(seed: int, size: int = 128) -> Bool[np.ndarray, "D D D"]:
+    """The cranium of individual `seed`, in RAS.
 
     The frame is a cube of 204.8 mm; glabella-opisthocranion and euryon-euryon are centred in it and
-    the top of the bone lies 125 mm above its floor. Lengths: see `lengths`. The frame ends above
+    the top of the bone lies 125 mm above its floor. Lengths: see `individual`. The frame ends above
     the basion of most people, so the height drawn shapes the vault above the glabella and the base
     below is pressed into what is left, with the foramen magnum just above the floor; the face ends
     at the floor. The vault is about 4.5 to 8 mm thick, in the pattern of del Olmo Lianes et al.,
@@ -93,14 +96,14 @@ def skull(seed: int, size: int = 128) -> np.ndarray:
     holes in a coarse grid. Shape beyond the three lengths is drawn by eye.
     """
     step = np.float32(affine(size)[0, 0])
-    draw, (length, breadth, height) = _begun(seed)
+    draw, (length, breadth, height) = individual(seed)
     radii, scale, middle = _braincase(draw)
     face = draw.standard_normal(7)
     ticks = (np.arange(size, dtype=np.float32) + 0.5) * step
-    side, front = ((ticks - SIDE / 2) / np.float32(v) for v in (breadth / 140, length / 180))
-    low = VERTEX - 81 / 128 * height
-    pressed, kept = ticks * (EQUATOR / low), EQUATOR + (ticks - low) * 81.0 / (VERTEX - low)
-    up = np.where(ticks < low, pressed, kept).astype(np.float32)
+    side, front = ((ticks - FIELD_MM / 2) / np.float32(v) for v in (breadth / 140, length / 180))
+    low = VERTEX_MM - 81 / 128 * height
+    below, above = ticks * (EQUATOR / low), EQUATOR + (ticks - low) * 81.0 / (VERTEX_MM - low)
+    up = np.where(ticks < low, below, above).astype(np.float32)
     grid = np.ix_(np.abs(side) < 82, np.abs(front) < 106, up < 126)
     x, y, z = (line[index] for line, index in zip((side, front, up), grid, strict=True))
 
@@ -120,15 +123,6 @@ def skull(seed: int, size: int = 128) -> np.ndarray:
     out = np.zeros((size, size, size), bool)
     out[grid] = labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
     return out
-
-
-def _begun(seed):
-    """The generator of individual `seed` and the first that it draws, the `lengths` [3]."""
-    if seed < 0:
-        raise UserError(f"seed {seed} of a phantom is negative: give a whole number from 0 up")
-    draw = np.random.default_rng(seed)
-    mean = MEANS[draw.integers(len(MEANS))]
-    return draw, mean + SPREADS * (np.linalg.cholesky(CORRELATION) @ draw.standard_normal(3))
 
 
 def _dot(p, q):

@@ -1,14 +1,9 @@
-"""Where pairs come from: SkullBreak's files, complete skulls, phantoms, each planned as cases.
-
-A plan lists a source's cases in order, each with its kinds, skull and split; a worker process makes
-a case's pairs, of `D` voxels a side.
-"""
+"""Where pairs come from: SkullBreak's files, complete skulls, phantoms, each planned as cases."""
 
 import contextlib
 import hashlib
 import itertools
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -31,17 +26,15 @@ OVERLAP = 0.1  # of an implant may be in its skull, too: borders of masks that w
 
 
 class Pair(NamedTuple):
-    """One pair: its packed bits, affine and native truth, and two counts."""
+    """One pair: its packed bits, the affine of its grid, and its implant at the source's own."""
 
     bits: UInt8[np.ndarray, " bytes"]
     affine: Affine
-    native: store.Native | None
-    ties: int  # voxels in both channels
-    redraws: int  # defects drawn before one that did not vanish at the model's grid
+    native: store.Native | None = None
 
 
 class Case(NamedTuple):
-    """One task for a worker: `make(*arguments)` returns a list of pairs, one for each kind."""
+    """One task for a worker process: `make(*arguments)` returns a pair for each kind."""
 
     make: Callable[..., list[Pair]]
     arguments: tuple
@@ -67,10 +60,8 @@ class Plan(NamedTuple):
 def _plan_skullbreak(size, config):
     root = _folder(config.root, "the folder that holds SkullBreak's train/ and test/")
     for name in filter(config.get, ("test", "validation", "folds", "kinds", "bone_hu", "label")):
-        raise UserError(
-            f"data.{name} is not for data.source=skullbreak, whose masks are cut and split "
-            "already: leave it empty"
-        )
+        what = f"data.{name} is not for data.source=skullbreak, whose masks are cut and split"
+        raise UserError(f"{what} already: leave it empty")
     plan = Plan([], [], {}, {}, [])
     for part in ("train", "test"):
         _add_part(plan, root / part, size, config)
@@ -100,7 +91,7 @@ def _add_part(plan, folder, size, config):
             paths = [folder / file for file in pairs[kind]]
             arguments = *paths, size, config
             plan.cases.append(Case(_skullbreak_pair, arguments, (kind,), len(plan.names) - 1))
-            plan.sources.update(_sums(folder.parent, paths, config))
+            plan.sources.update(_sums(folder.parent, paths))
     for side in ("complete_skull", *sides):
         lost = sorted(f"{part}/{f}" for f in expected - present if f.startswith(f"{side}/"))
         more = f", and {len(lost) - 1} more of its folder" * (len(lost) > 1)
@@ -113,9 +104,8 @@ def _skullbreak_pair(defective_path, implant_path, size, config):
     threshold, paths = config.threshold, (defective_path, implant_path)
     masks = [volumes.in_ras(volumes.read(p, max_voxels=config.max_voxels)) for p in paths]
     with _named(implant_path):
-        if masks[0].data.shape != masks[1].data.shape or not np.allclose(
-            masks[0].affine, masks[1].affine
-        ):
+        (one, other), affines = zip(*masks, strict=True)
+        if one.shape != other.shape or not np.allclose(*affines):
             raise UserError(f"its grid is not that of {defective_path}")
         grid, part = prepare(*masks[1], size, reframe=False)
         rest = grids.reduce(*masks[0], grid, size)
@@ -125,11 +115,9 @@ def _skullbreak_pair(defective_path, implant_path, size, config):
         sides = grids.split_share(rest + part, part, threshold)
     pair = np.stack(sides, axis=-1)
     if not pair[..., 1].any():
-        raise UserError(
-            f"{implant_path}: vanishes at {size}^3 and data.threshold={threshold}: lower it"
-        )
-    ties = int(np.sum(pair.all(axis=-1)))
-    return [Pair(store.pack(pair), grid, _native(*masks[1]), ties, 0)]
+        what = f"vanishes at {size}^3 and data.threshold={threshold}: lower it"
+        raise UserError(f"{implant_path}: {what}")
+    return [Pair(store.pack(pair), grid, _native(*masks[1]))]
 
 
 def _check_pair(masks, rest, part, defective_path):
@@ -158,7 +146,7 @@ def _plan_skulls(size, config):
     names = [volumes.name_of(scan) for scan in scans]
     if not names:
         raise UserError(f"{root}: holds no skull ({', '.join(volumes.SUFFIXES)})")
-    doubled = [name for name, times in Counter(names).items() if times > 1]
+    doubled = [name for name in names if names.count(name) > 1]
     if doubled:
         raise UserError(f"{root}: two files are called {doubled[0]}: rename one")
     plan = _cut_plan(_cut_file, dict(zip(names, scans, strict=True)), size, config)
@@ -168,7 +156,7 @@ def _plan_skulls(size, config):
             files += volumes.describe(scan, config.max_voxels).files
     surplus = sorted(p.name for p in root.iterdir() if p not in files)
     problems = [f"{name} is no {', '.join(volumes.SUFFIXES)} file" for name in surplus]
-    return plan._replace(sources=_sums(root, files, config), problems=problems)
+    return plan._replace(sources=_sums(root, files), problems=problems)
 
 
 def _plan_phantom(size, config):
@@ -189,7 +177,8 @@ def _cut_plan(make, skulls, size, config):
 
 
 def _cut_file(path, name, size, config):
-    skull = volumes.in_ras(read(path, config.bone_hu, config.label, config.max_voxels))
+    options = dict(bone_hu=config.bone_hu, label=config.label, max_voxels=config.max_voxels)
+    skull = volumes.in_ras(volumes.read(path, **options))
     with _named(path):
         return cut_skull(skull, name, size, config)
 
@@ -197,14 +186,6 @@ def _cut_file(path, name, size, config):
 def _cut_phantom(individual, name, size, config):
     skull = Volume(phantom.skull(*individual), phantom.affine(individual[1]))
     return cut_skull(skull, name, size, config)
-
-
-def read(path: Path, bone_hu: float, label: int, max_voxels: int) -> Volume:
-    """A skull in its file's order: of a mask, a `label`, or a CT at `bone_hu`; 0: none."""
-    skull = volumes.read(path, bone_hu=bone_hu or None, label=label or None, max_voxels=max_voxels)
-    if skull.data.all():
-        raise UserError(f"{path}: is bone everywhere: give a mask whose voxels are 0 around it")
-    return skull
 
 
 def prepare(
@@ -224,9 +205,8 @@ def prepare(
 def cut_skull(skull: Volume, name: str, size: int, config: ConfigDict) -> list[Pair]:
     """Cuts one skull in RAS order into each kind, once for each turn: natively, then reduced.
 
-    Each bone voxel of the model's grid goes to the channel with the larger share, so that
-    `defective | implant == complete` and `defective & implant == 0` hold there too. A defect that
-    vanishes at the model's grid is drawn again, larger.
+    `defective | implant == complete` and `defective & implant == 0` hold at the model's grid too. A
+    defect that vanishes there is drawn again, larger.
     """
     shares = prepare(*skull, size, reframe=config.reframe)
     turns = range(config.first_cut, config.first_cut + config.cuts)
@@ -244,7 +224,7 @@ def _cut_once(skull, shares, draw, config):
         part = grids.reduce(implant, skull.affine, model, size)
         pair = np.stack(grids.split_share(share, part, config.threshold), axis=-1)
         if pair[..., 1].any():
-            return Pair(store.pack(pair), model, _native(implant, skull.affine), 0, attempt)
+            return Pair(store.pack(pair), model, _native(implant, skull.affine))
     raise UserError(f"{kind} defects vanish at {size}^3: lower data.threshold ({config.threshold})")
 
 
@@ -258,10 +238,8 @@ def _cube(shape, affine, size):
     """The affine of `size` voxels a side over a file's own cube; UserError where it is none."""
     sides = np.linalg.norm(affine[:3, :3], axis=0) * shape
     if np.ptp(sides) > 0.01 * sides.max():
-        raise UserError(
-            f"{sides.round(1).tolist()} mm is no cube, as SkullBreak's are: "
-            "resample it, or set config.data.reframe of complete skulls"
-        )
+        cure = "resample it, or set config.data.reframe of complete skulls"
+        raise UserError(f"{sides.round(1).tolist()} mm is no cube, as SkullBreak's are: {cure}")
     scale = np.array(shape) / size
     step = np.diag([*scale, 1.0])
     step[:3, 3] = (scale - 1) / 2
@@ -284,20 +262,16 @@ def assign(names: list[str], config: ConfigDict) -> dict[str, int]:
         raise UserError(f"data.fold is {config.fold}: the folds are 0 to {config.folds - 1}")
     if not any(lists):
         order = np.random.default_rng([config.seed, 1]).permutation(sorted(names)).tolist()
-        test = round(config.test_fraction * len(names))
-        validation = round(config.validation_fraction * len(names))
-        lists = [order[test : test + validation], order[:test]]
+        test = order[: round(config.test_fraction * len(names))]
         if config.folds:
-            fold = order[config.fold :: config.folds]
-            lists = [[name for name in order if name not in fold][:validation], fold]
-    split = dict.fromkeys(names, 0)
-    split.update(dict.fromkeys(lists[0], 1))
-    split.update(dict.fromkeys(lists[1], 2))
+            test = order[config.fold :: config.folds]
+        rest = [name for name in order if name not in test]
+        lists = rest[: round(config.validation_fraction * len(names))], test
+    validation, test = lists
+    split = dict.fromkeys(names, 0) | dict.fromkeys(validation, 1) | dict.fromkeys(test, 2)
     if 0 not in split.values():
-        raise UserError(
-            f"{len(names)} skulls, and none is left to train on: "
-            "lower data.test_fraction and data.validation_fraction, or give more skulls"
-        )
+        cure = "lower data.test_fraction and data.validation_fraction, or give more skulls"
+        raise UserError(f"{len(names)} skulls, and none is left to train on: {cure}")
     return split
 
 
@@ -322,23 +296,17 @@ def _folder(root, what):
 
 
 def _seed(*parts):
-    """A seed from numbers and names: adding a skull changes no other's draws."""
-    # A file's name may hold bytes that are no text: they come back as they were.
+    """A seed from numbers and names, which may hold bytes that are no text."""
     return zlib.crc32(" ".join(map(str, parts)).encode("utf-8", "surrogateescape"))
 
 
-def _sums(root, files, config):
-    """File -> SHA-256; of one that cannot be read, which its worker says, "unreadable".
-
-    So is one of more bytes than the largest voxels take: it may be a terabyte of holes.
-    """
-    most = 9 * config.max_voxels + 2 * volumes.MAX_SKIP
-    return {file.relative_to(root).as_posix(): _sha256(file, most) for file in dict.fromkeys(files)}
-
-
-def _sha256(path, most):
-    with contextlib.suppress(OSError):
-        if path.is_file() and path.stat().st_size <= most:
-            with open(path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-    return "unreadable"
+def _sums(root, paths):
+    """File -> SHA-256; of one that cannot be read, which its worker says, "unreadable"."""
+    names = {path.relative_to(root).as_posix(): path for path in paths}
+    sums = dict.fromkeys(names, "unreadable")
+    for name, path in names.items():
+        with contextlib.suppress(OSError):
+            if path.is_file():  # no pipe
+                with open(path, "rb") as file:
+                    sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums

@@ -1,11 +1,9 @@
 """Pairs in a Zarr v3 group: one format for real and generated ones.
 
-Arrays, `N` pairs of `D` voxels a side: `pairs` bool [N, D, D, D, 2] (channel 0 the defective
-skull, 1 its defect; one chunk a pair, `shard` pairs a file), and columns of one row a pair. A shard
-is the unit of work: each of its files is written atomically, that of the column `voxels` last; a
-shard that lacks a file is made again. Stores hold no times: equal work gives equal bytes.
-
-In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian bits.
+Arrays: `pairs` bool [N, D, D, D, 2] (channel 0 the defective skull, 1 its defect; one chunk a pair,
+`shard` pairs a file), and columns of one row a pair. A shard is the unit of work: each of its files
+is written atomically, that of the column `voxels` last; a shard that lacks a file is made again.
+Equal work gives equal bytes. In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian.
 """
 
 import contextlib
@@ -83,25 +81,19 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not exists(self.path):
-            raise UserError(
-                f"{self.path.absolute()}: no store of pairs here; run the stage that makes it first"
-            )
-        self.attrs, self._pairs = _attributes(self.path), _open(self.path / "pairs", "bool")
-        shape, shards = self._pairs.shape, self._pairs.shards
-        _require(len(shape) == 5 and shards, self._pairs, "shape")
+            what = "no store of pairs here; run the stage that makes it first"
+            raise UserError(f"{self.path.absolute()}: {what}")
+        self.attrs, pairs = _attributes(self.path), _open(self.path / "pairs", "bool")
+        shape, shards = pairs.shape, pairs.shards
+        _require(len(shape) == 5 and shards, pairs, "shape")
         self.count, self.size, self.shard = *shape[:2], shards[0]
         _check_bounds(self.path, Shape(self.count, self.size, self.shard))
         pair = (self.size, self.size, self.size, 2)
-        _require(
-            (shape[1:], shards[1:], self._pairs.chunks) == (pair, pair, (1, *pair)),
-            self._pairs,
-            "shape",
-        )
-        self._columns = {
-            name: _open(self.path / name, dtype) for name, (dtype, _) in COLUMNS.items()
-        }
-        for name, (_, rest) in COLUMNS.items():
-            column = self._columns[name]
+        whole = (shape[1:], shards[1:], pairs.chunks) == (pair, pair, (1, *pair))
+        _require(whole, pairs, "shape")
+        self._arrays = {"pairs": pairs}  # in the order in which a shard's files are written
+        for name, (dtype, rest) in COLUMNS.items():
+            column = self._arrays[name] = _open(self.path / name, dtype)
             # Longer where a kill stopped its growth.
             longer = column.shape[:1] >= (self.count,) and column.shape[1:] == rest
             _require(longer and column.chunks == (self.shard, *rest), column, "shape")
@@ -118,9 +110,8 @@ class Store:
         """A column, one of `COLUMNS`; of a damaged one the error names the file to delete."""
         parts = []
         for shard in self.shards():
-            places = self._files(shard.start // self.shard)
-            with _damage(next(place for place in places if self.path / name in place.parents)):
-                parts.append(self._columns[name][shard.start : shard.stop])
+            with _damage(self._file(name, shard.start)):
+                parts.append(self._arrays[name][shard.start : shard.stop])
         return np.concatenate(parts)
 
     def every(self, split: str | None = None) -> Int64[np.ndarray, " n"]:
@@ -147,10 +138,9 @@ class Store:
         words = [line.partition("#")[0].strip() for line in lines]
         for number, word in enumerate(words, 1):
             if word and not (re.fullmatch("[0-9]{1,9}", word) and int(word) < self.count):
-                raise UserError(
-                    f"{file}: line {number} is {word[:40]!r}: write the index of one pair a line, "
-                    f"0 to {self.count - 1}, and comments after a #"
-                )
+                cure = f"write the index of one pair a line, 0 to {self.count - 1}"
+                what = f"line {number} is {word[:40]!r}: {cure}, and comments after a #"
+                raise UserError(f"{file}: {what}")
         return np.unique(np.array([word for word in words if word], np.int64))
 
     def names(self, skulls: Shaped[np.ndarray, " n"]) -> list[str]:
@@ -160,18 +150,15 @@ class Store:
 
     def load(self, rows: Rows) -> Packed:
         """The packed pairs of some rows; of a damaged one the error names the file to delete."""
-        counts = {}  # of a shard
+        counts = {}  # of the shard that begins at a row
         out = np.empty((len(rows), 2 * self.size**3 // 8), np.uint8)
-        for place, row in enumerate(np.asarray(rows).tolist()):
-            shard, offset = divmod(row, self.shard)
-            file = self._files(shard)[-1]
+        for bits, row in zip(out, np.asarray(rows).tolist(), strict=True):
+            start, file = row - row % self.shard, self._file("pairs", row)
             with _damage(file, f"pair {row}"):
-                out[place] = pack(self._pairs[row])
-                if shard not in counts:
-                    counts[shard] = self._columns["voxels"][
-                        row - offset : row - offset + self.shard
-                    ]
-            if not np.array_equal(voxels(out[place]), counts[shard][offset]):
+                bits[:] = pack(self._arrays["pairs"][row])
+                if start not in counts:
+                    counts[start] = self._arrays["voxels"][start : start + self.shard]
+            if not np.array_equal(voxels(bits), counts[start][row - start]):
                 raise UserError(f"{file}: pair {row} is not what was written: {_REMAKE}")
         return out
 
@@ -184,23 +171,24 @@ class Store:
 
     def missing(self, share: tuple[int, int] = (0, 1)) -> list[range]:
         """The shards that are not written yet, in order, of all or of a share."""
-        every = [(shard, self._files(shard.start // self.shard)) for shard in self.shards(share)]
-        return [shard for shard, names in every if not all(file.exists() for file in names)]
+
+        def whole(shard):
+            return all(self._file(name, shard.start).exists() for name in self._arrays)
+
+        return [shard for shard in self.shards(share) if not whole(shard)]
 
     def require_whole(self, stage: str = "") -> None:
         """UserError where pairs are still to be made, by `stage`."""
         count, stage = sum(map(len, self.missing())), f"`{stage}`" if stage else "that makes it"
         if count:
-            raise UserError(
-                f"{self.path}: {count} pairs are not made yet: run the stage {stage} first"
-            )
+            what = f"{count} pairs are not made yet"
+            raise UserError(f"{self.path}: {what}: run the stage {stage} first")
 
-    def _files(self, shard):
-        """The files of a shard, the one that is written last first."""
-        places = {name: shape for name, (_, shape) in reversed(COLUMNS.items())}
-        places["pairs"] = (1,) * 4
-        zeros = [(name, "c", str(shard), *"0" * len(shape)) for name, shape in places.items()]
-        return [self.path.joinpath(*parts) for parts in zeros]
+    def _file(self, name, row):
+        """The file of an array that holds a row."""
+        array = self._arrays[name]
+        chunk = (row // self.shard, *[0] * (array.ndim - 1))
+        return self.path / name / array.metadata.encode_chunk_key(chunk)
 
     def write(
         self,
@@ -212,8 +200,8 @@ class Store:
         """Writes one shard, from its first row on; columns [n, ...] that are left out are -1."""
         natives, stop = natives or [], start + len(bits)
         group = zarr.open_group(self.path, mode="r+")
-        for file in self._files(start // self.shard):
-            file.unlink(missing_ok=True)  # Zarr would read a last shard that is not full
+        for name in reversed(self._arrays):  # Zarr would read a last shard that is not full
+            self._file(name, start).unlink(missing_ok=True)
         needed = bits.nbytes + sum(native.bits.nbytes for native in natives if native)
         every = zarr.config.set({"array.write_empty_chunks": True})  # or a lost file is not seen
         with every, files.room(self.path / "pairs", needed):
@@ -230,8 +218,7 @@ class Store:
         """Whether a pair has an implant at its source's grid; UserError where it was lost."""
         file = self.path / "native" / f"{row:06d}" / "zarr.json"
         if self.attrs.get("native") and not file.exists():
-            shard = self._files(row // self.shard)[-1]
-            raise UserError(f"{file}: missing: {shard}: {_REMAKE}")
+            raise UserError(f"{file}: missing: {self._file('pairs', row)}: {_REMAKE}")
         return file.exists()
 
     def native(self, row: int) -> tuple[Bool[np.ndarray, "X Y Z"], Float[np.ndarray, "4 4"]]:
@@ -249,7 +236,7 @@ class Store:
         _require(sound and (origin + shape <= grid).all() and shape.all(), array, "grid")
         size = int(shape.prod())
         _require(array.shape == array.chunks == (-(-size // 8),), array, "shape")
-        with _damage(self._files(row // self.shard)[-1], f"the native truth of pair {row}"):
+        with _damage(self._file("pairs", row), f"the native truth of pair {row}"):
             bits = array[:]
         mask = np.zeros(grid, bool)
         crop = np.unpackbits(bits, count=size).reshape(shape)
@@ -265,7 +252,7 @@ class Store:
     def left_out(self) -> list[str]:
         """Why cases have no pairs, a line each, in order."""
         places = sorted((self.path / "left_out").glob("*.txt"))
-        return [plain(place.read_text(errors="replace").strip()) for place in places]
+        return [plain(place.read_text("utf-8", "replace").strip()) for place in places]
 
 
 def exists(path: str | Path) -> bool:
@@ -296,7 +283,11 @@ def create(
     provenance.require_same(path, store.recipe, recipe)
     if shape.count <= store.count:
         return store
-    _grow(store, shape.count)
+    group = zarr.open_group(path, mode="r+")
+    if store.count % store.shard:
+        store._file("voxels", store.count).unlink(missing_ok=True)
+    for name in (*COLUMNS, "pairs"):  # pairs last: their length is the count
+        group[name].resize((shape.count, *group[name].shape[1:]))
     return Store(path)
 
 
@@ -304,29 +295,26 @@ def _build(path, shape, attributes, recipe):
     """Builds a store aside and moves it: where a `zarr.json` is, all arrays are."""
     partial = files.partial_of(path)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    group = zarr.open_group(
-        partial, mode="w", zarr_format=3, attributes={"format": FORMAT, **attributes}
-    )
+    attributes = {"format": FORMAT, **attributes}
+    group = zarr.open_group(partial, mode="w", zarr_format=3, attributes=attributes)
     provenance.write(partial, recipe)
-    count, size, shard = shape
+    pair = (shape.size, shape.size, shape.size, 2)
+    # One block a pair of up to 128^3: smaller than level 5 in zarr's own blocks, and faster.
+    blosc = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", blocksize=2**22)
     group.create_array(
         "pairs",
-        shape=(count, size, size, size, 2),
+        shape=(shape.count, *pair),
         dtype="bool",
-        chunks=(1, size, size, size, 2),
-        shards=(shard, size, size, size, 2),
-        # One block a pair of up to 128^3: smaller than level 5 in zarr's own blocks, and faster.
-        compressors=[
-            BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", blocksize=2**22),
-            Crc32cCodec(),
-        ],
+        chunks=(1, *pair),
+        shards=(shape.shard, *pair),
+        compressors=[blosc, Crc32cCodec()],
     )
     for name, (dtype, rest) in COLUMNS.items():
         group.create_array(
             name,
-            shape=(count, *rest),
+            shape=(shape.count, *rest),
             dtype=dtype,
-            chunks=(shard, *rest),
+            chunks=(shape.shard, *rest),
             compressors=[ZstdCodec(), Crc32cCodec()],
             fill_value=-1,
         )
@@ -343,14 +331,6 @@ def discard(path: Path) -> None:
     partial = files.partial_of(Path(path))
     Path(path).rename(partial)
     shutil.rmtree(partial)
-
-
-def _grow(store, count):
-    group = zarr.open_group(store.path, mode="r+")
-    if store.count % store.shard:
-        store._files(store.count // store.shard)[0].unlink(missing_ok=True)
-    for name in (*COLUMNS, "pairs"):  # pairs last: their length is the count
-        group[name].resize((count, *group[name].shape[1:]))
 
 
 def _write_native(place, native):
@@ -375,8 +355,8 @@ def _check_bounds(path, shape):
         if not 0 < value <= most:
             raise UserError(f"{path}: {value} {what}: it must be 1 to {most}")
     if -(-shape.count // shape.shard) > MAX_FILES:
-        count = f"{shape.count} pairs, {shape.shard} a file"
-        raise UserError(f"{path}: {count}: more than {MAX_FILES} files")
+        what = f"{shape.count} pairs, {shape.shard} a file"
+        raise UserError(f"{path}: {what}: more than {MAX_FILES} files")
 
 
 def _attributes(path):
@@ -385,11 +365,11 @@ def _attributes(path):
     if not isinstance(attrs, dict) or attrs.get("format") != FORMAT:
         raise UserError(f"{path}: not a store of pairs in the format {FORMAT}; make it again")
     _require(about.get("zarr_format") == 3 and about.get("node_type") == "group", path, "node_type")
-    kinds = {"kinds": list, "names": list, "notes": list, "licence": str}
-    for name, kind in {**kinds, "trained_on": dict, "versions": dict}.items():
+    for name, kind in {"licence": str, "trained_on": dict, "versions": dict}.items():
         _require(isinstance(attrs.get(name, kind()), kind), path, name)
     for name in ("kinds", "names", "notes"):
-        _require(all(isinstance(item, str) for item in attrs.get(name, [])), path, name)
+        texts = attrs.get(name, [])
+        _require(isinstance(texts, list) and all(isinstance(t, str) for t in texts), path, name)
     mm = attrs.get("voxel_mm", 1)
     _require(isinstance(mm, int | float) and 1e-3 < mm < 1e3, path, "voxel_mm")
     return attrs

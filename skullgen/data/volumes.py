@@ -30,7 +30,7 @@ MIN_VOXEL_MM, MAX_VOXEL_MM = 0.05, 10.0
 MAX_UNEVEN_MM = 0.05  # between the steps from slice to slice of a DICOM series
 MAX_LABELS = 64  # more distinct values than this are a scan, not labels
 _NIFTI_UNITS = {1: 1e3, 2: 1.0, 3: 1e-3}  # xyzt_units & 7; 0 (unknown) is taken as mm
-_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior")
+_SPACES = "ras las lps right-anterior-superior left-anterior-superior left-posterior-superior"
 
 
 class Volume(NamedTuple):
@@ -51,27 +51,18 @@ class Source(NamedTuple):
 
 
 def read(
-    path: str | Path,
-    *,
-    bone_hu: float | None = None,
-    label: int | None = None,
-    max_voxels: int = MAX_VOXELS,
+    path: str | Path, *, bone_hu: float = 0, label: int = 0, max_voxels: int = MAX_VOXELS
 ) -> Volume:
-    """Read a bone mask, a `label` of a segmentation, or a CT cut at `bone_hu`, in the file's order.
+    """A bone mask, a `label` of a segmentation, or a CT cut at `bone_hu`, in the file's order.
 
     A mask has one value that is not 0, or soft ones of at most 1: all of them are bone. A NRRD
     without `space` is taken as RAS; a NIfTI without known units as mm.
     """
     path = Path(path)
-    _require(
-        bone_hu is None or label is None, path, "bone_hu is for a CT, label for a segmentation"
-    )
+    _require(path, (not (bone_hu and label), "bone_hu is for a CT, label for a segmentation"))
     source = describe(path, max_voxels)
     with _decoding(path):
         values = source.load()
-    compare, level = (np.not_equal, 0) if label is None else (np.equal, label)
-    if bone_hu is not None:
-        compare, level = np.greater_equal, bone_hu
     mask = np.empty(source.shape[::-1], bool).T
     low, high, labels = math.inf, -math.inf, set()
     for plane, bone in zip(values.T, mask.T, strict=True):
@@ -81,27 +72,24 @@ def read(
         low, high = np.minimum(low, plane.min()), np.maximum(high, plane.max())
         if len(labels) <= MAX_LABELS:
             labels.update(np.unique(plane[plane != 0])[: MAX_LABELS + 1].tolist())
-        compare(plane, level, out=bone)
-    finite = bool(np.isfinite([low, high]).all())
-    scan = low < 0 or (len(labels) > MAX_LABELS and label is None)
-    several = len(labels) > 1 and high > 1 and bone_hu is None
-    whole = label is None or all(float(value).is_integer() for value in labels)
+        bone[:] = plane >= bone_hu if bone_hu else plane == label if label else plane != 0
+    scan = low < 0 or (len(labels) > MAX_LABELS and not label)
+    one = len(labels) < 2 or high <= 1
+    whole = all(float(value).is_integer() for value in labels)
     span, some = f"values {low:g} to {high:g}", ", ".join(f"{v:g}" for v in sorted(labels)[:8])
     choose = f"{some}: set label (data.label, predict.label) to the one that is bone"
     hu = "set bone_hu, 150 to 300 Hounsfield units, of labels set label, else threshold it"
-    for holds, what in (
-        (finite, "has NaN or infinite voxels: set them to 0 (in a CT, to air)"),
-        (
-            not scan or bone_hu is not None,
-            f"is a scan, not a mask ({span}, negative or many): {hu}",
-        ),
-        (scan or bone_hu is None, f"is a mask ({span}), not a CT: leave bone_hu out"),
-        (whole, "holds values between its labels: resample it by the nearest"),
-        (mask.any() or label is None, f"has no voxel of label {label}, only {choose}"),
-        (not several or label is not None, f"is no mask of one label, it holds {choose}"),
+    _require(
+        path,
+        (np.isfinite([low, high]).all(), "has NaN or infinite voxels: set them to 0 (a CT: air)"),
+        (bone_hu or not scan, f"is a scan, not a mask ({span}, negative or many): {hu}"),
+        (scan or not bone_hu, f"is a mask ({span}), not a CT: leave bone_hu out"),
+        (whole or not label, "holds values between its labels: resample it by the nearest"),
+        (mask.any() or not label, f"has no voxel of label {label}, only {choose}"),
+        (one or label or bone_hu, f"is no mask of one label, it holds {choose}"),
         (mask.any(), f"holds no bone ({span}): check the file and, for a CT, bone_hu"),
-    ):
-        _require(holds, path, what)
+        (not mask.all(), "is bone everywhere: give a mask whose voxels are 0 around it"),
+    )
     return Volume(mask, source.affine)
 
 
@@ -136,10 +124,10 @@ def write(path: str | Path, mask: Mask | UInt8[np.ndarray, "X Y Z"], affine: Aff
     """Write uint8 voxels as one of `WRITTEN`, atomically; equal arguments, equal bytes."""
     path = Path(path)
     suffix = _suffix(path)
-    _require(suffix in WRITTEN, path, f"is only read: write one of {', '.join(WRITTEN)}")
+    _require(path, (suffix in WRITTEN, f"is only read: write one of {', '.join(WRITTEN)}"))
     _check_affine(path, affine)
-    content = _nrrd_bytes if suffix == ".nrrd" else _nifti_bytes
-    content = content(mask.astype(np.uint8, copy=False), affine)
+    encode = _nrrd_bytes if suffix == ".nrrd" else _nifti_bytes
+    content = encode(mask.astype(np.uint8, copy=False), affine)
     content = gzip.compress(content, 3, mtime=0) if suffix == ".nii.gz" else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,55 +162,60 @@ def describe(path: str | Path, max_voxels: int = MAX_VOXELS) -> Source:
     path = Path(path)
     try:
         # A link to nothing, as of datalad's files that were not fetched, is no file either.
-        there = path.is_dir() or path.is_file()
-        _require(there, path, "there is no such file, or no plain one: check the path")
-        readable = path.is_dir() or _suffix(path)
-        _require(readable, path, f"unknown kind of file: give one of {', '.join(SUFFIXES)}")
-        header = _dicom if path.is_dir() else _nifti if ".nii" in _suffix(path) else _itk
+        series, plain = path.is_dir(), path.is_file()
+        _require(
+            path,
+            (series or plain, "there is no such file, or no plain one: check the path"),
+            (series or _suffix(path), f"unknown kind of file: give one of {', '.join(SUFFIXES)}"),
+        )
+        header = _dicom if series else _nifti if ".nii" in _suffix(path) else _itk
         source = header(path)
     except OSError as error:
         what = f"cannot be opened ({error.strerror}): check the path and its permissions"
         raise UserError(f"{path}: {what}") from error
     fits = min(source.shape) >= 1 and math.prod(source.shape) <= max_voxels
     what = f"sizes {source.shape}: not 1 to {max_voxels} voxels (data.max_voxels)"
-    _require(fits, path, f"{what}: crop it, mend the header or raise that field")
+    _require(path, (fits, f"{what}: crop it, mend the header or raise that field"))
     _check_affine(path, source.affine)
     return source
 
 
 def _check_affine(path, affine):
+    finite = np.isfinite(affine).all()
+    _require(path, (finite, "its affine is not finite: write voxel size and origin in mm"))
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    finite = "its affine is not finite: write voxel size and origin in mm"
-    _require(np.isfinite(affine).all(), path, finite)
-    sound = MIN_VOXEL_MM <= spacing.min() and spacing.max() <= MAX_VOXEL_MM
+    size = " x ".join(f"{mm:.4g}" for mm in spacing)
     bounds = f"not {MIN_VOXEL_MM} to {MAX_VOXEL_MM}; are they metres or microns? Write mm"
-    _require(sound, path, f"voxels of {' x '.join(f'{mm:.4g}' for mm in spacing)} mm, {bounds}")
+    sound = MIN_VOXEL_MM <= spacing.min() and spacing.max() <= MAX_VOXEL_MM
+    _require(path, (sound, f"voxels of {size} mm, {bounds}"))
     axes = affine[:3, :3] / spacing
     square = np.abs(axes.T @ axes - np.eye(3)).max() <= 1e-3
-    _require(square, path, "its axes are sheared or singular: resample to a plain grid")
+    _require(path, (square, "its axes are sheared or singular: resample to a plain grid"))
 
 
 def _nifti(path):
-    import nibabel
+    from nibabel import Nifti1Header, Nifti2Header
     from nibabel.spatialimages import HeaderDataError
     from nibabel.wrapstruct import WrapStructError
 
-    with _decoding(path), _unzipped(path) as file:
-        block = file.read(540)
-    second = 540 in (int.from_bytes(block[:4], end) for end in ("little", "big"))
-    kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
     with _decoding(path, HeaderDataError, WrapStructError):
+        with _unzipped(path) as file:
+            block = file.read(Nifti2Header.sizeof_hdr)
+        kind = Nifti2Header if Nifti2Header.may_contain_header(block) else Nifti1Header
         header = kind(block[: kind.sizeof_hdr], check=False)
         shape, dtype = list(map(int, header.get_data_shape())), header.get_data_dtype()
         slope, inter = header.get_slope_inter()
         affine, offset = np.array(header.get_best_affine(), float), float(header["vox_offset"])
-    sound = header["sizeof_hdr"] == kind.sizeof_hdr and header["magic"].item()[:2] == b"n+"
-    what = "sizeof_hdr, magic or vox_offset: not those of a single NIfTI file"
-    _require(sound and 0 <= offset <= MAX_SKIP, path, f"{what}: export it as one .nii.gz")
-    _require(dtype.kind in "iuf", path, f"datatype {dtype} holds no mask: save it as uint8")
+    single = header["sizeof_hdr"] == kind.sizeof_hdr and header["magic"].item()[:2] == b"n+"
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
-    _require(len(shape) == 3, path, f"dim {shape} is not one 3-D volume: save a single mask")
+    what = "sizeof_hdr, magic or vox_offset: not those of a single NIfTI file"
+    _require(
+        path,
+        (single and 0 <= offset <= MAX_SKIP, f"{what}: export it as one .nii.gz"),
+        (dtype.kind in "iuf", f"datatype {dtype} holds no mask: save it as uint8"),
+        (len(shape) == 3, f"dim {shape} is not one 3-D volume: save a single mask"),
+    )
     affine[:3] *= _NIFTI_UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
     # Some writers leave vox_offset at 0; voxels never begin inside the header and its four bytes.
     offset = max(int(offset), kind.sizeof_hdr + 4)
@@ -238,7 +231,7 @@ def _nifti_values(path, shape, dtype, offset):
         values = array_from_file(shape, dtype, file, offset, mmap=False)
         more = "holds more bytes than the header's sizes and type account for"
         # Reading on also makes gzip verify the checksum at its end.
-        _require(not file.read(1), path, f"{more}: mend the header or export it again")
+        _require(path, (not file.read(1), f"{more}: mend the header or export it again"))
     return values
 
 
@@ -252,8 +245,11 @@ def _itk(path):
     reader = _reader("NrrdImageIO" if nrrd else "MetaImageIO", path)
     shape = reader.GetSize()
     single = len(shape) == 3 and reader.GetNumberOfComponents() == 1
-    _require(single, path, f"sizes {shape} are not those of one 3-D volume: save a single mask")
-    _require(min(reader.GetSpacing()) > 0, path, "spacings: not positive: write them in mm")
+    _require(
+        path,
+        (single, f"sizes {shape} are not those of one 3-D volume: save a single mask"),
+        (min(reader.GetSpacing()) > 0, "spacings: not positive: write them in mm"),
+    )
     affine = _affine(reader, 1 if nrrd and "space" not in fields else -1)
     parts = (path,) if fields["data"] == "LOCAL" else (path, path.parent / fields["data"])
     return Source(shape, affine, parts, functools.partial(_itk_values, reader))
@@ -279,21 +275,18 @@ def _fields(path, nrrd):
     sound = sized and not long and fields.get("ndims", "3") == "3"
     units = fields.get("spaceunits", fields.get("units", ""))
     space = fields.get("space", "ras").lower()
-    initials = ["".join(word[0] for word in name.split("-")) for name in _SPACES]
     file = path.parent / data
     beside = file.is_file() and file.resolve().is_relative_to(path.parent.resolve())
     lost = "missing, outside of the header's folder or several files: put one file next to it"
     what = "no header of one 3-D volume with its voxel size can be read"
-    for holds, words in (
+    millimetres = re.fullmatch(r'( *"(mm|millimeters?|)")*', units.lower())
+    _require(
+        path,
         (sound, f"{what}: write the voxel size in mm, or export it again"),
-        (
-            re.fullmatch(r'( *"(mm|millimeters?|)")*', units.lower()),
-            f"units {units} are read in mm only",
-        ),
-        (space in (*_SPACES, *initials), f"space '{space}' is not known: write LPS, RAS or LAS"),
+        (millimetres, f"units {units} are read in mm only"),
+        (space in _SPACES.split(), f"space '{space}' is not known: write LPS, RAS or LAS"),
         (beside or data == local == "LOCAL", f"data file '{data}': {lost}"),
-    ):
-        _require(holds, path, words)
+    )
     return {**fields, "data": data}
 
 
@@ -302,15 +295,14 @@ def _dicom(path):
 
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
     what = f"holds {len(series)} DICOM series ({', '.join(series)}): give a folder of one"
-    _require(len(series) == 1, path, what)
+    _require(path, (len(series) == 1, what))
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0])
     slices = [_reader("GDCMImageIO", Path(name)) for name in names]
     steps = np.diff([part.GetOrigin() for part in slices], axis=0)
     even = len(steps) > 0 and np.ptp(steps, axis=0).max() < MAX_UNEVEN_MM
     even = even and len({part.GetSize() for part in slices}) == 1
-    _require(
-        even, path, "its slices are not of one size, or one is missing: export one whole series"
-    )
+    what = "its slices are not of one size, or one is missing: export one whole series"
+    _require(path, (even, what))
     affine = _affine(slices[0], -1)
     affine[:3, 2] = steps.mean(axis=0) * (-1, -1, 1)
     shape = (*slices[0].GetSize()[:2], len(slices))
@@ -359,12 +351,16 @@ def _decoding(path, *errors):
     except (OSError, *bad, *errors) as error:
         if getattr(error, "errno", None):
             raise OSError(error.errno, error.strerror, str(path)) from None
-        cut = "corrupt or cut short; copy or export it again"
         why = str(error).strip().rpartition("\n")[2]  # of SimpleITK's many lines the last tells
-        _require(False, path, f"its bytes cannot be read ({why}): it is {cut}")
+        cut = "it is corrupt or cut short; copy or export it again"
+        _require(path, (False, f"its bytes cannot be read ({why}): {cut}"))
 
 
-def _require(holds, path, what):
-    """Raise the UserError that says in one line `what` is wrong with a file, unless it `holds`."""
-    if not holds:
-        raise UserError(f"{path}: {' '.join(what.split())[:600]}")
+def _require(path, *checks):
+    """UserError that says in one line what is wrong with a file: of the first that does not hold.
+
+    checks: whether it holds, and what is wrong where it does not.
+    """
+    for holds, what in checks:
+        if not holds:
+            raise UserError(f"{path}: {' '.join(what.split())[:600]}")

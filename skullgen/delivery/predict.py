@@ -110,7 +110,8 @@ def predict(
     designer: Designer, path: str | Path, settings: ConfigDict, max_voxels: int = volumes.MAX_VOXELS
 ) -> Implant:
     """Designs the implant of the skull in a file, by `settings`, an experiment's `predict`."""
-    skull = sources.read(Path(path), settings.bone_hu, settings.label, max_voxels)
+    options = dict(bone_hu=settings.bone_hu, label=settings.label, max_voxels=max_voxels)
+    skull = volumes.read(path, **options)
     try:
         return design(designer, skull.data, skull.affine, settings)
     except UserError as error:

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import hypothesis
@@ -13,21 +10,20 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import store
-from tests.data.test_store import ATTRIBUTES, SIZE, pairs_of, truth_of
-
-ROOT = Path(__file__).parents[2]
+from tests.data.test_store import create, pairs_of, truth_of
 
 
 @pytest.fixture
 def path(tmp_path):
     """A small whole store with native truths."""
-    made = store.create(tmp_path / "a.zarr", store.Shape(6, SIZE, 4), ATTRIBUTES, {"seed": 1})
-    for shard in made.missing():
+    opened = create(tmp_path / "a.zarr", 6)
+    for shard in opened.missing():
         bits = store.pack(pairs_of(len(shard)))
-        made.write(shard.start, bits, {}, [truth_of()[1]] * len(shard))
-    return made.path
+        opened.write(shard.start, bits, {}, [truth_of()[1]] * len(shard))
+    return opened.path
 
 
 def read(path):
@@ -43,13 +39,13 @@ def read(path):
 
 def change(path, place, value):
     """Sets the value at a dotted place in a `zarr.json`."""
-    about = json.loads(path.read_text())
+    about = files.read_json(path)
     *keys, last = [int(key) if key.isdigit() else key for key in place.split(".")]
     inner = about
     for key in keys:
         inner = inner[key]
     inner[last] = value
-    path.write_text(json.dumps(about))
+    path.write_text(json.dumps(about), "utf-8")
 
 
 INNER, CHUNKS = "codecs.0.configuration", "chunk_grid.configuration.chunk_shape"
@@ -58,7 +54,6 @@ CHANGED = [  # folder of the zarr.json, place in it, value, words of the error
     ("", "attributes.format", "skullgen-pairs-1", "not a store of pairs in the format"),
     ("", "attributes", [1], "not a store of pairs in the format"),
     ("", "attributes.voxel_mm", -1, "voxel_mm"),
-    ("", "attributes.voxel_mm", float("nan"), "voxel_mm"),
     ("", "attributes.names", ["a", 1], "names"),
     ("", "attributes.versions", [], "versions"),
     ("", "node_type", "array", "node_type"),
@@ -73,43 +68,28 @@ CHANGED = [  # folder of the zarr.json, place in it, value, words of the error
     ("pairs", f"{INNER}.codecs.1", PICKLE, "codecs"),
     ("pairs", f"{INNER}.index_codecs.0", PICKLE, "codecs"),
     ("pairs", f"{INNER}.codecs.0.configuration", 5, "pairs/zarr.json: it is damaged"),
-    ("pairs", f"{INNER}.codecs.1.configuration.cname", "none", "pairs/zarr.json: it is damaged"),
     ("pairs", "data_type", "uint8", "data_type"),
     ("voxels", "shape.0", 5, "shape"),
     ("kind", "shape", [], "shape"),
     ("kind", f"{CHUNKS}.0", 2**40, "kind/zarr.json: its shape is not as skullgen writes it"),
-    ("kind", "chunk_grid", {"name": "regular"}, "is damaged"),
     ("split", "codecs", [], "split/zarr.json: it is damaged .*Codec is required"),
     ("split", "codecs.1", {"name": "os.system"}, "split/zarr.json: it is damaged .*Unknown codec"),
-    (
-        "split",
-        "storage_transformers",
-        [{"name": "x"}],
-        "split/zarr.json: it is damaged",
-    ),
     ("affine", "zarr_format", 2, "affine/zarr.json: it is damaged"),
     ("native/000000", "attributes.grid", [10**4] * 3, "grid"),
-    ("native/000000", "attributes.grid", [10**4] * 2, "is damaged"),
     ("native/000000", "attributes.origin", [-1, 2, 3], "grid"),
     ("native/000000", "attributes.origin", [4, 2, 3], "grid"),
     ("native/000000", "attributes.shape", [2, 3, 9], "grid"),
-    ("native/000000", "attributes.origin", [1.5, 2, 3], "grid"),
     ("native/000000", "attributes.shape", [4, 3, 1], "shape"),
     ("native/000000", "attributes.shape", [2, 3, 2**70], "grid"),
-    ("pairs", f"{INNER}.codecs.1", {"name": "gzip", "configuration": {"level": 5}}, "codecs"),
-    ("kind", "data_type", {"name": "pickle"}, "data_type"),
-    ("native/000000", "attributes.shape", "box", "is damaged"),
     ("native/000000", "attributes.affine", [1], "is damaged"),
-    ("native/000000", "attributes", {}, "is damaged"),
-    ("native/000000", f"{CHUNKS}.0", 2**40, "shape"),
     ("native/000000", "codecs.1", PICKLE, "codecs"),
 ]
 
 
 def refused(path, words):
-    with pytest.raises(UserError, match=words) as told:
+    with pytest.raises(UserError, match=words) as error:
         read(path)
-    line = str(told.value)
+    line = str(error.value)
     assert line.startswith(str(path)) and line.isprintable() and len(line) < 600
     assert not Path("executed").exists()
 
@@ -133,7 +113,7 @@ def test_zarrs_older_format_whose_filters_unpickle_is_not_read(path):
     old |= {"order": "C", "compressor": None, "filters": [{"id": "pickle", "protocol": 4}]}
     shutil.rmtree(path / "split")
     (path / "split").mkdir()
-    (path / "split/.zarray").write_text(json.dumps(old))
+    (path / "split/.zarray").write_text(json.dumps(old), "utf-8")
     (path / "split/0").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
     refused(path, "split/zarr.json: it is damaged .*No array found")
 
@@ -152,15 +132,12 @@ JSON = st.recursive(
 
 @pytest.fixture(scope="module")
 def arrays(tmp_path_factory):
-    path = tmp_path_factory.mktemp("store") / "a.zarr"
-    store.create(path, store.Shape(6, SIZE, 4), ATTRIBUTES, {})
+    path = create(tmp_path_factory.mktemp("store") / "a.zarr", 6).path
     folders = ("", "pairs", "voxels", "affine")
-    return path, {
-        folder: json.loads((path / folder / "zarr.json").read_text()) for folder in folders
-    }
+    return path, {folder: files.read_json(path / folder / "zarr.json") for folder in folders}
 
 
-@hypothesis.settings(max_examples=150)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(data=st.data(), folder=st.sampled_from(["", "pairs", "voxels", "affine"]))
 def test_any_value_in_any_place_is_read_or_refused(data, folder, arrays):
     path, whole = arrays
@@ -173,7 +150,7 @@ def test_any_value_in_any_place_is_read_or_refused(data, folder, arrays):
             break
         inner = inner[key]
     inner[key] = data.draw(JSON)
-    (path / folder / "zarr.json").write_text(json.dumps(about))
+    (path / folder / "zarr.json").write_text(json.dumps(about), "utf-8")
     try:
         opened = store.Store(path)
         for name in store.COLUMNS:
@@ -181,27 +158,4 @@ def test_any_value_in_any_place_is_read_or_refused(data, folder, arrays):
     except UserError as error:
         assert str(error).startswith(str(path))
     finally:
-        (path / folder / "zarr.json").write_text(json.dumps(whole[folder]))
-
-
-WATCH = """
-import pickle, sys
-
-def watch(event, arguments):
-    if event == "pickle.find_class":
-        raise SystemExit(f"unpickled: {arguments}")
-
-sys.addaudithook(watch)
-from tests.data.test_foreign_store import Path, read
-if sys.argv[2] == "pickle":
-    pickle.loads(pickle.dumps(Path("a")))
-read(sys.argv[1])
-"""
-
-
-@pytest.mark.parametrize("what", ["read", "pickle"])
-def test_nothing_is_unpickled(what, path):
-    command = [sys.executable, "-c", WATCH, path, what]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert ("unpickled" in done.stderr) == (what == "pickle") == done.returncode, done.stderr
+        (path / folder / "zarr.json").write_text(json.dumps(whole[folder]), "utf-8")

@@ -1,7 +1,5 @@
 """Framing, exact reduction and enlarging: known answers, equivalences, real skulls."""
 
-import pathlib
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,9 +8,7 @@ from scipy import ndimage
 
 from skullgen.core.errors import UserError
 from skullgen.data import grids, phantom, volumes
-
-SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
-real = pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")
+from tests.conftest import SHARED
 
 
 def _grid(voxel, corner):
@@ -54,15 +50,6 @@ def test_reduce_equals_brute_force(step, corner, goal, order, seed):
     np.testing.assert_allclose(got, _brute(mask, affine, target, 4), atol=2e-3 * max(step) / goal)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.tuples(*[st.floats(0.3, 1.5)] * 3), st.integers(5, 40), st.integers(0, 99))
-def test_reduce_keeps_the_volume(step, size, seed):
-    mask = np.random.default_rng(seed).random((7, 6, 5)) < 0.5
-    share = grids.reduce(mask, _grid(step, (-5, -4, -3)), _grid(40 / size, (-20,) * 3), size)
-    expected = mask.sum() * np.prod(step)
-    assert share.sum(dtype=float) * (40 / size) ** 3 == pytest.approx(expected, rel=1e-3)
-
-
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 7])
 @pytest.mark.parametrize("noise", [0.0, 1e-7])
 def test_reduce_equals_block_means_bit_for_bit(factor, noise):
@@ -76,17 +63,13 @@ def test_reduce_equals_block_means_bit_for_bit(factor, noise):
     np.testing.assert_array_equal(got, counts.astype(np.float32) / np.float32(factor**3))
 
 
-def test_reduce_to_a_finer_grid_repeats_voxels():
-    mask = np.random.default_rng(0).random((4, 4, 4)) < 0.5
-    got = grids.reduce(mask, _grid(3.0, (0, 0, 0)), _grid(1.0, (0, 0, 0)), 12)
-    np.testing.assert_array_equal(got, mask.repeat(3, 0).repeat(3, 1).repeat(3, 2))
-
-
-def test_reduce_of_nothing_and_of_what_lies_outside_is_empty():
+def test_of_nothing_and_of_what_lies_outside_is_empty():
     empty = np.zeros((4, 4, 4), bool)
     target = _grid(1.0, (100, 100, 100))
     assert not grids.reduce(empty, np.eye(4), target, 4).any()
     assert not grids.reduce(~empty, np.eye(4), target, 4).any()
+    assert not grids.enlarge(~empty, target, np.eye(4), (5, 5, 5)).any()
+    assert grids.overlap((empty, ~empty), (0.5, 0.5), 12).tolist() == [0, 12**3, 0]
 
 
 def test_grids_that_are_not_parallel_are_refused():
@@ -120,7 +103,7 @@ def test_the_nearest_repeat_voxels(factor):
 
 
 @pytest.mark.parametrize("nearest", [False, True])
-@pytest.mark.parametrize(("size", "count"), [(20, 20), (20, 60), (20, 80), (20, 53), (40, 20)])
+@pytest.mark.parametrize(("size", "count"), [(20, 20), (20, 60), (20, 53), (40, 20)])
 def test_overlap_counts_the_voxels_of_two_enlarged_shares(size, count, nearest):
     draw = np.random.default_rng(count)
     # Of one, of the other and of both: solid bone, soft edges, specks; at the grid's edges, too.
@@ -131,19 +114,10 @@ def test_overlap_counts_the_voxels_of_two_enlarged_shares(size, count, nearest):
     mask = np.zeros((size,) * 3, bool)
     mask[5:14, 3:, 1:10] = draw.random((9, size - 3, 9)) < 0.95
     places = _grid(1.0, (0, 0, 0)), _grid(size / count, (0, 0, 0)), (count,) * 3
-    found = [
-        grids.enlarge(part, *places, threshold=threshold, nearest=nearest)
-        for part, threshold in ((share, 0.3), (mask, 0.5))
-    ]
+    one = grids.enlarge(share, *places, threshold=0.3, nearest=nearest)
+    other = grids.enlarge(mask, *places, nearest=nearest)
     got = grids.overlap((share, mask), (0.3, 0.5), count, nearest=nearest)
-    assert got.tolist() == [np.count_nonzero(k) for k in (*found, found[0] & found[1])]
-    assert got.min() > 0
-
-
-def test_overlap_of_nothing_is_empty():
-    empty = np.zeros((5, 5, 5), bool)
-    assert not grids.overlap((empty, empty), (0.5, 0.5), 12).any()
-    assert grids.overlap((empty, ~empty), (0.5, 0.5), 12).tolist() == [0, 12**3, 0]
+    assert got.tolist() == [one.sum(), other.sum(), (one & other).sum()] and got.min() > 0
 
 
 @pytest.mark.parametrize(("size", "count"), [(4, 24), (6, 19), (6, 23), (4, 29)])
@@ -154,7 +128,7 @@ def test_ties_are_not_bone_at_ratios_that_float32_rounds(size, count):
     np.add.at(weights, (range(count), np.maximum(low, 0)), 2 * count - rest)
     np.add.at(weights, (range(count), np.minimum(low + 1, size - 1)), rest)
     model, native = _grid(count / size, (0, 0, 0)), _grid(1.0, (0, 0, 0))
-    for seed in range(60):
+    for seed in range(20):
         mask = np.random.default_rng(seed).random((size,) * 3) < 0.5
         exact = np.einsum("ai,bj,ck,ijk->abc", *[weights] * 3, mask, optimize=True)
         got = grids.enlarge(mask, model, native, (count,) * 3)
@@ -176,8 +150,6 @@ def test_enlarge_leaves_what_lies_outside_of_the_cube_empty():
     expected = np.zeros((20, 14, 9), bool)
     expected[3:11, 3:11, 3:9] = True
     np.testing.assert_array_equal(got, expected)
-    far = grids.enlarge(share, _grid(2.0, (0, 0, 0)), _grid(1.0, (50, 0, 0)), (5, 5, 5))
-    assert not far.any()
 
 
 @settings(max_examples=50, deadline=None)
@@ -212,8 +184,7 @@ def _framed(mask, affine, size=32):
     return corner + np.array([half, half, grids.VERTEX_MM]), model
 
 
-@pytest.mark.parametrize("voxel", [0.8, 1.6])
-@pytest.mark.parametrize("size", [16, 128])
+@pytest.mark.parametrize(("voxel", "size"), [(0.8, 16), (1.6, 128)])
 def test_frame_of_a_known_head(voxel, size):
     shape = tuple(int(n * 1.6 / voxel) for n in (130, 140, 140))
     mask, affine = _skull(voxel, shape)
@@ -269,10 +240,6 @@ def test_a_vault_that_does_not_fit_and_an_empty_mask_are_refused():
         grids.frame(mask & False, affine, 32)
 
 
-def _dice(a, b):
-    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
-
-
 SLOW = [pytest.param(512, 4, thick, marks=pytest.mark.slow) for thick in (12, 20)]
 
 
@@ -284,10 +251,11 @@ def test_round_trip_of_a_shell_keeps_its_shape(side, ratio, thick):
     mask = (radius < outer) & (radius > outer - thick)
     native, model = _grid(0.4, (0, 0, 0)), _grid(0.4 * ratio, (0, 0, 0))
     share = grids.reduce(mask, native, model, side // ratio)
-    assert _dice(grids.enlarge(share, model, native, mask.shape), mask) >= 0.94
+    back = grids.enlarge(share, model, native, mask.shape)
+    assert 2 * np.sum(back & mask) >= 0.94 * (back.sum() + mask.sum())
 
 
-@real
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")
 def test_frames_of_real_skulls_agree_with_their_cubes():
     for name in ("brainweb_06", "brainweb_41", "brainweb_50"):
         skull = volumes.in_ras(volumes.read(SHARED / "skulls" / f"{name}.nii.gz"))

@@ -21,39 +21,16 @@ def test_batches_by_hand():
     for update in range(2):
         batch = np.reshape(flat[4 * update : 4 * update + 4], (2, 2))
         np.testing.assert_array_equal(_rows([3], 2, 2, update=update), batch)
-
-
-def test_batches_of_two_parts_by_hand():
-    """Two pairs and one: they take turns, the second's only row is number 2."""
+    # Two pairs and one: they take turns, the second's only row is number 2.
     a = np.random.default_rng([3, 1, 0]).permutation(2).tolist()
     assert _rows([2, 1], 4).tolist() == [[a[0], 2, a[1], 2]]
-
-
-@hypothesis.given(
-    count=st.integers(1, 40),
-    size=st.integers(1, 16),
-    batches=st.integers(1, 5),
-    update=st.integers(0, 50),
-)
-def test_batches_are_cut_from_consecutive_permutations(count, size, batches, update):
-    stream = [_rows([count], size, batches, update=u) for u in range(update + 1)]
-    assert stream[-1].shape == (batches, size)
-    np.testing.assert_array_equal(stream[-1], _rows([count], size, batches, update=update))
-    stream = np.concatenate([rows.ravel() for rows in stream])
-    for start in range(0, len(stream) - count + 1, count):
-        assert sorted(stream[start : start + count]) == list(range(count))
-
-
-def test_batches_differ_by_seed_and_phase():
-    batches = [_rows([50], 8, seed=s, phase=p).tolist() for s, p in ((0, 0), (1, 0), (0, 1))]
-    assert batches[0] != batches[1] and batches[0] != batches[2]
 
 
 @hypothesis.given(
     counts=st.lists(st.integers(1, 12), min_size=1, max_size=4), size=st.integers(1, 9)
 )
 def test_parts_of_a_mixture_take_turns(counts, size):
-    stream = np.concatenate([_rows(counts, size, 2, update=u).ravel() for u in range(4)])
+    stream = np.concatenate([_rows(counts, size, 2, update=u).ravel() for u in range(6)])
     starts = np.cumsum([0, *counts])
     owners = np.searchsorted(starts, stream, side="right") - 1
     np.testing.assert_array_equal(owners, np.arange(len(stream)) % len(counts))
@@ -82,10 +59,8 @@ def test_mixtures_name_paths_splits_and_pairs(stores):
     assert other.rows.tolist() != parts[1].rows.tolist()
     here = mixture.parts(f"{stores}/real.zarr:test:all", stores / "elsewhere", 0)
     assert here[0].rows.tolist() == [2]
-    (stores / "real.zarr" / "leave_out.txt").write_text("1\n")
+    (stores / "real.zarr" / "leave_out.txt").write_bytes(b"1\n")
     assert mixture.parts("real.zarr:train:all", stores, 0)[0].rows.tolist() == [0, 4]
-    with pytest.raises(UserError, match="2 pairs of split train, not 3"):
-        mixture.parts("real.zarr:train:3", stores, 0)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +82,7 @@ def test_mixtures_that_are_none_are_refused(text, words, stores):
 
 
 def test_named_stores_are_there_or_a_run_may_make_them(stores):
-    mixture.require_there(["real.zarr", "generated.zarr", " ", str(stores / "later.zarr")], stores)
+    mixture.require_there(["real.zarr", "generated.zarr", str(stores / "later.zarr")], stores)
     with pytest.raises(UserError, match=r"elsewhere/a.zarr: no store of pairs here"):
         mixture.require_there(["elsewhere/a.zarr"], stores)
     assert mixture.find("real.zarr", stores) == stores / "real.zarr"

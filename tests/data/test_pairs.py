@@ -24,11 +24,11 @@ def needs(name):
 @pytest.fixture
 def path(tmp_path):
     attributes = {"names": [], "kinds": ["left", "right"], "voxel_mm": 25.6}
-    made = store.create(tmp_path / "a.zarr", store.Shape(7, SIZE, 4), attributes, {})
+    opened = store.create(tmp_path / "a.zarr", store.Shape(7, SIZE, 4), attributes, {})
     split, kind = np.array([0, 0, 0, 1, 1, 2, -2]), np.array([0, 1, 0, 1, 0, 1, 0])
     for rows in (slice(0, 4), slice(4, 7)):
         columns = {"split": split[rows], "kind": kind[rows]}
-        made.write(rows.start, store.pack(PAIRS[rows]), columns)
+        opened.write(rows.start, store.pack(PAIRS[rows]), columns)
     return tmp_path / "a.zarr"
 
 
@@ -48,22 +48,25 @@ def test_items_are_the_stores_pairs_by_any_index(path):
     for wrong in (6, -7):
         with pytest.raises(IndexError):
             pairs[wrong]
-    with pytest.raises(TypeError):
-        pairs["skull"]
 
 
 def test_slices_and_lists_are_pairs_of_those_rows(path):
     pairs = Pairs(path)
     assert pairs[1:5:2].rows.tolist() == [1, 3] and _is(pairs[1:5:2][-1], 3)
     assert pairs[4:][::-1].rows.tolist() == [5, 4] and _is(pairs[[5, 2]][1], 2)
-    assert len(pairs[9:]) == 0 and len(pairs) == 6
+    assert _is(pairs[np.array(3)], 3) and pairs[range(1, 5, 2)].rows.tolist() == [1, 3]
+    assert pairs[np.arange(6) > 3].rows.tolist() == [4, 5]
+    assert len(pairs[9:]) == len(pairs[[]]) == 0 and len(pairs) == 6
+    for wrong in ([[1, 2]], np.array([[1, 2]]), 1.0, None, "skull"):
+        with pytest.raises(TypeError):
+            pairs[wrong]
 
 
 def test_a_split_a_kind_and_a_list_to_leave_out(path):
     assert Pairs(path, "train").rows.tolist() == [0, 1, 2]
     assert Pairs(path, kind="right").rows.tolist() == [1, 3, 5]
     assert _is(Pairs(path, split="validation", kind="right")[0], 3)
-    (path / "leave_out.txt").write_text("1\n3  # a copy\n")
+    (path / "leave_out.txt").write_bytes(b"1\n3  # a copy\n")
     assert Pairs(path, kind="right").rows.tolist() == [5]
     for words, options in (
         ("split is 'all': choose one of train", dict(split="all")),
@@ -72,8 +75,6 @@ def test_a_split_a_kind_and_a_list_to_leave_out(path):
     ):
         with pytest.raises(UserError, match=words):
             Pairs(path, **options)
-    with pytest.raises(UserError, match=r"no store of pairs, but a folder with a\.zarr"):
-        Pairs(path.parent)
     with pytest.raises(UserError, match="no store of pairs here"):
         Pairs(path.parent / "b.zarr")
     (path / "voxels" / "c" / "1" / "0").unlink()
@@ -82,43 +83,28 @@ def test_a_split_a_kind_and_a_list_to_leave_out(path):
 
 
 def test_generated_pairs_have_no_split_and_no_kind(path):
-    attributes, made = {"names": [], "kinds": ["left"], "voxel_mm": 25.6}, path.with_name("b.zarr")
-    store.create(made, store.Shape(7, SIZE, 7), attributes, {}).write(0, store.pack(PAIRS), {})
-    assert len(Pairs(made)) == 7
+    attributes, other = {"names": [], "kinds": ["left"], "voxel_mm": 25.6}, path.with_name("b.zarr")
+    store.create(other, store.Shape(7, SIZE, 7), attributes, {}).write(0, store.pack(PAIRS), {})
+    assert len(Pairs(other)) == 7
     for options in (dict(split="train"), dict(kind="left")):
         with pytest.raises(UserError, match="generated pairs have no split and no kind"):
-            Pairs(made, **options)
+            Pairs(other, **options)
 
 
-def test_pickled_they_are_the_same(path):
-    again = pickle.loads(pickle.dumps(Pairs(path, "train")))
-    assert len(again) == 3 and _is(again[1], 1) and repr(again) == repr(Pairs(path, "train"))
-
-
-def test_other_pairs_have_another_name(path):
+def test_other_pairs_have_another_name(path, monkeypatch):
     """By it grain tells whether a checkpoint is of these data: numpy would shorten long rows."""
-    pairs = Pairs(path)
+    monkeypatch.setenv("HOME", str(path.parent))
+    pairs = Pairs("~/a.zarr")
+    again = pickle.loads(pickle.dumps(pairs))
+    assert _is(again[1], 1) and repr(again) == repr(pairs)
     many = pairs[np.arange(3000) % 6]
     swapped = pairs[[*many.rows[:1500], 5, *many.rows[1501:]]]
     assert repr(many) != repr(swapped) and repr(many) == repr(pairs[many.rows])
-    other = path.with_name("b.zarr")
+    path.rename(path.with_name("b.zarr"))
     attributes = {"names": [], "kinds": [], "voxel_mm": 25.6}
-    made = store.create(other, store.Shape(6, SIZE, 6), attributes, {"step": 2})
-    made.write(0, store.pack(PAIRS[:6]), {"split": np.zeros(6, int)})
-    other.rename(path.with_name("c.zarr"))
-    path.rename(other)
-    path.with_name("c.zarr").rename(path)
-    assert len(Pairs(path)) == 6 and repr(Pairs(path)) != repr(pairs)
-
-
-def test_indices_of_other_kinds_and_paths_from_home(path, monkeypatch):
-    monkeypatch.setenv("HOME", str(path.parent))
-    pairs = Pairs("~/a.zarr")
-    assert _is(pairs[np.array(3)], 3) and pairs[range(1, 5, 2)].rows.tolist() == [1, 3]
-    assert pairs[np.arange(6) > 3].rows.tolist() == [4, 5] and len(pairs[[]]) == 0
-    for wrong in ([[1, 2]], np.array([[1, 2]]), 1.0, None):
-        with pytest.raises(TypeError):
-            pairs[wrong]
+    other = store.create(path, store.Shape(6, SIZE, 6), attributes, {"step": 2})
+    other.write(0, store.pack(PAIRS[:6]), {"split": np.zeros(6, int)})
+    assert len(Pairs(path)) == 6 and repr(Pairs("~/a.zarr")) != repr(pairs)
 
 
 TORCH = """
@@ -147,7 +133,7 @@ if __name__ == "__main__":
 @needs("torch")
 def test_a_pytorch_loader_takes_them_in_workers_forked_and_spawned(path, tmp_path):
     """In a process of its own: this one runs jax, which is not to be forked."""
-    (tmp_path / "loop.py").write_text(TORCH)
+    (tmp_path / "loop.py").write_text(TORCH, "utf-8")
     command = [sys.executable, str(tmp_path / "loop.py"), str(path), "fork", "spawn"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "good", done.stderr
@@ -155,17 +141,11 @@ def test_a_pytorch_loader_takes_them_in_workers_forked_and_spawned(path, tmp_pat
 
 @needs("monai")
 def test_monai_transforms_take_them(path):
-    from monai.data import DataLoader, Dataset
-    from monai.transforms import Compose, Rand3DElasticd, RandFlipd, Resized
+    from monai.data import Dataset
+    from monai.transforms import RandFlipd
 
-    names = ["skull", "defect"]
-    flip = Compose([RandFlipd(names, prob=1.0, spatial_axis=0), Resized(names, (4, 4, 4))])
-    found = next(iter(DataLoader(Dataset(Pairs(path), flip), batch_size=3)))
-    assert found["skull"].shape == found["defect"].shape == (3, 1, 4, 4, 4)
-    flipped = Dataset(Pairs(path), RandFlipd(names, prob=1.0, spatial_axis=0))[2]
+    flipped = Dataset(Pairs(path), RandFlipd(["skull", "defect"], prob=1.0, spatial_axis=0))[2]
     np.testing.assert_array_equal(flipped["defect"][0], PAIRS[2, ::-1, :, :, 1])
-    bent = Rand3DElasticd(names, (2, 2), (1, 2), prob=1.0, mode="nearest")(Pairs(path)[1])
-    assert set(np.unique(bent["skull"])) == {0.0, 1.0}
 
 
 @needs("grain")
@@ -176,9 +156,3 @@ def test_grain_takes_them(path):
     seen = np.concatenate([data[n]["skull"] for n in range(3)])
     sums = sorted(seen.sum((1, 2, 3, 4)).tolist())
     assert sums == sorted(PAIRS[:6, ..., 0].sum((1, 2, 3)).tolist())
-    loader = grain.DataLoader(
-        data_source=Pairs(path),
-        sampler=grain.SequentialSampler(num_records=6, shard_options=grain.NoSharding()),
-        worker_count=0,
-    )
-    assert all(_is(item, row) for row, item in enumerate(loader))

@@ -1,16 +1,13 @@
 """Sources are planned: SkullBreak's layout, folders of skulls, splits; pairs that are none."""
 
-import shutil
-
 import hypothesis
-import ml_collections
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from experiments import common
 from skullgen.core.errors import UserError
-from skullgen.data import defects, grids, phantom, sources, volumes
+from skullgen.data import defects, phantom, sources, volumes
 
 
 def config_of(**fields):
@@ -49,7 +46,7 @@ def plan(source, size=16, **fields):
 def test_skullbreaks_missing_and_surplus_files_are_named(tmp_path):
     root = write_skullbreak(tmp_path)
     (root / "train" / "implant" / "bilateral" / "001.nrrd").unlink()
-    (root / "train" / "notes.txt").write_text("hello")
+    (root / "train" / "notes.txt").write_bytes(b"hello")
     (root / "test" / "complete_skull" / "000.nrrd").unlink()
     planned = plan("skullbreak", root=str(root))
     assert sorted(planned.problems) == [
@@ -75,11 +72,8 @@ def test_files_that_cannot_be_read_do_not_end_the_planning(tmp_path):
     volumes.write(root / "a.nrrd", phantom.skull(0, 48), phantom.affine(48))
     (root / "b.nhdr").write_bytes(b"NRRD0004\n")
     (root / "c.nii").symlink_to("nowhere")
-    with open(root / "d.nrrd", "wb") as file:
-        file.truncate(2**40)  # which takes no room, and hours to read
     planned = plan("skulls", root=str(root))
-    assert planned.names == ["a", "b", "c", "d"]
-    assert planned.sources["c.nii"] == planned.sources["d.nrrd"] == "unreadable"
+    assert planned.names == ["a", "b", "c"] and planned.sources["c.nii"] == "unreadable"
 
 
 def test_detached_voxels_are_part_of_their_header(tmp_path):
@@ -94,16 +88,6 @@ def test_detached_voxels_are_part_of_their_header(tmp_path):
     assert sorted(planned.sources) == sorted(p.name for p in tmp_path.iterdir() if p.is_file())
     assert len(planned.sources) == 6
     assert any(line.startswith("folder.nrrd is no") for line in planned.problems)
-
-
-def test_folders_without_a_skull_and_doubled_names(tmp_path):
-    (tmp_path / "notes.txt").write_text("no skull")
-    with pytest.raises(UserError, match="holds no skull"):
-        plan("skulls", root=str(tmp_path))
-    for name in ("x.nrrd", "x.nii"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match="two files are called x"):
-        plan("skulls", root=str(tmp_path))
 
 
 def _pair(root, skull, implant, size, mm=6.4):
@@ -121,12 +105,6 @@ def test_a_thin_implant_against_its_skull_is_a_pair_on_any_grid(tmp_path, thickn
     hole[8:16, :, 20:] = True
     for size in (4, 8, 32):
         assert len(_pair(tmp_path, complete & ~hole, complete & hole, size, mm)) == 1
-    cube = np.zeros_like(complete)
-    cube[14:18, 14:18, 14:18] = True
-    with pytest.raises(UserError, match="does not touch"):
-        _pair(tmp_path, complete & ~hole, cube, 32, mm)
-    with pytest.raises(UserError, match="are the two swapped"):
-        _pair(tmp_path, complete & hole, complete & ~hole, 32, mm)
 
 
 def test_an_implant_in_thin_bone_overlaps_on_any_grid(tmp_path):
@@ -152,10 +130,11 @@ def test_a_files_own_cube_is_the_frame_where_asked():
     np.testing.assert_allclose(model @ [0, 0, 0, 1], affine @ [0.5, 0.5, 0.5, 1])
 
 
+FRACTIONS = dict(test_fraction=0.2, validation_fraction=0.1)
+
+
 def _splits(names, **fields):
-    base = dict(seed=0, test="", validation="", test_fraction=0.2, validation_fraction=0.1)
-    base |= dict(folds=0, fold=0)
-    return sources.assign(names, ml_collections.ConfigDict({**base, **fields}))
+    return sources.assign(names, config_of(**(FRACTIONS | fields)))
 
 
 @hypothesis.given(st.integers(1, 60), st.integers(0, 5))
@@ -179,52 +158,16 @@ def test_folds_test_every_skull_once(count, folds):
         assert abs(list(split.values()).count(2) - count / folds) < 1
 
 
-@pytest.mark.parametrize("test", ["c, b", ("c", "b")])
-def test_splits_by_name(test):
-    assert _splits(["a", "b", "c"], test=test) == {"a": 0, "b": 2, "c": 2}
+def test_splits_by_name():
+    assert _splits(["a", "b", "c"], test="c, b") == {"a": 0, "b": 2, "c": 2}
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        (dict(test="z"), "names 'z': no such skull"),
-        (dict(test="a,b"), "none is left to train on"),
-        (dict(folds=2, fold=2), r"data\.fold is 2: the folds are 0 to 1"),
-        (dict(folds=2, test="a"), r"data\.folds and data\.test"),
-    ],
-)
-def test_mistakes_of_splits(fields, words):
-    with pytest.raises(UserError, match=words):
-        _splits(["a", "b"], **fields)
-
-
-@pytest.mark.parametrize(
-    ("source", "fields", "words"),
-    [
-        ("skulls", {}, "data.root is empty"),
-        ("skulls", dict(root="/no/where"), "no such folder"),
-        ("skullbreak", dict(root=".", test="000"), "data.test is not for data.source=skullbreak"),
-    ],
-)
-def test_mistakes_of_fields(source, fields, words):
-    with pytest.raises(UserError, match=words):
-        plan(source, **fields)
+def test_fields_that_exclude_each_other():
+    with pytest.raises(UserError, match=r"data\.folds and data\.test both say"):
+        _splits(["a", "b"], folds=2, test="a")
+    with pytest.raises(UserError, match=r"data\.test is not for data\.source=skullbreak"):
+        plan("skullbreak", root=".", test="000")
 
 
 def test_skullbreaks_cubes_of_any_size_keep_their_millimetres(tmp_path):
     assert plan("skullbreak", root=str(write_skullbreak(tmp_path, 1.0))).field_mm == 32
-    flat = np.diag([1.0, 1, 2, 1])
-    for path in list(tmp_path.rglob("*.nrrd")):
-        volumes.write(path, volumes.read(path).data, flat)
-    planned = plan("skullbreak", root=str(tmp_path))
-    with pytest.raises(UserError, match="is no cube"):
-        planned.cases[0].make(*planned.cases[0].arguments)
-    shutil.rmtree(tmp_path / "train")
-
-
-def test_a_skull_there_and_back():
-    """Through the store's grid at 64^3 and back to its own."""
-    skull, affine = phantom.skull(3, 96), phantom.affine(96)
-    model, share = sources.prepare(skull, affine, 64)
-    back = grids.enlarge(share, model, affine, skull.shape)
-    assert 2 * np.sum(back & skull) / (back.sum() + skull.sum()) > 0.9

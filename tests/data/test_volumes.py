@@ -1,11 +1,11 @@
-"""Files in and out: orientation and geometry by two witnesses, and every refusal of a skull."""
+"""Files in and out: orientation and geometry by two witnesses, what is bone, and refusals.
+
+Most refusals are proved on whole runs, by tests/faults/bad_files.py.
+"""
 
 import errno
-import gzip
 import itertools
-import pathlib
-import subprocess
-import sys
+import locale
 
 import nibabel
 import numpy as np
@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from skullgen.core.errors import UserError
 from skullgen.data import volumes
+from tests.conftest import SHARED
 
-SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
-real = pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")
 TURNS = [
     (order, signs)
     for order in itertools.permutations(range(3))
@@ -81,6 +80,7 @@ def _save(path, data, affine):
 def _dicom(folder, data, affine, series="1.2.3", skip=()):
     """A series as a scanner writes it, a file a slice, its values stored + 1000."""
     folder.mkdir(exist_ok=True)
+    own = locale.setlocale(locale.LC_ALL)  # which SimpleITK's writing of DICOM sets to "C"
     image, writer = _itk_image(data, affine), sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     axes = np.reshape(image.GetDirection(), (3, 3))
@@ -102,6 +102,7 @@ def _dicom(folder, data, affine, series="1.2.3", skip=()):
         # Names that say nothing of the order.
         writer.SetFileName(str(folder / f"{series}_{(k * 7) % 10}{k}.dcm"))
         writer.Execute(part)
+    locale.setlocale(locale.LC_ALL, own)
     return folder
 
 
@@ -160,32 +161,12 @@ def test_a_ct_of_a_scanner_is_read_in_hounsfield_units(tmp_path):
     assert volumes.scans(tmp_path / "empty") == []
 
 
-@pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
-def test_every_dtype_and_endianness_is_read(tmp_path, kind):
+def test_nifti_2_of_both_endiannesses_is_read(tmp_path):
     mask = _mask()
-    for suffix in (".nrrd", ".mha", ".nii.gz"):
-        path = _save(tmp_path / f"a{suffix}", (mask * 3).astype(kind), _affine())
-        np.testing.assert_array_equal(_ras(path).data, mask)
-    for order in "<>":
-        values = (mask * 3).astype(order + kind)
+    for kind in ("<i2", ">f8"):
+        values = (mask * 3).astype(kind)
         path = _nifti(tmp_path / "a.nii", values, _affine(), kind=nibabel.Nifti2Image)
         np.testing.assert_array_equal(_ras(path).data, mask)
-
-
-@pytest.mark.parametrize("values", [(0, 255), (0, 2), (0, 0.5), (0, 0.1, 0.5, 1)])
-def test_one_value_and_soft_ones_are_bone(tmp_path, values):
-    data = np.random.default_rng(0).choice(values, (6, 6, 6)).astype(np.float32)
-    path = _nifti(tmp_path / "a.nii", data, _affine())
-    np.testing.assert_array_equal(_ras(path).data, data != 0)
-
-
-@pytest.mark.parametrize("dtype", ["u1", "i2", "f4"])
-def test_of_several_labels_one_is_chosen(tmp_path, dtype):
-    data = np.zeros((6, 6, 6), dtype)
-    data[1:5, 1:5, [1, 2, 4]] = (1, 2, 3)  # no slice holds more than one
-    path = _nifti(tmp_path / "a.nii.gz", data, _affine())
-    for label in (1, 2, 3):
-        np.testing.assert_array_equal(volumes.read(path, label=label).data, data == label)
 
 
 RAMP = np.arange(216, dtype="u2").reshape(6, 6, 6).T
@@ -205,22 +186,34 @@ CHOOSE = r": set label \(data\.label, predict\.label\) to"
         (RAMP.astype("f4") / 2, dict(label=91), "values between its labels: resample it by the"),
         (RAMP.astype("f4") / 215, {}, r"is a scan, not a mask .*else threshold it"),
         (NOISE.astype("i2"), {}, "bone_hu"),
-        (np.abs(NOISE).astype("f4"), {}, "bone_hu"),
         ((THREE == 2).astype("u1") * 255, dict(label=2), "has no voxel of label 2, only 255"),
-        ((THREE == 2).astype("u1") * 255, dict(bone_hu=300.0), "not a CT: leave bone_hu out"),
         (NOISE.astype("i2"), dict(bone_hu=1e5), "no bone"),
     ],
 )
-def test_what_is_no_mask_is_told_by_its_values(tmp_path, data, options, match):
+def test_what_is_no_mask_is_refused_by_its_values(tmp_path, data, options, match):
     for suffix in (".nii.gz", ".nrrd"):
         _refused(_save(tmp_path / f"a{suffix}", data, _affine()), match, **options)
 
 
-def test_a_label_of_more_than_a_mask_holds_and_a_threshold(tmp_path):
-    path = _nifti(tmp_path / "a.nii.gz", RAMP, _affine())
-    np.testing.assert_array_equal(volumes.read(path, label=91).data, RAMP == 91)
-    ct = _nifti(tmp_path / "ct.nii.gz", NOISE.astype("i2"), _affine())
-    np.testing.assert_array_equal(volumes.read(ct, bone_hu=100.0).data, NOISE.astype("i2") >= 100)
+SOFT = np.random.default_rng(0).choice((0, 0.1, 0.5, 1), (6, 6, 6)).astype("f4")
+LABELS = np.zeros((6, 6, 6), "u1")
+LABELS[1:5, 1:5, [1, 2, 4]] = (1, 2, 3)  # no slice holds more than one
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "bone"),
+    [
+        ((SOFT > 0) * np.uint8(255), {}, SOFT > 0),
+        (SOFT, {}, SOFT > 0),
+        *((LABELS.astype(kind), dict(label=2), LABELS == 2) for kind in ("u1", "i2", "f4")),
+        (RAMP, dict(label=91), RAMP == 91),  # of more labels than a mask holds
+        (NOISE.astype("i2"), dict(bone_hu=100.0), NOISE.astype("i2") >= 100),
+    ],
+)
+def test_what_is_bone(tmp_path, data, options, bone):
+    for suffix in (".nii.gz", ".nrrd"):
+        path = _save(tmp_path / f"a{suffix}", data, _affine())
+        np.testing.assert_array_equal(volumes.read(path, **options).data, bone)
 
 
 def test_nifti_scaling_comes_before_the_threshold(tmp_path):
@@ -229,29 +222,7 @@ def test_nifti_scaling_comes_before_the_threshold(tmp_path):
     np.testing.assert_array_equal(volumes.read(path, bone_hu=100.0).data, data * 10 - 1000 >= 100)
 
 
-@pytest.mark.parametrize("sizes", [(1,), (7, 100, 13), (119, 1)])
-def test_several_gzip_members_are_one_stream(tmp_path, sizes):
-    """RFC 1952: as pigz, bgzip and `cat` make them."""
-    mask, places = _mask(), np.cumsum([0, *sizes])
-    volumes.write(tmp_path / "a.nii", mask, _affine())
-    whole = (tmp_path / "a.nii").read_bytes()
-    voxels, ends = whole[352:], [*places[1:], 120]
-    data = b"".join(gzip.compress(voxels[i:j]) for i, j in zip(places, ends, strict=True))
-    lines = ("type: uint8", "dimension: 3", "sizes: 6 5 4", "encoding: gzip", "spacings: 1 1 1")
-    path = tmp_path / "a.nii.gz"
-    path.write_bytes(gzip.compress(whole[:99]) + gzip.compress(whole[99:352]) + data)
-    for file in (_text_nrrd(tmp_path / "a.nrrd", *lines, data=data), path):
-        np.testing.assert_array_equal(volumes.read(file).data, mask)
-
-
-def test_more_voxels_than_the_bound_are_read_where_it_is_raised(tmp_path):
-    for suffix in (".nrrd", ".nii.gz", ".mha"):
-        path = _save(tmp_path / f"a{suffix}", _mask((6, 6, 6)).astype("u1"), _affine())
-        assert volumes.read(path, max_voxels=216)
-        _refused(path, r"not 1 to 215 voxels \(data.max_voxels\)", max_voxels=215)
-
-
-def test_links_to_files_are_followed_but_not_out_of_a_headers_folder(tmp_path):
+def test_links_to_files_are_followed(tmp_path):
     mask, inner = _mask(), tmp_path / "inner"
     inner.mkdir()
     _save(tmp_path / "b.nrrd", mask.astype("u1"), _affine())
@@ -263,30 +234,26 @@ def test_links_to_files_are_followed_but_not_out_of_a_headers_folder(tmp_path):
         raw.rename(inner / "d.raw")
         raw.symlink_to("d.raw")
         np.testing.assert_array_equal(_ras(header).data, mask)
-        (inner / "d.raw").rename(tmp_path / "d.raw")
-        raw.unlink()
-        raw.symlink_to("../d.raw")
-        _refused(header, "outside of the header's folder")
 
 
-SPACES = {"LPS": (-1, -1), "RAS": (1, 1), "las": (-1, 1), "left-anterior-superior": (-1, 1)}
+SPACES = {"LPS": (-1, -1), "RAS": (1, 1), "left-anterior-superior": (-1, 1), "": (1, 1)}
 
 
-@pytest.mark.parametrize("space", [*SPACES, None])
-def test_spaces_are_honoured_and_none_is_ras(tmp_path, space):
-    place = ("space dimension: 3",) if space is None else (f"space: {space}",)
-    lines = (*PLAIN, *place, AXES, "space origin: (5,6,7)")
-    got = volumes.read(_text_nrrd(tmp_path / "a.nrrd", *lines, data=b"\1" + bytes(7)))
-    expected = np.array([[1.0, 0, 0, 5], [0, 1, 0, 6], [0, 0, 2, 7], [0, 0, 0, 1]])
-    expected[:2] *= np.array(SPACES.get(space, (1, 1)))[:, None]
-    np.testing.assert_array_equal(got.affine, expected)
-    assert got.data[0, 0, 0] and got.data.sum() == 1
-    if space is None:  # spacings alone
-        path = _text_nrrd(tmp_path / "b.nrrd", *PLAIN, "spacings: 1 2 3", data=b"\1" + bytes(7))
-        np.testing.assert_array_equal(volumes.read(path).affine, np.diag([1.0, 2, 3, 1]))
+def test_spaces_are_honoured_and_none_is_ras(tmp_path):
+    path, data = tmp_path / "a.nrrd", b"\1" + bytes(7)
+    for space, signs in SPACES.items():
+        place = f"space: {space}" if space else "space dimension: 3"
+        _text_nrrd(path, *PLAIN, place, AXES, "space origin: (5,6,7)", data=data)
+        got = volumes.read(path)
+        expected = np.array([[1.0, 0, 0, 5], [0, 1, 0, 6], [0, 0, 2, 7], [0, 0, 0, 1]])
+        expected[:2] *= np.array(signs)[:, None]
+        np.testing.assert_array_equal(got.affine, expected)
+        assert got.data[0, 0, 0] and got.data.sum() == 1
+    _text_nrrd(path, *PLAIN, "spacings: 1 2 3", data=data)
+    np.testing.assert_array_equal(volumes.read(path).affine, np.diag([1.0, 2, 3, 1]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.integers(0, 350), st.integers(0, 255), st.sampled_from(["nrrd", "nii", "mha"]))
 def test_a_damaged_header_is_read_or_refused_never_a_crash(tmp_path_factory, place, byte, suffix):
     path = tmp_path_factory.getbasetemp() / f"damaged.{suffix}"
@@ -300,24 +267,18 @@ def test_a_damaged_header_is_read_or_refused_never_a_crash(tmp_path_factory, pla
         assert "\n" not in str(error)
 
 
-def test_axes_of_length_one_are_dropped(tmp_path):
-    mask = _mask().astype(np.uint8)
-    path = _nifti(tmp_path / "a.nii.gz", mask[..., None, None], _affine())
-    np.testing.assert_array_equal(volumes.read(path).data, mask)
-
-
-def test_units_come_to_millimetres(tmp_path):
+def test_units_come_to_millimetres_and_axes_of_length_one_are_dropped(tmp_path):
     mask = _mask().astype(np.uint8)
     for units, factor in {"meter": 1e-3, "micron": 1e3, "unknown": 1.0}.items():
         affine = np.diag([factor, factor, factor, 1]) @ _affine()
-        path = _nifti(tmp_path / f"{units}.nii.gz", mask, affine, units=units)
-        np.testing.assert_allclose(volumes.read(path).affine, _affine(), rtol=1e-5)
+        path = _nifti(tmp_path / f"{units}.nii.gz", mask[..., None, None], affine, units=units)
+        got = volumes.read(path)
+        np.testing.assert_allclose(got.affine, _affine(), rtol=1e-5)
+        np.testing.assert_array_equal(got.data, mask)
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".nii", ".nii.gz"])
-def test_a_rotated_grid_is_turned_not_resampled_and_written_where_two_witnesses_see_it(
-    tmp_path, suffix
-):
+def test_a_rotated_grid_is_turned_and_written_where_two_witnesses_see_it(tmp_path, suffix):
     angle = np.deg2rad(20)
     rotation = np.eye(4)
     rotation[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -345,103 +306,37 @@ def test_a_rotated_grid_is_turned_not_resampled_and_written_where_two_witnesses_
         assert image.header.get_xyzt_units()[0] == "mm" and image.header["sform_code"] == 2
 
 
-def test_bad_voxels_are_refused(tmp_path):
-    data = _mask().astype(np.float32)
-    data[0, 0, 0] = np.nan
-    for suffix in (".nii.gz", ".nrrd", ".mha"):
-        _refused(_save(tmp_path / f"nan{suffix}", data, _affine()), "NaN")
-    _refused(_save(tmp_path / "e.nrrd", np.zeros((2, 2, 2), "u1"), _affine()), "no bone")
-    four = nibabel.Nifti1Image(np.ones((3, 3, 3, 2), np.uint8), _affine())
-    nibabel.save(four, tmp_path / "four.nii.gz")
-    _refused(tmp_path / "four.nii.gz", "3-D")
-    colour = np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nibabel.save(nibabel.Nifti1Image(colour, _affine()), tmp_path / "rgb.nii")
-    _refused(tmp_path / "rgb.nii", "datatype")
-    colour = sitk.GetImageFromArray(np.ones((2, 2, 2, 3), "u1"), isVector=True)
-    sitk.WriteImage(colour, str(tmp_path / "rgb.mha"))
-    _refused(tmp_path / "rgb.mha", "3-D")
-
-
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
-def test_absurd_and_sheared_grids_are_refused(tmp_path, suffix):
-    data = _mask().astype(np.uint8)
-    for scale in (1e-3, 30.0):
-        affine = np.diag([scale, scale, scale, 1]) @ _affine()
-        _refused(_save(tmp_path / f"a{suffix}", data, affine), "metres")
-    sheared = _affine()
+def test_colours_and_sheared_grids_are_refused(tmp_path):
+    sheared, path = _affine(), tmp_path / "a.mha"
     sheared[0, 1] = 0.1
-    _refused(_save(tmp_path / f"s{suffix}", data, sheared), "sheared or singular")
+    _refused(_save(path, _mask().astype("u1"), sheared), "sheared or singular")
     with pytest.raises(UserError, match="sheared or singular"):
-        volumes.write(tmp_path / "b.nrrd", data, sheared)
-
-
-@pytest.mark.parametrize(
-    ("lines", "match"),
-    [
-        (PLAIN, "voxel size"),
-        ((*PLAIN, "spacings: 1 -1 1"), "not positive"),
-        ((*PLAIN, "spacings: 1 nan 1"), "voxel size"),
-        ((*PLAIN, "spacings: 1 1"), "voxel size"),
-        ((*PLAIN, f"spacings: {'1 ' * 200_000}"), "voxel size"),  # which crashes SimpleITK
-        ((*PLAIN, "spacings: 1 1 x"), "cannot be read"),
-        (("type: block", *PLAIN[1:], "spacings: 1 1 1"), "block"),
-        (("type: uint16", *PLAIN[1:], "spacings: 1 1 1"), "endian"),
-        ((*PLAIN[:2], "sizes: 2 2", *PLAIN[3:], "spacings: 1 1 1"), "sizes"),
-        ((*PLAIN[:2], "sizes: 4096 4096 4096", PLAIN[3], "spacings: 1 1 1"), "4096"),
-        ((*PLAIN, "spacings: 1 1 1"), "cut short"),
-        ((*PLAIN, "spacings: 1 1 1", 'units: "parsec" "mm" "mm"'), "parsec"),
-        ((*PLAIN, "space: scanner-xyz", AXES), "space"),
-        ((*PLAIN, "space: RAS", "space directions: (1,0,0) (0,1,0) none"), "3-D"),
-        ((*PLAIN, "spacings: 1 1 1", "data file: ../a.raw"), "outside"),
-        ((*PLAIN, "spacings: 1 1 1", "data file: /etc/hostname"), "outside"),
-        ((*PLAIN, "spacings: 1 1 1", "data file: x/../../a.raw"), "outside"),
-        ((*PLAIN, "spacings: 1 1 1", "data file: missing.raw"), "missing"),
-        ((*PLAIN, "spacings: 1 1 1", "data file: a%02d.raw 1 2 1"), "several"),
-        (("no colon",), "header"),
-    ],
-)
-def test_nrrd_headers_are_refused_by_field(tmp_path, lines, match):
-    folder = tmp_path / "inner"
-    folder.mkdir()
-    (tmp_path / "a.raw").write_bytes(b"\1" * 8)
-    _refused(_text_nrrd(folder / "a.nrrd", *lines), match)
+        volumes.write(tmp_path / "b.nrrd", _mask(), sheared)
+    colour = sitk.GetImageFromArray(np.ones((2, 2, 2, 3), "u1"), isVector=True)
+    sitk.WriteImage(colour, str(path))
+    _refused(path, "3-D")
 
 
 def test_detached_headers_say_what_they_need(tmp_path):
     _refused(_text_nrrd(tmp_path / "a.nhdr", *PLAIN, "spacings: 1 1 1"), "data file")
     lines = ["ObjectType = Image", "NDims = 3", "DimSize = 2 2 2", "ElementType = MET_UCHAR"]
-    (tmp_path / "a.mhd").write_text("\n".join([*lines, "ElementDataFile = a.raw"]))
+    (tmp_path / "a.mhd").write_text("\n".join([*lines, "ElementDataFile = a.raw"]), "utf-8")
     _refused(tmp_path / "a.mhd", "voxel size")
     lines += ["ElementSpacing = 1 1 1"]
     for name in ("a.raw", "LIST", "../b.raw", "a%d.raw 1 2 1"):
-        (tmp_path / "a.mhd").write_text("\n".join([*lines, f"ElementDataFile = {name}"]))
+        (tmp_path / "a.mhd").write_text("\n".join([*lines, f"ElementDataFile = {name}"]), "utf-8")
         _refused(tmp_path / "a.mhd", "data file")
 
 
-@pytest.mark.parametrize("suffix", ["nrrd", "nii", "nii.gz", "mha"])
-def test_missing_foreign_and_broken_files_are_refused(tmp_path, suffix):
-    _refused(tmp_path / f"none.{suffix}", "no such file")
+def test_missing_foreign_and_broken_files_are_refused(tmp_path):
+    _refused(tmp_path / "none.mha", "no such file")
     (tmp_path / "a.stl").write_bytes(b"solid")
     _refused(tmp_path / "a.stl", "unknown kind")
-    good = _save(tmp_path / f"good.{suffix}", _mask((20, 20, 20)).astype("u1"), np.eye(4))
-    whole = good.read_bytes()
-    path = tmp_path / f"bad.{suffix}"
+    path = _save(tmp_path / "a.mha", _mask((20, 20, 20)).astype("u1"), np.eye(4))
+    whole = path.read_bytes()
     for length in (0, 3, 30, len(whole) // 2, len(whole) - 20):
         path.write_bytes(whole[:length])
         _refused(path, "cut short|header")
-    path.write_bytes(b"\x93NUMPY" * 100)
-    _refused(path, "corrupt|header")
-    if suffix in ("nrrd", "nii.gz"):
-        flipped = bytearray(whole)
-        flipped[-len(whole) // 4] ^= 0x55
-        path.write_bytes(flipped)
-        _refused(path, "corrupt")
-    if suffix in ("nii", "nii.gz"):
-        more = (
-            gzip.compress(gzip.decompress(whole) + b"\0") if suffix == "nii.gz" else whole + b"\0"
-        )
-        path.write_bytes(more)
-        _refused(path, "more bytes")
 
 
 def test_places_that_cannot_be_written_are_refused_and_the_old_file_stays(tmp_path, monkeypatch):
@@ -474,19 +369,12 @@ def test_an_error_of_the_machine_is_not_taken_for_a_bad_file(tmp_path, monkeypat
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("nibabel.volumeutils.array_from_file", broken)
-    with pytest.raises(OSError, match="Input/output error") as told:
+    with pytest.raises(OSError, match="Input/output error") as error:
         volumes.read(path)
-    assert told.value.filename == str(path)
+    assert error.value.filename == str(path)
 
 
-def test_imports_stay_light():
-    code = "import sys, skullgen.data.volumes; heavy = ('jax', 'nibabel', 'SimpleITK', 'scipy'); "
-    code += "print([name for name in heavy if name in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
-
-
-@real
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")
 @pytest.mark.parametrize(
     "name",
     [
@@ -496,26 +384,15 @@ def test_imports_stay_light():
         "skullbreak/parietotemporal_001_defective_512.nii.gz",
     ],
 )
-def test_real_files_lie_where_nibabel_and_simpleitk_put_them(name, tmp_path):
-    bone_hu = 300.0 if "defect_hu" in name else None
-    got = _ras(SHARED / name, bone_hu=bone_hu)
+def test_real_files_lie_where_nibabel_puts_them(name):
+    bone_hu = 300.0 if "defect_hu" in name else 0.0
+    got, image = _ras(SHARED / name, bone_hu=bone_hu), nibabel.load(SHARED / name)
     assert nibabel.aff2axcodes(got.affine) == ("R", "A", "S")
-    image = nibabel.load(SHARED / name)
     values = np.asanyarray(image.dataobj)
-    centre, ml = _centre_and_ml(values >= bone_hu if bone_hu else values != 0, image.affine)
-    volumes.write(tmp_path / "a.nrrd", got.data, got.affine)
-    own = sitk.ReadImage(str(tmp_path / "a.nrrd"))
-    lps = np.eye(4)
-    lps[:3, :3] = np.reshape(own.GetDirection(), (3, 3)) * own.GetSpacing()
-    lps[:3, 3] = own.GetOrigin()
-    witness = sitk.GetArrayFromImage(own).T, np.diag([-1.0, -1, 1, 1]) @ lps
-    for mask, affine in (got, witness):
-        there, volume = _centre_and_ml(mask, affine)
-        np.testing.assert_allclose(there, centre, atol=1e-4)
-        assert volume == pytest.approx(ml, rel=1e-6)
-
-
-def _centre_and_ml(mask, affine):
-    centre = np.array([where.mean() for where in np.nonzero(mask)])
-    ml = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000
-    return affine[:3, :3] @ centre + affine[:3, 3], ml
+    values = values >= bone_hu if bone_hu else values != 0
+    assert np.count_nonzero(got.data) == np.count_nonzero(values)
+    centres = [
+        affine[:3, :3] @ [where.mean() for where in np.nonzero(mask)] + affine[:3, 3]
+        for mask, affine in (got, (values, image.affine))
+    ]
+    np.testing.assert_allclose(*centres, atol=1e-4)

@@ -367,7 +367,7 @@ PAIRS = {
         _pair(lambda skull, hole: skull & hole, lambda skull, hole: skull & ~hole),
         f"larger than {SKULL}: are the two swapped\\?",
     ),
-    "full": (_pair(implant=_at(0, 32)), f"larger than {SKULL}: are the two swapped\\?"),
+    "full": (_pair(implant=_at(0, 32)), "is bone everywhere: give a mask .*"),
     "empty": (_pair(implant=_at(0, 0)), "holds no bone .*"),
     "no-cube": (_pair(mm=(6.4, 6.4, 3.2)), ".* mm is no cube, as SkullBreak's are: .*"),
     "cut": (_pair(implant=lambda skull, hole: _nrrd()[:-500]), CUT),
