@@ -192,7 +192,7 @@ def write_pair(
 ) -> tuple[int, int, Affine]:
     """Writes a pair's files by role where they lack: voxels of skull and implant, and their grid.
 
-    affine: voxel -> RAS mm. voxel_mm: of the files, 0 for the pair's own.
+    voxel_mm: of the files, 0 for the pair's own.
     """
     skull, implant = (np.ascontiguousarray(x) for x in np.moveaxis(store.unpack(bits, size), -1, 0))
     if voxel_mm:
@@ -260,7 +260,6 @@ def _line(entry, skull, implant, affine):
 
 
 def _write_papers(opened, folder, lines):
-    """Writes the table, the store's licence, and its card where it has one."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerows([lines[0], *(line.values() for line in lines)])
