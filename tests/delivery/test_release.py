@@ -71,7 +71,7 @@ def test_it_holds_weights_without_optimisers_and_tells_no_path(made):
         assert not file.is_file() or str(path).encode() not in file.read_bytes(), file
 
 
-def test_paths_and_names_of_skulls_stay_at_home(made, tmp_path):
+def test_paths_and_names_of_skulls_stay_at_home(made):
     path, config, *_ = made
     config = config.copy_and_resolve_references()
     config.data.update(root="/home/patient_7/skulls", test="patient_7,patient_8")
