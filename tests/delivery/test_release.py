@@ -56,6 +56,19 @@ def test_a_release_draws_encodes_and_predicts_as_its_run_does(made, copy):
     np.testing.assert_array_equal(nets[0](bits), nets[1](bits))
 
 
+def test_the_v_net_of_a_run_is_that_of_its_pairs(made):
+    path, config, _ = made
+    config = config.copy_and_resolve_references()
+    threshold, config.data.threshold = config.data.threshold, 0.9
+    net = predict.designer(config, path)
+    assert (net.size, net.threshold, net.reframe) == (SIZE, threshold, True)  # as the pairs' own
+    about = {"pairs_of": "phantoms", "voxel_mm": 25.6, "updates": 3}
+    assert about.items() <= net.about.items()
+    config.segment.model.learning_rate = 0.2
+    with pytest.raises(UserError, match=r"made with model\.learning_rate 0\.1, now 0\.2"):
+        predict.designer(config, path)
+
+
 def test_it_holds_weights_without_optimisers_and_tells_no_path(made):
     path, _, net = made
     state = checkpoint.read(path / "release" / "checkpoints" / "vae_wgan", net.model, 7)
@@ -147,7 +160,7 @@ def test_a_release_of_v_nets_alone_promises_no_samples(made, tmp_path):
     config.model_name = ""
     files.write_json(work / "config.json", json.loads(config.to_json_best_effort()))
     release.run(config, work)
-    words, both = ((path / "release" / "README.md").read_text() for path in (work, made[0]))
+    words, both = ((path / "release" / "README.md").read_text("utf-8") for path in (work, made[0]))
     assert "run.predict(" in words and "run.sample(" not in words and "generate" not in words
     assert all(f"run.{name}(" in both for name in ("predict", "sample"))
     assert "`vnet` designs implants" in words and "predict.weights=FOLDER" in both
