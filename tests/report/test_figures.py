@@ -5,47 +5,22 @@ import pytest
 from matplotlib.image import imread
 
 from skullgen.report import figures, render
-from tests.shapes import ball, blue, holed_shell, nothing
+from tests.shapes import ODD, PAIR, blue, holed_shell, nothing
 
 
-def test_slices_follow_the_radiological_convention(monkeypatch):
+def test_slices_follow_the_radiological_convention_through_the_largest_part(monkeypatch):
     monkeypatch.setattr(figures, "_write", lambda *_: None)  # no letters
     assert figures.ORIENTATION == {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
-    skull = nothing(16)
+    skull, defect = nothing(16), nothing(16)
     skull[15, 8, 8] = skull[8, 15, 8] = skull[8, 8, 15] = True  # right, anterior, superior
-    defect = nothing(16)
-    defect[8, 8, 8] = True
-    pictures = figures.slices(skull, defect, len(skull))
-    grey = {name: (p == p[..., :1]).all(-1) & (p[..., 0] > 0) for name, p in pictures.items()}
-    right, anterior, superior = (7, 0), (0, 7), (0, 7)
-    assert {tuple(a) for a in np.argwhere(grey["axial"])} == {right, anterior}
-    assert {tuple(a) for a in np.argwhere(grey["coronal"])} == {right, superior}
-    assert {tuple(a) for a in np.argwhere(grey["sagittal"])} == {(7, 0), superior}
-    for picture in pictures.values():
-        assert blue(picture)[7, 7] and blue(picture).sum() == 1
-
-
-def test_slices_mark_overlap_and_pass_through_the_largest_part(monkeypatch):
-    monkeypatch.setattr(figures, "_write", lambda *_: None)
-    skull, defect = nothing(20), nothing(20)
-    defect[3:8, 4:7, 10:13] = True
-    defect[15, 15, 15] = True
-    skull[5, 5, 11] = True
-    pictures = figures.slices(skull, defect, len(skull))
-    overlap = figures.KINDS[3]
-    for picture in pictures.values():
-        assert (picture == overlap).all(-1).sum() == 1
-    assert blue(pictures["axial"]).sum() == 5 * 3 - 1
-
-
-PAIR = np.stack(holed_shell((0.6, 0.5, 0.62), 16), -1)
-ODD = {
-    "empty": np.zeros_like(PAIR),
-    "full": np.ones_like(PAIR),
-    "no defect": PAIR & [True, False],
-    "no skull": PAIR & [False, True],
-    "a voxel": np.stack([nothing(16), ball((0, 15, 0), 1, 16)], -1),
-}
+    defect[7:10, 7:10, 7:10] = True
+    skull[8, 8, 8] = defect[2, 2, 2] = True  # in both, and a smaller part
+    right, ahead = (7, 0), (0, 7)
+    for name, picture in figures.slices(skull, defect, len(skull)).items():
+        grey = (picture == picture[..., :1]).all(-1) & (picture[..., 0] > 0)
+        assert set(map(tuple, np.argwhere(grey).tolist())) == {right, ahead}, name
+        assert blue(picture).sum() == 9 - 1
+        assert np.argwhere((picture == figures.KINDS[3]).all(-1)).tolist() == [[7, 7]]
 
 
 def valid(path):
