@@ -1,5 +1,14 @@
-"""Numbers as `metrics.json` holds them, small enough to be followed by hand."""
+"""What a work directory holds: numbers to be followed by hand, pairs to be seen, hostile texts."""
 
+import numpy as np
+
+from skullgen.data import store
+from tests.shapes import holed_shell
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)></script><script>alert(2)</script><a href='//h.st'>$&{{plotly}}"
+)
+WAYS = [(0, 0.6, 0.8), (0.8, 0, 0.6), (-0.8, 0.6, 0), (0, -0.8, 0.6), (0.6, 0.8, 0), (0, 0, 1)]
 QUARTERS = {"generated": 0.25, "training": 0.75}
 
 
@@ -31,3 +40,15 @@ def verdict(rows, differences=()):
     nets = {row["net"]: {"stores": [{"path": "/home/doe/a.zarr"}]} for row in rows}
     about = {"rule": "probability", "threshold": 0.5, "voxel_mm": 12.8, "nets": nets}
     return {**about, "summary": rows, "differences": list(differences)}
+
+
+def pairs(path, ways=WAYS, names=(), size=16, **columns):
+    """Makes a store of shells, each with a hole where a way points; returns its pairs."""
+    shells = np.stack([np.stack(holed_shell(way, size), axis=-1) for way in ways])
+    attributes = {"voxel_mm": 204.8 / size, "kinds": ["bilateral", HOSTILE], "licence": HOSTILE}
+    attributes["names"], shape = list(names), store.Shape(len(ways), size, 4)
+    made = store.create(path, shape, attributes, {"sources": {HOSTILE: "0123abcd"}})
+    for at in range(0, len(ways), 4):
+        part = {name: np.array(values[at : at + 4]) for name, values in columns.items()}
+        made.write(at, store.pack(shells[at : at + 4]), part)
+    return shells

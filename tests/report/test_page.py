@@ -10,16 +10,12 @@ import pytest
 from PIL import Image
 
 from skullgen.core import files
-from skullgen.data import store
 from skullgen.report import page, render
 from skullgen.training import logs
 from tests import browser
 from tests.report import samples
-from tests.shapes import holed_shell
+from tests.report.samples import HOSTILE, WAYS
 
-HOSTILE = (
-    "<img src=x onerror=alert(1)></script><script>alert(2)</script><a href='//h.st'>$&{{body}}"
-)
 NETS = ("vnet", "vnet_real", f"net {HOSTILE}")
 SECTIONS = (
     *("warnings", "what-was-run", "pairs-to-turn", "verdict", "differences-between-nets"),
@@ -47,19 +43,12 @@ def written_metrics():
     }
 
 
-def filled(folder, size=16):
+def filled(folder):
     """A small work directory that holds every part, hostile names in all of them."""
     folder.mkdir(exist_ok=True)
-    ways = [(0, 0.6, 0.8), (0.8, 0, 0.6), (-0.8, 0.6, 0), (0, -0.8, 0.6)]
-    pairs = np.stack([np.stack(holed_shell(way, size), axis=-1) for way in ways])
-    attributes = {"voxel_mm": 204.8 / size, "kinds": ["bilateral", HOSTILE], "licence": HOSTILE}
-    for name, names in (("real", ["phantom_0000", HOSTILE]), ("generated", [])):
-        path = folder / f"{name}.zarr"
-        shape, recipe = store.Shape(4, size, 4), {"sources": {HOSTILE: "0123abcd"}}
-        made = store.create(path, shape, {**attributes, "names": names}, recipe)
-        columns = {"split": [0, 0, 1, 2], "kind": [0, 1, 0, 1], "skull": [0, 0, 1, 1]}
-        known = {key: np.array(value) for key, value in columns.items()} if names else {}
-        made.write(0, store.pack(pairs), known)
+    columns = dict(split=[0, 0, 1, 2], kind=[0, 1, 0, 1], skull=[0, 0, 1, 1])
+    samples.pairs(folder / "real.zarr", WAYS[:4], ["phantom_0000", HOSTILE], **columns)
+    samples.pairs(folder / "generated.zarr", WAYS[:4])
     records = [
         {"phase": f"p{k // 500}", "epoch": 0, "step": k, "loss": 1e3 / k, HOSTILE: float(k % 7)}
         for k in range(1, 1001)

@@ -13,16 +13,14 @@ from skullgen.data import mixture, store
 from skullgen.report import preview
 from skullgen.training import checkpoint, logs, loop, methods
 from tests import toy_config
-from tests.shapes import holed_shell
+from tests.report import samples
+from tests.report.samples import WAYS
 
 SIZE = 16
 
 
-def _store(path, ways):
-    pairs = np.stack([np.stack(holed_shell(way, SIZE), axis=-1) for way in ways])
-    made = store.create(path, store.Shape(len(ways), SIZE, 4), {}, {})
-    made.write(0, store.pack(pairs), {"split": np.zeros(len(ways))})
-    return pairs
+def _pairs(folder, count):
+    return samples.pairs(folder / "real.zarr", WAYS[:count], split=[0] * count)
 
 
 def _model(pairs, same):
@@ -46,8 +44,7 @@ def _watch(model, folder, minutes=1.0, **clock):
 
 
 def test_collapse_is_told_as_a_number_and_a_picture(tmp_path):
-    ways = [(0, 0.6, 0.8), (0.8, 0, 0.6), (-0.8, 0.6, 0)]
-    pairs = _store(tmp_path / "real.zarr", ways)
+    pairs = _pairs(tmp_path, 3)
     real = preview.alike(store.pack(pairs), SIZE)
     assert 0.5 < real["skull"] < 0.95 and real["defect"] < 0.3
     sheets = []
@@ -78,7 +75,7 @@ def test_alike_counts_only_pairs_that_have_any():
 
 
 def test_sheets_take_a_share_of_the_time(tmp_path, monkeypatch):
-    pairs, now, drawn = _store(tmp_path / "real.zarr", [(0, 0.6, 0.8), (0.8, 0, 0.6)]), [0.0], []
+    pairs, now, drawn = _pairs(tmp_path, 2), [0.0], []
     monkeypatch.setattr(preview.figures, "pair_sheet", lambda path, *_, **__: draw(path))
 
     def draw(path):
@@ -94,7 +91,7 @@ def test_sheets_take_a_share_of_the_time(tmp_path, monkeypatch):
 
 
 def test_a_phase_that_teaches_another_net_shows_that_one(tmp_path):
-    pairs = _store(tmp_path / "real.zarr", [(0, 0.6, 0.8), (0.8, 0, 0.6), (0, 0, 1)])
+    pairs = _pairs(tmp_path, 3)
     model = _model(pairs, True)._replace(drafts={"vae": _model(pairs, False).decode})
     watch = _watch(model, tmp_path, clock=iter([0, 60, 60, 120, 120]).__next__)
     alike = [watch(STATE, phase)[0]["samples_dice_defect"] for phase in ("vae", "wgan")]
@@ -111,7 +108,7 @@ def test_a_phase_that_teaches_another_net_shows_that_one(tmp_path):
 
 
 def test_nothing_is_watched_without_decode_or_minutes(tmp_path):
-    pairs = _store(tmp_path / "real.zarr", [(0, 0.6, 0.8)])
+    pairs = _pairs(tmp_path, 1)
     assert _watch(_model(pairs, True), tmp_path, minutes=0) is None
     assert _watch(_model(pairs, True)._replace(decode=None), tmp_path) is None
     one = _watch(_model(pairs, True), tmp_path, clock=iter([0, 60, 61]).__next__)(STATE, "a")[0]
@@ -123,7 +120,7 @@ def test_sheets_change_nothing_of_training(tmp_path, capsys):
     config = toy_config.get_config()
     config.model.resolution = SIZE
     model = methods.load_model("tests.toy", config.model)
-    _store(tmp_path / "real.zarr", [(0, 0.6, 0.8), (0.8, 0, 0.6), (0, 0, 1), (0, 1, 0)])
+    _pairs(tmp_path, 4)
     parts = [mixture.Part(store.Store(tmp_path / "real.zarr"), np.arange(4))]
     plan, states, events = methods.phases([dict(step="toy", updates=4)], model), [], []
     for name, watch in (("with", _watch(model, tmp_path, minutes=1e-9)), ("without", None)):
