@@ -53,12 +53,18 @@ def real_store(folder):
     real.write(0, store.pack(pairs), columns)
 
 
-def hybrid(folder, stages="generate"):
-    """A work directory of the VAE/WGAN-GP with random weights that make pairs of many voxels."""
+def hybrid_config(stages, **fields):
     config = vae_wgan.get_config("smoke")
     config.workers, config.stages = 1, (stages,)
     config.model.update(resolution=SIZE, occupancy=(0.4, 0.3), latents="prior")
     config.generate.update(count=12, batch_size=4, dust_mm3=50_000.0)
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def hybrid(folder, stages="generate"):
+    """A work directory of the VAE/WGAN-GP with random weights that make pairs of many voxels."""
+    config = hybrid_config(stages)
     config.segment.model_name, config.segment.updates = "tests.toy_net", 3
     config.segment.model = ConfigDict({"learning_rate": 0.1, "augment": False})
     real_store(folder)
