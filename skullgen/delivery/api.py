@@ -169,15 +169,15 @@ class Run:
         ends = [(self.encode if np.ndim(x) == 4 else self._latents)([x])[0] for x in (a, b)]
         return self.decode(WAYS[way](*ends, np.linspace(0, 1, steps)))
 
-    def predict(self, path: str | Path, **settings: Any) -> predict.Implant:
+    def predict(self, path: str | Path, net: str = "", **settings: Any) -> predict.Implant:
         """The implant of a defective skull in a file; research only.
 
-        settings: of `config.predict`: `net`, `bone_hu`, `label`, `threshold`, `dust_mm3`, `pieces`.
+        settings: of `config.predict`: `bone_hu`, `label`, `threshold`, `dust_mm3`, `pieces`.
         """
         _require_threads()
         for name in settings:
-            one_of("the setting", name, ("net", *predict.SETTINGS))
-        net = settings.pop("net", "") or self.config.get("predict", {}).get("net", "")
+            one_of("the setting", name, predict.SETTINGS)
+        net = net or self.config.get("predict", {}).get("net", "")
         return predict.predict(self._designer(net), path, ConfigDict(predict.SETTINGS | settings))
 
 

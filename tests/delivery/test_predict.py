@@ -148,17 +148,11 @@ def test_an_implant_in_words_says_what_stays_open(rim, covered, warning):
 # --- The fit and its measure -------------------------------------------------------------------
 
 
-def _plate(hole):
-    """A plate of bone 2 voxels thick, 30 voxels a side, with a square hole; voxels 1, 2, 3 mm."""
-    bone = np.zeros((34, 34, 20), bool)
-    bone[2:32, 2:32, 9:11] = True
-    piece = np.zeros_like(bone)
-    piece[12 : 12 + hole, 12 : 12 + hole, 9:11] = True
-    return bone & ~piece, piece, np.diag([1.0, 2.0, 3.0, 1.0])
-
-
 def test_what_a_piece_measures():
-    bone, piece, affine = _plate(8)
+    bone = np.zeros((34, 34, 20), bool)  # a plate 2 voxels thick with a square hole
+    piece, affine = bone.copy(), np.diag([1.0, 2.0, 3.0, 1.0])
+    bone[2:32, 2:32, 9:11] = piece[12:20, 12:20, 9:11] = True
+    bone &= ~piece
     found = implants.measure(piece, bone, affine, np.array([16.0, 32.0, -60.0]))
     assert found["volume_ml"] == pytest.approx(8 * 8 * 2 * 6 / 1000, abs=1e-3)
     assert found["extent_mm"] == pytest.approx(np.sqrt(8**2 + 16**2 + 6**2), abs=1e-3)
