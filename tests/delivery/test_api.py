@@ -31,15 +31,6 @@ from tests import toy_config
 SIZE = 8
 
 
-def toy_config_of(stages):
-    """Of a run with small batches and dust: 8^3 voxels of 25.6 mm."""
-    config = toy_config.get_config()
-    config.workers, config.stages = 1, (stages,)
-    config.generate.count, config.generate.batch_size = 30, 4
-    config.generate.dust_mm3 = 50_000.0  # three voxels
-    return config
-
-
 def real_store(folder):
     """`real.zarr` of 8 random pairs of 4 skulls, in the new work directory `folder`."""
     folder.mkdir()
@@ -84,9 +75,11 @@ def hybrid(folder, stages="generate"):
 
 @pytest.fixture(scope="module")
 def toy_run(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs") / "toy"
+    path, config = tmp_path_factory.mktemp("runs") / "toy", toy_config.get_config()
+    config.workers, config.stages = 1, ("train,generate",)
+    config.generate.update(count=30, batch_size=4, dust_mm3=50_000.0)  # three voxels
     real_store(path)
-    workdir.run(toy_config_of("train,generate"), path)
+    workdir.run(config, path)
     return path
 
 

@@ -337,7 +337,8 @@ def test_what_is_named_wrong_is_one_line_before_the_run(tmp_path):
     assert judges.choose(tmp_path, "vnet_real") == "vnet_real"
 
 
-def test_the_packaged_net_designs_and_says_which_it_is(skull, tmp_path, capsys):
+def test_the_packaged_net_designs_and_says_which_it_is(skull, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(predict, "PICTURE", 32)
     volumes.write(tmp_path / "a.nrrd", *skull[:2])
     config = common.defaults("smoke")
     config.predict.update(file=str(tmp_path / "a.nrrd"), weights="demo", dust_mm3=500.0)

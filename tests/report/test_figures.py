@@ -30,12 +30,17 @@ def valid(path):
     return (np.rint(picture[..., :3] * 255)).astype(np.uint8)
 
 
+def tiles(picture, high, wide):
+    """The tiles of a sheet by row and column: the first begins at 52 pixels down, 12 across."""
+    rows = range(52, picture.shape[0] - high, high + 26)
+    columns = range(12, picture.shape[1] - wide, wide + 12)
+    return [[picture[y : y + high, x : x + wide] for x in columns] for y in rows]
+
+
 def test_pair_sheet_shows_each_skull_without_and_with_its_defect(tmp_path):
     path = tmp_path / "new" / "pairs.png"
     figures.pair_sheet(path, PAIR[None], title="$a_ price", captions=["100 % \\frac{"])
-    picture = valid(path)
-    # The one tile begins 12 pixels from the left, 52 from the top, and holds two of 256.
-    without, with_it = picture[52:308, 12:268], picture[52:308, 268:524]
+    without, with_it = np.split(tiles(valid(path), 256, 512)[0][0], 2, axis=1)
     assert not blue(without).any() and blue(with_it).sum() > 1000
     skull, defect = PAIR[..., 0], PAIR[..., 1]
     expected = render.render(skull, defect, render.look(render.direction(skull, defect)))
@@ -65,14 +70,12 @@ def test_strip_shows_the_real_ends_and_each_row_from_one_side(tmp_path):
     path = tmp_path / "strip.png"
     ways = {"linear": np.stack([right, ODD["empty"], right]), "a": np.stack([left, right])}
     figures.strip(path, ways, title="ways", ends=np.stack([right, right]))
-    picture, side = valid(path), 256
-    upper = [picture[52 : 52 + 2 * side, 12 + n * (side + 12) :][:, :side] for n in range(5)]
+    side = 256
+    upper, lower = tiles(valid(path), 2 * side, side)
     for tile in (upper[1], upper[3], upper[4]):
         np.testing.assert_array_equal(tile, upper[0])
     assert (upper[2] == 255).all()
     assert blue(upper[0][side:]).sum() > 500 and not blue(upper[0][:side]).any()
-    top = 52 + 2 * side + 26
-    lower = [picture[top : top + 2 * side, 12 + n * (side + 12) :][:, :side] for n in range(5)]
     np.testing.assert_array_equal(lower[0], upper[0])
     np.testing.assert_array_equal(lower[3], upper[0])
     assert blue(lower[1]).sum() < blue(upper[0]).sum() / 3  # a defect behind
@@ -89,13 +92,11 @@ def test_segmentation_sheet_colours_each_nets_voxels_and_tells_its_dice(tmp_path
     nets = {"$good_": truth, "shifted": shifted, "empty": truth & False}
     path = tmp_path / "seg.png"
     figures.segmentation_sheet(path, skull, truth, nets, title="a case")
-    picture, side = valid(path), 320
+    cells = tiles(valid(path), 640, 320)
 
     def voxels(row, column):
-        top, left = 52 + row * (2 * side + 26) + side, 12 + column * (side + 12)
-        tile = picture[top : top + side, left : left + side][10::20, 10::20]
-        colours = figures.KINDS
-        return [int((tile == colour).all(-1).sum()) for colour in colours[2:]]
+        plane = cells[row][column][320:][10::20, 10::20]
+        return [int((plane == colour).all(-1).sum()) for colour in figures.KINDS[2:]]
 
     whole, hit = int(truth[plane].sum()), int((truth & shifted)[plane].sum())
     assert 0 < hit < whole
@@ -103,7 +104,7 @@ def test_segmentation_sheet_colours_each_nets_voxels_and_tells_its_dice(tmp_path
     assert voxels(0, 1) == voxels(0, 2) == [whole, 0, 0]
     assert voxels(0, 3) == [hit, int((shifted & ~truth)[plane].sum()), whole - hit]
     assert voxels(1, 0) == [0, 0, whole]
-    views = [picture[52 : 52 + side, 12 + n * (side + 12) :][:, :side] for n in range(3)]
+    views = [cell[:320] for cell in cells[0]]
     assert not blue(views[0]).any() and blue(views[1]).sum() > 1000
     np.testing.assert_array_equal(views[1], views[2])
     of_shifted = 2 * (truth & shifted).sum() / (truth.sum() + shifted.sum())
