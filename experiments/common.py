@@ -119,7 +119,6 @@ def defaults(size):
     config.predict.threshold = 0.5  # probability above which a voxel is implant
     config.predict.dust_mm3 = 2000.0  # pieces of a smaller volume are removed
     config.predict.pieces = 0  # only the largest so many are kept; 0: all
-    config.predict.suffixes = ""  # some of .nrrd,.nii.gz,.nii; "": the file's own
     config.predict.folder = ""  # for what is made; "": predictions/ in the work directory
 
     config.explore = ConfigDict()

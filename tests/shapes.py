@@ -23,3 +23,13 @@ def holed_shell(direction, side=32, radius=0.4):
 def blue(picture):
     picture = picture.astype(int)
     return picture[..., 2] > picture[..., 0] + 20
+
+
+PAIR = np.stack(holed_shell((0.6, 0.5, 0.62), 16), -1)
+ODD = {
+    "empty": np.zeros_like(PAIR),
+    "full": np.ones_like(PAIR),
+    "no defect": PAIR & [True, False],
+    "no skull": PAIR & [False, True],
+    "a voxel": np.stack([nothing(16), ball((0, 15, 0), 1, 16)], -1),
+}

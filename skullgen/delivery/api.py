@@ -1,8 +1,7 @@
 """A trained run from Python: `run = skullgen.load("runs/vae_wgan")`; `run.sample(seed=0, count=8)`.
 
 Shapes: `n` pairs, `D` voxels a side, `Z` latents. A pair is [D, D, D, 2], RAS: channel 0 the
-defective skull, 1 its defect (the implant). What a call cannot take is a UserError, as is a run
-without what it needs.
+defective skull, 1 its defect (the implant).
 """
 
 import concurrent.futures
@@ -39,12 +38,9 @@ Latents = Float32[np.ndarray, "n Z"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """A trained run, as `load` gives it; its weights are read once, when they are first needed.
+    """A trained run, as `load` gives it; its weights are read once, when they are first needed."""
 
-    folder: its work directory, or that of its weights.
-    """
-
-    folder: Path
+    folder: Path  # its work directory, or that of its weights
     config: ConfigDict = dataclasses.field(repr=False)
 
     @functools.cached_property
@@ -94,9 +90,8 @@ class Run:
         Bit-equal to those that the stage `generate` writes for this seed, on one kind and number
         of devices and one `run.config.generate.batch_size`; a smaller one takes less memory.
         """
-        _require_range(seed=seed, count=count, first=first)
-        if not count:
-            return np.zeros((0, *[self._size] * 3, 2), bool)
+        _require_range(seed=seed, first=first)
+        _require_range(count=count, least=1)
         rules, make, block = self._drawing()
         make = functools.partial(make, seed=seed)
         (_, bits, _), *_ = generate.batches(make, [range(count)], first, block)
@@ -168,24 +163,21 @@ class Run:
         return z.astype(np.float32)
 
     def interpolate(self, a: Any, b: Any, steps: int = 6, way: str = "spherical") -> Pairs:
-        """Pairs on the way between two, each a pair [D, D, D, 2] or a latent [Z] (figure 4).
-
-        way: `spherical` or `linear` (`evaluation.explore`).
-        """
+        """Pairs on the way between two, each a pair [D, D, D, 2] or a latent [Z] (figure 4)."""
         one_of("way", way, WAYS)
         _require_range(steps=steps, least=1)
         ends = [(self.encode if np.ndim(x) == 4 else self._latents)([x])[0] for x in (a, b)]
         return self.decode(WAYS[way](*ends, np.linspace(0, 1, steps)))
 
-    def predict(self, path: str | Path, **settings: Any) -> predict.Implant:
+    def predict(self, path: str | Path, net: str = "", **settings: Any) -> predict.Implant:
         """The implant of a defective skull in a file; research only.
 
-        settings: of `config.predict`: `net`, `bone_hu`, `label`, `threshold`, `dust_mm3`, `pieces`.
+        settings: of `config.predict`: `bone_hu`, `label`, `threshold`, `dust_mm3`, `pieces`.
         """
         _require_threads()
         for name in settings:
-            one_of("the setting", name, ("net", *predict.SETTINGS))
-        net = settings.pop("net", "") or self.config.get("predict", {}).get("net", "")
+            one_of("the setting", name, predict.SETTINGS)
+        net = net or self.config.get("predict", {}).get("net", "")
         return predict.predict(self._designer(net), path, ConfigDict(predict.SETTINGS | settings))
 
 

@@ -1,8 +1,7 @@
 """A store's pairs as files for other programs: SkullBreak's layout, nnU-Net v2, NIfTI, STL.
 
-An export's folder holds `recipe.json` (what it is of), `pairs.csv` (a line a pair), the store's
-licence and, where it has one, its data card. All files of a pair lie on one grid, in mm, whose
-place NRRD and NIfTI headers tell and STL has in LPS: 3D Slicer and ITK show them in one place.
+An export's folder holds `recipe.json`, `pairs.csv` (a line a pair), the store's licence and, where
+it has one, its data card. All files of a pair lie on one grid, in mm.
 """
 
 import csv
@@ -38,7 +37,6 @@ FORMATS = {
     "nifti": {"skull": "skull/{row:06d}.nii.gz", "implant": "implant/{row:06d}.nii.gz"},
     "stl": {"skull": "skull/{row:06d}.stl", "implant": "implant/{row:06d}.stl"},
 }
-PAPERS = f"{provenance.FILE} .lock pairs.csv LICENCE.txt README.md dataset.json splits_final.json"
 MAKERS = {"real.zarr": "ingest", "generated.zarr": "generate"}
 Fine = Bool[np.ndarray, "U V W"]
 
@@ -80,52 +78,38 @@ def formats(settings: ConfigDict) -> list[str]:
 def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: int = 0) -> None:
     """Exports pairs of the store `path` in the format `name`; a stopped export goes on.
 
-    settings: an experiment's `config.export`. workers: processes; 0: one a core. More pairs of the
-    same store may be added; a folder of another export or of other files is refused.
+    settings: an experiment's `config.export`. workers: processes; 0: one a core. A folder of other
+    pairs or of other files is refused.
     """
     opened = store.Store(path)
     entries, empty = plan(opened, name, settings)
     if empty:
         print(f"{empty} pairs without an implant or a skull are not exported")
     folder = folder / settings.dataset if name == "nnunet" else folder
+    files.clear(folder)
+    if provenance.read(folder) is None and any(folder.glob("*")):
+        cure = "name another export.folder, or move them away"
+        raise UserError(f"{folder}: holds files that no export wrote: {cure}")
+    rows = np.array([entry.row for entry in entries])
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
     recipe = {
         "format": name,
         "voxel_mm": float(settings.voxel_mm),
-        "split": settings.split,
-        "kinds": plugins.listed(settings.kinds),
-        "first": _range(settings.rows, opened.count)[0],
+        "rows": ",".join(f"{run[0]}:{run[-1] + 1}" for run in runs),
         "store": provenance.digest(opened.recipe),
     }
-    _claim(folder, recipe, entries)
-    with files.alone(folder / ".lock", "export.folder"):
-        files.clear(folder)
-        tasks, lines = _tasks(opened, folder, entries, settings.voxel_mm), []
-        answers = jobs.ordered(write_pair, tasks, min(jobs.workers(workers), len(entries)))
-        with jobs.progress(len(entries), 0, f"export {name}", "pair") as bar:
-            for entry, measures in zip(entries, answers, strict=True):
-                lines.append(_line(entry, *measures))
-                bar.update()
-        _write_papers(opened, folder, lines)
-        if name == "nnunet":
-            licence = opened.attrs.get("licence", "not stated")
-            _write_nnunet(folder, licence, [e for e in entries if e.about["split"] != "test"])
-        (folder / ".lock").unlink()  # it names this machine
-    print(plain(f"{folder}: {len(entries)} pairs"))
-
-
-def _claim(folder, recipe, entries):
-    """`provenance.claim` of a folder that holds nothing but files of such an export."""
-    before = provenance.read(folder)
-    provenance.require_same(folder, before, recipe)
-    ours = {file for entry in entries for file in entry.files.values()}.union(PAPERS.split())
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        place = file.relative_to(folder).as_posix()
-        if ".partial-" not in place and not (before and place in ours):
-            raise UserError(
-                f"{folder}: holds {place}, which is not among what is to be exported "
-                "(export.rows, leave_out.txt): name another export.folder, or move it away"
-            )
     provenance.claim(folder, recipe)
+    tasks, lines = _tasks(opened, folder, entries, settings.voxel_mm), []
+    answers = jobs.ordered(write_pair, tasks, min(jobs.workers(workers), len(entries)))
+    with jobs.progress(len(entries), 0, f"export {name}", "pair") as bar:
+        for entry, measures in zip(entries, answers, strict=True):
+            lines.append(_line(entry, *measures))
+            bar.update()
+    _write_papers(opened, folder, lines)
+    if name == "nnunet":
+        licence = opened.attrs.get("licence", "not stated")
+        _write_nnunet(folder, licence, [e for e in entries if e.about["split"] != "test"])
+    print(plain(f"{folder}: {len(entries)} pairs"))
 
 
 def plan(opened: store.Store, name: str, settings: ConfigDict) -> tuple[list[Entry], int]:
@@ -141,27 +125,23 @@ def plan(opened: store.Store, name: str, settings: ConfigDict) -> tuple[list[Ent
     for kind, folder in zip(own, folders, strict=True):
         if folders.count(folder) > 1 or not re.fullmatch(r"\w[\w .-]{,99}", kind):
             raise UserError(f"{opened.path}: kind {kind!r} is no name of a folder of its own")
-    kinds = [own[kind] if kind >= 0 else "" for kind in opened.column("kind").tolist()]
-    first, stop = _range(settings.rows, opened.count)
+    splits = [store.SPLITS[split] if split >= 0 else "" for split in opened.column("split")]
+    kinds = [own[kind] if kind >= 0 else "" for kind in opened.column("kind")]
+    filled, (first, stop) = opened.column("voxels").all(1), _range(settings.rows, opened.count)
     rows = opened.rows(settings.split or None).tolist()
     rows = [r for r in rows if first <= r < stop and (not wanted or kinds[r] in wanted)]
-    filled = [
-        r for r, voxels in zip(rows, opened.column("voxels")[rows], strict=True) if all(voxels)
-    ]
-    if not filled:
-        why = "check export.rows, export.split, export.kinds"
-        why = f"of {len(rows)}, none has a skull and an implant" if rows else why
-        raise UserError(f"{opened.path}: no pair to export: {why}")
-    splits = [store.SPLITS[split] if split >= 0 else "" for split in opened.column("split")]
-    names, cases = opened.names(opened.column("skull")), _cases(opened)
-    entries = []
-    for row in filled:
+    names, cases, entries = opened.names(opened.column("skull")), _cases(opened), []
+    for row in (row for row in rows if filled[row]):
         part, tag = ("test", "Ts") if splits[row] == "test" else ("train", "Tr")
         words = dict(row=row, part=part, tag=tag, case=cases[row], kind=kinds[row] or "random_1")
         paths = {role: form.format(**words) for role, form in FORMATS[name].items()}
         about = {"split": splits[row], "kind": kinds[row], "skull": names[row]}
         entries.append(Entry(row, paths, about))
-    return entries, len(rows) - len(filled)
+    if not entries:
+        why = "check export.rows, export.split, export.kinds"
+        why = f"of {len(rows)}, none has a skull and an implant" if rows else why
+        raise UserError(f"{opened.path}: no pair to export: {why}")
+    return entries, len(rows) - len(entries)
 
 
 def _cases(opened):
@@ -212,7 +192,7 @@ def write_pair(
 ) -> tuple[int, int, Affine]:
     """Writes a pair's files by role where they lack: voxels of skull and implant, and their grid.
 
-    affine: voxel -> RAS mm. voxel_mm: of the files, 0 for the pair's own.
+    voxel_mm: of the files, 0 for the pair's own.
     """
     skull, implant = (np.ascontiguousarray(x) for x in np.moveaxis(store.unpack(bits, size), -1, 0))
     if voxel_mm:
@@ -280,11 +260,9 @@ def _line(entry, skull, implant, affine):
 
 
 def _write_papers(opened, folder, lines):
-    """Writes the table, the store's licence, and its card where it has one."""
     table = io.StringIO()
-    writer = csv.DictWriter(table, lines[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerows([lines[0], *(line.values() for line in lines)])
     files.replace(folder / "pairs.csv", table.getvalue().encode())
     licence = plain(opened.attrs.get("licence", "not stated"))
     files.replace(folder / "LICENCE.txt", f"{licence}\n".encode())

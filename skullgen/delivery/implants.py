@@ -51,7 +51,6 @@ def fit(
 
 
 def _around(mask, margin):
-    """The box of a mask and `margin` voxels more."""
     sides = zip(grids.box(mask), np.broadcast_to(margin, 3).tolist(), strict=True)
     return tuple(slice(max(0, side.start - more), side.stop + more) for side, more in sides)
 

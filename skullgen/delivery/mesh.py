@@ -46,11 +46,7 @@ def solid(
 
 
 def write_stl(path: Path, solid: trimesh.Trimesh) -> None:
-    """Writes a mesh in RAS mm (`solid`) as binary STL in LPS mm.
-
-    STL has no field for its axes: DICOM's world and 3D Slicer, which reads `SPACE=LPS` in the
-    header, take them for LPS.
-    """
+    """Writes a mesh in RAS mm as binary STL in LPS mm: what DICOM's world and 3D Slicer expect."""
     lps = trimesh.Trimesh(solid.vertices * [-1, -1, 1], solid.faces, process=False)
     head = b"skullgen, mm, SPACE=LPS".ljust(80)
     files.replace(path, head + lps.export(file_type="stl")[len(head) :])

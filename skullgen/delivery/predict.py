@@ -1,7 +1,6 @@
-"""An implant for a real skull: a V-Net's answer at the scan's own grid, and what it measures.
+"""An implant for a real skull, on the voxels of its file; research only: not a medical device.
 
-A scan is brought to the net as skulls are for training (`sources.prepare`); the implant lies on the
-voxels of the scan's file. Research only: not a medical device.
+A scan is brought to a V-Net as skulls are for training (`sources.prepare`).
 """
 
 import hashlib
@@ -55,8 +54,6 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     settings = config.predict
     if settings.net:
         one_of("predict.net", settings.net, judges.NETS)
-    for suffix in plugins.listed(settings.suffixes):
-        one_of("predict.suffixes", suffix, volumes.WRITTEN)
     skull_files(settings.file)
     if settings.weights or "segment" not in names:
         folder = release.place(settings.weights) if settings.weights else workdir
@@ -150,19 +147,19 @@ def _shares(implant):
 def describe(numbers: dict[str, Any]) -> str:
     """An implant in one line of words."""
     contact, share = numbers["rim_contact"], numbers["opening_covered"]
-    count = len(numbers["pieces"])
+    count, doubt = len(numbers["pieces"]), ""
     words = (
         f"{'implant' if count == 1 else f'{count} implants'} of {numbers['volume_ml']:.1f} ml, "
         f"{numbers['extent_mm']:.0f} mm across, on bone along {contact:.0%} of the outline, "
         f"over {share or 0:.0%} of the opening as seen from within"
     )
     if contact < LOOSE:
-        cure = "is the face where the file's axes say it is?"
-        return f"{words} (warning: it does not fill the hole; {cure})"
-    if share is None:
-        cure = "is there a hole?"
-        return f"{words} (warning: no opening of the vault above the orbits was found; {cure})"
-    return words if share >= CLOSED else f"{words} (warning: part of it stays open)"
+        doubt = "it does not fill the hole; is the face where the file's axes say it is?"
+    elif share is None:
+        doubt = "no opening of the vault above the orbits was found; is there a hole?"
+    elif share < CLOSED:
+        doubt = "part of it stays open"
+    return f"{words} (warning: {doubt})" if doubt else words
 
 
 def run(config: ConfigDict, workdir: Path, draw: Callable) -> None:
@@ -200,13 +197,11 @@ def _design_file(net, path, config, folder, draw):
     """Designs and saves the implant of a file where it is not there yet; returns words for it."""
     settings, most, name = config.predict, config.data.max_voxels, volumes.name_of(path)
     own = [suffix for suffix in volumes.WRITTEN if path.name.lower().endswith(suffix)]
-    endings = ".json", ".stl", ".png", *(plugins.listed(settings.suffixes) or own or [".nrrd"])
+    endings = ".json", ".stl", ".png", *(own or [".nrrd"])
     paths = [folder / f"{name}_implant{ending}" for ending in endings]
-    digest = hashlib.sha256()
-    for part in volumes.describe(path, most).files:
-        digest.update(part.read_bytes())
-    used = {field: settings[field] for field in SETTINGS}
-    source = {"file": path.name, "sha256": digest.hexdigest(), "settings": used}
+    content = b"".join(part.read_bytes() for part in volumes.describe(path, most).files)
+    source = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+    source["settings"] = {field: settings[field] for field in SETTINGS}
     recipe, before = {"net": net.about, "made_of": source}, files.read_json(paths[0])
     there = [other for other in paths if other.exists()]
     if before:
@@ -215,12 +210,11 @@ def _design_file(net, path, config, folder, draw):
             return "is made already"
     elif there:
         raise UserError(f"{there[0]}: is there, and not ours: choose another predict.folder")
-    implant, (numbers, stl, png, *others) = predict(net, path, settings, most), paths
+    implant, (numbers, stl, png, file) = predict(net, path, settings, most), paths
     folder.mkdir(parents=True, exist_ok=True)
     # The numbers come first: by them a call that was stopped knows its files.
     files.write_json(numbers, {"notice": NOTICE, **implant.numbers, **recipe})
-    for other in others:
-        volumes.write(other, implant.mask, implant.affine)
+    volumes.write(file, implant.mask, implant.affine)
     mesh.write_stl(stl, mesh.solid(implant.mask, implant.affine))
     words, title = describe(implant.numbers), f"Research only, not a medical device: {name}"
     draw(png, *_shares(implant), title=title, note=words)

@@ -1,8 +1,7 @@
 """Weights to hand on: what generation, encoding and prediction read of a trained run, and no more.
 
 A release is laid out as a work directory without its stores: `config.json` (without paths and names
-of skulls) and `checkpoints/`, without optimisers. `recipe.json` tells the weights and what
-pairs they learnt from; `sha256sum -c SHA256SUMS` checks all files.
+of skulls) and `checkpoints/`, without optimisers. `sha256sum -c SHA256SUMS` checks all files.
 """
 
 import hashlib
@@ -105,7 +104,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         provenance.write(partial / place, own)
     provenance.write(partial, recipe)
     files.write_json(partial / "config.json", _public(config, workdir))
-    template = jinja2.Template(README.read_text(), keep_trailing_newline=True)
+    template = jinja2.Template(README.read_text("utf-8"), keep_trailing_newline=True)
     words = {"generator": config.model_name, "size": config.model.resolution, **recipe}
     words["licence"] = plain(recipe["licence"])
     files.replace(partial / "README.md", template.render(words).encode())

@@ -3,6 +3,8 @@
 Skulls and implants are in RAS order; `affine`: voxel -> RAS mm.
 """
 
+import functools
+
 import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
@@ -34,7 +36,7 @@ def closed(skull: Mask, affine: Affine) -> Mask:
     outer surface. The caps, a crude 6 mm thick, are for `grids.frame`, which a hole at the vertex
     or at the widest place moves by 10 mm.
     """
-    frame, rays, reach, voxels, ray, far = _view(skull, affine)
+    (frame, reach), (rays, voxels, ray, far) = _view(skull, affine), _rays()
     hole = reach == 0
     if not hole.any() or hole.all():
         return skull
@@ -52,8 +54,8 @@ def covered(skull: Mask, affine: Affine, implant: Mask) -> float | None:
     Of the directions from the braincase's middle, above the orbits, in which `closed` finds no
     bone, without pinholes (`LEAST`): those in which the implant lies.
     """
-    frame, rays, reach, *_ = _view(skull, affine)
-    openings = rays[reach == 0]
+    frame, reach = _view(skull, affine)
+    openings = _rays()[0][reach == 0]
     if len(openings):
         tree = KDTree(openings)
         _, patch = connected_components(tree.sparse_distance_matrix(tree, 1.6 * APART))
@@ -72,25 +74,30 @@ def covered(skull: Mask, affine: Affine, implant: Mask) -> float | None:
 
 
 def _view(skull, affine):
-    """A skull from its braincase's middle: a frame of SIDE voxels, rays along its axes.
-
-    And how far out bone reaches along each, in mm (0: none); of the voxels above the lowest ray,
-    their flat indices, their nearest rays, and how far out they are.
+    """A skull from its braincase's middle: a frame of SIDE voxels, and of each of `_rays` along it
+    how far out it meets bone, in mm (0: nowhere).
     """
-    frame, mm = grids.frame(skull, affine, SIDE), FIELD_MM / SIDE
+    frame, (rays, voxels, ray, far) = grids.frame(skull, affine, SIDE), _rays()
     labels, _ = ndimage.label(grids.reduce(skull, affine, frame, SIDE) > 0.1, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel())
-    largest = (labels == 1 + np.argmax(sizes[1:])).ravel()
-    # Evenly over the sphere: Fibonacci's spiral.
+    bone = (labels == 1 + np.argmax(sizes[1:])).ravel()[voxels]
+    reach = np.zeros(len(rays))
+    np.maximum.at(reach, ray[bone], far[bone])
+    return frame, reach
+
+
+@functools.cache
+def _rays():
+    """Rays evenly over the sphere (Fibonacci's spiral), none below the lowest.
+
+    And of the frame's voxels above that: flat indices, nearest rays, and how far out they are.
+    """
     number = np.arange(RAYS) + 0.5
     z, turn = 1 - 2 * number / RAYS, np.pi * (1 + 5**0.5) * number
     rays = np.stack([np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn), z], 1)
     rays = rays[z > LOWEST]
-    places = (np.indices((SIDE,) * 3).reshape(3, -1).T + 0.5) * mm
+    places = (np.indices((SIDE,) * 3).reshape(3, -1).T + 0.5) * (FIELD_MM / SIDE)
     places -= FIELD_MM / 2, FIELD_MM / 2, VERTEX_MM - MIDDLE_MM
     far = np.linalg.norm(places, axis=1)
     high = np.flatnonzero(places[:, 2] > LOWEST * far)
-    ray, far, bone = KDTree(rays).query(places[high] / far[high, None])[1], far[high], largest[high]
-    reach = np.zeros(len(rays))
-    np.maximum.at(reach, ray[bone], far[bone])
-    return frame, rays, reach, high, ray, far
+    return rays, high, KDTree(rays).query(places[high] / far[high, None])[1], far[high]

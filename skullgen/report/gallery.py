@@ -45,21 +45,21 @@ def run(config: ConfigDict, workdir: Path) -> None:
     stores = [store.Store(path) for path in paths if names or store.exists(path)]
     if not stores:
         raise UserError(f"{workdir}: no store of pairs here: run `ingest` or `generate` first")
-    real, learnt, pages = None, [], {}
+    train, pages = None, {}
     if store.exists(workdir / "real.zarr"):
         real = store.Store(workdir / "real.zarr")
-        learnt = loop.learnt(workdir, config.get("model_name", ""))
+        rows = loop.learnt(workdir, config.get("model_name", ""))
+        if len(rows) and not real.missing():
+            train = Training(real, rows, real.load(rows), real.column("skull")[rows])
     for pairs in stores:
-        path, train = pairs.path, None
+        path, near = pairs.path, train if train and train.store.size == pairs.size else None
         folder = f"{path.resolve().parent.name}-{path.stem}"
         folder = path.stem if path.parent == workdir else folder
         if folder in pages:
             both = f"{path} and {pages[folder]}"
             raise UserError(f"gallery.stores: {both} would have one page: name one of them")
         pages[folder] = path
-        if len(learnt) and real.size == pairs.size and not real.missing():
-            train = Training(real, learnt, real.load(learnt), real.column("skull")[learnt])
-        print(write(pairs, workdir / "gallery" / folder, config.gallery.pairs, train))
+        print(write(pairs, workdir / "gallery" / folder, config.gallery.pairs, near))
 
 
 def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -> Path:
@@ -106,11 +106,11 @@ def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -
 
 def _facts(pairs, rows, near):
     """What the page says of each pair."""
+    names = "split", "kind", "skull", "row", "near", "skull_cm3", "defect"
+    columns = [pairs.column(name)[rows].tolist() for name in names[:3]]
     cm3 = pairs.column("voxels")[rows] * pairs.attrs["voxel_mm"] ** 3 / 1000
-    table = {name: pairs.column(name)[rows].tolist() for name in ("split", "kind", "skull")}
-    table |= {"row": rows.tolist(), "near": near}
-    table |= dict(zip(("skull_cm3", "defect"), cm3.round(3).T.tolist(), strict=True))
-    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    columns += [rows.tolist(), near, *cm3.round(3).T.tolist()]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _nearest(pairs, rows, bits, train):
@@ -119,15 +119,12 @@ def _nearest(pairs, rows, bits, train):
     same = pairs.column("skull")[rows][:, None] == train.skulls
     for what, dice in fidelity.training_dice(bits, train.bits, pairs.size).items():
         dice[same & pairs.path.samefile(train.store.path)] = -1
-        for one, values in zip(near, dice, strict=True):
-            best = int(values.argmax())
-            value = round(float(values[best]), 4) if values[best] >= 0 else None
-            one[what] = [value, int(train.rows[best])]
+        for one, best, value in zip(near, dice.argmax(1), dice.max(1).tolist(), strict=True):
+            one[what] = [round(value, 4) if value >= 0 else None, int(train.rows[best])]
     return near
 
 
 def _thumbnails(bits, size):
-    """The thumbnails of some pairs as one picture, JPEG."""
     tiles = [thumbnail(*np.moveaxis(store.unpack(row, size), -1, 0)) for row in bits]
     side, lines = len(tiles[0]), CHUNK // COLUMNS
     sheet = np.full((lines, COLUMNS, side, side, 3), 255, np.uint8)

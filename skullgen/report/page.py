@@ -8,7 +8,6 @@ import base64
 import collections
 import io
 import itertools
-import numbers
 import urllib.parse
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,10 +90,9 @@ def curves(records: list[Row], log: str) -> list[Plot]:
     metrics = collections.defaultdict(lambda: collections.defaultdict(list))
     for record in records:
         for name, value in record.items():
-            if name not in ("phase", "epoch", "step") and isinstance(value, numbers.Real):
+            if name not in ("phase", "epoch", "step"):
                 metrics[name][record["phase"]].append((record["step"], value))
-    order = list(dict.fromkeys(record["phase"] for record in records))
-    plots = []
+    order, plots = list(dict.fromkeys(record["phase"] for record in records)), []
     for name, phases in metrics.items():
         bands = {phase: band for phase, values in phases.items() if (band := _bands(values))}
         plots.append(Plot(f"{log}: {name}", "curve", {"": {"order": order, "phases": bands}}, 11))
@@ -114,13 +112,14 @@ def differences(rows: list[Row]) -> Table:
     """Differences between nets, and on which side of zero their intervals lie."""
     lines = []
     for row in rows:
-        says = ("lower", "higher")[row["mean"] > 0]
-        if "." not in row["metric"]:  # of the user's own it is not known what is better
-            says = ("worse", "better")[(row["mean"] > 0) != row["metric"].startswith("hd95")]
         if row["low"] is None:
             says = "no interval"
         elif row["low"] * row["high"] <= 0:
             says = "not told apart"
+        elif "." in row["metric"]:  # of the user's own it is not known what is better
+            says = ("lower", "higher")[row["mean"] > 0]
+        else:
+            says = ("worse", "better")[(row["mean"] > 0) != row["metric"].startswith("hd95")]
         nets = f"{row['net']} minus {row['minus']}"
         cells = row["column"], row["metric"], _span(row, "+"), str(row["skulls"])
         lines.append([nets, *cells, says])
@@ -142,14 +141,14 @@ def groups(summary: list[Row]) -> list[Plot]:
     return charts
 
 
-def copies(found: dict[str, Any]) -> list[str | Plot | Table]:
+def copies(quality: dict[str, Any]) -> list[str | Plot | Table]:
     """How near generated skulls and pairs lie to training ones: words, bars, the closest."""
     blocks, columns = [], ["generated", "training pair", "its skull", "Dice"]
     for name in ("skull", "pair"):
-        near = found[name]
+        near = quality[name]
         plot = Plot(f"Dice to the nearest training {name}", "histogram", {"": near})
         rows = [
-            [*map(str, (row["generated"], row["training"], row["name"])), f"{row['dice']:.3f}"]
+            [str(row["generated"]), str(row["training"]), row["name"], tables.number(row["dice"])]
             for row in near["closest"]
         ]
         blocks += [tables.copies(name, near), plot, Table("The closest", columns, rows)]
@@ -200,10 +199,8 @@ def _turned(pairs):
     return Plot(f"{pairs.path.stem.title()} pairs", "scene", figures, 25)
 
 
-def _table(found, title):
-    """A table of a JSON file."""
-    rows = [list(map(str, row)) for row in found.get("rows", [])]
-    return Table(title, found.get("columns", []), rows, found.get("notes", []))
+def _table(file, title):
+    return Table(title, file.get("columns", []), file.get("rows", []), file.get("notes", []))
 
 
 def _span(row, sign=""):

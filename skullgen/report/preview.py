@@ -1,7 +1,6 @@
 """What a generator makes of the same latents again and again while it trains.
 
-Collapse is seen as it comes, and told by a number: the Dice of two samples, which is that of two
-real pairs where all is well, and 1 where all samples are one.
+Collapse shows in a number: the Dice of two samples, 1 where all samples are one.
 """
 
 import time

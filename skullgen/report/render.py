@@ -4,11 +4,11 @@ D voxels a side, P pixels a side. Volumes are RAS, bool or shares; more than `LA
 are averaged in blocks first.
 """
 
-import base64
 import math
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as plotly
 from jaxtyping import Float, Integer, Shaped, UInt8
 from scipy import ndimage
 from skimage.measure import block_reduce, marching_cubes
@@ -84,20 +84,17 @@ def scene(skull: Volume, defect: Volume, voxel_mm: float | int) -> dict[str, Any
     return {"meshes": meshes, "eye": eye, "side": len(skull) * voxel_mm}
 
 
-def surface(volume: Volume, voxel_mm: float | int) -> dict[str, dict[str, str]]:
-    """A volume's surface, as Plotly's Mesh3d takes it, in mm from the frame's corner."""
+def surface(volume: Volume, voxel_mm: float | int) -> dict[str, Any]:
+    """A volume's surface, as Plotly's Mesh3d, in mm from the frame's corner."""
     factor = -(-len(volume) // TURNED)
     field = _field(volume, TURNED, 2, SIGMA / factor)
     points, faces = np.zeros((0, 3)), np.zeros((0, 3))
     if field.max() > LEVEL:
         points, faces, *_ = marching_cubes(field, LEVEL)
-    points = (points - 1.5) * factor * voxel_mm
-    columns = {name: values.astype("<f4") for name, values in zip("xyz", points.T, strict=True)}
-    columns |= {name: values.astype("<i4") for name, values in zip("ijk", faces.T, strict=True)}
-    return {
-        name: {"dtype": values.dtype.str[1:], "bdata": base64.b64encode(values).decode()}
-        for name, values in columns.items()
-    }
+    x, y, z = ((points - 1.5) * factor * voxel_mm).T.astype(np.float32)
+    i, j, k = faces.T.astype(np.int32)
+    mesh = plotly.Mesh3d(x=x, y=y, z=z, i=i, j=j, k=k)
+    return plotly.Figure(mesh).to_dict()["data"][0]
 
 
 def _camera(azimuth, elevation):

@@ -109,8 +109,8 @@ def train(
     if 0 < first < ends[-1]:
         print(f"training: goes on from the checkpoint of update {first}")
     own = checkpoint.manager(place.folder, options.keep, ends) if lead else None
-    with own or contextlib.nullcontext():
-        board = logs.tensorboard(options.tensorboard if lead else None)
+    folder = options.tensorboard if lead else None
+    with own or contextlib.nullcontext(), logs.tensorboard(folder) as board:
         recent = logs.cut(place.log, first) if lead else []
         watch = watch if lead else None
         run = _Run(model, parts, place, options, own, board, watch, recent, set())

@@ -1,9 +1,9 @@
 """Implants for files: prepared as training is, in the same millimetres however they are stored."""
 
 import json
+import unittest.mock
 
 import jax
-import ml_collections
 import nibabel
 import nrrd
 import numpy as np
@@ -16,15 +16,14 @@ from skullgen.data.grids import turned
 from skullgen.delivery import implants, predict, vault
 from skullgen.evaluation import judges, verdict
 from skullgen.report import figures
-from skullgen.training import loop
 
 SIDE, SIZE = 96, 32
 
 
 def _settings(**fields):
-    base = dict(net="vnet", weights="", bone_hu=0.0, threshold=0.5, dust_mm3=2000.0, pieces=0)
-    base["label"] = 0
-    return ml_collections.ConfigDict(base | dict(file=(), suffixes=(), folder="") | fields)
+    settings = common.defaults("smoke").predict
+    settings.update(fields)
+    return settings
 
 
 def _mirror(size=SIZE):
@@ -44,14 +43,14 @@ def skull():
     return pooled, thin, implant[:, :, ::2] & ~pooled
 
 
-def _stored(mask, affine, turn):
-    """The same skull with its voxels in another order: `turn` is stored voxel -> this one's."""
-    turn = np.array(turn, float)
-    back = np.linalg.inv(turn)
-    return turned(mask, turn), affine @ turn, back
+def _stored(mask, affine, name):
+    """The same skull with its voxels in another order."""
+    turn = np.array(TURNS[name](mask.shape), float)  # stored voxel -> this one's
+    return turned(mask, turn), affine @ turn
 
 
 TURNS = {
+    "RAS": lambda n: np.eye(4),
     "LPS": lambda n: [[-1, 0, 0, n[0] - 1], [0, -1, 0, n[1] - 1], [0, 0, 1, 0], [0, 0, 0, 1]],
     "permuted": lambda n: [[0, 0, -1, n[0] - 1], [1, 0, 0, 0], [0, -1, 0, n[2] - 1], [0, 0, 0, 1]],
 }
@@ -69,16 +68,14 @@ def _brought(path, threshold, reframe):
         return np.ones((1, 16, 16, 16), np.float32)
 
     designer = predict.Designer(net, 16, threshold, reframe, {})
-    implant = predict.predict(designer, path, _settings(dust_mm3=0.0))
+    with unittest.mock.patch.object(implants, "measure", lambda *_: {}):
+        implant = predict.predict(designer, path, _settings(dust_mm3=0.0))
     return seen[0], implant.frame
 
 
-@pytest.mark.parametrize("turn", TURNS)
-def test_a_skull_is_ingested_and_prepared_to_the_same_bits(tmp_path, turn, monkeypatch):
-    monkeypatch.setattr(implants, "measure", lambda *arguments: {})
-    complete, affine = phantom.skull(2, 64), phantom.affine(64)
-    mask, stored, _ = _stored(complete, affine, TURNS[turn](complete.shape))
-    volumes.write(tmp_path / "a.nrrd", mask, stored)
+@pytest.mark.parametrize("turn", ["LPS", "permuted"])
+def test_a_skull_is_ingested_and_prepared_to_the_same_bits(tmp_path, turn):
+    volumes.write(tmp_path / "a.nrrd", *_stored(phantom.skull(2, 64), phantom.affine(64), turn))
     config = common.defaults("smoke").data
     config.threshold = 0.3
     ingested = sources._cut_file(tmp_path / "a.nrrd", "a", 16, config)
@@ -89,8 +86,7 @@ def test_a_skull_is_ingested_and_prepared_to_the_same_bits(tmp_path, turn, monke
         np.testing.assert_array_equal(pair.affine, frame)
 
 
-def test_a_file_of_skullbreak_keeps_its_own_cube_for_a_net_that_learnt_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(implants, "measure", lambda *arguments: {})
+def test_a_file_of_skullbreak_keeps_its_own_cube_for_a_net_that_learnt_so(tmp_path):
     complete = np.roll(phantom.skull(2, 64), 5, 0)  # not where the frame would place it
     volumes.write(tmp_path / "a.nrrd", complete, phantom.affine(64))
     share = complete.reshape(16, 4, 16, 4, 16, 4).mean((1, 3, 5))
@@ -152,17 +148,11 @@ def test_an_implant_in_words_says_what_stays_open(rim, covered, warning):
 # --- The fit and its measure -------------------------------------------------------------------
 
 
-def _plate(hole):
-    """A plate of bone 2 voxels thick, 30 voxels a side, with a square hole; voxels 1, 2, 3 mm."""
-    bone = np.zeros((34, 34, 20), bool)
-    bone[2:32, 2:32, 9:11] = True
-    piece = np.zeros_like(bone)
-    piece[12 : 12 + hole, 12 : 12 + hole, 9:11] = True
-    return bone & ~piece, piece, np.diag([1.0, 2.0, 3.0, 1.0])
-
-
 def test_what_a_piece_measures():
-    bone, piece, affine = _plate(8)
+    bone = np.zeros((34, 34, 20), bool)  # a plate 2 voxels thick with a square hole
+    piece, affine = bone.copy(), np.diag([1.0, 2.0, 3.0, 1.0])
+    bone[2:32, 2:32, 9:11] = piece[12:20, 12:20, 9:11] = True
+    bone &= ~piece
     found = implants.measure(piece, bone, affine, np.array([16.0, 32.0, -60.0]))
     assert found["volume_ml"] == pytest.approx(8 * 8 * 2 * 6 / 1000, abs=1e-3)
     assert found["extent_mm"] == pytest.approx(np.sqrt(8**2 + 16**2 + 6**2), abs=1e-3)
@@ -232,189 +222,128 @@ def _read(path):
 
 
 def test_however_a_file_is_stored_the_implant_is_in_the_same_millimetres(skull, tmp_path):
-    mask, affine, _ = skull
-    options = _mirror(), _settings(dust_mm3=500.0)
-    volumes.write(tmp_path / "RAS.nii.gz", mask, affine)
-    plain = predict.predict(options[0], tmp_path / "RAS.nii.gz", options[1])
-    places = np.argwhere(plain.mask) @ affine[:3, :3].T + affine[:3, 3]
-    for name, suffix in (("LPS", ".nrrd"), ("permuted", ".nii.gz")):
-        file = tmp_path / f"{name}{suffix}"
-        stored, its, _ = _stored(mask, affine, TURNS[name](mask.shape))
-        volumes.write(file, stored, its)
-        found = predict.predict(options[0], file, options[1])
-        assert found.numbers == plain.numbers
-        made = tmp_path / f"implant{suffix}"
-        volumes.write(made, found.mask, found.affine)  # as `predict.save` does
+    answers = []
+    for name, suffix in (("RAS", ".nii.gz"), ("LPS", ".nrrd"), ("permuted", ".nii.gz")):
+        file, made = tmp_path / f"{name}{suffix}", tmp_path / f"{name}_implant{suffix}"
+        stored, affine = _stored(*skull[:2], name)
+        volumes.write(file, stored, affine)
+        implant = predict.predict(_mirror(), file, _settings(dust_mm3=500.0))
+        volumes.write(made, implant.mask, implant.affine)
         data, grid = _read(made)
         np.testing.assert_array_equal(grid, _read(file)[1])
         assert data.shape == stored.shape and not (data & stored).any()
-        here = np.argwhere(data) @ its[:3, :3].T + its[:3, 3]
-        for points in (places, here):
-            points[:] = points[np.lexsort(points.round(3).T)]
-        np.testing.assert_allclose(here, places, atol=1e-3)
+        points = np.argwhere(data) @ affine[:3, :3].T + affine[:3, 3]
+        answers.append((implant.numbers, points[np.lexsort(points.round(3).T)]))
+        assert answers[-1][0] == answers[0][0]
+        np.testing.assert_allclose(answers[-1][1], answers[0][1], atol=1e-3)
 
 
-def test_a_scan_in_hounsfield_units_is_its_mask(skull, tmp_path):
+def test_a_scan_and_labels_are_cut_as_the_settings_say(skull, tmp_path, monkeypatch):
     mask, affine, _ = skull
-    image = nibabel.Nifti1Image(np.where(mask, 700, -1000).astype(np.int16), affine)
-    nibabel.save(image, tmp_path / "ct.nii.gz")
-    volumes.write(tmp_path / "mask.nii.gz", mask, affine)
-    ct, plain = (
-        predict.predict(_mirror(), tmp_path / name, _settings(dust_mm3=500.0, bone_hu=hu))
-        for name, hu in (("ct.nii.gz", 300.0), ("mask.nii.gz", 0.0))
-    )
-    np.testing.assert_array_equal(ct.mask, plain.mask)
-    labels = nibabel.Nifti1Image(np.where(mask, 91, 0).astype(np.uint8), affine)
-    labels.dataobj[0, 0, :2] = 1, 2
-    nibabel.save(labels, tmp_path / "labels.nii.gz")
-    settings = _settings(dust_mm3=500.0, label=91)
-    one = predict.predict(_mirror(), tmp_path / "labels.nii.gz", settings)
-    np.testing.assert_array_equal(one.mask, plain.mask)
+    monkeypatch.setattr(predict, "design", lambda *x: predict.Implant(x[1], *x[1:3], affine, {}))
+    labels = np.where(mask, 91, 0).astype(np.int16)
+    labels[0, 0, :2] = 1, 2
+    for values, fields in (
+        (np.where(mask, 700, -1000).astype(np.int16), dict(bone_hu=300.0)),
+        (labels, dict(label=91)),
+    ):
+        nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "a.nii.gz")
+        seen = predict.predict(_mirror(), tmp_path / "a.nii.gz", _settings(**fields)).mask
+        np.testing.assert_array_equal(seen, mask)
     with pytest.raises(UserError, match=r"it holds 1, 2, 91: set label .*predict\.label"):
-        predict.predict(_mirror(), tmp_path / "labels.nii.gz", _settings())
+        predict.predict(_mirror(), tmp_path / "a.nii.gz", _settings())
 
 
-def test_of_several_files_a_bad_one_is_listed_and_the_others_go_on(
-    skull, tmp_path, capsys, monkeypatch
-):
-    mask, affine, _ = skull
-    scans = tmp_path / "scans"
-    volumes.write(scans / "good.nrrd", mask, affine)
-    (scans / "broken.nii.gz").write_bytes(b"no scan")
-    complete = phantom.skull(1, SIDE) | phantom.skull(1, SIDE)[::-1]
-    volumes.write(tmp_path / "complete.nii.gz", complete, phantom.affine(SIDE))
+@pytest.fixture
+def run(skull, tmp_path, monkeypatch):
+    """`run(*files)` designs with the mirror image into `predictions/` of the folder."""
+    volumes.write(tmp_path / "scans" / "good.nrrd", *skull[:2])
     monkeypatch.setattr(predict, "PICTURE", 32)
     monkeypatch.setattr(predict, "designer", lambda *_: _mirror())
-    names = f"{scans}, {tmp_path / 'complete.nii.gz'}"
-    config = ml_collections.ConfigDict({"data": {"max_voxels": 2**29}})
-    config.predict = _settings(file=(names,), dust_mm3=500.0, suffixes=(".nii.gz", ".nrrd"))
-    predict.run(config, tmp_path, figures.implant_sheet)
-    out = capsys.readouterr()
-    assert "mirror: voxels of 6.4 mm, pairs of phantoms: look at each picture" in out.out
-    assert " of the opening" in out.out
-    assert "left out, 2 of 3 files" in out.out and "not a medical device" in out.out.lower()
-    assert "complete.nii.gz: no implant: the net found no hole" in out.out
-    made = sorted(path.name for path in (tmp_path / "predictions").iterdir())
-    endings = (".json", ".nii.gz", ".nrrd", ".png", ".stl")
-    assert made == [f"good_implant{ending}" for ending in endings]
-    told = json.loads((tmp_path / "predictions" / "good_implant.json").read_text())
-    assert told["notice"] == predict.NOTICE and told["overlap_voxels"] == 0
-    assert told["made_of"]["file"] == "good.nrrd"
-    before = (tmp_path / "predictions" / "good_implant.stl").stat().st_mtime_ns
-    predict.run(config, tmp_path, figures.implant_sheet)
-    assert "good: is made already" in capsys.readouterr().out
-    assert (tmp_path / "predictions" / "good_implant.stl").stat().st_mtime_ns == before
-    config.predict.file = (str(tmp_path / "complete.nii.gz"),)
-    with pytest.raises(UserError, match=r"is this skull complete\?"):
+    config = common.defaults("smoke")
+
+    def run(*places, **fields):
+        names = ",".join(str(tmp_path / place) for place in places)
+        config.predict.update({"file": names, "dust_mm3": 500.0, **fields})
         predict.run(config, tmp_path, figures.implant_sheet)
+        files = sorted((tmp_path / "predictions").iterdir())
+        return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    return run
 
 
-def test_nothing_is_written_over(skull, tmp_path, monkeypatch):
-    mask, affine, _ = skull
-    volumes.write(tmp_path / "a.nrrd", mask, affine)
-    monkeypatch.setattr(predict, "designer", lambda *_: _mirror())
-    config = ml_collections.ConfigDict({"data": {"max_voxels": 2**29}})
-    config.predict = _settings(file=(str(tmp_path / "a.nrrd"),), dust_mm3=500.0)
-    drawn = []
+def test_of_several_files_a_bad_one_is_listed_and_the_others_go_on(run, tmp_path, capsys):
+    (tmp_path / "scans" / "broken.nii.gz").write_bytes(b"no scan")
+    complete = phantom.skull(1, SIDE) | phantom.skull(1, SIDE)[::-1]
+    volumes.write(tmp_path / "complete.nii.gz", complete, phantom.affine(SIDE))
+    whole = run("scans", "complete.nii.gz")
+    out = capsys.readouterr().out
+    assert "mirror: voxels of 6.4 mm, pairs of phantoms: look at each picture" in out
+    assert " of the opening" in out
+    assert "left out, 2 of 3 files" in out and "Not a medical device" in out
+    assert "complete.nii.gz: no implant: the net found no hole" in out
+    assert list(whole) == [f"good_implant{ending}" for ending in (".json", ".nrrd", ".png", ".stl")]
+    about = json.loads(whole["good_implant.json"][0])
+    assert about["notice"] == predict.NOTICE and about["overlap_voxels"] == 0
+    assert about["made_of"]["file"] == "good.nrrd"
+    assert run("scans", "complete.nii.gz") == whole
+    assert "good: is made already" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"is this skull complete\?"):
+        run("complete.nii.gz")
 
-    def draw(path, *shares, title, note):
-        drawn.append(note)
-        path.write_bytes(b"picture")
 
+def test_nothing_is_written_over(run, tmp_path):
     folder = tmp_path / "predictions"
     folder.mkdir()
-    (folder / "a_implant.nrrd").write_bytes(b"a surgeon's")
-    with pytest.raises(UserError, match=r"a_implant\.nrrd: is there, and not ours"):
-        predict.run(config, tmp_path, draw)
-    (folder / "a_implant.nrrd").rename(tmp_path / "his.nrrd")
-    predict.run(config, tmp_path, draw)
-    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
-    (folder / "a_implant.stl").unlink()  # as of a kill: it goes on
-    predict.run(config, tmp_path, draw)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
-    config.predict.dust_mm3 = 600.0
-    with pytest.raises(UserError, match=r"a_implant\.json: made with .*dust_mm3 500\.0, now 600"):
-        predict.run(config, tmp_path, draw)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
-    assert len(drawn) == 2 and drawn[0] == drawn[1]
+    (folder / "good_implant.nrrd").write_bytes(b"a surgeon's")
+    with pytest.raises(UserError, match=r"good_implant\.nrrd: is there, and not ours"):
+        run("scans")
+    (folder / "good_implant.nrrd").unlink()
+    whole = run("scans")
+    (folder / "good_implant.stl").unlink()  # as of a kill: it goes on
+    again = run("scans")
+    assert {name: again[name][0] for name in again} == {name: whole[name][0] for name in whole}
+    with pytest.raises(UserError, match=r"implant\.json: made with .*dust_mm3 500\.0, now 600"):
+        run("scans", dust_mm3=600.0)
+    assert run("scans") == again
 
 
-def test_what_is_named_wrong_is_one_line(tmp_path):
+def test_what_is_named_wrong_is_one_line_before_the_run(tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("no skull")
-
-    def refused(words, **fields):
-        with pytest.raises(UserError, match=words):
-            predict.check(ml_collections.ConfigDict({"predict": _settings(**fields)}), [], tmp_path)
-
-    for file, words in (
-        ("", "predict.file is empty"),
-        ("nowhere.nrrd", "nowhere.nrrd: no such file or folder"),
-        (str(tmp_path / "empty"), "empty: holds no skull"),
-        (str(tmp_path / "notes.txt"), r"notes\.txt: holds no skull"),
-    ):
-        refused(words, file=(file,))
-    refused(r"predict\.net is 'unet'", net="unet")
-    refused(r"predict\.suffixes is '\.stl'", suffixes=(".stl",))
-
-
-def test_a_net_that_is_not_there_is_named_before_the_run_with_those_that_are(tmp_path):
+    (tmp_path / "notes.txt").write_bytes(b"no skull")
     volumes.write(tmp_path / "a.nrrd", phantom.skull(1, 32), phantom.affine(32))
-    config = ml_collections.ConfigDict({"generate": {"weights": ""}})
 
-    def check(*names, **fields):
-        config.predict = _settings(file=(str(tmp_path / "a.nrrd"),), **fields)
-        predict.check(config, list(names), tmp_path)
+    def check(*stages, **fields):
+        config = common.defaults("smoke")
+        config.predict.update({"file": str(tmp_path / "a.nrrd"), **fields})
+        predict.check(config, list(stages), tmp_path)
 
-    def refused(words, **fields):
+    for words, fields in (
+        ("predict.file is empty", dict(file="")),
+        ("nowhere.nrrd: no such file or folder", dict(file="nowhere.nrrd")),
+        ("empty: holds no skull", dict(file=str(tmp_path / "empty"))),
+        (r"notes\.txt: holds no skull", dict(file=str(tmp_path / "notes.txt"))),
+        (r"predict\.net is 'unet'", dict(net="unet")),
+        (r"vnet: no checkpoint; run the stage `segment` first$", {}),
+        ("vnet: no checkpoint; here is vnet_real: name that$", dict(weights="demo", net="vnet")),
+    ):
         with pytest.raises(UserError, match=words):
             check(**fields)
-
-    refused(r"vnet: no checkpoint; run the stage `segment` first$", net="")
-    check("segment", "predict", net="")  # which makes it
-    check(weights="demo", net="")
-    check(weights="demo", net="vnet_real")
-    refused("vnet: no checkpoint; here is vnet_real: name that$", weights="demo", net="vnet")
+    check("segment", "predict")  # which makes it
+    check(weights="demo")
     for name in ("vnet_real", "vnet"):
         (tmp_path / "checkpoints" / name / "5").mkdir(parents=True)
         assert judges.choose(tmp_path) == name
     assert judges.choose(tmp_path, "vnet_real") == "vnet_real"
 
 
-def test_the_packaged_net_designs_and_says_which_it_is(skull, tmp_path, capsys):
-    mask, affine, _ = skull
-    volumes.write(tmp_path / "a.nrrd", mask, affine)
+def test_the_packaged_net_designs_and_says_which_it_is(skull, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(predict, "PICTURE", 32)
+    volumes.write(tmp_path / "a.nrrd", *skull[:2])
     config = common.defaults("smoke")
     config.predict.update(file=str(tmp_path / "a.nrrd"), weights="demo", dust_mm3=500.0)
     with jax.default_prng_impl("threefry2x32"):  # as it was trained
         predict.run(config, tmp_path, figures.implant_sheet)
     assert "vnet_real: voxels of 6.4 mm, pairs of phantoms" in capsys.readouterr().out
-    told = json.loads((tmp_path / "predictions" / "a_implant.json").read_text())
-    assert told["net"]["name"] == "vnet_real" and told["volume_ml"] > 1
-
-
-def test_the_net_of_a_run(tmp_path):
-    pairs = np.zeros((4, 8, 8, 8, 2), bool)
-    pairs[:, 2:6, 2:6, 2:6, 0] = pairs[:, 6:, 6:, 6:, 1] = True
-    recipe = {"config": {"source": "phantom", "threshold": 0.2, "reframe": True}}
-    shape, attributes = store.Shape(4, 8, 64), {"voxel_mm": 25.6}
-    real = store.create(tmp_path / "real.zarr", shape, attributes, recipe)
-    columns = {"split": np.zeros(4, int), "removed": np.zeros((4, 3))}
-    real.write(0, store.pack(pairs), columns)
-    base = dict(model_name="tests.toy_net", stores="real.zarr:train:all", reference=False, seed=0)
-    base |= dict(updates=5, batch_size=4, save_every=5, model=dict(learning_rate=0.1))
-    base["model"]["augment"] = False
-    config = ml_collections.ConfigDict({"segment": base, "model": {"resolution": 8}})
-    config.data = dict(source="store", threshold=0.5, reframe=True, max_voxels=2**29)
-    config.predict = _settings()
-    with pytest.raises(UserError, match="vnet: no checkpoint; run the stage `segment` first"):
-        predict.designer(config, tmp_path)
-    judges.train(config.segment, 8, tmp_path, loop.Options(0, 4, 5, 5, 2, 16, None))
-    made = predict.designer(config, tmp_path)
-    assert (made.size, made.threshold, made.reframe) == (8, 0.2, True)  # as the pairs were made
-    probability = made.net(store.pack(pairs)[:1])[0]
-    assert probability[7, 7, 7] > probability[0, 0, 0] and made.about["updates"] == 5
-    assert (made.about["pairs_of"], made.about["voxel_mm"]) == ("phantoms", 25.6)
-    config.segment.model.learning_rate = 0.2
-    with pytest.raises(UserError, match=r"made with model\.learning_rate 0\.1, now 0\.2"):
-        predict.designer(config, tmp_path)
+    about = json.loads((tmp_path / "predictions" / "a_implant.json").read_bytes())
+    assert about["net"]["name"] == "vnet_real" and about["volume_ml"] > 1

@@ -9,8 +9,8 @@ import zarr
 
 from skullgen.core import files
 from skullgen.data import store
-from skullgen.generation import generate
 from skullgen.report import card
+from tests.report import samples
 
 MODEL = {"model_name": "vae", "model": {"latent": 8}, "step": 70, "weights": "ab" * 32}
 RECIPE = {**MODEL, "generate": {"seed": 3, "first": 40}, "device": "cpu"}
@@ -35,35 +35,15 @@ def _store(path, licence="Apache-2.0", names=(), trained_on=None):
 
 
 def _metrics(path, **more):
-    closest = [{"generated": 1, "training": 0, "name": "J. Doe", "dice": 0.75}]
-    near = {"limit": 0.7, "share_above": 0.2, "closest": closest}
-    near |= {"generated": [0.5] * 5, "held_out": [0.6] * 3}
-    channel = {"nearest_training_dice": {"generated": 0.5, "held_out": None}, "pairwise_dice": {}}
-    channel["occupancy"] = {"generated": 0.1, "training": 0.1}
-    rows = [
-        {"net": "vnet", "column": column, "metric": metric, "by": "all", "mean": mean}
-        | {"low": 0.6, "high": 0.7, "skulls": 11, "cases": 40}
-        for column, metric, mean in (("test", "dice", 0.667), ("train", "dice", 0.9))
-    ]
-    stores = [{"path": "/home/doe/generated.zarr", "pairs": 5}]
-    verdict = {"summary": rows, "nets": {"vnet": {"stores": stores}}, "differences": []}
-    return {
-        "generated": card.identity(store.Store(path)),
-        "quality": {
-            "compared": 5,
-            "removed": generate.removed(store.Store(path)),
-            "copies": {"skull": near, "pair": near | {"limit": None}},
-            "skull": channel,
-            "defect": channel,
-        },
-        "verdict": {**verdict, "voxel_mm": 10, "rule": "probability"},
-        **more,
-    }
+    rows = [samples.row(mean=0.667), samples.row(column="train", mean=0.9)]
+    identity = card.identity(store.Store(path))
+    quality, verdict = samples.quality(), samples.verdict(rows)
+    return {"generated": identity, "quality": quality, "verdict": verdict, **more}
 
 
 def test_a_card_says_what_is_in_the_store(tmp_path):
     path = _store(tmp_path / "generated.zarr")
-    text = card.write(path).read_text()
+    text = card.write(path).read_text("utf-8")
     for line in (
         "| pairs | 5, 8^3 voxels of 10 mm |",
         "| empty defects | 1 (20.0%) |",
@@ -83,9 +63,9 @@ def test_a_card_says_what_is_in_the_store(tmp_path):
 
 def test_pairs_that_are_left_out_are_counted_apart(tmp_path):
     path = _store(tmp_path / "generated.zarr")
-    assert "left out" not in card.write(path).read_text()
-    (path / "leave_out.txt").write_text("0\n4\n")
-    text = card.write(path).read_text()
+    assert "left out" not in card.write(path).read_text("utf-8")
+    (path / "leave_out.txt").write_text("0\n4\n", "utf-8")
+    text = card.write(path).read_text("utf-8")
     assert "| pairs | 3, 8^3 voxels of 10 mm |" in text
     assert "| left out, in leave_out.txt | 2 |" in text and "| empty defects | 0 (0.0%) |" in text
     assert "| defects, ml: least, quartiles, most | 1.0, 1.5, 2.0, 2.5, 3.0 |" in text
@@ -110,7 +90,7 @@ def test_nothing_that_reads_a_store_minds_its_card(tmp_path):
     [("CC BY-NC-SA 4.0", "cc-by-nc-sa-4.0"), ("our ethics vote 7", "other")],
 )
 def test_the_licence_is_that_of_the_real_pairs(licence, name, tmp_path):
-    text = card.write(_store(tmp_path / "generated.zarr", licence)).read_text()
+    text = card.write(_store(tmp_path / "generated.zarr", licence)).read_text("utf-8")
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["license"] == name and f"| licence | {licence} |" in text
     assert ("no commercial use" in text) == (name != "other")
@@ -120,7 +100,9 @@ def test_the_licence_is_that_of_the_real_pairs(licence, name, tmp_path):
 def test_text_from_a_store_breaks_no_card(tmp_path):
     hostile = 'x"\n---\n# y | <script>alert(1)</script> [a](b) `c`'
     data = {"source": hostile}
-    text = card.write(_store(tmp_path / "generated.zarr", hostile, trained_on=data)).read_text()
+    text = card.write(_store(tmp_path / "generated.zarr", hostile, trained_on=data)).read_text(
+        "utf-8"
+    )
     assert yaml.safe_load(text.split("---\n")[1])["license_name"].startswith('x"\\n---')
     assert "<script>" not in text.split("---\n")[2] and "\n# y" not in text
     rows = [line for line in text.splitlines() if line.startswith(("| licence", "| trained on"))]
@@ -129,13 +111,13 @@ def test_text_from_a_store_breaks_no_card(tmp_path):
 
 def test_a_verdict_is_shown_only_on_the_pairs_that_it_is_about(tmp_path):
     path = _store(tmp_path / "generated.zarr")
-    text = card.write(path, _metrics(path)).read_text()
+    text = card.write(path, _metrics(path)).read_text("utf-8")
     assert "| nearest training pair: generated | 0.500 | 0.500 |" in text
     assert "20.0% of 5 generated skulls" in text and "the closest has 0.750" in text
-    assert "| vnet | test | 0.667 [0.600, 0.700] |" in text
+    assert "| vnet | test | 0.667 [0.567, 0.767] |" in text
     assert "Doe" not in text and "/home" not in text and "0.900" not in text
     other = {"recipe": {**RECIPE, "step": 60}, "pairs": 5}
-    assert "Not evaluated." in card.write(path, _metrics(path, generated=other)).read_text()
-    assert "Not evaluated." in card.write(path).read_text()
+    assert "Not evaluated." in card.write(path, _metrics(path, generated=other)).read_text("utf-8")
+    assert "Not evaluated." in card.write(path).read_text("utf-8")
     files.write_json(tmp_path / "metrics.json", _metrics(path))
-    assert card.write(path).read_text() == text
+    assert card.write(path).read_text("utf-8") == text

@@ -5,47 +5,22 @@ import pytest
 from matplotlib.image import imread
 
 from skullgen.report import figures, render
-from tests.shapes import ball, blue, holed_shell, nothing
+from tests.shapes import ODD, PAIR, blue, holed_shell, nothing
 
 
-def test_slices_follow_the_radiological_convention(monkeypatch):
+def test_slices_follow_the_radiological_convention_through_the_largest_part(monkeypatch):
     monkeypatch.setattr(figures, "_write", lambda *_: None)  # no letters
     assert figures.ORIENTATION == {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
-    skull = nothing(16)
+    skull, defect = nothing(16), nothing(16)
     skull[15, 8, 8] = skull[8, 15, 8] = skull[8, 8, 15] = True  # right, anterior, superior
-    defect = nothing(16)
-    defect[8, 8, 8] = True
-    pictures = figures.slices(skull, defect, len(skull))
-    grey = {name: (p == p[..., :1]).all(-1) & (p[..., 0] > 0) for name, p in pictures.items()}
-    right, anterior, superior = (7, 0), (0, 7), (0, 7)
-    assert {tuple(a) for a in np.argwhere(grey["axial"])} == {right, anterior}
-    assert {tuple(a) for a in np.argwhere(grey["coronal"])} == {right, superior}
-    assert {tuple(a) for a in np.argwhere(grey["sagittal"])} == {(7, 0), superior}
-    for picture in pictures.values():
-        assert blue(picture)[7, 7] and blue(picture).sum() == 1
-
-
-def test_slices_mark_overlap_and_pass_through_the_largest_part(monkeypatch):
-    monkeypatch.setattr(figures, "_write", lambda *_: None)
-    skull, defect = nothing(20), nothing(20)
-    defect[3:8, 4:7, 10:13] = True
-    defect[15, 15, 15] = True
-    skull[5, 5, 11] = True
-    pictures = figures.slices(skull, defect, len(skull))
-    overlap = figures.KINDS[3]
-    for picture in pictures.values():
-        assert (picture == overlap).all(-1).sum() == 1
-    assert blue(pictures["axial"]).sum() == 5 * 3 - 1
-
-
-PAIR = np.stack(holed_shell((0.6, 0.5, 0.62), 16), -1)
-ODD = {
-    "empty": np.zeros_like(PAIR),
-    "full": np.ones_like(PAIR),
-    "no defect": PAIR & [True, False],
-    "no skull": PAIR & [False, True],
-    "a voxel": np.stack([nothing(16), ball((0, 15, 0), 1, 16)], -1),
-}
+    defect[7:10, 7:10, 7:10] = True
+    skull[8, 8, 8] = defect[2, 2, 2] = True  # in both, and a smaller part
+    right, ahead = (7, 0), (0, 7)
+    for name, picture in figures.slices(skull, defect, len(skull)).items():
+        grey = (picture == picture[..., :1]).all(-1) & (picture[..., 0] > 0)
+        assert set(map(tuple, np.argwhere(grey).tolist())) == {right, ahead}, name
+        assert blue(picture).sum() == 9 - 1
+        assert np.argwhere((picture == figures.KINDS[3]).all(-1)).tolist() == [[7, 7]]
 
 
 def valid(path):
@@ -55,12 +30,17 @@ def valid(path):
     return (np.rint(picture[..., :3] * 255)).astype(np.uint8)
 
 
+def tiles(picture, high, wide):
+    """The tiles of a sheet by row and column: the first begins at 52 pixels down, 12 across."""
+    rows = range(52, picture.shape[0] - high, high + 26)
+    columns = range(12, picture.shape[1] - wide, wide + 12)
+    return [[picture[y : y + high, x : x + wide] for x in columns] for y in rows]
+
+
 def test_pair_sheet_shows_each_skull_without_and_with_its_defect(tmp_path):
     path = tmp_path / "new" / "pairs.png"
     figures.pair_sheet(path, PAIR[None], title="$a_ price", captions=["100 % \\frac{"])
-    picture = valid(path)
-    # The one tile begins 12 pixels from the left, 52 from the top, and holds two of 256.
-    without, with_it = picture[52:308, 12:268], picture[52:308, 268:524]
+    without, with_it = np.split(tiles(valid(path), 256, 512)[0][0], 2, axis=1)
     assert not blue(without).any() and blue(with_it).sum() > 1000
     skull, defect = PAIR[..., 0], PAIR[..., 1]
     expected = render.render(skull, defect, render.look(render.direction(skull, defect)))
@@ -90,14 +70,12 @@ def test_strip_shows_the_real_ends_and_each_row_from_one_side(tmp_path):
     path = tmp_path / "strip.png"
     ways = {"linear": np.stack([right, ODD["empty"], right]), "a": np.stack([left, right])}
     figures.strip(path, ways, title="ways", ends=np.stack([right, right]))
-    picture, side = valid(path), 256
-    upper = [picture[52 : 52 + 2 * side, 12 + n * (side + 12) :][:, :side] for n in range(5)]
+    side = 256
+    upper, lower = tiles(valid(path), 2 * side, side)
     for tile in (upper[1], upper[3], upper[4]):
         np.testing.assert_array_equal(tile, upper[0])
     assert (upper[2] == 255).all()
     assert blue(upper[0][side:]).sum() > 500 and not blue(upper[0][:side]).any()
-    top = 52 + 2 * side + 26
-    lower = [picture[top : top + 2 * side, 12 + n * (side + 12) :][:, :side] for n in range(5)]
     np.testing.assert_array_equal(lower[0], upper[0])
     np.testing.assert_array_equal(lower[3], upper[0])
     assert blue(lower[1]).sum() < blue(upper[0]).sum() / 3  # a defect behind
@@ -105,10 +83,8 @@ def test_strip_shows_the_real_ends_and_each_row_from_one_side(tmp_path):
 
 
 def test_segmentation_sheet_colours_each_nets_voxels_and_tells_its_dice(tmp_path, monkeypatch):
-    kept, sheet = [], figures._sheet
-    monkeypatch.setattr(
-        figures, "_sheet", lambda path, rows, *more: (kept.extend(rows), sheet(path, rows, *more))
-    )
+    texts, write = [], figures._write
+    monkeypatch.setattr(figures, "_write", lambda *x: (texts.append(x[2]), write(*x)))
     skull, truth = holed_shell((0.6, 0.5, 0.62), 16)
     planes = figures._planes(truth)
     plane = max(planes.values(), key=lambda plane: truth[plane].sum())
@@ -116,13 +92,11 @@ def test_segmentation_sheet_colours_each_nets_voxels_and_tells_its_dice(tmp_path
     nets = {"$good_": truth, "shifted": shifted, "empty": truth & False}
     path = tmp_path / "seg.png"
     figures.segmentation_sheet(path, skull, truth, nets, title="a case")
-    picture, side = valid(path), 320
+    cells = tiles(valid(path), 640, 320)
 
     def voxels(row, column):
-        top, left = 52 + row * (2 * side + 26) + side, 12 + column * (side + 12)
-        tile = picture[top : top + side, left : left + side][10::20, 10::20]
-        colours = figures.KINDS
-        return [int((tile == colour).all(-1).sum()) for colour in colours[2:]]
+        plane = cells[row][column][320:][10::20, 10::20]
+        return [int((plane == colour).all(-1).sum()) for colour in figures.KINDS[2:]]
 
     whole, hit = int(truth[plane].sum()), int((truth & shifted)[plane].sum())
     assert 0 < hit < whole
@@ -130,17 +104,12 @@ def test_segmentation_sheet_colours_each_nets_voxels_and_tells_its_dice(tmp_path
     assert voxels(0, 1) == voxels(0, 2) == [whole, 0, 0]
     assert voxels(0, 3) == [hit, int((shifted & ~truth)[plane].sum()), whole - hit]
     assert voxels(1, 0) == [0, 0, whole]
-    views = [picture[52 : 52 + side, 12 + n * (side + 12) :][:, :side] for n in range(3)]
+    views = [cell[:320] for cell in cells[0]]
     assert not blue(views[0]).any() and blue(views[1]).sum() > 1000
     np.testing.assert_array_equal(views[1], views[2])
     of_shifted = 2 * (truth & shifted).sum() / (truth.sum() + shifted.sum())
-    assert [caption for row in kept for _, caption in row] == [
-        "defective skull",
-        "true implant",
-        "$good_: Dice 1.000",
-        f"shifted: Dice {of_shifted:.3f}",
-        "empty: Dice 0.000",
-    ]
+    dices = {"$good_": 1, "shifted": of_shifted, "empty": 0}
+    assert {f"{name}: Dice {dice:.3f}" for name, dice in dices.items()} < set(texts)
 
 
 def a_map(title, counts):

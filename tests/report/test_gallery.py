@@ -15,31 +15,20 @@ from skullgen.data import store
 from skullgen.evaluation import metrics
 from skullgen.report import gallery, page
 from tests import browser
+from tests.report import samples
+from tests.report.samples import HOSTILE, WAYS
 from tests.shapes import blue, holed_shell
 
-HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>$&{{plotly}}"
 SIZE = 16
-WAYS = [(0, 0.6, 0.8), (0.8, 0, 0.6), (-0.8, 0.6, 0), (0, -0.8, 0.6), (0.6, 0.8, 0), (0, 0, 1)]
 SPLITS, KINDS, SKULLS = [0, 0, 0, 1, 2, 0], [0, 1, 0, 1, 0, 1], [0, 0, 1, 2, 3, 1]
 NAMES = ["a", HOSTILE, "b", "c"]
 
 
-def _store(path, ways, size=SIZE, **columns):
-    pairs = np.stack([np.stack(holed_shell(way, size), axis=-1) for way in ways])
-    attributes = {"voxel_mm": 204.8 / size, "kinds": ["bilateral", HOSTILE], "licence": ""}
-    attributes["names"] = NAMES if columns else []
-    made = store.create(path, store.Shape(len(ways), size, 4), attributes, {})
-    for at in range(0, len(ways), 4):
-        part = {name: np.array(values[at : at + 4]) for name, values in columns.items()}
-        made.write(at, store.pack(pairs[at : at + 4]), part)
-    return pairs
-
-
 def _work(folder):
     folder.mkdir()
-    real = _store(folder / "real.zarr", WAYS, split=SPLITS, kind=KINDS, skull=SKULLS)
-    made = _store(folder / "generated.zarr", [WAYS[3], WAYS[1]])
-    return real, made
+    columns = dict(split=SPLITS, kind=KINDS, skull=SKULLS)
+    real = samples.pairs(folder / "real.zarr", WAYS, NAMES, **columns)
+    return real, samples.pairs(folder / "generated.zarr", [WAYS[3], WAYS[1]])
 
 
 def _run(folder, pairs=2000, stores=""):
@@ -48,14 +37,14 @@ def _run(folder, pairs=2000, stores=""):
 
 
 def _data(file):
-    text = file.read_text()
+    text = file.read_text("utf-8")
     start = text.index('id="data">') + len('id="data">')
     return json.loads(text[start : text.index("</script>", start)])
 
 
 def test_a_browser_leafs_filters_sorts_and_marks_offline(tmp_path):
     _work(tmp_path / "run")
-    (tmp_path / "run" / "real.zarr" / "leave_out.txt").write_text("4\n")
+    (tmp_path / "run" / "real.zarr" / "leave_out.txt").write_text("4\n", "utf-8")
     index = _run(tmp_path / "run") / "real" / "index.html"
     with browser.chromium() as chromium, browser.opened(chromium, index) as opened:
         shown, complaints, requests = opened
@@ -111,7 +100,7 @@ def test_a_browser_leafs_filters_sorts_and_marks_offline(tmp_path):
         shown.wait_for_selector("body[data-drawn]")
         assert marked() == "1\n4\n5"  # a list of an hour is not lost with the window
         assert shown.locator("#where").inner_text() == str(tmp_path / "run/real.zarr/leave_out.txt")
-        (tmp_path / "run/real.zarr/leave_out.txt").write_text(marked())
+        (tmp_path / "run/real.zarr/leave_out.txt").write_text(marked(), "utf-8")
         assert shown.locator("main img, aside img").count() == 0  # of no name
         assert complaints == []
         assert {one.partition("#")[0].rpartition("/")[0] for one in requests} == {
@@ -139,7 +128,7 @@ def test_files_hold_the_pairs_and_the_nearest_of_another_skull(tmp_path):
     real, made = _work(tmp_path / "run")
     pages = _run(tmp_path / "run")
     for name, pairs in (("real", real), ("generated", made)):
-        script = (pages / name / "pairs-000.js").read_text()
+        script = (pages / name / "pairs-000.js").read_text("utf-8")
         held = json.loads(script.removeprefix('bits("000",').removesuffix(")"))
         bits = [np.frombuffer(zlib.decompress(base64.b64decode(one)), np.uint8) for one in held]
         np.testing.assert_array_equal(store.unpack(np.stack(bits), SIZE), pairs)
@@ -156,14 +145,14 @@ def test_files_hold_the_pairs_and_the_nearest_of_another_skull(tmp_path):
     data = _data(pages / "generated" / "index.html")
     assert data["pairs"][1]["near"]["pair"] == [1, 1] and data["training"]["1"] == "a"
     assert data["training_page"] == "../real/index.html"
-    assert HOSTILE not in (pages / "real" / "index.html").read_text()
-    assert 'href="gallery/real/index.html"' in page.write(tmp_path / "run").read_text()
+    assert HOSTILE not in (pages / "real" / "index.html").read_text("utf-8")
+    assert 'href="gallery/real/index.html"' in page.write(tmp_path / "run").read_text("utf-8")
 
 
 def test_a_run_without_real_pairs_and_stores_of_others(tmp_path):
     made = tmp_path / "run" / "generated.zarr"
     made.parent.mkdir()
-    _store(made, WAYS)
+    samples.pairs(made)
     data = _data(_run(made.parent, pairs=4) / "generated" / "index.html")
     assert [p["row"] for p in data["pairs"]] == [0, 1, 2, 3] and data["all"] == 6
     assert all(pair["near"] is None for pair in data["pairs"])

@@ -10,15 +10,12 @@ import pytest
 from PIL import Image
 
 from skullgen.core import files
-from skullgen.data import store
 from skullgen.report import page, render
 from skullgen.training import logs
 from tests import browser
-from tests.shapes import holed_shell
+from tests.report import samples
+from tests.report.samples import HOSTILE, WAYS
 
-HOSTILE = (
-    "<img src=x onerror=alert(1)></script><script>alert(2)</script><a href='//h.st'>$&{{body}}"
-)
 NETS = ("vnet", "vnet_real", f"net {HOSTILE}")
 SECTIONS = (
     *("warnings", "what-was-run", "pairs-to-turn", "verdict", "differences-between-nets"),
@@ -27,74 +24,31 @@ SECTIONS = (
 )
 
 
-def summary_row(net, metric, by, group, mean):
-    place = {"net": net, "column": "test", "metric": metric, "by": by, "group": group}
-    span = {"low": mean - 0.1, "high": mean + 0.15, "cases": 40, "skulls": 8}
-    return {**place, "mean": mean, **span, "interval": "t over skulls"}
-
-
 def written_metrics():
-    draw = np.random.default_rng(0)
     kinds = {"all": [""], "kind": ["bilateral", HOSTILE], "skull": ["a", "b", HOSTILE]}
     means = {"dice": 0.7, "bdsc": 0.72, "hd95_mm": 6.4, "dice_512": 0.71, "ceiling_native": 0.931}
-    summary = [
-        summary_row(net, metric, by, group, round(mean - 0.02 * k, 4))
+    rows = [
+        samples.row(net, metric=metric, mean=round(mean - 0.02 * k, 4), by=by, group=group)
         for k, net in enumerate(NETS)
         for metric, mean in means.items()
         for by, names in kinds.items()
         for group in names
     ]
-    case = {"net": "vnet", "column": "test", "store": "real.zarr", "pair": 1, "skull": "a"}
-    copies = {
-        "limit": 0.85,
-        "held_out": draw.normal(0.8, 0.03, 60).tolist(),
-        "generated": draw.normal(0.84, 0.03, 90).tolist(),
-        "share_above": 0.4,
-        "closest": [{"generated": 12, "training": 8, "name": HOSTILE, "dice": 0.971}],
-    }
-    channel = {
-        "nearest_training_dice": {"generated": 0.8123, "held_out": None},
-        "pairwise_dice": {"generated": 0.7, "training": 0.6},
-        "occupancy": {"generated": 0.05, "training": 0.06},
-    }
-    removed = {"pairs": 90, "empty_defects": 0.02, "overlap": 0.1}
-    removed |= {"dust_skull_voxels": 0.5, "dust_defect_voxels": 0.1}
-    difference = summary_row("vnet", "hd95_mm", "all", "", 0.5) | {"minus": "vnet_real"}
-    trained = {"stores": [{"path": HOSTILE, "split": "all", "pairs": 256}]}
+    difference = samples.row(metric="hd95_mm", mean=0.5, minus="vnet_real")
+    generated, held_out = np.random.default_rng(0).normal(0.8, 0.03, (2, 60)).tolist()
     return {
-        "quality": {
-            "compared": 90,
-            "removed": removed,
-            "skull": channel,
-            "defect": channel,
-            "copies": {"compared": 90, "skull": copies, "pair": copies | {"limit": None}},
-        },
-        "verdict": {
-            "rule": "probability",
-            "threshold": 0.5,
-            "voxel_mm": 12.8,
-            "nets": {"vnet": trained, "vnet_real": {}, NETS[2]: {}},
-            "cases": [case | {"empty": True}, case | {"empty": False}],
-            "summary": summary,
-            "differences": [difference | {"low": 0.2}],
-        },
+        "quality": samples.quality(0.8123, generated, held_out, HOSTILE),
+        "verdict": samples.verdict(rows, [difference]),
         "warnings": ["the hinge is idle", HOSTILE],
     }
 
 
-def filled(folder, size=16):
+def filled(folder):
     """A small work directory that holds every part, hostile names in all of them."""
     folder.mkdir(exist_ok=True)
-    ways = [(0, 0.6, 0.8), (0.8, 0, 0.6), (-0.8, 0.6, 0), (0, -0.8, 0.6)]
-    pairs = np.stack([np.stack(holed_shell(way, size), axis=-1) for way in ways])
-    attributes = {"voxel_mm": 204.8 / size, "kinds": ["bilateral", HOSTILE], "licence": HOSTILE}
-    for name, names in (("real", ["phantom_0000", HOSTILE]), ("generated", [])):
-        path = folder / f"{name}.zarr"
-        shape, recipe = store.Shape(4, size, 4), {"sources": {HOSTILE: "0123abcd"}}
-        made = store.create(path, shape, {**attributes, "names": names}, recipe)
-        columns = {"split": [0, 0, 1, 2], "kind": [0, 1, 0, 1], "skull": [0, 0, 1, 1]}
-        known = {key: np.array(value) for key, value in columns.items()} if names else {}
-        made.write(0, store.pack(pairs), known)
+    columns = dict(split=[0, 0, 1, 2], kind=[0, 1, 0, 1], skull=[0, 0, 1, 1])
+    samples.pairs(folder / "real.zarr", WAYS[:4], ["phantom_0000", HOSTILE], **columns)
+    samples.pairs(folder / "generated.zarr", WAYS[:4])
     records = [
         {"phase": f"p{k // 500}", "epoch": 0, "step": k, "loss": 1e3 / k, HOSTILE: float(k % 7)}
         for k in range(1, 1001)
@@ -149,10 +103,10 @@ def test_a_browser_shows_the_whole_page_offline(tmp_path):
             assert cases[0].startswith("0 &lt;img")
             hover_first_point(shown)
             assert "0 <img src=x" in shown.locator("[data-kind=map] .hoverlayer").text_content()
+            shown.set_viewport_size({"width": 390, "height": 844})
+            shown.wait_for_timeout(1000)
+            assert shown.evaluate("document.documentElement.scrollWidth") == 390
             assert (complaints, requests) == ([], [path.as_uri()])
-        with browser.opened(chromium, path, 390, 844) as (shown, complaints, _):
-            wide = shown.evaluate("document.documentElement.scrollWidth")
-            assert wide == 390 and not complaints
 
 
 def look(shown):
@@ -173,13 +127,13 @@ def hover_first_point(shown):
 
 
 def test_an_empty_work_directory_has_a_page_without_sections(tmp_path):
-    made = page.write(tmp_path).read_text()
+    made = page.write(tmp_path).read_text("utf-8")
     assert "<section" not in made and '<a href="#' not in made
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html"]
 
 
 def test_no_text_of_a_file_becomes_markup(tmp_path):
-    made = page.write(filled(tmp_path / "run")).read_text()
+    made = page.write(filled(tmp_path / "run")).read_text("utf-8")
     assert HOSTILE not in made and "<img src=x" not in made
     assert made.count("</script>") == made.count("<script")
     for held in re.findall(r'<script type="application/json">(.*?)</script>', made):
@@ -207,7 +161,7 @@ def test_long_logs_are_thinned_and_keep_their_extremes():
 
 
 def test_a_difference_is_told_only_where_its_interval_leaves_zero():
-    row = summary_row("a", "dice", "all", "", 0.2) | {"minus": "b"}
+    row = samples.row(mean=0.2, minus="b")
     spans = ((0.1, 0.3), (-0.1, 0.3), (None, None))
     rows = [row | {"low": low, "high": high} for low, high in spans]
     rows.append(rows[0] | {"metric": "hd95_mm"})  # mm: less is better

@@ -6,16 +6,16 @@ import pytest
 
 from skullgen.report import tables
 from skullgen.report.tables import Table
-
-ROW = {"mean": 0.12345, "low": 0.1, "high": 0.2}
+from tests.report import samples
 
 
 def test_numbers_and_spans():
     assert [tables.number(x) for x in (None, 1, 0.12345, -2.0)] == ["-", "1.000", "0.123", "-2.000"]
     assert tables.number(6.44, "+", digits=1) == "+6.4"
-    assert tables.span(ROW) == "0.123 [0.100, 0.200]"
-    assert tables.span(ROW, "+", digits=1) == "+0.1 [+0.1, +0.2]"
-    assert tables.span(ROW | {"low": None, "high": None}) == "0.123"
+    row = {"mean": 0.12345, "low": 0.1, "high": 0.2}
+    assert tables.span(row) == "0.123 [0.100, 0.200]"
+    assert tables.span(row, "+", digits=1) == "+0.1 [+0.1, +0.2]"
+    assert tables.span(row | {"low": None, "high": None}) == "0.123"
     assert tables.span(None) == tables.span({"mean": None}) == "-"
 
 
@@ -51,28 +51,19 @@ def test_csv_is_exact():
     assert rows == [["a,b", "c"], [str(1 / 3), ""], ["x\ny", "2"]]
 
 
-def row(metric, mean, column="test", **more):
-    place = {"net": "vnet", "column": column, "metric": metric, "by": "all", "interval": "t"}
-    return {**place, "mean": mean, "low": mean - 0.1, "high": mean + 0.1, "cases": 40, **more}
-
-
 def test_a_verdict_has_a_line_for_each_net_and_column():
-    summary = [
-        row("dice", 0.7, skulls=8),
-        row("hd95_mm", 6.25, skulls=8),
-        row("dice_native", 0.6, skulls=8),
-        row("ceiling_native", 0.9, skulls=8),
-        row("own.metric", 0.3, skulls=7),
-        row("dice", 0.8, "validation", skulls=9, low=None),
-        row("dice", 0.1, by="skull", skulls=1),
+    means = {"dice": 0.7, "hd95_mm": 6.25, "dice_native": 0.6, "ceiling_native": 0.9}
+    rows = [samples.row(metric=metric, mean=mean) for metric, mean in means.items()]
+    rows += [
+        samples.row(metric="own.metric", mean=0.3, skulls=7),
+        samples.row(column="validation", mean=0.8, low=None),
+        samples.row(by="skull", mean=0.1),
     ]
-    minus = [row(name, -0.05, minus="mirror", skulls=8) for name in ("dice", "bdsc")]
-    table = tables.verdict(
-        {"summary": summary, "differences": minus, "voxel_mm": 12.8, "rule": "probability"}
-    )
+    minus = [samples.row(metric=name, mean=-0.05, minus="mirror") for name in ("dice", "bdsc")]
+    table = tables.verdict(samples.verdict(rows, minus))
     assert table.rows == [
         ["vnet", "test", "0.700 [0.600, 0.800]", "-", "0.600 (0.900)", "-", "6.2", "40", "8"],
-        ["vnet", "learnt from", "0.800", "-", "- (-)", "-", "-", "40", "9"],
+        ["vnet", "learnt from", "0.800", "-", "- (-)", "-", "-", "40", "8"],
     ]
     assert table.notes == [
         "own.metric, vnet, test: 0.300 [0.200, 0.400] (7 skulls)",
@@ -83,35 +74,18 @@ def test_a_verdict_has_a_line_for_each_net_and_column():
 
 @pytest.mark.parametrize("near", [0.9, 0.82])
 def test_fidelity_says_what_copies(near):
-    channel = {
-        "nearest_training_dice": {"generated": near, "held_out": 0.8, "mean_training_pair": None},
-        "pairwise_dice": {"generated": 0.5, "training": 0.4},
-        "occupancy": {"generated": 0.0512, "training": 0.05},
-    }
-    copies = {"generated": [0.9, 0.7], "held_out": [0.8], "limit": 0.8, "share_above": 0.5}
-    copies["closest"] = [{"generated": 0, "training": 4, "name": "Doe", "dice": 0.9}]
-    removed = {"pairs": 2, "empty_defects": 0.5, "overlap": 0.125}
-    removed |= {"dust_skull_voxels": 1.5, "dust_defect_voxels": 0.0}
-    table = tables.fidelity(
-        {
-            "compared": 2,
-            "removed": removed,
-            "skull": channel,
-            "defect": channel,
-            "copies": {"skull": copies, "pair": copies | {"limit": None}},
-        }
-    )
-    assert table.columns == ["Dice, 2 pairs", "skull", "defect"]
+    table = tables.fidelity(samples.quality(near))
+    assert table.columns == ["Dice, 5 pairs", "skull", "defect"]
     assert table.rows[0] == ["nearest training pair: generated", f"{near:.3f}", f"{near:.3f}"]
-    assert table.rows[2][1:] == ["-", "-"] and table.rows[-2][1:] == ["5.12%", "5.12%"]
+    assert table.rows[2][1:] == ["-", "-"] and table.rows[-2][1:] == ["25.00%", "25.00%"]
     assert table.title == (
-        "2 generated pairs: 50.0% empty defects; equation 6 took 12.50% of the defects' voxels; "
+        "5 generated pairs: 20.0% empty defects; equation 6 took 12.50% of the defects' voxels; "
         "dust, voxels a pair: 1.50 of skull, 0.00 of defect"
     )
     assert table.notes[-2:] == [
-        "50.0% of 2 generated skulls lie nearer to a training skull (Dice above 0.800) than 95 % "
-        "of 1 unseen real ones do, where 5 % are expected if nothing is copied; the closest has "
-        "0.900.",
-        "2 generated pairs were compared; without held-out real ones no Dice is known as too near.",
+        "20.0% of 5 generated skulls lie nearer to a training skull (Dice above 0.700) than 95 % "
+        "of 3 unseen real ones do, where 5 % are expected if nothing is copied; the closest has "
+        "0.750.",
+        "5 generated pairs were compared; without held-out real ones no Dice is known as too near.",
     ]
     assert ("copy or interpolate" in " ".join(table.notes)) == (near == 0.9)
