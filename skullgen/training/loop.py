@@ -38,7 +38,7 @@ class Options(NamedTuple):
     batch: int  # pairs of an update, over all devices
     log_every: int  # updates between fetches of the metrics
     save_every: int  # updates between checkpoints
-    keep: int  # newest checkpoints, beside those at the phases' ends
+    keep: int  # newest of those checkpoints, beside those at the phases' ends
     budget_mb: int  # packed pairs of up to this size stay on the device, more are streamed
     tensorboard: Path | None = None  # its folder
 
@@ -108,7 +108,8 @@ def train(
     first = int(state.step)
     if 0 < first < ends[-1]:
         print(f"training: goes on from the checkpoint of update {first}")
-    own = checkpoint.manager(place.folder, options.keep, ends) if lead else None
+    schedule = options.save_every, options.keep, ends
+    own = checkpoint.manager(place.folder, *schedule) if lead else None
     with own or contextlib.nullcontext():
         board = logs.tensorboard(options.tensorboard if lead else None)
         recent = logs.cut(place.log, first) if lead else []

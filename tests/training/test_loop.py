@@ -85,12 +85,12 @@ def test_a_stopped_run_ends_as_one_that_was_not(work, whole, at, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "asked", lambda: calls.append(0) or signal.SIGTERM * (len(calls) >= at))
         with pytest.raises(jobs.Stopped):
-            train(work)
+            train(work, keep=3)
     assert checkpoint.newest(work / "ck") == at
     assert [r["step"] for r in logs.read(work / "train.jsonl")] == list(range(1, at + 1))
     model = methods.load_model("tests.toy", ConfigDict(TOY))
-    same(train(work), checkpoint.read(whole / "ck", model, 9))
-    assert steps(work / "ck") == steps(whole / "ck")
+    same(train(work, keep=3), checkpoint.read(whole / "ck", model, 9))
+    assert steps(work / "ck") == steps(whole / "ck")  # that of the stop has gone
     assert (work / "train.jsonl").read_text() == (whole / "train.jsonl").read_text()
 
 
