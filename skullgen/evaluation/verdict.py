@@ -149,9 +149,9 @@ def by_skull(cases: list[Case], metric: str) -> dict[str, float]:
 
 
 def _row(place, values):
-    keys = ("mean", "low", "high", "interval")
-    numbers = dict(zip(keys, metrics.interval(values), strict=True))
-    return {**place, **numbers, "skulls": len(values)}
+    mean, low, high, kind = metrics.interval(values)
+    numbers = {"mean": mean, "low": low, "high": high, "interval": kind, "skulls": len(values)}
+    return {**place, **numbers}
 
 
 def _measured(cases):
@@ -165,9 +165,10 @@ def summary(cases: list[Case]) -> list[Row]:
     for by in ("all", "kind", "skull"):
         groups = collections.defaultdict(list)
         for case in cases:
-            groups[case["net"], case["column"], case.get(by, "")].append(case)
+            if by == "all" or case[by]:
+                groups[case["net"], case["column"], case.get(by, "")].append(case)
         for (net, column, group), part in groups.items():
-            for metric in _measured(part) if group or by == "all" else ():
+            for metric in _measured(part):
                 if values := by_skull(part, metric):
                     count = sum(case[metric] is not None for case in part)
                     place = {"net": net, "column": column, "metric": metric, "by": by}

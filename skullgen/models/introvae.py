@@ -1,7 +1,4 @@
-"""IntroVAE (section 3.3): the encoder tells real pairs from generated ones by their KL.
-
-Shapes: `B` samples, `D` voxels a side, `Z` latents.
-"""
+"""IntroVAE (section 3.3): the encoder tells real pairs from generated ones by their KL."""
 
 import functools
 from collections.abc import Callable
@@ -25,7 +22,6 @@ def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
 
     `encoder_loss(...) -> loss, (posterior, metrics)` and `decoder_loss(...) -> loss`. encoder,
     decoder: params. noise, prior: N(0, I) of the posteriors and z of the new samples, [B, Z].
-    alpha: a number; of 0, no gradient is made.
     """
     module = vae.autoencoder(config)
 
@@ -94,11 +90,10 @@ def make(config: ConfigDict) -> Model:
     tx = optax.adam(config.learning_rate)
 
     def init(key):
-        keys = [jax.random.fold_in(key, stream) for stream in (0, 1)]
-        pair = jnp.zeros((1, *(config.resolution,) * 3, 2))
-        encoder = steps.new_net(module.encoder, tx, keys[0], pair)
-        decoder = steps.new_net(module.decoder, tx, keys[1], jnp.zeros((1, config.latent)))
+        pair, z = jnp.zeros((1, *(config.resolution,) * 3, 2)), jnp.zeros((1, config.latent))
+        encoder = steps.new_net(module.encoder, tx, jax.random.fold_in(key, 0), pair)
         encoder = encoder.replace(stats=vae.unknown(config.latent))
+        decoder = steps.new_net(module.decoder, tx, jax.random.fold_in(key, 1), z)
         return steps.begin(key, {"encoder": encoder, "decoder": decoder})
 
     def step(state: State, batch: Batch, alpha: float):

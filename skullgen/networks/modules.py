@@ -1,9 +1,8 @@
 """Linen modules of section 4.2: encoder, decoder, generator, critic.
 
-Shapes: `B` samples, `D` voxels a side (the `resolution`), `Z` latents. `widths` are the channels
-of the strided blocks from the finest to the coarsest; the coarsest grid has
-`D / 2 ** len(widths)` voxels a side. Weights are float32; `dtype` is the precision that is
-computed in (float32 or bfloat16). Moments, heads' outputs and logits are float32.
+`widths` are the channels of the strided blocks from the finest to the coarsest, whose grid has
+`D / 2 ** len(widths)` voxels a side. `dtype` is the precision that is computed in (float32 or
+bfloat16); weights, moments, heads' outputs and logits are float32.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Checkpoints of a State: the only orbax import.
 
-States are saved from the host, as numpy arrays (the key as its data): a checkpoint restores on any
-devices. Saving is asynchronous; an unfinished step is never listed. Orbax does not see every
-flipped bit, so each step holds a sum of its own. An error of reading renames and deletes nothing.
+States are saved from the host, as numpy arrays (the key as its data), and restore on any devices.
+Saving is asynchronous; an unfinished step is never listed. Orbax does not see every flipped bit, so
+each step holds a sum of its own. An error of reading renames and deletes nothing.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """Metrics as JSON lines, and TensorBoard where it is asked for."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,17 @@ def _lines(records):
     return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
-def tensorboard(folder: Path | None) -> Callable[[list[Record]], None]:
+@contextlib.contextmanager
+def tensorboard(folder: Path | None) -> Iterator[Callable[[list[Record]], None]]:
     """`write(records)` to TensorBoard under `folder`; a function that does nothing where None."""
     if folder is None:
-        return lambda records: None
+        yield lambda records: None
+        return
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         cure = "pip install 'skullgen[tensorboard]'"
         raise UserError(f"config.tensorboard needs tensorboardX: {cure}") from None
-    writer = SummaryWriter(str(folder), flush_secs=1)  # its flush() does not wait for its thread
 
     def write(records):
         for record in records:
@@ -63,4 +65,5 @@ def tensorboard(folder: Path | None) -> Callable[[list[Record]], None]:
                 elif hasattr(value, "shape"):  # a picture, uint8 [H, W, 3]
                     writer.add_image(*where, dataformats="HWC")
 
-    return write
+    with SummaryWriter(str(folder), flush_secs=1) as writer:
+        yield write

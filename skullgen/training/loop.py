@@ -26,9 +26,7 @@ from skullgen.training import checkpoint, logs, parallel
 
 # `(state, phase's step) -> records` for TensorBoard, whose `says` is printed.
 Watch = Callable[[State, str], Iterable[logs.Record]] | None
-Parts = list[mixture.Part]
-Plan = list[Phase]
-Recipe = provenance.Recipe
+Parts, Plan, Recipe = list[mixture.Part], list[Phase], provenance.Recipe
 
 
 class Options(NamedTuple):
@@ -110,10 +108,9 @@ def train(
         print(f"training: goes on from the checkpoint of update {first}")
     schedule = options.save_every, options.keep, ends
     own = checkpoint.manager(place.folder, *schedule) if lead else None
-    with own or contextlib.nullcontext():
-        board = logs.tensorboard(options.tensorboard if lead else None)
-        recent = logs.cut(place.log, first) if lead else []
-        watch = watch if lead else None
+    recent, watch = (logs.cut(place.log, first), watch) if lead else ([], None)
+    written = logs.tensorboard(options.tensorboard if lead else None)
+    with own or contextlib.nullcontext(), written as board:
         run = _Run(model, parts, place, options, own, board, watch, recent, set())
         for span in whole:
             if int(state.step) < span.end:
@@ -247,8 +244,8 @@ def notes(model: Model, groups: list[list[logs.Record]]) -> list[str]:
 
 
 def _infinite(record):
-    """The metrics of a record that are not finite, as names and values."""
-    return [(k, v) for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
+    """The names of a record's metrics that are not finite."""
+    return [k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
 
 
 def _diverged(run, span, record):
@@ -261,9 +258,9 @@ def _diverged(run, span, record):
     batches = [[pairs[i] for i in batch] for batch in _draw(run, span, step - 1)]
     if hosts.lead():
         files.write_json(path, {"record": record, "checkpoint": last, "batches": batches})
-    name, value = _infinite(record)[0]
+    name = _infinite(record)[0]
     return Diverged(
-        f"training of {folder.name} stopped: {name} is {value} at update {step} (phase "
+        f"training of {folder.name} stopped: {name} is {record[name]} at update {step} (phase "
         f"{record['phase']}), on the pairs of {path.name}: the same command replays it from update "
         f"{last}; lower the learning rate or the penalty, or compute in float32, in a new --workdir"
     )
