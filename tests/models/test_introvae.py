@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from experiments import introvae, vae
-from skullgen.core.errors import UserError
 from skullgen.data import store
 from skullgen.models import introvae as introvae_model
 from skullgen.models import steps
@@ -87,9 +86,7 @@ def test_both_losses_are_made_of_the_networks_outputs_as_equations_4_and_5_say(a
         "occupancy_skull": np.clip(rebuilt, 0, 1)[..., 0].mean(),
         "occupancy_defect": np.clip(rebuilt, 0, 1)[..., 1].mean(),
     }
-    assert metrics.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+    assert jax.tree.map(float, metrics) == pytest.approx(expected, rel=1e-4)
 
 
 def test_margin_term_has_no_gradient_for_the_decoder_nor_through_the_fakes(arguments):
@@ -99,13 +96,9 @@ def test_margin_term_has_no_gradient_for_the_decoder_nor_through_the_fakes(argum
     encoder_loss, _ = _losses(beta=0.0, margin=1e3)
     module = introvae_model.vae.autoencoder(_config().model)
 
-    @jax.jit
-    def fakes():
-        mean, log_variance = module.encoder.apply({"params": encoder}, pairs)
-        latents = (mean + jnp.exp(log_variance / 2) * noise, prior)
-        return [module.decoder.apply({"params": decoder}, z) for z in latents]
-
-    fixed = fakes()
+    mean, log_variance = module.encoder.apply({"params": encoder}, pairs)
+    latents = mean + jnp.exp(log_variance / 2) * noise, prior
+    fixed = [module.decoder.apply({"params": decoder}, z) for z in latents]
 
     def by_hand(encoder):
         kl = [losses.kl(*module.encoder.apply({"params": encoder}, x)) for x in (pairs, *fixed)]
@@ -176,8 +169,6 @@ def test_decode_is_the_clipped_output_and_latents_may_be_the_aggregate_posterior
     keys = jax.random.split(common.threefry(), 4)
     expected = introvae_model.vae.aggregate(state.nets["encoder"].stats, keys)
     np.testing.assert_array_equal(model.latents(state, keys), expected)
-    with pytest.raises(UserError, match=r"model\.head is 'exclusive': choose one of linear"):
-        _start(_config(head="exclusive"))
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,6 @@ def test_exclusive_channels_never_overlap():
         assert ["s" * skull + "d" * defect for skull, defect in pair] == expected
 
 
-def test_widths_must_divide_the_resolution():
-    with pytest.raises(ValueError, match=r"resolution 12 .* 3 times.*widths"):
-        modules.coarsest(12, (8, 8, 8))
-
-
 def test_encoder_pools():
     x = jax.random.normal(KEY, (2, 8, 8, 8, 2))
     for pool, inputs in (("average", 8), ("flatten", 8 * 8)):

@@ -34,38 +34,6 @@ def lab(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize(
-    ("specs", "words"),
-    [
-        ([dict(stepp="toy")], "its fields are step, epochs, updates, batches"),
-        ([dict(step="tow", epochs=1)], r"step is 'tow': choose one of toy, more"),
-        ([dict(step="toy")], "positive `epochs` or a positive `updates`"),
-        ([dict(step="toy", epochs=1, updates=1)], "not both"),
-        ([dict(step="toy", epochs=1, batches=0)], "`batches` of 1 or more"),
-    ],
-)
-def test_wrong_phases_are_named(specs, words):
-    model = methods.load_model("tests.toy", _config())
-    with pytest.raises(UserError, match=words) as error:
-        methods.phases([dict(step="toy", epochs=1), *specs], model)
-    assert "phases[1]" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("vea", r"no module skullgen\.models\.vea"),
-        ("", "model_name is '': no module is named"),
-        ("tests.toy_config", r"tests\.toy_config has no function make"),
-        ("lab.none", r"lab\.none: make returned NoneType"),
-    ],
-)
-def test_what_is_no_model_is_named(name, words, lab):
-    lab("none", "def make(config):\n    return None\n")
-    with pytest.raises(UserError, match=words):
-        methods.load_model(name, _config())
-
-
 def test_a_mistake_in_a_users_model_keeps_its_traceback(lab):
     """A misspelt function of jnp is no field that the config lacks."""
     text = TOY.replace('"logit": jax.random', '"logit": jnp.sofplus() + jax.random')
