@@ -35,7 +35,7 @@ def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[mixture.Part
 
 
 def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
-    """UserError for a network that cannot be made, or stores that are named wrong or not there."""
+    """UserError for what the stage `segment` would find wrong with `config.segment`."""
     _load(settings, size)
     methods.check(settings.model_name, _sized(settings, size), size, section="segment.")
     in_range("segment.updates", settings.updates, 1)

@@ -1,9 +1,9 @@
 """The verdict: what pairs are worth, by networks trained on them and scored on real ones.
 
-Section 5 and table 1. A *net* is anything that designs implants: a trained V-Net, or one of the
-two rules that need no training. Columns: `train`, the net's own training pairs; `validation`, the
-real pairs that the generator learnt from (split `train`); `test`, split `test`; `selection`, split
-`validation`, by which one of several nets may be chosen and nothing is judged.
+A *net* is anything that designs implants: a trained V-Net, or one of the two rules that need no
+training. Columns: `train`, the net's own training pairs; `validation`, the real pairs that the
+generator learnt from (split `train`); `test`, split `test`; `selection`, split `validation`, by
+which one of several nets may be chosen and nothing is judged.
 """
 
 import collections

@@ -14,7 +14,6 @@ from skullgen.core.types import Batch, Model, State
 from skullgen.models import steps
 from skullgen.networks import losses, modules
 
-Logits = Float[Array, "B D D D logits"]
 Moments = dict[str, Float[Array, "..."]]
 
 
@@ -24,7 +23,7 @@ class Autoencoder(nn.Module):
     encoder: modules.Encoder
     decoder: modules.Generator
 
-    def __call__(self, pairs: modules.Pairs) -> Logits:
+    def __call__(self, pairs: modules.Pairs) -> Float[Array, "B D D D logits"]:
         """The head's output for the posterior's mean."""
         return self.decoder(self.encoder(pairs)[0])
 

@@ -51,8 +51,7 @@ def probabilities(logits: Float[Array, "*grid logits"]) -> Float[Array, "*grid 2
 def binarise(probability: Probability, head: str, threshold: float = 0.5) -> Pair:
     """A pair from its probabilities: each channel by itself, where it reaches the threshold.
 
-    exclusive: bone where the sum does, each voxel to the likelier channel (a tie to the skull), as
-    ingest reduces real pairs.
+    exclusive: bone where the sum does, each voxel to the likelier channel (a tie to the skull).
     """
     if head != "exclusive":
         return probability >= threshold
@@ -62,7 +61,7 @@ def binarise(probability: Probability, head: str, threshold: float = 0.5) -> Pai
 
 
 class Norm(nn.Module):
-    """A normalisation with one scale and one offset a channel; moments in float32.
+    """A normalisation with one scale and one offset a channel.
 
     kind: `layer` (over X, Y, Z, C of each sample, as in WGAN-GP's own code), `channel` (over C of
     each voxel), `group` (over X, Y, Z and each group of channels), `batch` (over B, X, Y, Z of all
@@ -72,7 +71,6 @@ class Norm(nn.Module):
     kind: str
     groups: int = 8
     momentum: float = 0.99
-    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = True) -> Grid:
@@ -84,7 +82,7 @@ class Norm(nn.Module):
         offset = self.param("offset", nn.initializers.zeros, (channels,))
         mean, square = self._moments(x.astype(jnp.float32), train)
         # One x * a + b a voxel: its double backward is several times faster than (x - m) / s.
-        a = scale * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + self.epsilon)
+        a = scale * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + 1e-5)
         return (x * a + (offset - mean * a)).astype(x.dtype)
 
     def _moments(self, x, train):
@@ -193,8 +191,8 @@ class Generator(nn.Module):
     """The generator (norm `batch`) and the VAE's decoder (norm `group`) of section 4.2.
 
     head: `independent` (the paper's two channels), `exclusive` (softmax over background, skull,
-    defect: no overlap) or `linear` (two channels, squared errors). occupancy: the expected share of
-    voxels of skull and defect, where the head's bias starts: else sparse channels stay empty long.
+    defect) or `linear` (two channels, squared errors). occupancy: the expected share of voxels of
+    skull and defect, where the head's bias starts: else sparse channels stay empty long.
     """
 
     resolution: int

@@ -96,10 +96,10 @@ def release(folder: Path, state: State) -> None:
 def begin(folder: Path, model: Model, seed: int) -> State:
     """The State to train from in every process: process 0's newest checkpoint, or a new one."""
     step = newest(folder) if hosts.lead() else 0
-    if step and _about(folder / str(step)).get("release"):
-        raise UserError(f"{folder / str(step)}: of a release: training cannot go on from it")
     if step:
         state = read(folder, model, step)
+        if _about(folder / str(step)).get("release"):
+            raise UserError(f"{folder / str(step)}: of a release: training cannot go on from it")
     else:
         # rbg for the weights: threefry takes XLA seconds to compile for every shape drawn.
         state = jax.jit(model.init)(jax.random.key(seed, impl="rbg"))
