@@ -69,16 +69,16 @@ def copies(train: Some, unseen: Some, generated: Some, size: int, names: list[st
         near, unseen_near = dice[name].max(axis=1), apart[name].max(axis=1)
         nearest = dice[name].argmax(axis=1).tolist()
         limit = float(np.percentile(unseen_near, 95)) if len(unseen_near) else None
-        closest = [(row, nearest[row]) for row in np.argsort(-near, kind="stable")[:10].tolist()]
+        closest = []
+        for row in np.argsort(-near, kind="stable")[:10].tolist():
+            copy = {"generated": row, "training": nearest[row], "name": names[nearest[row]]}
+            closest.append({**copy, "dice": float(near[row])})
         result[name] = {
             "limit": limit,
             "held_out": unseen_near.tolist(),
             "generated": near.tolist(),
             "share_above": None if limit is None else float((near > limit).mean()),
-            "closest": [
-                {"generated": row, "training": to, "name": names[to], "dice": float(near[row])}
-                for row, to in closest
-            ],
+            "closest": closest,
         }
     return result
 
@@ -112,11 +112,10 @@ def fidelity(
         copy["generated"] = int(rows[copy["generated"]])
         copy["training"] = int(learnt[copy["training"]])
     result = {"compared": len(rows), "removed": generate.removed(generated), "copies": near}
-    some = {
-        who: group[np.linspace(0, len(group) - 1, min(pairs, len(group))).astype(int)]
-        for who, group in (("generated", ours), ("training", train))
-    }
+    few = np.linspace(0, len(train) - 1, min(pairs, len(train))).astype(int)
+    some = {"generated": ours, "training": train[few]}
     pairwise = {who: dice_matrix(group, group, size) for who, group in some.items()}
+    shares = {who: store.voxels(group).T.copy() / size**3 for who, group in some.items()}
     for channel, name in enumerate(CHANNELS):
         result[name] = {
             "nearest_training_dice": {
@@ -125,8 +124,7 @@ def fidelity(
             },
             "pairwise_dice": {who: _mean_apart(x[channel]) for who, x in pairwise.items()},
             "occupancy": {
-                who: float(np.mean(store.voxels(group)[:, channel] / size**3))
-                for who, group in some.items()
+                who: float((x[:, channel] / size**3).mean()) for who, x in voxels.items()
             },
         }
     return result

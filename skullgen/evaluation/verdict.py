@@ -66,13 +66,12 @@ def verdict(
     size, train = real.size, mixture.Part(real, real.rows("train"))
     splits = {"test": "test", "selection": "validation"}
     unseen = {name: spread([mixture.Part(real, real.rows(s))], 0) for name, s in splits.items()}
-    seen = {"validation": spread([train], settings.cases), **unseen}
-    predicts = {name: network(net, size, settings.batch_size) for name, net in nets.items()}
-    columns = {
-        name: seen
-        | ({} if _same(net.parts, train) else {"train": spread(net.parts, settings.cases)})
-        for name, net in nets.items()
-    }
+    predicts, columns = {}, {}
+    for name, net in nets.items():
+        predicts[name] = network(net, size, settings.batch_size)
+        columns[name] = {"validation": spread([train], settings.cases), **unseen}
+        if not _same(net.parts, train):
+            columns[name]["train"] = spread(net.parts, settings.cases)
     if settings.rules:
         rules = {"mean_skull": mean_skull(real.load(train.rows), size), "mirror": mirror(size)}
         predicts, columns = predicts | rules, columns | dict.fromkeys(rules, unseen)

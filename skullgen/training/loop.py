@@ -1,7 +1,7 @@
 """The one loop, for every model: phases in order, position = `state.step`.
 
-Everything that an update does follows from the store, the seed and its number, so a run that was
-stopped goes on from its newest checkpoint and on one device kind ends as if it never had been.
+Everything that an update does follows from the store, the seed and its number: a run that was
+stopped ends, on one kind of device, as if it never had been.
 """
 
 import collections
@@ -177,9 +177,6 @@ def _phase(run, span, state):
     with jobs.progress(length, done, f"train {name}", "update") as bar:
         for step, batch in enumerate(_batches(run, span, first), first + 1):
             state, metrics = update(state, *batch)
-            if step == first + 1:  # compiled: the bar's rate begins now
-                jax.block_until_ready(metrics)
-                bar.unpause()
             pending.append((step, metrics))
             due = step % options.save_every == 0 or step == span.end
             fetch = len(pending) >= options.log_every or due
