@@ -123,9 +123,7 @@ def fidelity(
                 for who, values in nearest.items()
             },
             "pairwise_dice": {who: _mean_apart(x[channel]) for who, x in pairwise.items()},
-            "occupancy": {
-                who: float((x[:, channel] / size**3).mean()) for who, x in voxels.items()
-            },
+            "occupancy": {who: float(x[channel].mean()) for who, x in shares.items()},
         }
     return result
 
