@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from skullgen.core.errors import one_of
 from skullgen.core.types import Batch, Model, State
 from skullgen.models import steps, vae
-from skullgen.networks import losses
+from skullgen.networks import losses, modules
 
 FAKES = ("reconstruction", "prior")  # s = rec, p in equations 4 and 5
 ng = jax.lax.stop_gradient
@@ -117,7 +117,7 @@ def make(config: ConfigDict) -> Model:
 
     def decode(state, z):
         output = module.decoder.apply({"params": state.nets["decoder"].params}, z)
-        return vae.probabilities(output, config.head)
+        return modules.probabilities(output, config.head)
 
     def encode(state, pairs):
         params = {"params": state.nets["encoder"].params}

@@ -42,11 +42,6 @@ def posteriors(config: ConfigDict) -> Callable:
     return lambda params, pairs: encoder.apply({"params": params["encoder"]}, pairs)
 
 
-def probabilities(output: Float[Array, "*grid logits"], head: str) -> Float[Array, "*grid 2"]:
-    """Of skull and of defect, from a decoder's output: a linear head's is clipped to 0..1."""
-    return jnp.clip(output, 0, 1) if head == "linear" else modules.probabilities(output)
-
-
 def unknown(latent: int) -> Moments:
     """`Net.stats` before any update: moments of the aggregate posterior, all pairs' mixture."""
     mean, square = jnp.zeros(latent), jnp.zeros((latent, latent))
@@ -106,7 +101,7 @@ def make(config: ConfigDict) -> Model:
             logits = output(params, mean + jnp.exp(0.5 * log_variance) * noise)
             error = distance(logits, pairs, config.channel_weights).mean()
             divergence = losses.kl(mean, log_variance).mean()
-            share = probabilities(logits, config.head).mean(axis=(0, 1, 2, 3))
+            share = modules.probabilities(logits, config.head).mean(axis=(0, 1, 2, 3))
             metrics = {"reconstruction": error, "kl": divergence, **steps.occupancy(share)}
             stats = follow(net.stats, mean, log_variance, config.posterior_momentum)
             return error + config.kl_weight * divergence, (stats, metrics)
@@ -115,7 +110,7 @@ def make(config: ConfigDict) -> Model:
         return steps.advance(state, vae=net), metrics
 
     def decode(state, z):
-        return probabilities(output(state.nets["vae"].params, z), config.head)
+        return modules.probabilities(output(state.nets["vae"].params, z), config.head)
 
     def encode(state, pairs):
         return posterior(state.nets["vae"].params, pairs.astype(jnp.float32))[0]

@@ -40,8 +40,10 @@ def coarsest(resolution: int, widths: Sequence[int]) -> int:
     return side
 
 
-def probabilities(logits: Float[Array, "*grid logits"]) -> Float[Array, "*grid 2"]:
-    """The probability of skull and of defect, from two logits or three."""
+def probabilities(logits: Float[Array, "*grid logits"], head: str = "") -> Float[Array, "*grid 2"]:
+    """The probability of skull and of defect, from two logits or three, or a linear head's."""
+    if head == "linear":
+        return jnp.clip(logits, 0, 1)
     logits = logits.astype(jnp.float32)
     if logits.shape[-1] == 2:
         return jax.nn.sigmoid(logits)
@@ -117,34 +119,33 @@ class _Convolution(nn.Module):
     features: int
     dtype: Any = jnp.float32
     kernel_init: Any = _kernel
+    operation: Any = None
 
     @nn.compact
     def __call__(self, x: Grid) -> Convolved:
-        """Convolves."""
-        convolve, ends = self._form(x.shape[-1])
+        ends = x.shape[-1], self.features
+        if self.operation is conv.conv_transpose:  # its kernel is that of the convolution
+            ends = ends[::-1]
         kernel = self.param("kernel", self.kernel_init, (4, 4, 4, *ends))
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        return self.operation(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class Down(_Convolution):
     """Conv k4 s2: sides are halved."""
 
-    def _form(self, channels):
-        return conv.conv, (channels, self.features)
+    operation: Any = conv.conv
 
 
 class Up(_Convolution):
-    """Transposed conv k4 s2: sides are doubled. Its kernel is that of the convolution: out, in."""
+    """Transposed conv k4 s2: sides are doubled."""
 
-    def _form(self, channels):
-        return conv.conv_transpose, (self.features, channels)
+    operation: Any = conv.conv_transpose
 
 
 class Same(_Convolution):
     """Conv k4 s1, the generator's stem."""
 
-    def _form(self, channels):
-        return conv.conv_same, (channels, self.features)
+    operation: Any = conv.conv_same
 
 
 class Critic(nn.Module):
