@@ -26,7 +26,7 @@ def vnet_of(**fields):
     """`config.segment.model`."""
     settings = vnet.get_config("smoke").segment.model
     with settings.unlocked():
-        settings.update(resolution=SIZE, **fields)
+        settings.update({"resolution": SIZE, **fields})
     return settings
 
 
