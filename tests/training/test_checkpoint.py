@@ -73,7 +73,7 @@ def test_a_damaged_checkpoint_is_named(file, how, trained):
     step = trained / "ck" / "9"
     how(min(step.glob(file)))
     before = _files(trained)
-    with pytest.raises(UserError, match=rf"{step}.*delete it.*one before"):
+    with pytest.raises(UserError, match=rf"{step}.*delete it"):
         checkpoint.begin(trained / "ck", _model(), 3)
     assert _files(trained) == before
 
