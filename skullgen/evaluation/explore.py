@@ -1,6 +1,6 @@
 """Maps of real and generated pairs (figure 3), ways between two skulls in latent space (figure 4).
 
-Shapes: `n` pairs, `D` voxels a side (the `size`), `Z` latents, `F` features, `T` steps of a way.
+Shapes: `n` pairs, `F` features, `T` steps of a way.
 """
 
 import collections
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 from ml_collections import ConfigDict
+from skimage.measure import block_reduce
 
 from skullgen.core import jobs
 from skullgen.core.errors import UserError, in_range
@@ -63,7 +64,7 @@ def pick(
         taken[number] += 1
     rows, cases = rows[np.argsort(turns, kind="stable")][:count], []
     for row, name in zip(rows.tolist(), opened.names(skull[rows]), strict=True):
-        words = [name] if skull[row] >= 0 else []
+        words = [name] if name else []
         words += [opened.attrs["kinds"][kind[row]]] if kind[row] >= 0 else []
         cases.append(f"{', '.join(words)} (pair {row})" if words else f"pair {row}")
     return opened.load(rows), cases
@@ -71,13 +72,10 @@ def pick(
 
 def volumes(bits: store.Packed, size: int, side: int = 32) -> Features:
     """Means of blocks of voxels, at most `side` a side; beyond the grid a block counts as empty."""
-    block, rows = -(-size // side), []
-    for pair in (store.unpack(one, size) for one in bits):
-        for axis in range(3):
-            starts = np.arange(0, size, block)
-            pair = np.add.reduceat(pair, starts, axis=axis, dtype=np.uint32)
-        rows.append((pair.ravel() / block**3).astype(np.float32))
-    return np.stack(rows)
+    block = -(-size // side)
+    pairs = (store.unpack(one, size) for one in bits)
+    sums = [block_reduce(pair, (block, block, block, 1), np.sum).ravel() for pair in pairs]
+    return (np.stack(sums) / block**3).astype(np.float32)
 
 
 def network_features(net: Trained, bits: store.Packed, size: int, batch: int) -> Features:
@@ -102,10 +100,9 @@ def maps(
     """All groups' pairs in one map for each kind of features and each method (figure 3).
 
     Of the features (the bottleneck of a V-Net that never saw generated pairs, and `volumes`) at
-    most 50 principal components are kept, fitted on all groups: what only generated pairs do
-    stays visible. t-SNE (van der Maaten and Hinton 2008; perplexity at most a third of the points)
-    and UMAP (McInnes et al. 2018) start from them. The volumes' first two components are a map,
-    too: the one whose distances are true. Features that are alike for all pairs get no map.
+    most 50 principal components are kept, fitted on all groups. t-SNE (van der Maaten and Hinton
+    2008; perplexity at most a third of the points) and UMAP (McInnes et al. 2018) start from them.
+    The volumes' first two components are a map, too: the one whose distances are true.
 
     Returns `{"maps": [{"title", "points": [{"x", "y", "group", "case"}]}]}`, in the groups' order.
     """
@@ -117,7 +114,7 @@ def maps(
         raise UserError(f"a map needs 4 pairs or more, not {len(bits)}: take more of them")
     kinds = {"the V-Net's bottleneck": features(bits)} if features else {}
     kinds["PCA of the volumes"] = volumes(bits, size)
-    methods, places = {"t-SNE": _tsne, **({"UMAP": _umap} if umap else {})}, {}
+    methods, places = {"t-SNE": _tsne} | ({"UMAP": _umap} if umap else {}), {}
     for kind, x in kinds.items():
         if not np.ptp(x, axis=0).any():
             print(f"{kind}: alike for all {len(bits)} pairs: no map of it")
@@ -129,19 +126,13 @@ def maps(
         if kind.startswith("PCA"):
             title = f"{kind}, components 1 and 2 ({share:.0%} of the variance)"
             places[title] = points[:, :2]
-    labels = [(group.name, case) for group in groups for case in group.cases]
-    return {
-        "maps": [
-            {
-                "title": title,
-                "points": [
-                    {"x": float(f"{x:.5g}"), "y": float(f"{y:.5g}"), "group": group, "case": case}
-                    for (x, y), (group, case) in zip(points, labels, strict=True)
-                ],
-            }
-            for title, points in places.items()
-        ]
-    }
+    labels = [{"group": group.name, "case": case} for group in groups for case in group.cases]
+    drawn = []
+    for title, points in places.items():
+        rounded = [{"x": float(f"{x:.5g}"), "y": float(f"{y:.5g}")} for x, y in points]
+        whole = [{**point, **label} for point, label in zip(rounded, labels, strict=True)]
+        drawn.append({"title": title, "points": whole})
+    return {"maps": drawn}
 
 
 def _components(x, seed):

@@ -3,40 +3,34 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int, UInt8
+from jaxtyping import Float32, Int, UInt8
 
 from skullgen.core.errors import UserError
 from skullgen.data import store
 from skullgen.generation import generate
 
 CHANNELS = ("skull", "defect")
-A, B = UInt8[np.ndarray, "n bytes"], UInt8[np.ndarray, "m bytes"]  # packed pairs: `store.pack`
+A, B = UInt8[np.ndarray, "n bytes"], UInt8[np.ndarray, "m bytes"]  # packed pairs
 Some = UInt8[np.ndarray, "_ bytes"]
-Counts = Float64[np.ndarray, "2 n m"]
 
 
 def dice_matrix(a: A, b: B, size: int) -> Float32[np.ndarray, "2 n m"]:
     """Dice of every pair of `a` with every one of `b`, for both channels."""
-    return _dice(*overlaps(a, b, size))
+    return _dice(*_overlaps(a, b, size))
 
 
-def overlaps(a: A, b: B, size: int) -> tuple[Counts, Counts]:
-    """Voxels of each channel in both, and those of `a` and those of `b` added.
+def _overlaps(a, b, size):
+    """Voxels float64 [2, n, m] of each channel in both, and those of `a` and those of `b` added.
 
-    Exact: sums of 0 and 1 in float32 over one slab of voxels at a time, added in float64.
+    Exact: sums of 0 and 1 in float32 over one slab of voxels at a time.
     """
     both, total = np.zeros((2, 2, len(a), len(b)))
     for parts in zip(*(np.array_split(x, size, axis=1) for x in (a, b)), strict=True):
-        x, y = map(_channels, parts)
+        flat = (np.unpackbits(x, axis=1, bitorder="little") for x in parts)
+        x, y = (np.stack([f[:, 0::2], f[:, 1::2]]).astype(np.float32) for f in flat)
         both += x @ y.mT
         total += x.sum(axis=2)[:, :, None] + y.sum(axis=2)[:, None]
     return both, total
-
-
-def _channels(bits):
-    """Packed pairs as float32 [2, n, voxels]."""
-    pairs = np.unpackbits(bits, axis=1, bitorder="little").reshape(len(bits), 4 * bits.shape[1], 2)
-    return np.moveaxis(pairs, -1, 0).astype(np.float32, order="C")
 
 
 def _dice(both, total):
@@ -59,7 +53,7 @@ def training_dice(bits: A, train: B, size: int) -> dict[str, Float32[np.ndarray,
     voxel by voxel.
     """
     skulls = [(x | x >> 1) & 0x55 for x in (bits, train)]  # channels alternate: bit 2 v is skull
-    counts = {"skull": overlaps(*skulls, size), "pair": overlaps(bits, train, size)}
+    counts = {"skull": _overlaps(*skulls, size), "pair": _overlaps(bits, train, size)}
     return {name: _dice(*(x.sum(axis=0) for x in parts)) for name, parts in counts.items()}
 
 
@@ -75,16 +69,16 @@ def copies(train: Some, unseen: Some, generated: Some, size: int, names: list[st
         near, unseen_near = dice[name].max(axis=1), apart[name].max(axis=1)
         nearest = dice[name].argmax(axis=1).tolist()
         limit = float(np.percentile(unseen_near, 95)) if len(unseen_near) else None
-        closest = [(row, nearest[row]) for row in np.argsort(-near, kind="stable")[:10].tolist()]
+        closest = []
+        for row in np.argsort(-near, kind="stable")[:10].tolist():
+            copy = {"generated": row, "training": nearest[row], "name": names[nearest[row]]}
+            closest.append({**copy, "dice": float(near[row])})
         result[name] = {
             "limit": limit,
             "held_out": unseen_near.tolist(),
             "generated": near.tolist(),
             "share_above": None if limit is None else float((near > limit).mean()),
-            "closest": [
-                {"generated": row, "training": to, "name": names[to], "dice": float(near[row])}
-                for row, to in closest
-            ],
+            "closest": closest,
         }
     return result
 
@@ -97,8 +91,8 @@ def fidelity(
 ) -> dict[str, Any]:
     """Generated pairs beside their yardsticks: `quality` of `metrics.json`.
 
-    pairs: so many generated ones are compared (the first), and of every group in the pairwise
-    comparison. learnt: rows of `real` that the generator learnt from (None: those of split train).
+    pairs: of every group, at most. learnt: rows of `real` that the generator learnt from (None:
+    those of split train).
     """
     real.require_whole("ingest")
     generated.require_whole("generate")
@@ -118,11 +112,10 @@ def fidelity(
         copy["generated"] = int(rows[copy["generated"]])
         copy["training"] = int(learnt[copy["training"]])
     result = {"compared": len(rows), "removed": generate.removed(generated), "copies": near}
-    some = {
-        who: group[np.linspace(0, len(group) - 1, min(pairs, len(group))).astype(int)]
-        for who, group in (("generated", ours), ("training", train))
-    }
+    few = np.linspace(0, len(train) - 1, min(pairs, len(train))).astype(int)
+    some = {"generated": ours, "training": train[few]}
     pairwise = {who: dice_matrix(group, group, size) for who, group in some.items()}
+    shares = {who: store.voxels(group).T.copy() / size**3 for who, group in some.items()}
     for channel, name in enumerate(CHANNELS):
         result[name] = {
             "nearest_training_dice": {
@@ -130,10 +123,7 @@ def fidelity(
                 for who, values in nearest.items()
             },
             "pairwise_dice": {who: _mean_apart(x[channel]) for who, x in pairwise.items()},
-            "occupancy": {
-                who: float(np.mean(store.voxels(group)[:, channel] / size**3))
-                for who, group in some.items()
-            },
+            "occupancy": {who: float(x[channel].mean()) for who, x in shares.items()},
         }
     return result
 

@@ -26,20 +26,16 @@ class Unfinished(UserError):
 
 def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[mixture.Part]]:
     """The pairs of each network, by its name; no stores means the run's `generated.zarr`."""
-    nets = {}
-    if settings.stores:
-        nets["vnet"] = mixture.parts(settings.stores, workdir, settings.seed)
-    else:
-        generated = store.Store(workdir / "generated.zarr")
-        generated.require_whole("generate")
-        nets["vnet"] = [mixture.Part(generated, generated.rows())]
+    if not settings.stores:
+        store.Store(workdir / "generated.zarr").require_whole("generate")
+    nets = {"vnet": settings.stores or "generated.zarr:all:all"}
     if settings.reference and settings.stores != REAL:
-        nets["vnet_real"] = mixture.parts(REAL, workdir, settings.seed)
-    return nets
+        nets["vnet_real"] = REAL
+    return {name: mixture.parts(stores, workdir, settings.seed) for name, stores in nets.items()}
 
 
 def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
-    """UserError for a network that cannot be made, or stores that are named wrong or not there."""
+    """UserError for what the stage `segment` would find wrong with `config.segment`."""
     _load(settings, size)
     methods.check(settings.model_name, _sized(settings, size), size, section="segment.")
     in_range("segment.updates", settings.updates, 1)
@@ -59,13 +55,11 @@ def _sized(settings, size):
 
 def _load(settings, size):
     """The network, its recipe and its one phase."""
-    own = _sized(settings, size)
-    model = methods.load_model(settings.model_name, own, "segment.")
+    name, own = settings.model_name, _sized(settings, size)
+    model = methods.load_model(name, own, "segment.")
     if model.predict is None or "segment" not in model.steps:
-        name = f"segment.model_name is {settings.model_name!r}"
-        raise UserError(f"{name}: it lacks the step `segment` or predict")
-    plan = [Phase("segment", updates=settings.updates)]
-    return model, methods.recipe(settings.model_name, own), plan
+        raise UserError(f"segment.model_name is {name!r}: it lacks the step `segment` or predict")
+    return model, methods.recipe(name, own), [Phase("segment", updates=settings.updates)]
 
 
 def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
@@ -97,9 +91,8 @@ def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
 
 def newest(settings: ConfigDict, size: int, workdir: Path, name: str) -> Trained:
     """The newest state of the network `name` of `choose`, whatever became of its pairs."""
-    (model, *_), folder = _load(settings, size), _folder(workdir, name)
-    methods.require_same(folder, settings.model_name, _sized(settings, size))
-    return Trained(model, checkpoint.read(folder, model, checkpoint.newest(folder)))
+    (model, network, _), folder = _load(settings, size), _folder(workdir, name)
+    return methods.trained(folder, model, network, checkpoint.newest(folder))
 
 
 def choose(workdir: Path, name: str = "") -> str:
@@ -114,13 +107,12 @@ def choose(workdir: Path, name: str = "") -> str:
 
 def about(settings: ConfigDict, nets: dict[str, Trained]) -> dict[str, Any]:
     """What trained networks are made of, in words for `metrics.json`."""
-    shared = {"updates": settings.updates, "seed": settings.seed}
+    shared, result = {"updates": settings.updates, "seed": settings.seed}, {}
     shared["augment"] = settings.model.get("augment", False)
-    stores = {
-        name: [{"path": str(part.store.path), "pairs": len(part.rows)} for part in net.parts]
-        for name, net in nets.items()
-    }
-    return {name: {"stores": stores[name], **shared} for name in nets}
+    for name, net in nets.items():
+        stores = [{"path": str(part.store.path), "pairs": len(part.rows)} for part in net.parts]
+        result[name] = {"stores": stores, **shared}
+    return result
 
 
 def begun(workdir: Path) -> bool:

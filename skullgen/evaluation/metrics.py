@@ -3,10 +3,9 @@
 Shapes: `X Y Z` voxels of any grid, `D` a side of the model's. `voxel_mm` is a voxel's side in mm.
 
 A rule is how a prediction is upsampled. `probability`: trilinear between the voxels' centres
-(constant outside of the outermost), cut afterwards at `> threshold`. `mask`: the same of the mask
-`probability >= threshold`, cut at `> 0.5`. `nearest`: the voxel of that mask that holds the centre.
-The truth is a mask, and upsampled as one. An interpolated value that equals the threshold is not
-bone, so that a perfect mask has Dice 1 under every rule.
+(constant outside of the outermost), cut afterwards at `> threshold`, so that a perfect mask has
+Dice 1. `mask`: the same of the mask `probability >= threshold`, cut at `> 0.5`. `nearest`: the
+voxel of that mask that holds the centre. The truth is a mask, and upsampled as one.
 """
 
 from typing import Any
@@ -57,7 +56,7 @@ def boundary_dice(
 ) -> float:
     """AutoImplant's bDSC: Dice over voxels whose centre is at most `band_mm` from one of the skull.
 
-    Exact, though only the box of prediction and truth, padded by the band, is looked at.
+    Only the box of prediction and truth, padded by the band, is looked at.
     """
     voxel, limit = np.broadcast_to(voxel_mm, 3), band_mm * (1 + 1e-6)  # float32 headers
     pad = np.ceil(limit / voxel).astype(int).tolist()

@@ -1,9 +1,9 @@
 """The verdict: what pairs are worth, by networks trained on them and scored on real ones.
 
-Section 5 and table 1. A *net* is anything that designs implants: a trained V-Net, or one of the
-two rules that need no training. Columns: `train`, the net's own training pairs; `validation`, the
-real pairs that the generator learnt from (split `train`); `test`, split `test`; `selection`, split
-`validation`, by which one of several nets may be chosen and nothing is judged.
+A *net* is anything that designs implants: a trained V-Net, or one of the two rules that need no
+training. Columns: `train`, the net's own training pairs; `validation`, the real pairs that the
+generator learnt from (split `train`); `test`, split `test`; `selection`, split `validation`, by
+which one of several nets may be chosen and nothing is judged.
 """
 
 import collections
@@ -66,13 +66,12 @@ def verdict(
     size, train = real.size, mixture.Part(real, real.rows("train"))
     splits = {"test": "test", "selection": "validation"}
     unseen = {name: spread([mixture.Part(real, real.rows(s))], 0) for name, s in splits.items()}
-    seen = {"validation": spread([train], settings.cases), **unseen}
-    predicts = {name: network(net, size, settings.batch_size) for name, net in nets.items()}
-    columns = {
-        name: seen
-        | ({} if _same(net.parts, train) else {"train": spread(net.parts, settings.cases)})
-        for name, net in nets.items()
-    }
+    predicts, columns = {}, {}
+    for name, net in nets.items():
+        predicts[name] = network(net, size, settings.batch_size)
+        columns[name] = {"validation": spread([train], settings.cases), **unseen}
+        if not _same(net.parts, train):
+            columns[name]["train"] = spread(net.parts, settings.cases)
     if settings.rules:
         rules = {"mean_skull": mean_skull(real.load(train.rows), size), "mirror": mirror(size)}
         predicts, columns = predicts | rules, columns | dict.fromkeys(rules, unseen)
@@ -149,9 +148,9 @@ def by_skull(cases: list[Case], metric: str) -> dict[str, float]:
 
 
 def _row(place, values):
-    keys = ("mean", "low", "high", "interval")
-    numbers = dict(zip(keys, metrics.interval(values), strict=True))
-    return {**place, **numbers, "skulls": len(values)}
+    mean, low, high, kind = metrics.interval(values)
+    numbers = {"mean": mean, "low": low, "high": high, "interval": kind, "skulls": len(values)}
+    return {**place, **numbers}
 
 
 def _measured(cases):
@@ -165,9 +164,10 @@ def summary(cases: list[Case]) -> list[Row]:
     for by in ("all", "kind", "skull"):
         groups = collections.defaultdict(list)
         for case in cases:
-            groups[case["net"], case["column"], case.get(by, "")].append(case)
+            if by == "all" or case[by]:
+                groups[case["net"], case["column"], case.get(by, "")].append(case)
         for (net, column, group), part in groups.items():
-            for metric in _measured(part) if group or by == "all" else ():
+            for metric in _measured(part):
                 if values := by_skull(part, metric):
                     count = sum(case[metric] is not None for case in part)
                     place = {"net": net, "column": column, "metric": metric, "by": by}

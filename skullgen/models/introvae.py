@@ -1,7 +1,4 @@
-"""IntroVAE (section 3.3): the encoder tells real pairs from generated ones by their KL.
-
-Shapes: `B` samples, `D` voxels a side, `Z` latents.
-"""
+"""IntroVAE (section 3.3): the encoder tells real pairs from generated ones by their KL."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +11,7 @@ from ml_collections import ConfigDict
 from skullgen.core.errors import one_of
 from skullgen.core.types import Batch, Model, State
 from skullgen.models import steps, vae
-from skullgen.networks import losses
+from skullgen.networks import losses, modules
 
 FAKES = ("reconstruction", "prior")  # s = rec, p in equations 4 and 5
 ng = jax.lax.stop_gradient
@@ -25,7 +22,6 @@ def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
 
     `encoder_loss(...) -> loss, (posterior, metrics)` and `decoder_loss(...) -> loss`. encoder,
     decoder: params. noise, prior: N(0, I) of the posteriors and z of the new samples, [B, Z].
-    alpha: a number; of 0, no gradient is made.
     """
     module = vae.autoencoder(config)
 
@@ -94,11 +90,10 @@ def make(config: ConfigDict) -> Model:
     tx = optax.adam(config.learning_rate)
 
     def init(key):
-        keys = [jax.random.fold_in(key, stream) for stream in (0, 1)]
-        pair = jnp.zeros((1, *(config.resolution,) * 3, 2))
-        encoder = steps.new_net(module.encoder, tx, keys[0], pair)
-        decoder = steps.new_net(module.decoder, tx, keys[1], jnp.zeros((1, config.latent)))
+        pair, z = jnp.zeros((1, *(config.resolution,) * 3, 2)), jnp.zeros((1, config.latent))
+        encoder = steps.new_net(module.encoder, tx, jax.random.fold_in(key, 0), pair)
         encoder = encoder.replace(stats=vae.unknown(config.latent))
+        decoder = steps.new_net(module.decoder, tx, jax.random.fold_in(key, 1), z)
         return steps.begin(key, {"encoder": encoder, "decoder": decoder})
 
     def step(state: State, batch: Batch, alpha: float):
@@ -122,7 +117,7 @@ def make(config: ConfigDict) -> Model:
 
     def decode(state, z):
         output = module.decoder.apply({"params": state.nets["decoder"].params}, z)
-        return vae.probabilities(output, config.head)
+        return modules.probabilities(output, config.head)
 
     def encode(state, pairs):
         params = {"params": state.nets["encoder"].params}

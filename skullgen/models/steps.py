@@ -22,12 +22,12 @@ Z, U, NOISE = 0, 1, 2  # streams of random draws: latents, the penalty's u, the 
 
 
 def dtype(precision: str, section: str = "model") -> jnp.dtype:
-    """What `config.<section>.precision` names; UserError for another than these two."""
+    """What `config.<section>.precision` names."""
     return jnp.dtype(one_of(f"{section}.precision", precision, ("float32", "bfloat16")))
 
 
 def generator(config: ConfigDict, norm: str, *more_heads: str) -> modules.Generator:
-    """The generator, or decoder, of an experiment's `config.model`; UserError for another head."""
+    """The generator, or decoder, of an experiment's `config.model`."""
     one_of("model.head", config.head, (*modules.HEADS, *more_heads))
     modules.coarsest(config.resolution, config.widths)
     layers = tuple(config.widths), norm, config.groups, config.get("momentum", 0.99)
@@ -59,8 +59,8 @@ def occupancy(share: Float[Array, " 2"]) -> Metrics:
 def descend(net: Net, tx: Optimiser, loss: Loss, name: str) -> tuple[Net, Metrics]:
     """One optimiser update of one network; gradients and metrics are averaged over devices.
 
-    loss: the mean over this device's samples. name: prefix of the metric `<name>_update_norm`, of
-    the averaged gradient: where it is not finite the new weights are not, and the run must stop.
+    loss: the mean over this device's samples. Adds the metric `<name>_update_norm`, of the averaged
+    gradient: where it is not finite the new weights are not, and the run stops.
     """
     (_, (stats, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(net.params)
     gradient, metrics = _mean((gradient, metrics))
@@ -78,10 +78,7 @@ def _mean(tree):
 
 
 def keys(state: State, stream: int, count: int, update: Update = 0) -> Key[Array, " {count}"]:
-    """Keys for this device's samples, by (step, stream, critic update, global sample index).
-
-    Two devices with half a batch each draw what one device draws.
-    """
+    """Keys for this device's samples, by (step, stream, critic update, global sample index)."""
     key = state.key
     for number in (state.step, stream, update):
         key = jax.random.fold_in(key, number)

@@ -1,7 +1,4 @@
-"""VAE, the paper's baseline: summed cross-entropy, or squared error / D, plus weighted KL.
-
-Shapes: `B` samples, `D` voxels a side, `Z` latents.
-"""
+"""VAE, the paper's baseline: summed cross-entropy, or squared error / D, plus weighted KL."""
 
 from collections.abc import Callable
 
@@ -17,10 +14,6 @@ from skullgen.core.types import Batch, Model, State
 from skullgen.models import steps
 from skullgen.networks import losses, modules
 
-Pairs = Float[Array, "B D D D 2"]
-Logits = Float[Array, "B D D D logits"]
-Latents = Float[Array, "B Z"]
-Posterior = tuple[Latents, Latents]  # mean, log-variance
 Moments = dict[str, Float[Array, "..."]]
 
 
@@ -30,17 +23,9 @@ class Autoencoder(nn.Module):
     encoder: modules.Encoder
     decoder: modules.Generator
 
-    def encode(self, pairs: Pairs) -> Posterior:
-        """The posterior."""
-        return self.encoder(pairs)
-
-    def decode(self, z: Latents) -> Logits:
-        """The head's output."""
-        return self.decoder(z)
-
-    def __call__(self, pairs: Pairs) -> Logits:
+    def __call__(self, pairs: modules.Pairs) -> Float[Array, "B D D D logits"]:
         """The head's output for the posterior's mean."""
-        return self.decode(self.encode(pairs)[0])
+        return self.decoder(self.encoder(pairs)[0])
 
 
 def autoencoder(config: ConfigDict) -> Autoencoder:
@@ -51,45 +36,10 @@ def autoencoder(config: ConfigDict) -> Autoencoder:
     return Autoencoder(encoder, decoder)
 
 
-def variational(config: ConfigDict) -> tuple[Callable, Callable, Callable]:
-    """`init(key) -> Net`, whose stats follow the aggregate posterior, the ELBO `step(state, batch)`
-    on `state.nets["vae"]`, and `posterior(params, pairs)`: for this method and for its hybrids."""
-    module = autoencoder(config)
-    tx = optax.adam(config.vae_learning_rate)
-    distance = losses.squared_error if config.head == "linear" else losses.reconstruction
-
-    def init(key):
-        pair = jnp.zeros((1, *(config.resolution,) * 3, 2))
-        net = steps.new_net(module, tx, key, pair)
-        return net.replace(stats=unknown(config.latent))
-
-    def posterior(params, pairs):
-        return module.apply({"params": params}, pairs, method="encode")
-
-    def step(state: State, batch: Batch):
-        net, pairs = state.nets["vae"], batch[0].astype(jnp.float32)
-        noise = steps.normal(steps.keys(state, steps.NOISE, len(pairs)), config.latent)
-
-        def loss(params):
-            mean, log_variance = posterior(params, pairs)
-            z = mean + jnp.exp(0.5 * log_variance) * noise
-            output = module.apply({"params": params}, z, method="decode")
-            error = distance(output, pairs, config.channel_weights).mean()
-            divergence = losses.kl(mean, log_variance).mean()
-            share = probabilities(output, config.head).mean(axis=(0, 1, 2, 3))
-            metrics = {"reconstruction": error, "kl": divergence, **steps.occupancy(share)}
-            stats = follow(net.stats, mean, log_variance, config.posterior_momentum)
-            return error + config.kl_weight * divergence, (stats, metrics)
-
-        net, metrics = steps.descend(net, tx, loss, "vae")
-        return steps.advance(state, vae=net), metrics
-
-    return init, step, posterior
-
-
-def probabilities(output: Float[Array, "*grid logits"], head: str) -> Float[Array, "*grid 2"]:
-    """Of skull and of defect, from a decoder's output: a linear head's is clipped to 0..1."""
-    return jnp.clip(output, 0, 1) if head == "linear" else modules.probabilities(output)
+def posteriors(config: ConfigDict) -> Callable:
+    """`posterior(params, pairs) -> mean, log-variance`; params: of an `Autoencoder`."""
+    encoder = autoencoder(config).encoder
+    return lambda params, pairs: encoder.apply({"params": params["encoder"]}, pairs)
 
 
 def unknown(latent: int) -> Moments:
@@ -98,7 +48,9 @@ def unknown(latent: int) -> Moments:
     return {"mean": mean, "square": square, "weight": jnp.zeros(())}
 
 
-def follow(stats: Moments, mean: Latents, log_variance: Latents, momentum: float) -> Moments:
+def follow(
+    stats: Moments, mean: modules.Latents, log_variance: modules.Latents, momentum: float
+) -> Moments:
     """Moves the aggregate posterior's moments a little towards this batch's, over all devices."""
     variance = jnp.exp(log_variance).mean(axis=0)
     square = mean.T @ mean / len(mean) + jnp.diag(variance)
@@ -107,7 +59,7 @@ def follow(stats: Moments, mean: Latents, log_variance: Latents, momentum: float
     return jax.tree.map(lambda old, now: momentum * old + (1 - momentum) * now, stats, new)
 
 
-def aggregate(stats: Moments, keys: Key[Array, " B"]) -> Latents:
+def aggregate(stats: Moments, keys: Key[Array, " B"]) -> modules.Latents:
     """Draws from the Gaussian with the aggregate posterior's moments; N(0, I) at first."""
     begun = stats["weight"] > 0
     weight = jnp.where(begun, stats["weight"], 1)
@@ -128,17 +80,39 @@ def sampler(config: ConfigDict, source: str) -> Callable:
 
 def make(config: ConfigDict) -> Model:
     """The VAE; `config` is `config.model` of `experiments/vae.py`."""
-    init, step, posterior = variational(config)
-    module = autoencoder(config)
+    module, posterior = autoencoder(config), posteriors(config)
+    tx = optax.adam(config.vae_learning_rate)
+    distance = losses.squared_error if config.head == "linear" else losses.reconstruction
 
-    def start(key):
-        return steps.begin(key, {"vae": init(jax.random.fold_in(key, 0))})
+    def init(key):
+        pair = jnp.zeros((1, *(config.resolution,) * 3, 2))
+        net = steps.new_net(module, tx, jax.random.fold_in(key, 0), pair)
+        return steps.begin(key, {"vae": net.replace(stats=unknown(config.latent))})
+
+    def output(params, z):
+        return module.decoder.apply({"params": params["decoder"]}, z)
+
+    def step(state: State, batch: Batch):
+        net, pairs = state.nets["vae"], batch[0].astype(jnp.float32)
+        noise = steps.normal(steps.keys(state, steps.NOISE, len(pairs)), config.latent)
+
+        def loss(params):
+            mean, log_variance = posterior(params, pairs)
+            logits = output(params, mean + jnp.exp(0.5 * log_variance) * noise)
+            error = distance(logits, pairs, config.channel_weights).mean()
+            divergence = losses.kl(mean, log_variance).mean()
+            share = modules.probabilities(logits, config.head).mean(axis=(0, 1, 2, 3))
+            metrics = {"reconstruction": error, "kl": divergence, **steps.occupancy(share)}
+            stats = follow(net.stats, mean, log_variance, config.posterior_momentum)
+            return error + config.kl_weight * divergence, (stats, metrics)
+
+        net, metrics = steps.descend(net, tx, loss, "vae")
+        return steps.advance(state, vae=net), metrics
 
     def decode(state, z):
-        params = {"params": state.nets["vae"].params}
-        return probabilities(module.apply(params, z, method="decode"), config.head)
+        return modules.probabilities(output(state.nets["vae"].params, z), config.head)
 
     def encode(state, pairs):
         return posterior(state.nets["vae"].params, pairs.astype(jnp.float32))[0]
 
-    return Model(start, {"vae": step}, sampler(config, "vae"), decode, encode)
+    return Model(init, {"vae": step}, sampler(config, "vae"), decode, encode)

@@ -1,7 +1,4 @@
-"""VAE/WGAN-GP (section 3.2): VAE, then WGAN-GP fed with its posterior, then with N(0, I).
-
-Shapes: `B` samples, `D` voxels a side, `Z` latents.
-"""
+"""VAE/WGAN-GP (section 3.2): VAE, then WGAN-GP fed with its posterior, then with N(0, I)."""
 
 from collections.abc import Callable
 
@@ -17,8 +14,8 @@ from skullgen.models import steps, vae, wgan_gp
 def from_posterior(posterior: Callable) -> Callable:
     """The bridge's `latents(state, batch, update, keys)`: reparametrised posteriors.
 
-    No pair is compared with its own reconstruction, to which x_hat would join it: the posteriors
-    are those of the next batch (cyclic), or, of one batch, of the next pair in it.
+    They are of the next batch (cyclic) or, of one batch, of the next pair in it: no pair is
+    compared with its own reconstruction, to which x_hat would join it.
     """
 
     def latents(state, batch, update, keys):
@@ -39,24 +36,23 @@ def from_posterior(posterior: Callable) -> Callable:
 def make(config: ConfigDict) -> Model:
     """The hybrid of `config.model`; steps, in the paper's order: `vae`, `bridge`, `wgan`.
 
-    The bridge is fed with posteriors of training pairs, the last from `config.latents`. With
-    `config.warm_start` the generator starts as the VAE's decoder, else on its own, as in the paper.
+    With `config.warm_start` the generator starts as the VAE's decoder, else on its own, as in the
+    paper.
     """
     if config.warm_start and config.generator_norm != "group":
         raise UserError(
             f"model.generator_norm is {config.generator_norm!r}: with model.warm_start the "
             "generator starts as the VAE's decoder, so set it to 'group'"
         )
-    init_vae, vae_step, posterior = vae.variational(config)
-    init_gan, gan_step = wgan_gp.adversarial(config)
-    draw, from_pairs = vae.sampler(config, "vae"), from_posterior(posterior)
+    baseline, from_pairs = vae.make(config), from_posterior(vae.posteriors(config))
+    gan_nets, gan_step, decode = wgan_gp.adversarial(config)
 
     def init(key):
-        vae_key, gan_key = (jax.random.fold_in(key, stream) for stream in (0, 1))
-        return steps.begin(key, {"vae": init_vae(vae_key), **init_gan(gan_key)})
+        state = baseline.init(key)
+        return state.replace(nets={**state.nets, **gan_nets(jax.random.fold_in(key, 1))})
 
     def pretrain(state, batch):
-        state, metrics = vae_step(state, batch)
+        state, metrics = baseline.steps["vae"](state, batch)
         if config.warm_start:
             weights = state.nets["vae"].params["decoder"]
             generator = state.nets["generator"].replace(params=weights)
@@ -67,11 +63,8 @@ def make(config: ConfigDict) -> Model:
         return gan_step(state, batch, from_pairs)
 
     def wgan(state, batch):
-        return gan_step(state, batch, lambda state, batch, update, keys: draw(state, keys))
-
-    def encode(state, pairs):
-        return posterior(state.nets["vae"].params, pairs.astype(jnp.float32))[0]
+        return gan_step(state, batch, lambda state, _, update, keys: baseline.latents(state, keys))
 
     by_name = {"vae": pretrain, "bridge": bridge, "wgan": wgan}
-    drafts = None if config.warm_start else {"vae": vae.make(config).decode}
-    return Model(init, by_name, draw, wgan_gp.decoder(config), encode, drafts=drafts)
+    drafts = None if config.warm_start else {"vae": baseline.decode}
+    return Model(init, by_name, baseline.latents, decode, baseline.encode, drafts=drafts)

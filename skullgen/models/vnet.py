@@ -69,8 +69,7 @@ class VNet(nn.Module):
     """Stages of `down` convolutions at each width, halved between them, and `up` with the skips.
 
     A stage adds its input to its last convolution, before the PReLU: the first one the skull,
-    broadcast to its width; one on the way up, whose convolutions see the doubled grid and the
-    skip side by side, the doubled grid alone, which has its width.
+    broadcast to its width; one on the way up the doubled grid without the skip beside it.
     """
 
     widths: tuple[int, ...]
@@ -105,7 +104,7 @@ class VNet(nn.Module):
 
 
 def network(config: ConfigDict) -> VNet:
-    """Of an experiment's `config.segment.model`; UserError for wrong lengths and groups."""
+    """Of an experiment's `config.segment.model`."""
     widths, down, up = map(tuple, (config.widths, config.down, config.up))
     dtype = steps.dtype(config.precision, "segment.model")
     one_of("segment.model.norm", config.norm, ("group", "batch", "none"))

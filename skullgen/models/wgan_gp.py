@@ -1,14 +1,10 @@
-"""WGAN-GP (section 3.1, equation 3): five critic updates, then one of the generator.
-
-Shapes: `B` samples, `D` voxels a side, `Z` latents.
-"""
+"""WGAN-GP (section 3.1, equation 3): five critic updates, then one of the generator."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from skullgen.core.errors import one_of
@@ -27,8 +23,8 @@ def networks(config: ConfigDict) -> tuple[modules.Generator, modules.Critic]:
     return generator, modules.Critic(generator.widths, norm, groups, generator.dtype)
 
 
-def adversarial(config: ConfigDict) -> tuple[Callable, Callable]:
-    """`init(key) -> nets` and `step(state, batch, latents)`: for this method and for its hybrids.
+def adversarial(config: ConfigDict) -> tuple[Callable, Callable, Decode]:
+    """`init(key) -> nets`, `step(state, batch, latents)`, `Model.decode`: for hybrids too.
 
     One real batch a critic update; `latents(state, batch, update, keys)` feeds the generator.
     """
@@ -92,28 +88,21 @@ def adversarial(config: ConfigDict) -> tuple[Callable, Callable]:
         net, more = update_generator(net, critic_net, z)
         return steps.advance(state, generator=net, critic=critic_net), {**last, **more}
 
-    return init, step
-
-
-def decoder(config: ConfigDict) -> Decode:
-    """`Model.decode` by the generator's running averages."""
-    generator, _ = networks(config)
-
-    def decode(state: State, z: Float[Array, "B Z"]) -> Float[Array, "B D D D 2"]:
+    def decode(state, z):
         net = state.nets["generator"]
         variables = {"params": net.params, "stats": net.stats}
         return modules.probabilities(generator.apply(variables, z, train=False))
 
-    return decode
+    return init, step, decode
 
 
 def make(config: ConfigDict) -> Model:
     """WGAN-GP; `config` is `config.model` of `experiments/wgan_gp.py`."""
     one_of("model.latents", config.latents, ("prior",))
-    init, step = adversarial(config)
+    nets, step, decode = adversarial(config)
 
-    def start(key):
-        return steps.begin(key, init(jax.random.fold_in(key, 0)))
+    def init(key):
+        return steps.begin(key, nets(jax.random.fold_in(key, 0)))
 
     def prior(state, keys):
         return steps.normal(keys, config.latent)
@@ -121,4 +110,4 @@ def make(config: ConfigDict) -> Model:
     def wgan(state, batch):
         return step(state, batch, lambda state, batch, update, keys: prior(state, keys))
 
-    return Model(start, {"wgan": wgan}, prior, decoder(config))
+    return Model(init, {"wgan": wgan}, prior, decode)

@@ -1,7 +1,7 @@
 """Classical augmentation on the device: one affine a sample, the same for skull and defect.
 
-Shapes: `B` samples, `D` voxels a side; axes `[X, Y, Z]` in RAS order, X is left to right.
-Nothing here depends on how a batch is split: one key a sample.
+Axes are `[X, Y, Z]` in RAS order, X is left to right. One key a sample: nothing depends on how a
+batch is split.
 """
 
 import itertools
@@ -46,10 +46,9 @@ def warp(pairs: Pairs, matrix: Float[Array, "B 3 3"], shift: Float[Array, "B 3"]
     matrix: of offsets from the centre, pair to result. shift: in voxels, after it. Beyond the
     pair's outer voxels it is as they are: a skull that the frame's floor cuts is cut there still.
 
-    Shares are trilinear. Their sum is how much bone there should be, so the threshold is, sample
-    by sample, the one that leaves this many voxels: at 1/2, thin bone on a coarse grid loses up to
-    a tenth of them. Each bone voxel goes to the larger share, ties to the skull, as in
-    `data.grids.split_share`: the channels are disjoint.
+    Shares are trilinear. Their sum is how much bone there should be, and the threshold is, sample
+    by sample, the one that leaves this many voxels: at 1/2, thin bone loses up to a tenth of them.
+    Each bone voxel goes to the larger share, ties to the skull, as in `data.grids.split_share`.
     """
     shares = jax.vmap(_shares)(pairs, jnp.linalg.inv(matrix), shift)
     bone, defect = shares[..., 0], shares[..., 1]

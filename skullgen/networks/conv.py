@@ -7,9 +7,8 @@ are differentiable to any order in reverse mode; forward mode (`jax.jvp`) is ref
 
 A k4 s2 p1 convolution is bilinear in (x, w), so its derivatives are the three contractions of one
 trilinear form: `conv` (over x, w), `conv_transpose` (over g, w) and `weight_gradient` (over x, g).
-Each one's gradient is the other two. A gradient penalty, or a gradient of any order, therefore runs
-these three kernels and nothing else; XLA never derives a dilated convolution of its own, which on
-a CPU is up to 1000 times slower than these.
+Each one's gradient is the other two: a gradient of any order runs these three kernels, and XLA
+never derives a dilated convolution of its own, which on a CPU is up to 1000 times slower.
 """
 
 import functools

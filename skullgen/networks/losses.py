@@ -1,8 +1,7 @@
-"""Equations 3 to 5 and the VAE's loss; every reduction is spelled out, every sum is float32.
+"""Equations 3 to 5 and 7, and the VAE's loss; every sum is float32.
 
-Shapes: `B` samples, `D` voxels a side, `Z` latents. A pair's logits have two channels
-(`independent`: skull, defect, each a sigmoid) or three (`exclusive`: a softmax over background,
-skull, defect), as `skullgen.networks.modules.probabilities` reads them.
+A pair's logits have two channels (skull, defect, each a sigmoid) or three (a softmax over
+background, skull, defect), as `skullgen.networks.modules.probabilities` reads them.
 """
 
 from collections.abc import Callable
@@ -25,9 +24,8 @@ Weights = tuple[float, float]  # of the skull's channel and the defect's
 def gradient_penalty(critic: Critic, real: Grid, fake: Grid, u: Samples) -> tuple[Samples, Samples]:
     """Equation 3's penalty `(||grad C(x_hat)||_2 - 1)^2` and the norms that it is made of.
 
-    critic: it must not mix samples (no batch norm): only then is the gradient of the sum over the
-    batch each sample's own. u: in [0, 1): `x_hat = real + u (fake - real)`. 1e-12 stands under the
-    root, whose second derivative at 0 is NaN.
+    critic: it must not mix samples (no batch norm): the gradient of the sum over the batch is each
+    sample's own. 1e-12 stands under the root, whose second derivative at 0 is NaN.
     """
     u = u.reshape(-1, *(1,) * (real.ndim - 1))
     x_hat = real + u * (fake - real)
@@ -63,7 +61,7 @@ def squared_error(output: Grid, pairs: Pairs, weights: Weights) -> Samples:
     """Sum of squared errors over voxels and channels, divided by D: equations 4 and 5's error.
 
     Only so reduced do the paper's alpha, beta and m make sense: with a plain sum the hinge never
-    acts, with a mean the posterior collapses. The paper's weights are 1.
+    acts, with a mean the posterior collapses.
     """
     error = jnp.square(output.astype(jnp.float32) - pairs) * jnp.asarray(weights, jnp.float32)
     return error.sum(axis=(1, 2, 3, 4)) / pairs.shape[1]

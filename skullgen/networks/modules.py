@@ -1,9 +1,8 @@
 """Linen modules of section 4.2: encoder, decoder, generator, critic.
 
-Shapes: `B` samples, `D` voxels a side (the `resolution`), `Z` latents. `widths` are the channels
-of the strided blocks from the finest to the coarsest; the coarsest grid has
-`D / 2 ** len(widths)` voxels a side. Weights are float32; `dtype` is the precision that is
-computed in (float32 or bfloat16). Moments, heads' outputs and logits are float32.
+`widths` are the channels of the strided blocks from the finest to the coarsest, whose grid has
+`D / 2 ** len(widths)` voxels a side. `dtype` is the precision that is computed in (float32 or
+bfloat16); weights, moments, heads' outputs and logits are float32.
 """
 
 from collections.abc import Sequence
@@ -41,8 +40,10 @@ def coarsest(resolution: int, widths: Sequence[int]) -> int:
     return side
 
 
-def probabilities(logits: Float[Array, "*grid logits"]) -> Float[Array, "*grid 2"]:
-    """The probability of skull and of defect, from two logits or three."""
+def probabilities(logits: Float[Array, "*grid logits"], head: str = "") -> Float[Array, "*grid 2"]:
+    """The probability of skull and of defect, from two logits or three, or a linear head's."""
+    if head == "linear":
+        return jnp.clip(logits, 0, 1)
     logits = logits.astype(jnp.float32)
     if logits.shape[-1] == 2:
         return jax.nn.sigmoid(logits)
@@ -52,8 +53,7 @@ def probabilities(logits: Float[Array, "*grid logits"]) -> Float[Array, "*grid 2
 def binarise(probability: Probability, head: str, threshold: float = 0.5) -> Pair:
     """A pair from its probabilities: each channel by itself, where it reaches the threshold.
 
-    exclusive: bone where the sum does, each voxel to the likelier channel (a tie to the skull), as
-    ingest reduces real pairs.
+    exclusive: bone where the sum does, each voxel to the likelier channel (a tie to the skull).
     """
     if head != "exclusive":
         return probability >= threshold
@@ -63,7 +63,7 @@ def binarise(probability: Probability, head: str, threshold: float = 0.5) -> Pai
 
 
 class Norm(nn.Module):
-    """A normalisation with one scale and one offset a channel; moments in float32.
+    """A normalisation with one scale and one offset a channel.
 
     kind: `layer` (over X, Y, Z, C of each sample, as in WGAN-GP's own code), `channel` (over C of
     each voxel), `group` (over X, Y, Z and each group of channels), `batch` (over B, X, Y, Z of all
@@ -73,7 +73,6 @@ class Norm(nn.Module):
     kind: str
     groups: int = 8
     momentum: float = 0.99
-    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Grid, train: bool = True) -> Grid:
@@ -85,7 +84,7 @@ class Norm(nn.Module):
         offset = self.param("offset", nn.initializers.zeros, (channels,))
         mean, square = self._moments(x.astype(jnp.float32), train)
         # One x * a + b a voxel: its double backward is several times faster than (x - m) / s.
-        a = scale * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + self.epsilon)
+        a = scale * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + 1e-5)
         return (x * a + (offset - mean * a)).astype(x.dtype)
 
     def _moments(self, x, train):
@@ -120,34 +119,33 @@ class _Convolution(nn.Module):
     features: int
     dtype: Any = jnp.float32
     kernel_init: Any = _kernel
+    operation: Any = None
 
     @nn.compact
     def __call__(self, x: Grid) -> Convolved:
-        """Convolves."""
-        convolve, ends = self._form(x.shape[-1])
+        ends = x.shape[-1], self.features
+        if self.operation is conv.conv_transpose:  # its kernel is that of the convolution
+            ends = ends[::-1]
         kernel = self.param("kernel", self.kernel_init, (4, 4, 4, *ends))
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        return self.operation(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class Down(_Convolution):
     """Conv k4 s2: sides are halved."""
 
-    def _form(self, channels):
-        return conv.conv, (channels, self.features)
+    operation: Any = conv.conv
 
 
 class Up(_Convolution):
-    """Transposed conv k4 s2: sides are doubled. Its kernel is that of the convolution: out, in."""
+    """Transposed conv k4 s2: sides are doubled."""
 
-    def _form(self, channels):
-        return conv.conv_transpose, (self.features, channels)
+    operation: Any = conv.conv_transpose
 
 
 class Same(_Convolution):
     """Conv k4 s1, the generator's stem."""
 
-    def _form(self, channels):
-        return conv.conv_same, (channels, self.features)
+    operation: Any = conv.conv_same
 
 
 class Critic(nn.Module):
@@ -194,8 +192,8 @@ class Generator(nn.Module):
     """The generator (norm `batch`) and the VAE's decoder (norm `group`) of section 4.2.
 
     head: `independent` (the paper's two channels), `exclusive` (softmax over background, skull,
-    defect: no overlap) or `linear` (two channels, squared errors). occupancy: the expected share of
-    voxels of skull and defect, where the head's bias starts: else sparse channels stay empty long.
+    defect) or `linear` (two channels, squared errors). occupancy: the expected share of voxels of
+    skull and defect, where the head's bias starts: else sparse channels stay empty long.
     """
 
     resolution: int

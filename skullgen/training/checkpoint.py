@@ -1,8 +1,8 @@
 """Checkpoints of a State: the only orbax import.
 
-States are saved from the host, as numpy arrays (the key as its data): a checkpoint restores on any
-devices. Saving is asynchronous; an unfinished step is never listed. Orbax does not see every
-flipped bit, so each step holds a sum of its own. An error of reading renames and deletes nothing.
+States are saved from the host, as numpy arrays (the key as its data), and restore on any devices.
+Saving is asynchronous; an unfinished step is never listed. Orbax does not see every flipped bit, so
+each step holds a sum of its own. An error of reading renames and deletes nothing.
 """
 
 import hashlib
@@ -25,13 +25,18 @@ DELETED = "deleted.partial"  # `files.clear` knows it by its ending
 DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND")  # what tensorstore says of changed files
 
 
-def manager(folder: Path, keep: int = 2, always: Sequence[int] = ()) -> ocp.CheckpointManager:
-    """What saves in `folder`, for this process alone: the last `keep` steps and `always` stay."""
+def manager(
+    folder: Path, every: int = 1, keep: int = 2, ends: Sequence[int] = ()
+) -> ocp.CheckpointManager:
+    """What saves in `folder`, for this process alone: `ends` and `keep` multiples of `every` stay.
+
+    Beside them the newest, which may be that of a stop: it goes when the next one is written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     policies = ocp.checkpoint_managers
-    policy = [policies.LatestN(keep), policies.CustomSteps(list(always))]
+    schedule = policies.EveryNSteps(every, max_to_keep=keep), policies.CustomSteps(list(ends))
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(policy),
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), *schedule]),
         create=False,
         cleanup_tmp_directories=True,
         todelete_subdir=DELETED,  # moved there at once: a kill leaves no step half deleted
@@ -91,10 +96,10 @@ def release(folder: Path, state: State) -> None:
 def begin(folder: Path, model: Model, seed: int) -> State:
     """The State to train from in every process: process 0's newest checkpoint, or a new one."""
     step = newest(folder) if hosts.lead() else 0
-    if step and _about(folder / str(step)).get("release"):
-        raise UserError(f"{folder / str(step)}: of a release: training cannot go on from it")
     if step:
         state = read(folder, model, step)
+        if _about(folder / str(step)).get("release"):
+            raise UserError(f"{folder / str(step)}: of a release: training cannot go on from it")
     else:
         # rbg for the weights: threefry takes XLA seconds to compile for every shape drawn.
         state = jax.jit(model.init)(jax.random.key(seed, impl="rbg"))

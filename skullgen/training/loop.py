@@ -1,7 +1,7 @@
 """The one loop, for every model: phases in order, position = `state.step`.
 
-Everything that an update does follows from the store, the seed and its number, so a run that was
-stopped goes on from its newest checkpoint and on one device kind ends as if it never had been.
+Everything that an update does follows from the store, the seed and its number: a run that was
+stopped ends, on one kind of device, as if it never had been.
 """
 
 import collections
@@ -26,9 +26,7 @@ from skullgen.training import checkpoint, logs, parallel
 
 # `(state, phase's step) -> records` for TensorBoard, whose `says` is printed.
 Watch = Callable[[State, str], Iterable[logs.Record]] | None
-Parts = list[mixture.Part]
-Plan = list[Phase]
-Recipe = provenance.Recipe
+Parts, Plan, Recipe = list[mixture.Part], list[Phase], provenance.Recipe
 
 
 class Options(NamedTuple):
@@ -38,7 +36,7 @@ class Options(NamedTuple):
     batch: int  # pairs of an update, over all devices
     log_every: int  # updates between fetches of the metrics
     save_every: int  # updates between checkpoints
-    keep: int  # newest checkpoints, beside those at the phases' ends
+    keep: int  # newest of those checkpoints, beside those at the phases' ends
     budget_mb: int  # packed pairs of up to this size stay on the device, more are streamed
     tensorboard: Path | None = None  # its folder
 
@@ -108,11 +106,11 @@ def train(
     first = int(state.step)
     if 0 < first < ends[-1]:
         print(f"training: goes on from the checkpoint of update {first}")
-    own = checkpoint.manager(place.folder, options.keep, ends) if lead else None
-    folder = options.tensorboard if lead else None
-    with own or contextlib.nullcontext(), logs.tensorboard(folder) as board:
-        recent = logs.cut(place.log, first) if lead else []
-        watch = watch if lead else None
+    schedule = options.save_every, options.keep, ends
+    own = checkpoint.manager(place.folder, *schedule) if lead else None
+    recent, watch = (logs.cut(place.log, first), watch) if lead else ([], None)
+    written = logs.tensorboard(options.tensorboard if lead else None)
+    with own or contextlib.nullcontext(), written as board:
         run = _Run(model, parts, place, options, own, board, watch, recent, set())
         for span in whole:
             if int(state.step) < span.end:
@@ -179,9 +177,6 @@ def _phase(run, span, state):
     with jobs.progress(length, done, f"train {name}", "update") as bar:
         for step, batch in enumerate(_batches(run, span, first), first + 1):
             state, metrics = update(state, *batch)
-            if step == first + 1:  # compiled: the bar's rate begins now
-                jax.block_until_ready(metrics)
-                bar.unpause()
             pending.append((step, metrics))
             due = step % options.save_every == 0 or step == span.end
             fetch = len(pending) >= options.log_every or due
@@ -246,8 +241,8 @@ def notes(model: Model, groups: list[list[logs.Record]]) -> list[str]:
 
 
 def _infinite(record):
-    """The metrics of a record that are not finite, as names and values."""
-    return [(k, v) for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
+    """The names of a record's metrics that are not finite."""
+    return [k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
 
 
 def _diverged(run, span, record):
@@ -260,9 +255,9 @@ def _diverged(run, span, record):
     batches = [[pairs[i] for i in batch] for batch in _draw(run, span, step - 1)]
     if hosts.lead():
         files.write_json(path, {"record": record, "checkpoint": last, "batches": batches})
-    name, value = _infinite(record)[0]
+    name = _infinite(record)[0]
     return Diverged(
-        f"training of {folder.name} stopped: {name} is {value} at update {step} (phase "
+        f"training of {folder.name} stopped: {name} is {record[name]} at update {step} (phase "
         f"{record['phase']}), on the pairs of {path.name}: the same command replays it from update "
         f"{last}; lower the learning rate or the penalty, or compute in float32, in a new --workdir"
     )

@@ -1,7 +1,4 @@
-"""Methods by their names: found, checked by shapes before any work, and read with their weights.
-
-Shapes: `B` samples, `D` voxels a side, as in `core.types`.
-"""
+"""Methods by their names: found, checked by shapes before any work, and read with their weights."""
 
 import contextlib
 import json
@@ -24,11 +21,11 @@ Specs = Sequence[Any]  # of a config: dicts with the fields of a Phase
 
 
 class Trained(NamedTuple):
-    """A method with its weights, and the pairs that they learnt from where a V-Net's are asked."""
+    """A method with its weights."""
 
     model: Model
     state: State
-    parts: Sequence[mixture.Part] = ()
+    parts: Sequence[mixture.Part] = ()  # what a V-Net learnt from
 
 
 def load_config(folder: Path) -> ConfigDict:
@@ -39,8 +36,7 @@ def load_config(folder: Path) -> ConfigDict:
     if not all(isinstance(section, dict) for section in sections):
         raise UserError(f"{path}: no config that skullgen wrote: put a copy back")
     for section in sections:
-        for name, value in section.items():
-            section[name] = tuple(value) if isinstance(value, list) else value
+        section.update({k: tuple(v) for k, v in section.items() if isinstance(v, list)})
     return ConfigDict(fields)
 
 
@@ -115,25 +111,24 @@ def recipe(name: str, config: ConfigDict) -> provenance.Recipe:
     return {"model_name": name, "model": model, "code": plugins.sums([name])}
 
 
-def require_same(folder: Path, name: str, config: ConfigDict) -> None:
-    """UserError where the checkpoints in `folder` are of another model, or another file of it."""
-    before, now = provenance.read(folder), recipe(name, config)
-    if before:  # and not what was left out of a release
-        before = {field: before[field] for field in now if field in before}
-    provenance.require_same(folder, before, now)
-
-
 def generator(config: ConfigDict, folder: Path, step: int | None = None) -> Trained:
     """The generator of a run and its newest state, or that of a step; UserError without one."""
-    name = config.model_name
+    name, place = config.model_name, folder / "checkpoints" / config.model_name
     model = load_model(name, config.model)
     require_generates(name, model)
-    place = folder / "checkpoints" / name
     step = step or checkpoint.newest(place)
     if not step:
         raise UserError(f"{place}: no checkpoint; run the stage `train` first")
-    require_same(place, name, config.model)
-    return Trained(model, checkpoint.read(place, model, step))
+    return trained(place, model, recipe(name, config.model), step)
+
+
+def trained(folder: Path, model: Model, network: provenance.Recipe, step: int) -> Trained:
+    """A state of a network (`recipe`); UserError where `folder` holds checkpoints of another."""
+    before = provenance.read(folder)
+    if before:  # and not what was left out of a release
+        before = {field: before[field] for field in network if field in before}
+    provenance.require_same(folder, before, network)
+    return Trained(model, checkpoint.read(folder, model, step))
 
 
 def require_generates(name: str, model: Model) -> None:
@@ -162,7 +157,7 @@ def check(
 def check_shapes(model: Model, name: str, size: int, batches: Mapping[str, int]) -> None:
     """UserError where a function of a `Model` returns other shapes than `core.types` says.
 
-    Nothing is computed. size: `D`. batches: step -> `Phase.batches`.
+    size: `D`. batches: step -> `Phase.batches`.
     """
     shape, ask = jax.ShapeDtypeStruct, jax.eval_shape
     skulls, pairs = shape((B, *(size,) * 3), "float32"), shape((B, *(size,) * 3, 2), "float32")
@@ -204,5 +199,3 @@ def _require(where, value, wanted):
         a, b = now.get(leaf, "nothing"), then.get(leaf, "nothing")
         if a != b:
             raise UserError(f"{where}{leaf} is {a}: it must be {b}")
-    if jax.tree.structure(value) != jax.tree.structure(wanted):
-        raise UserError(f"{where} is another kind of tree than init made")

@@ -30,8 +30,7 @@ def test_dice_by_hand():
     left, right = _blocks((4, 4, 4), np.s_[:2]), _blocks((4, 4, 4), np.s_[1:])
     assert metrics.dice(left, right) == 2 * 16 / (32 + 48)
     assert metrics.dice(left, left) == 1
-    assert metrics.dice(left, ~left) == metrics.dice(left, left & False) == 0
-    assert metrics.dice(left & False, left & False) == 0
+    assert metrics.dice(left, ~left) == metrics.dice(left & False, left & False) == 0
 
 
 def test_boundary_dice_by_hand():
@@ -40,7 +39,6 @@ def test_boundary_dice_by_hand():
     truth, prediction = _blocks(shape, np.s_[3:10]), _blocks(shape, np.s_[4:13])
     assert metrics.boundary_dice(prediction, truth, wall, 2.0) == 2 * 2 / (2 + 3)
     assert metrics.boundary_dice(prediction, truth, wall, (2.0, 9.0, 0.1)) == 2 * 2 / (2 + 3)
-    assert metrics.boundary_dice(prediction, truth, wall, (0.5, 9, 9)) == 2 * 6 / (7 + 9)
     assert metrics.boundary_dice(prediction, truth, wall, 2.0, band_mm=7.9) == 0
     # Bone that the prediction covers is in the band, however thick the skull is.
     inside = _blocks(shape, np.s_[0:5])
@@ -50,13 +48,12 @@ def test_boundary_dice_by_hand():
 
 @pytest.mark.parametrize("voxel", [0.4, float(np.float32(0.4)), 0.4 * (1 - 1e-8)])
 def test_ten_millimetres_are_in_the_band_despite_float32_headers(voxel):
-    skull, shape = _blocks((40, 3, 3), np.s_[0, 1, 1]), (40, 3, 3)
-    last, beyond = (_blocks(shape, np.s_[x, 1, 1]) for x in (25, 26))
+    skull, last, beyond = (_blocks((40, 3, 3), np.s_[x, 1, 1]) for x in (0, 25, 26))
     assert metrics.boundary_dice(last, last, skull, voxel) == 1
     assert metrics.boundary_dice(beyond, beyond, skull, voxel) == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(voxels, st.floats(0.3, 9), st.sampled_from([0, 0.01, 0.1, 0.5]), st.integers(0, 999))
 def test_boundary_dice_equals_brute_force(voxel, band, share, seed):
     shape = (9, 7, 8)
@@ -72,29 +69,23 @@ def test_boundary_dice_equals_brute_force(voxel, band, share, seed):
     assert metrics.boundary_dice(prediction, truth, skull, voxel, band) == expected
 
 
-def test_hd95_of_shifted_plates_is_their_shift():
+def test_hd95_by_hand():
     first, second = _blocks((9, 5, 6), np.s_[2]), _blocks((9, 5, 6), np.s_[5])
     assert metrics.hd95(first, second, 1.0) == 3
     assert metrics.hd95(first, second, (0.5, 4, 7)) == 1.5
     turned = first.transpose(2, 0, 1), second.transpose(2, 0, 1)
     assert metrics.hd95(*turned, (7, 0.5, 4)) == 1.5
     assert metrics.hd95(first, first, 1.0) == 0
-
-
-def test_hd95_takes_both_directions_together_and_interpolates():
     one, two = _blocks((7, 1, 1), np.s_[1]), _blocks((7, 1, 1), np.s_[1], np.s_[5])
     # Distances 0 | 0, 4: place 1.9 of three; the worse direction alone would be 3.8.
     assert metrics.hd95(one, two, 1.0) == metrics.hd95(two, one, 1.0) == pytest.approx(3.6)
-
-
-def test_hd95_of_nothing_is_the_diagonal():
-    mask = _blocks((3, 4, 12), np.s_[1])
+    mask = _blocks((3, 4, 12), np.s_[1])  # of nothing it is the diagonal
     for pair in ((mask & False, mask), (mask, mask & False), (mask & False,) * 2):
         assert metrics.hd95(*pair, 1.0) == 13
         assert metrics.hd95(*pair, (4, 3, 0)) == pytest.approx(np.sqrt(288))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(voxels, st.floats(0.02, 0.9), st.floats(0.02, 0.9), st.integers(0, 999))
 def test_hd95_equals_brute_force(voxel, share, other, seed):
     shape = (7, 5, 6)
@@ -128,16 +119,7 @@ def _enlarged(values, count, rule, level):
     return values > level * (2 * count) ** 3
 
 
-def _brute(levels, truth, count, rule, threshold):
-    """Dice of probabilities `levels / 16` cut at `threshold / 16`."""
-    if rule == "probability":
-        prediction = _enlarged(levels, count, rule, threshold)
-    else:
-        prediction = _enlarged(2 * (levels >= threshold), count, rule, 1)
-    return metrics.dice(prediction, _enlarged(2 * truth, count, rule, 1))
-
-
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.integers(1, 7),
     st.integers(1, 29),
@@ -146,13 +128,16 @@ def _brute(levels, truth, count, rule, threshold):
     st.integers(0, 9999),
 )
 def test_upsampled_dice_equals_brute_force(size, count, rule, threshold, seed):
-    # Ties are common on purpose: shares of sixteenths, thresholds among them.
+    """Ties are common on purpose: shares of sixteenths, thresholds among them."""
     draw = np.random.default_rng(seed)
     truth = draw.random((size,) * 3) < 0.4
     levels = np.where(draw.random((size,) * 3) < 0.6, 0, draw.integers(0, 17, (size,) * 3))
     probability = (levels / 16).astype(np.float32)
     got = metrics.upsampled_dice(probability, truth, count, rule, threshold / 16)
-    assert got == _brute(levels, truth, count, rule, threshold)
+    if rule != "probability":
+        levels, threshold = 2 * (levels >= threshold), 1
+    prediction = _enlarged(levels, count, rule, threshold)
+    assert got == metrics.dice(prediction, _enlarged(2 * truth, count, rule, 1))
 
 
 @pytest.mark.parametrize("rule", metrics.RULES)
@@ -165,18 +150,10 @@ def test_upsampled_dice_of_perfect_and_empty_predictions(rule):
         assert metrics.upsampled_dice(truth & False, truth & False, count, rule) == 0
 
 
-def _cap(size):
-    """A defect of a skull's size in a frame, and shares with a soft edge."""
-    spots = (np.arange(size) - (size - 1) / 2) * 128 / size
-    x, y, z = np.meshgrid(spots, spots, spots, indexing="ij", sparse=True)
-    radius = np.sqrt(x**2 + y**2 + z**2)
-    cap = (radius < 55) & (radius > 50) & (z > 25) & (x > 0)
-    return cap, ndimage.uniform_filter(cap.astype(np.float32), 3)
-
-
 @pytest.mark.parametrize("rule", metrics.RULES)
 def test_512_voxels_a_side_take_little_memory(rule):
-    truth, probability = _cap(128)
+    truth = _blocks((128,) * 3, np.s_[64:, 20:100, 100:106])
+    probability = ndimage.uniform_filter(truth.astype(np.float32), 3)
     probability[5::40, 5::40, 5::40] = 1  # specks all over the grid
     tracemalloc.start()
     value = metrics.upsampled_dice(probability, truth, 512, rule)
@@ -223,7 +200,7 @@ def test_native_scores_by_hand():
     assert shifted["dice_native"] == 2 * 1 / (4 + 8)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.permutations(range(3)),
     st.tuples(*[st.booleans()] * 3),
@@ -236,11 +213,10 @@ def test_native_scores_do_not_depend_on_the_order_of_the_axes(order, flips, angl
     assert 0.3 < expected["dice_native"] < 0.95 and expected["ceiling_native"] < 1
     turn = np.eye(4)[:, [*order, 3]]
     data, affine = native.transpose(order), FINE @ turn
-    for axis, flip in enumerate(flips):
-        if flip:
-            affine[:3, 3] += (data.shape[axis] - 1) * affine[:3, axis]
-            affine[:3, axis] *= -1
-            data = np.flip(data, axis)
+    for axis in np.flatnonzero(flips):
+        affine[:3, 3] += (data.shape[axis] - 1) * affine[:3, axis]
+        affine[:3, axis] *= -1
+        data = np.flip(data, axis)
     # Both grids lie askew in the scanner.
     tilt, angle = np.eye(4), np.deg2rad(angle)
     tilt[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -255,23 +231,15 @@ def test_few_skulls_have_a_t_interval(count, level):
     expected = stats.t.interval(level, count - 1, values.mean(), stats.sem(values))
     assert (low, high) == pytest.approx(expected) and mean == pytest.approx(values.mean())
     assert kind == "t over skulls"
-
-
-def test_intervals_by_hand():
-    assert metrics.interval([0.25]) == (0.25, None, None, "none")
-    for count in (4, 12):
-        assert metrics.interval([0.5] * count)[:3] == (0.5, 0.5, 0.5)
-    # Mean 2, deviation 1, t of 2 degrees of freedom at 97.5% 4.3027.
-    _, low, high, _ = metrics.interval([1.0, 2.0, 3.0])
-    assert (high - 2) == pytest.approx(2 - low) == pytest.approx(4.30265 / np.sqrt(3), rel=1e-5)
+    assert metrics.interval(values[:1]) == (values[0], None, None, "none")
 
 
 @pytest.mark.parametrize("count", [10, 37, 3000])
 def test_many_skulls_are_bootstrapped(count):
     values = np.random.default_rng(count).exponential(size=count)
-    mean, low, high, kind = found = metrics.interval(values, seed=3)
+    mean, low, high, kind = first = metrics.interval(values, seed=3)
     assert kind == "bootstrap over skulls" and low < mean < high
-    assert metrics.interval(values, seed=3) == found != metrics.interval(values, seed=4)
+    assert metrics.interval(values, seed=3) == first != metrics.interval(values, seed=4)
     rng = np.random.default_rng(0)
     other = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=rng)
     noise = 0.06 * values.std() / np.sqrt(count)  # of two seeds' quantiles

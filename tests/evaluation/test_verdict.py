@@ -48,25 +48,19 @@ def real(tmp_path):
 
 
 def test_mean_skull_and_mirror_by_hand(real):
-    found = verdict.mean_skull(real.load([0, 1, 2, 3]), SIZE)(real.load([4]))
-    # All four slabs are the same, complete: what is left of it is the hole.
-    np.testing.assert_array_equal(found[0], _slab(2)[..., 1])
-    found = verdict.mirror(SIZE)(real.load([5]))
-    hole = _slab(3)[..., 1]
-    np.testing.assert_array_equal(found[0], hole & ~hole[::-1])  # holes at x 2, 3 and 4, 5
-    assert verdict.mirror(SIZE)(np.zeros((1, SIZE**3 // 4), np.uint8)).sum() == 0
-
-
-def test_the_mean_skull_is_what_most_skulls_have():
-    """Three skulls: a voxel of two is bone, of one is not; of two skulls one half is enough."""
-    pairs = np.zeros((3, SIZE, SIZE, SIZE, 2), bool)
+    """Of three skulls a voxel of two is bone, of one is not; of two skulls one half is enough."""
+    implant = verdict.mean_skull(real.load([0, 1, 2, 3]), SIZE)(real.load([4]))
+    np.testing.assert_array_equal(implant[0], _slab(2)[..., 1])  # all four slabs are the same
+    pairs, nothing = np.zeros((3, SIZE, SIZE, SIZE, 2), bool), np.zeros((1, SIZE**3 // 4), np.uint8)
     pairs[:2, 0, 0, :3, 0] = True
     pairs[2:, 4, 4, :4, 1] = True  # the defect's bone counts, too
-    nothing = np.zeros((1, SIZE**3 // 4), np.uint8)
-    found = verdict.mean_skull(store.pack(pairs), SIZE)(nothing)[0]
-    assert found.sum() == 3 and found[0, 0, :3].all()
-    found = verdict.mean_skull(store.pack(pairs[1:]), SIZE)(nothing)[0]
-    assert found.sum() == 4 and found[4, 4, :4].all()  # both are kept: the bigger piece is this
+    implant = verdict.mean_skull(store.pack(pairs), SIZE)(nothing)[0]
+    assert implant.sum() == 3 and implant[0, 0, :3].all()
+    implant = verdict.mean_skull(store.pack(pairs[1:]), SIZE)(nothing)[0]
+    assert implant.sum() == 4 and implant[4, 4, :4].all()  # both count: the bigger piece is this
+    implant, hole = verdict.mirror(SIZE)(real.load([5])), _slab(3)[..., 1]
+    np.testing.assert_array_equal(implant[0], hole & ~hole[::-1])  # holes at x 2, 3 and 4, 5
+    assert verdict.mirror(SIZE)(nothing).sum() == 0
 
 
 def test_verdict_by_hand(real):
@@ -131,8 +125,8 @@ def test_intervals_and_differences_are_over_skulls():
 
 def test_columns_are_spread_over_parts_and_pairs():
     parts = [mixture.Part(None, np.arange(10, 110)), mixture.Part(None, np.arange(3))]
-    found = verdict.spread(parts, 8)
-    assert found[0].rows.tolist() == [10, 43, 76, 109] and found[1].rows.tolist() == [0, 1, 2]
+    rows = [part.rows.tolist() for part in verdict.spread(parts, 8)]
+    assert rows == [[10, 43, 76, 109], [0, 1, 2]]
     assert [len(part.rows) for part in verdict.spread(parts, 0)] == [100, 3]
     assert verdict.spread([mixture.Part(None, np.arange(0))], 8) == []
 
@@ -151,9 +145,8 @@ def test_warnings_name_what_is_wrong():
     assert verdict.warnings({"quality": numbers(0.1, 0.01, 0.05, 0.05)}) == []
     assert verdict.warnings({"quality": numbers(0.1, 0.01, 0.05, None)}) == []
     lines = verdict.warnings({"quality": numbers(0.2, 0.005, 0.5, 0.6)})
-    found = [line.split(":")[0] for line in lines]
-    assert found[0].startswith("50% of the generated pairs have no defect")
-    assert found[1:] == ["occupancy drift", "occupancy drift", "copies"]
+    starts = ["50% of the generated pairs have no defect", *["occupancy drift"] * 2, "copies"]
+    assert [line.split(":")[0] for line in lines] == starts
     (line,) = verdict.warnings({"quality": numbers(0.1, 0.01, 0.05, 0.005, dice=0.81)})
     assert line.startswith("copies: generated skull 3 lies nearer to training patient x (Dice 0.81")
     case = {"net": "vnet", "empty": True}

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from experiments import vnet
 from skullgen.data import mixture, store
 from skullgen.training import methods, parallel
 
@@ -19,6 +20,14 @@ def config_of(module, **fields):
     config.model.update(resolution=SIZE, widths=(8, 8), latent=4)
     config.model.update(fields)
     return config
+
+
+def vnet_of(**fields):
+    """`config.segment.model`."""
+    settings = vnet.get_config("smoke").segment.model
+    with settings.unlocked():
+        settings.update({"resolution": SIZE, **fields})
+    return settings
 
 
 def start(name, settings):

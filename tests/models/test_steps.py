@@ -30,12 +30,9 @@ def _draw(step, stream, devices=1, update=0):
     return np.asarray(jax.vmap(one, axis_name=AXIS)(jnp.zeros(devices))).reshape(4, 2)
 
 
-def test_keys_follow_the_global_sample_and_not_the_device():
+def test_keys_follow_the_global_sample_step_stream_and_update_and_not_the_device():
     np.testing.assert_array_equal(_draw(3, 1), _draw(3, 1, 2))
     np.testing.assert_array_equal(_draw(3, 1), _draw(3, 1, 4))
-
-
-def test_keys_differ_by_step_stream_update_and_sample():
     places = [(0, 0, 1, 0), (1, 0, 1, 0), (0, 1, 1, 0), (0, 0, 1, 1)]
     assert len(np.unique([_draw(*place) for place in places])) == 4 * 8
     u = steps.uniform(jax.random.split(THREEFRY, 100))
