@@ -137,9 +137,10 @@ def test_the_settings_of_a_stage_are_those_by_which_it_ran_last(copy):
         workdir.run(_toy(*names, **fields), copy)
         return json.loads((copy / "config.json").read_text())
 
-    assert kept("generate", log_every=3)["generate"]["count"] == 300
+    assert kept("train", log_every=3)["generate"]["count"] == 70  # as it was made
+    assert kept("generate", log_every=4)["generate"]["count"] == 300
     after = kept("evaluate", log_every=4, **{"generate.count": 9})
-    assert (after["generate"]["count"], after["log_every"]) == (300, 3)
+    assert (after["generate"]["count"], after["log_every"]) == (300, 3)  # which is of `train`
     assert after["stages"] == ["ingest", "train", "generate", "evaluate"]
     assert kept("export", **{"export.voxel_mm": 6.4, "export.rows": "0:2"}) == after
 
