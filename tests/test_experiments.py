@@ -1,12 +1,12 @@
 """Every config in experiments/, all of its stages, at its smallest size."""
 
 import importlib
-import json
 import pathlib
 
 import pytest
 
-from skullgen.core.types import Phase
+from experiments import common
+from skullgen.core import files, provenance
 from skullgen.data import store
 from skullgen.run import workdir
 from skullgen.training import logs, methods
@@ -34,17 +34,17 @@ def test_smoke_size_runs_all_stages(name, phantoms, tmp_path):
     (tmp_path / "real.zarr").symlink_to(phantoms)
     workdir.run(config, tmp_path)
     records = logs.read(tmp_path / "train.jsonl")
-    expected = [phase.step for phase in _phases(config) for _ in range(phase.updates)]
+    expected = [phase["step"] for phase in config.phases for _ in range(phase["updates"])]
     assert [r["phase"] for r in records] == expected
     assert {"occupancy_skull", "occupancy_defect"} <= records[-1].keys()
     assert len(store.Store(tmp_path / "generated.zarr").rows()) == config.generate.count
     if name == "vae_wgan":
         assert (tmp_path / "report.html").exists()
-        found = json.loads((tmp_path / "metrics.json").read_text())
-        assert found["quality"]["copies"]["compared"] == config.generate.count
-        nets = {case["net"] for case in found["verdict"]["cases"]}
+        result = files.read_json(tmp_path / "metrics.json")
+        assert result["quality"]["copies"]["compared"] == config.generate.count
+        nets = {case["net"] for case in result["verdict"]["cases"]}
         assert nets == {"vnet", "vnet_real", "mean_skull", "mirror"}
-        assert json.loads((tmp_path / "maps.json").read_text())["maps"]
+        assert files.read_json(tmp_path / "maps.json")["maps"]
         for picture in ("maps", "segmentation", "interpolation"):
             assert (tmp_path / "figures" / f"{picture}.png").exists()
 
@@ -53,18 +53,19 @@ def test_the_v_net_alone_is_scored_on_real_pairs(phantoms, tmp_path):
     config = importlib.import_module("experiments.vnet").get_config("smoke")
     (tmp_path / "real.zarr").symlink_to(phantoms)
     workdir.run(config, tmp_path)
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    columns = {(case["net"], case["column"]) for case in found["verdict"]["cases"]}
+    result = files.read_json(tmp_path / "metrics.json")
+    columns = {(case["net"], case["column"]) for case in result["verdict"]["cases"]}
     # Its own training pairs are the real ones: no column of its own.
     own = {column for net, column in columns if net == "vnet"}
     assert own == {"validation", "test", "selection"}
     assert not any(net == "vnet_real" for net, _ in columns)
-    assert "quality" not in found and not (tmp_path / "generated.zarr").exists()
+    assert "quality" not in result and not (tmp_path / "generated.zarr").exists()
     assert (tmp_path / "report.html").exists()
 
 
-def _phases(config):
-    return [Phase(**spec) for spec in config.phases]
+def test_every_size_has_the_same_fields():
+    fields = [provenance.leaves(common.defaults(size).to_dict()).keys() for size in common.SIZES]
+    assert fields[0] == fields[1] == fields[2]
 
 
 @pytest.mark.parametrize("name", NAMES)
