@@ -3,7 +3,6 @@
 import pathlib
 import re
 import shutil
-import uuid
 
 import pytest
 import zarr
@@ -105,12 +104,6 @@ def test_a_damaged_shard_is_named_and_made_again(name, column, damage, work, who
     assert not _same(work, whole)
 
 
-def test_damaged_json_files_stop_the_stage_that_reads_them(work):
-    _cut(work / "metrics.json")
-    with pytest.raises(UserError, match=r"metrics\.json: cannot be read .*put a copy back, or"):
-        workdir.run(_config("report"), work)
-
-
 def test_checkpoints_without_their_recipe_are_not_gone_on_with(work):
     (work / "checkpoints" / "vnet" / "recipe.json").unlink()
     with pytest.raises(UserError, match=r"vnet: made with .*batch_size missing, now 4"):
@@ -162,24 +155,3 @@ def test_too_large_a_count_changes_nothing(work, whole):
         workdir.run(_config("generate", **{"generate.count": 4_000_000}), work)
     assert _same(work, whole) == []
     assert (work / "config.json").read_bytes() == (whole / "config.json").read_bytes()
-
-
-def test_only_our_own_half_made_files_are_cleared(work):
-    mine = [work / "patient.partial.nrrd", work / "study.partials" / "a", work / "x.partial"]
-    for path in mine:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("mine")
-    half = work / f"metrics.json.partial-{uuid.uuid4().hex}"
-    zarrs = work / "real.zarr" / "split" / "c" / f"0.{uuid.uuid4().hex}.partial"
-    for path in (half, zarrs):
-        path.write_text("half")
-    workdir.run(_config("train"), work)
-    assert all(path.exists() for path in mine) and not half.exists() and not zarrs.exists()
-
-
-def test_a_refused_call_leaves_the_files_of_the_last_one(work):
-    before = faults.left(work) | {"versions": (work / "versions.json").read_bytes()}
-    fields = {"segment.stores": "generated.zarr:all:20000", "log_every": 7}
-    with pytest.raises(UserError, match="300 pairs of split all, not 20000"):
-        workdir.run(_config("segment", **fields), work)
-    assert faults.left(work) | {"versions": (work / "versions.json").read_bytes()} == before

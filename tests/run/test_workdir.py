@@ -91,7 +91,9 @@ def test_counts_grow_and_never_shrink_and_what_determines_nothing_is_free(copy, 
     free = {"log_every": 7, "keep": 3, "evaluate.pairs": 3, "data.root": "elsewhere"}
     workdir.run(_toy("train", "generate", **{"generate.count": 75, **free}), copy)
     workdir.run(_toy("generate", **{"generate.count": 5}), copy)
-    assert "75 pairs (generate.count is 5; none is thrown away)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "all 75 pairs are there" in out
+    assert "75 pairs (generate.count is 5; none is thrown away)" in out
     made = store.Store(copy / "generated.zarr")
     assert (made.load(list(range(70))) == before).all() and len(made.rows()) == 75
 
