@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from skullgen.run import config as command
 from skullgen.run import workdir
 from skullgen.training import checkpoint
 from tests import toy, toy_config
+from tests.faults import faults
 
 
 def _toy(*names, **fields):
@@ -43,10 +45,6 @@ def copy(work, tmp_path):
     return shutil.copytree(work, tmp_path / "copy")
 
 
-def _content(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize(
     ("stage", "field", "value", "words"),
     [
@@ -62,11 +60,11 @@ def _content(folder):
 )
 def test_settings_of_work_done_are_refused_by_name(work, stage, field, value, words, monkeypatch):
     monkeypatch.setitem(sys.modules, "tests.twin", toy)
-    before = _content(work)
+    before = faults.content(work)
     with pytest.raises(UserError, match=f"{words}: set it back, or choose another --workdir"):
         workdir.run(_toy(stage, **{field: value}), work)
-    after = _content(work)
-    assert {path for path in after if before.get(path) != after[path]} <= {work / ".lock"}
+    after = faults.content(work)
+    assert {path for path in after if before.get(path) != after[path]} <= {Path(".lock")}
 
 
 def test_phases_that_are_done_stay_and_the_last_may_grow(copy):
