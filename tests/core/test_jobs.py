@@ -116,10 +116,10 @@ def _start(*arguments):
 
 
 def _group(process):
-    """Processes of its session, and the state of each."""
-    listed = subprocess.run(["ps", "-eo", "sid=,pid=,stat="], capture_output=True, text=True)
-    rows = [line.split() for line in listed.stdout.splitlines()]
-    return [pid for sid, pid, state in rows if int(sid) == process.pid and "Z" not in state]
+    """Processes of its session."""
+    ask = ["ps", "-o", "stat=", "-s", str(process.pid)]
+    listed = subprocess.run(ask, capture_output=True, text=True).stdout.splitlines()
+    return [state for state in listed if "Z" not in state]
 
 
 def _all_end(process, seconds=15):
