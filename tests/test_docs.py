@@ -147,7 +147,7 @@ def _launch(words, monkeypatch, quick):
 def _bash(text, home, monkeypatch, quick):
     noted, path = home / "noted", f"{home / 'stubs'}:{os.environ['PATH']}"
     noted.write_text("", encoding="utf-8")
-    how = dict(cwd=home, env={**os.environ, "PATH": path, "NOTED": str(noted)}, text=True)
+    how = dict(cwd=home, env={**os.environ, "PATH": path, "NOTED": str(noted)}, encoding="utf-8")
     done = subprocess.run(["bash", "-euc", text], capture_output=True, **how)
     assert done.returncode == 0, f"{text}\n{done.stderr}"
     calls = [shlex.split(line) for line in noted.read_text(encoding="utf-8").splitlines()]
@@ -229,7 +229,7 @@ def test_the_site_is_built_and_needs_no_network(tmp_path):
     pytest.importorskip("mkdocs", reason="needs the extra docs")
     pytest.importorskip("mkdocstrings", reason="needs the extra docs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     pages = list(tmp_path.glob("*.html"))
     assert 2 < len([p for p in pages if p.name not in ("404.html", "search.html")]) <= 8

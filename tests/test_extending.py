@@ -48,7 +48,9 @@ def _run(folder, *arguments):
         arguments = [*arguments, "--config.workers=1"]
     fewer = ["data.skulls=4", "evaluate.rules=False", "segment.reference=False"]
     command = [sys.executable, *arguments, *(f"--config.{field}" for field in fewer)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 

@@ -102,7 +102,7 @@ def alone(path: Path, field: str) -> Iterator[None]:
 
     field: where another folder is chosen.
     """
-    with open(path, "a+") as file:
+    with open(path, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

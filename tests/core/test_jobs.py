@@ -111,14 +111,16 @@ with jobs.stoppable():
 
 def _start(*arguments):
     command, environment = [sys.executable, "-c", RUN], {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = dict(
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True
+    )
     return subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, **pipes)
 
 
 def _group(process):
     """Processes of its session."""
     ask = ["ps", "-o", "stat=", "-s", str(process.pid)]
-    listed = subprocess.run(ask, capture_output=True, text=True).stdout.splitlines()
+    listed = subprocess.run(ask, capture_output=True, encoding="utf-8").stdout.splitlines()
     return [state for state in listed if "Z" not in state]
 
 

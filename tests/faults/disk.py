@@ -24,7 +24,9 @@ def possible():
 def outside(config, folder, names):
     """One result for each of the stages `names`, as `faults.trial` returns them."""
     ask = ["unshare", "-rm", sys.executable, "-m", "tests.faults.disk", config, folder, *names]
-    done = subprocess.run(list(map(str, ask)), cwd=faults.ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, ask)), cwd=faults.ROOT, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

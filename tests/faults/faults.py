@@ -36,7 +36,7 @@ def launch(*arguments, before=None, **environment):
     """A child process of launch.py, of a group of its own."""
     own = {"PYTHONUNBUFFERED": "1", "XLA_FLAGS": "", "JAX_DEFAULT_PRNG_IMPL": "threefry2x32"}
     command = [sys.executable, "launch.py", *map(str, arguments)]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     how = dict(cwd=ROOT, start_new_session=True, preexec_fn=before, **pipes)
     return subprocess.Popen(command, env={**os.environ, **own, **environment}, **how)
 

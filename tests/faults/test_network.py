@@ -29,7 +29,7 @@ SMALL = ("generate.count=9", "segment.updates=5", "phases[1].updates=5", "explor
 def _guarded(folder, *command):
     (folder / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}
-    how = dict(cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    how = dict(cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     return subprocess.run([sys.executable, *map(str, command)], **how)
 
 
