@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import ml_collections
@@ -162,27 +163,21 @@ def test_noise_in_a_step_is_drawn_as_shown(tmp_path, monkeypatch):
     assert measured["spread"] > 0.01  # each sample has its own
 
 
-OWN = """
-import numpy as np
-def shape(complete, *rest): return np.zeros((2, 2, 2), bool)
-def integers(complete, *rest): return complete.astype(int)
-def nothing(complete, *rest): return np.zeros_like(complete)
-def all_of_it(complete, *rest): return np.ones_like(complete)
-def half(complete, *rest): return np.arange(len(complete))[:, None, None] + 0 * complete < 4
-def nan(prediction, truth, skull, voxel_mm): return float("nan")
-def none(prediction, truth, skull, voxel_mm): return None
-def plan(size, config): return []
-"""
+OWN = dict(
+    shape=lambda complete, *rest: np.zeros((2, 2, 2), bool),
+    integers=lambda complete, *rest: complete.astype(int),
+    nothing=lambda complete, *rest: np.zeros_like(complete),
+    all_of_it=lambda complete, *rest: np.ones_like(complete),
+    half=lambda complete, *rest: np.indices(complete.shape)[0] < 4,
+    nan=lambda prediction, truth, skull, voxel_mm: float("nan"),
+    none=lambda prediction, truth, skull, voxel_mm: None,
+    plan=lambda size, config: [],
+)
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    (tmp_path / "ownlab").mkdir()
-    (tmp_path / "ownlab" / "code.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield
-    for name in [name for name in sys.modules if name.startswith("ownlab")]:
-        del sys.modules[name]
+def own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ownlab.code", SimpleNamespace(**OWN))
 
 
 @pytest.mark.parametrize(
