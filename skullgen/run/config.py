@@ -122,9 +122,8 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
 
 def _mistake(error, argv):
     """What is wrong with the command line, or with the config file that it names, in one line."""
-    file = config_file(argv)
+    file, flag = config_file(argv), isinstance(error, flags.Error)
     fields = [part for part in argv[1:] if part.startswith("--config.")]
-    flag = isinstance(error, flags.Error)
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
         flag = flag or isinstance(error, flags.Error)

@@ -26,9 +26,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Several processes (`hosts.join`) share `stages.TOGETHER`; then process 0 goes on alone.
     """
     config, names = check(config, workdir)
-    with _alone(workdir) if hosts.lead() else contextlib.nullcontext():
-        if hosts.lead() and files.read_json(workdir / "config.json") is None:
-            record(config, workdir)
+    with contextlib.ExitStack() as stack:
+        if hosts.lead():
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.alone(workdir / ".lock", "--workdir"))
+            files.clear(workdir)
+            if files.read_json(workdir / "config.json") is None:
+                record(config, workdir)
         hosts.first(0)  # process 0 holds the lock
         if not (workdir / "config.json").exists():
             raise UserError(f"{workdir}: not on a disk that all processes share")
@@ -52,15 +56,6 @@ def check(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, list[str]]:
     in_range("model.resolution", config.model.resolution, 2, store.MAX_SIDE)
     stages.check(config, names, workdir)
     return config, names
-
-
-@contextlib.contextmanager
-def _alone(workdir):
-    """Makes a work directory, and holds its lock."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with files.alone(workdir / ".lock", "--workdir"):
-        files.clear(workdir)
-        yield
 
 
 def _stage(config, workdir, name):
