@@ -94,14 +94,14 @@ def test_a_run_is_made_again_from_its_own_folder_bit_for_bit(lab):
 
 
 def test_a_kind_of_ones_own_is_in_the_store(lab):
-    made = store.Store(lab[0] / "runs" / "kinds" / "real.zarr")
-    assert made.attrs["kinds"] == ["bilateral", "mylab.defects.round_hole"]
-    assert (np.bincount(made.column("kind")) == 4).all() and made.column("voxels").min() > 0
-    pairs = store.unpack(made.load(list(range(made.count))), made.size)
+    opened = store.Store(lab[0] / "runs" / "kinds" / "real.zarr")
+    assert opened.attrs["kinds"] == ["bilateral", "mylab.defects.round_hole"]
+    assert (np.bincount(opened.column("kind")) == 4).all() and opened.column("voxels").min() > 0
+    pairs = store.unpack(opened.load(list(range(opened.count))), opened.size)
     assert not pairs.all(axis=-1).any()  # a defect is taken out of its skull
     whole = pairs.any(axis=-1)
     assert np.array_equal(whole[0], whole[1])  # one skull, cut twice
-    assert list(made.recipe["sources"]) == ["mylab.defects.py"]
+    assert list(opened.recipe["sources"]) == ["mylab.defects.py"]
 
 
 @pytest.mark.parametrize(
@@ -123,14 +123,17 @@ def test_what_was_made_by_other_code_is_not_gone_on_with(lab, name, number, word
 
 def test_a_source_of_ones_own_makes_the_store(lab):
     folder, said = lab
-    made = store.Store(folder / "runs" / "source" / "real.zarr")
-    assert made.attrs["kinds"] == ["hole"] and len(made.attrs["names"]) == 9
-    rows = made.rows()
-    names, pairs = made.names(made.column("skull")[rows]), store.unpack(made.load(rows), made.size)
+    opened = store.Store(folder / "runs" / "source" / "real.zarr")
+    assert opened.attrs["kinds"] == ["hole"] and len(opened.attrs["names"]) == 9
+    rows = opened.rows()
+    names, pairs = (
+        opened.names(opened.column("skull")[rows]),
+        store.unpack(opened.load(rows), opened.size),
+    )
     for name, pair in zip(names, pairs, strict=True):
         assert np.array_equal(pair, np.load(folder / "mypairs" / f"{name}.npy"))
     assert "wrong.npy: not a pair" in said[4] and len(rows) == 8
-    assert "mylab.sources.py" in made.recipe["sources"]
+    assert "mylab.sources.py" in opened.recipe["sources"]
 
 
 def test_a_metric_of_ones_own_is_in_the_verdict_and_in_the_report(lab):
@@ -156,10 +159,10 @@ def test_noise_in_a_step_is_drawn_as_shown(tmp_path, monkeypatch):
     fields = dict(resolution=16, widths=(8, 16), groups=4, latent=8, learning_rate=1e-3)
     config = ml_collections.ConfigDict({**fields, "channel_weights": (1.0, 4.0)})
     methods.check("noiselab.noisy", config, 16, [dict(step="reconstruct", updates=1)])
-    made = methods.load_model("noiselab.noisy", config)
-    update = parallel.data_parallel(made.steps["reconstruct"], 16, jax.local_devices()[:1])
+    method = methods.load_model("noiselab.noisy", config)
+    update = parallel.data_parallel(method.steps["reconstruct"], 16, jax.local_devices()[:1])
     bits = np.zeros((4, 16**3 // 4), np.uint8)
-    _, measured = update(made.init(jax.random.key(0)), bits, np.arange(4)[None])
+    _, measured = update(method.init(jax.random.key(0)), bits, np.arange(4)[None])
     assert measured["spread"] > 0.01  # each sample has its own
 
 

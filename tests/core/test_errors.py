@@ -53,9 +53,9 @@ def test_one_of_names_field_value_and_choices():
 
 @pytest.mark.parametrize("value", [0.99, 3, math.nan, math.inf, True, None, "1", 10**30])
 def test_what_is_out_of_range_is_refused_with_the_bounds(value):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         in_range("a.b", value, 1, 2)
-    assert str(told.value) == f"config.a.b is {value!r}: it must be 1 to 2"
+    assert str(error.value) == f"config.a.b is {value!r}: it must be 1 to 2"
     in_range("a.b", 1, 1, 2)
     with pytest.raises(UserError, match="it must be 4 or more"):
         in_range("a.b", 3, 4)

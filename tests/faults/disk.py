@@ -61,11 +61,11 @@ def _filled(config, disk, stage, room):
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - 2**15 - room)
     code, _, err = faults.run(config, work, faults.stages([stage]))
     filler.unlink()
-    words, told = err.strip().rpartition("\n")[2], err.lower().count("error: ")
+    words, count = err.strip().rpartition("\n")[2], err.lower().count("error: ")
     now = faults.content(work)
     problems = [f"{p} was changed" for p, data in earlier.items() if now.get(p) != data]
     problems = [text for text in problems if not text.startswith(("config.json", ".lock"))]
-    if (code, told) != (2, 1) or "no room left on its disk" not in words or "Traceback" in err:
+    if (code, count) != (2, 1) or "no room left on its disk" not in words or "Traceback" in err:
         problems.append(f"exit code {code}: {err.strip()[-2000:]}")
     return {"stopped in": stage, "said": words.replace(str(disk), "DISK"), "lost": problems}
 

@@ -96,10 +96,10 @@ def test_a_damaged_shard_is_named_and_made_again(name, column, damage, work, who
     else:
         with pytest.raises(
             UserError, match=f"{name}.*damaged|{name}.*not what was written"
-        ) as told:
+        ) as error:
             real.load(real.rows())
             [real.column(name) for name in store.COLUMNS]
-        pathlib.Path(str(told.value).partition(": ")[0]).unlink()
+        pathlib.Path(str(error.value).partition(": ")[0]).unlink()
     workdir.run(_config(again), work)
     assert not _same(work, whole)
 
@@ -122,10 +122,10 @@ def test_damaged_and_lost_native_truths_are_named_and_made_again(work, whole):
     place = work / "real.zarr" / "native" / f"{row:06d}"
     _flip(place / "c" / "0")
     for words in (f"the native truth of pair {row} is damaged", rf"{row:06d}/zarr\.json: missing"):
-        with pytest.raises(UserError, match=rf"{words}.*delete it and run the stage") as told:
+        with pytest.raises(UserError, match=rf"{words}.*delete it and run the stage") as error:
             workdir.run(_config("evaluate"), work)
         shutil.rmtree(place, ignore_errors=True)
-    pathlib.Path(re.search(r"(\S+/pairs/c/\S+): delete it", str(told.value))[1]).unlink()
+    pathlib.Path(re.search(r"(\S+/pairs/c/\S+): delete it", str(error.value))[1]).unlink()
     workdir.run(_config("ingest"), work)
     assert not _same(work, whole)
 

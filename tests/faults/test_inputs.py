@@ -15,17 +15,17 @@ CASES = [*bad_files.CASES, *bad_configs.CASES]
 
 def _tree(folder):
     """Every name under a folder, with what a file or a link holds."""
-    held = {}
+    contents = {}
     for place, folders, files in os.walk(os.fsencode(folder)):
         for name in folders + files:
             path = os.path.join(place, name)
-            held[path] = None
+            contents[path] = None
             if os.path.islink(path):
-                held[path] = os.readlink(path)
+                contents[path] = os.readlink(path)
             elif os.path.isfile(path):
                 with open(path, "rb") as file:
-                    held[path] = hash(file.read())
-    return held
+                    contents[path] = hash(file.read())
+    return contents
 
 
 def _config():

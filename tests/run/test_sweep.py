@@ -140,9 +140,9 @@ def test_runs_are_named_by_what_they_set_and_share_nothing():
     names = [job.name for job in plan]
     assert names[:3] == ["base", "phases_0_.updates=9-model.widths=8+16", "data.root=_a_b_c"]
     assert len(names[3]) < 80 and all(len(name.split()) == 1 for name in names)
-    made = plan[1].make()
-    assert (made.phases[0]["updates"], config.phases[0]["updates"]) == (9, 2)
-    assert tuple(made.model.widths) == (8, 16)
+    own = plan[1].make()
+    assert (own.phases[0]["updates"], config.phases[0]["updates"]) == (9, 2)
+    assert tuple(own.model.widths) == (8, 16)
 
 
 def test_a_seeds_row_by_hand(tmp_path):
@@ -184,6 +184,6 @@ def test_a_seed_that_is_set_follows_no_other():
     config = _config(**{"segment.seed": 7, "seed": 3})
     assert (config.segment.seed, config.generate.seed) == (7, 3)
     (job,) = sweep.plan(config, lambda add: add(seed=4))
-    made = job.make()
-    assert (made.segment.seed, made.generate.seed, config.seed) == (7, 4, 3)
-    assert command.at_home(made).generate.seed == command.as_json(made)["generate"]["seed"] == 4
+    own = job.make()
+    assert (own.segment.seed, own.generate.seed, config.seed) == (7, 4, 3)
+    assert command.at_home(own).generate.seed == command.as_json(own)["generate"]["seed"] == 4

@@ -58,13 +58,13 @@ def test_the_plan_has_every_row_once_and_needs_come_first(tmp_path):
         *(("fresh defects + augmentation", "15"), ("toy", "4"), ("toy", "8")),
         *(("real + toy", "8"), ("best control + toy", "8")),
     ]
-    made = {job.name: job.make() for job in jobs if "best" not in job.name}
-    net = made["fold1/toy-4-s1"]
+    configs = {job.name: job.make() for job in jobs if "best" not in job.name}
+    net = configs["fold1/toy-4-s1"]
     assert net.segment.stores.endswith("fold1/toy-s1/generated.zarr:all:4")
     assert net.segment.seed == 1 and not net.segment.reference and "table" not in net
-    data = made["fold1/data"]
+    data = configs["fold1/data"]
     assert (data.data.fold, data.data.folds, data.segment.fresh) == (1, 2, 15)
-    nets = [made[job.name].segment for job in jobs if job.row and job.name in made]
+    nets = [configs[job.name].segment for job in jobs if job.row and job.name in configs]
     assert {(segment.updates, segment.batch_size) for segment in nets} == {(4, 4)}
 
 

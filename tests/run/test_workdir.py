@@ -93,8 +93,8 @@ def test_counts_grow_and_never_shrink_and_what_determines_nothing_is_free(copy, 
     out = capsys.readouterr().out
     assert "all 75 pairs are there" in out
     assert "75 pairs (generate.count is 5; none is thrown away)" in out
-    made = store.Store(copy / "generated.zarr")
-    assert (made.load(list(range(70))) == before).all() and len(made.rows()) == 75
+    generated = store.Store(copy / "generated.zarr")
+    assert (generated.load(list(range(70))) == before).all() and len(generated.rows()) == 75
 
 
 def test_the_settings_of_a_stage_are_those_by_which_it_ran_last(copy):
