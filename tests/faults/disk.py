@@ -1,5 +1,6 @@
 """A disk that is full in the middle of a stage: a small tmpfs in a mount namespace of its own."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -42,7 +43,7 @@ def inside(config, folder, names):
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "none", disk], check=True)
     results = []
-    for name, before, after in zip(through, sizes, sizes[1:], strict=False):
+    for name, (before, after) in zip(through, itertools.pairwise(sizes), strict=True):
         if name in names:
             results.append(_filled(config, disk, name, (after - before) // 3))
         code, _, err = faults.run(config, disk / "run", faults.stages([name]))
