@@ -35,6 +35,8 @@ def main(_):
     if config.get("deterministic"):  # before the first device is asked for
         flag = " --xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag
+    import jax
+
     from skullgen.core import errors, hosts, jobs
     from skullgen.run import sweep, workdir
 
@@ -46,7 +48,10 @@ def main(_):
         jobs.quiet(not hosts.lead())
     named = command.named()
     folder = Path(_WORKDIR.value or named.folder(bool(_SWEEP.value))).expanduser()
-    workdir.keep_programs(config)
+    if config.get("compilation_cache"):
+        cache = os.path.expanduser(config.compilation_cache)
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     print(errors.plain(f"work directory: {folder}"), flush=True)
     if named.again and named.again.resolve() != folder.resolve():
         workdir.warn_of_versions(named.again)

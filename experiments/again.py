@@ -18,7 +18,7 @@ from experiments import common
 def get_config(path):
     """The config of a run, from its `config.json`."""
     try:
-        fields = json.loads(Path(path).read_text())
+        fields = json.loads(Path(path).read_bytes())
         good = {"data", "model", "model_name", "phases"} <= fields.keys()
     except (OSError, ValueError, AttributeError):
         good = False

@@ -10,17 +10,21 @@ import importlib.util
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
+from types import SimpleNamespace
 
 import jax
+import nibabel
 import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from experiments import vae_wgan
 from skullgen.core import plugins
 from skullgen.data import defects, phantom, volumes
 from skullgen.delivery import export
@@ -53,16 +57,16 @@ def home(tmp_path_factory):
     for number, name in enumerate(NAMES):
         skull, affine = phantom.skull(number, 32), phantom.affine(32)
         volumes.write(home / "SKULLS" / f"{name}.nii.gz", skull, affine)
-        _write_ct(home / "CTS" / f"{name}.nii.gz", skull, affine)
+        hu = np.where(skull, 900, -50).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(hu, affine), home / "CTS" / f"{name}.nii.gz")
     defective, _ = defects.cut(phantom.skull(0, 64), "bilateral", 1, voxel_mm=3.2)
     volumes.write(home / "DEFECTIVE.nii.gz", defective, phantom.affine(64))
-    config = _smoke("experiments/vae_wgan.py")
-    config.stages = ("ingest", "train", "generate", "segment", "evaluate")
+    config = vae_wgan.get_config("smoke")
+    config.stages, config.workers = ("ingest", "train", "generate", "segment", "evaluate"), 1
     config.evaluate.cases, config.evaluate.rules = 1, False
     workdir.run(config, home / "runs" / "vae_wgan")
-    settings = config.export
     real = home / "runs/vae_wgan/real.zarr"
-    export.write(real, home / "SKULLBREAK", "skullbreak", settings, 1)
+    export.write(real, home / "SKULLBREAK", "skullbreak", config.export, 1)
     stubs = home / "stubs"
     stubs.mkdir()
     noted = 'printf "%q " "${0##*/}" "$@" >> "$NOTED"; echo >> "$NOTED"\n'
@@ -73,27 +77,15 @@ def home(tmp_path_factory):
     return home
 
 
-def _write_ct(path, skull, affine):
-    import nibabel
-
-    hu = np.where(skull, 900, -50).astype(np.int16)
-    nibabel.save(nibabel.Nifti1Image(hu, affine), path)
-
-
-def _smoke(file):
-    spec = importlib.util.spec_from_file_location("config", ROOT / file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("smoke")
-    config.workers = 1
-    return config
+def _text(path):
+    return path.read_text(encoding="utf-8")
 
 
 def _blocks(page):
     """(line, language, text) of each fenced block."""
-    text = page.read_text()
-    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M):
-        yield text[: found.start()].count("\n") + 2, found[1], found[2]
+    text = _text(page)
+    for block in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M):
+        yield text[: block.start()].count("\n") + 2, block[1], block[2]
 
 
 def _parsed(words, monkeypatch):
@@ -119,7 +111,7 @@ def _launch(words, monkeypatch, quick):
         return
     done.parent.mkdir(exist_ok=True)
     done.touch()
-    assert command.stages(own.config, list(stages.STAGES))
+    assert set(plugins.listed(own.config.stages)) <= stages.STAGES.keys()
     named = command.named(own["config"])
     folder = pathlib.Path(own.workdir or named.folder(bool(own.sweep)))
     smaller = [re.sub(r"(experiments/\w+\.py)(:\w+)?", r"\1:smoke", word) for word in words]
@@ -153,18 +145,12 @@ def _launch(words, monkeypatch, quick):
 
 
 def _bash(text, home, monkeypatch, quick):
-    noted = home / "noted"
-    noted.write_text("")
-    environment = {
-        **os.environ,
-        "PATH": f"{home / 'stubs'}:{os.environ['PATH']}",
-        "NOTED": str(noted),
-    }
-    done = subprocess.run(
-        ["bash", "-euc", text], cwd=home, env=environment, capture_output=True, text=True
-    )
+    noted, path = home / "noted", f"{home / 'stubs'}:{os.environ['PATH']}"
+    noted.write_text("", encoding="utf-8")
+    how = dict(cwd=home, env={**os.environ, "PATH": path, "NOTED": str(noted)}, encoding="utf-8")
+    done = subprocess.run(["bash", "-euc", text], capture_output=True, **how)
     assert done.returncode == 0, f"{text}\n{done.stderr}"
-    calls = [shlex.split(line) for line in noted.read_text().splitlines()]
+    calls = [shlex.split(line) for line in noted.read_text(encoding="utf-8").splitlines()]
     assert calls, f"runs nothing: {text}"
     for program, *words in calls:
         if program == "pip":
@@ -176,9 +162,8 @@ def _bash(text, home, monkeypatch, quick):
 
 
 def _installs(words):
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
     for word in words:
         named = re.search(r"\[(.*)\]", word)
         assert word in ("install", "-e", ".") or named, word
@@ -194,11 +179,8 @@ def _run(page, home, monkeypatch, quick):
         if language == "bash":
             _bash(text, home, monkeypatch, quick)
         elif language == "python":
-            for module in re.findall(r"^(?:import|from) (torch|monai|grain)\b", text, re.M):
-                if importlib.util.find_spec(module) is None:
-                    print(f"not run: {module} is not installed")
-                    break
-            else:
+            needs = re.findall(r"^(?:import|from) (torch|monai|grain)\b", text, re.M)
+            if all(map(importlib.util.find_spec, needs)):
                 exec(compile("\n" * (line - 1) + text, str(page), "exec"), names)
         else:
             assert language in ("text", "bibtex"), f"{page.name}, line {line}: says no language"
@@ -217,20 +199,18 @@ def test_what_a_page_shows_runs_with_all_its_stages(page, home, monkeypatch):
 
 def test_figures_and_links_exist():
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "RESULTS.md"]:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", _text(page)):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_methods_name_functions_that_are_there():
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
-    file, line = hooks.place("networks.losses.gradient_penalty")
-    assert (ROOT / file).read_text().splitlines()[line - 1].startswith("def gradient_penalty(")
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    file, line = hooks["place"]("networks.losses.gradient_penalty")
+    assert _text(ROOT / file).splitlines()[line - 1].startswith("def gradient_penalty(")
     with pytest.raises(KeyError):
-        hooks.place("networks.losses.no_such_thing")
-    page = type("Page", (), {"file": type("File", (), {"src_uri": "methods.md"})})
-    linked = hooks.on_page_markdown((ROOT / "docs" / "methods.md").read_text(), page)
+        hooks["place"]("networks.losses.no_such_thing")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="methods.md"))
+    linked = hooks["on_page_markdown"](_text(ROOT / "docs" / "methods.md"), page)
     rows = [row for row in linked.splitlines() if re.match(r"\| \d", row)]
     assert len(rows) > 15 and all("](api.md#skullgen." in row for row in rows)
 
@@ -238,9 +218,9 @@ def test_methods_name_functions_that_are_there():
 def test_the_api_page_and_the_table_of_rooms_have_every_module():
     files = [file.relative_to(ROOT / "skullgen") for file in (ROOT / "skullgen").rglob("*.py")]
     names = {".".join(file.with_suffix("").parts) for file in files if file.stem != "__init__"}
-    api = re.findall(r"^::: skullgen\.(\S+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    api = re.findall(r"^::: skullgen\.(\S+)$", _text(ROOT / "docs" / "api.md"), re.M)
     assert sorted(api) == sorted(names)
-    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    rows = re.findall(r"^\| (`.*?) \|", _text(ROOT / "CONTRIBUTING.md"), re.M)
     rooms = re.findall(r"`(\w+)/?`", " ".join(rows))
     assert sorted(rooms) == sorted({name.partition(".")[0] for name in names})
 
@@ -249,13 +229,13 @@ def test_the_site_is_built_and_needs_no_network(tmp_path):
     pytest.importorskip("mkdocs", reason="needs the extra docs")
     pytest.importorskip("mkdocstrings", reason="needs the extra docs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     pages = list(tmp_path.glob("*.html"))
     assert 2 < len([p for p in pages if p.name not in ("404.html", "search.html")]) <= 8
     for page in pages:
-        text = page.read_text()
+        text = _text(page)
         fetched = re.findall(r'<(?:script|link|img|iframe|source)[^>]*(?:src|href)="([^"]+)"', text)
         assert fetched and not [place for place in fetched if "//" in place], page.name
-    styles = " ".join(p.read_text(errors="ignore") for p in tmp_path.rglob("*.css"))
+    styles = " ".join(p.read_text("utf-8", "ignore") for p in tmp_path.rglob("*.css"))
     assert not re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", styles)

@@ -1,12 +1,12 @@
 """Every config in experiments/, all of its stages, at its smallest size."""
 
 import importlib
-import json
 import pathlib
 
 import pytest
 
-from skullgen.core.types import Phase
+from experiments import common
+from skullgen.core import files, provenance
 from skullgen.data import store
 from skullgen.run import workdir
 from skullgen.training import logs, methods
@@ -34,17 +34,17 @@ def test_smoke_size_runs_all_stages(name, phantoms, tmp_path):
     (tmp_path / "real.zarr").symlink_to(phantoms)
     workdir.run(config, tmp_path)
     records = logs.read(tmp_path / "train.jsonl")
-    expected = [phase.step for phase in _phases(config) for _ in range(phase.updates)]
+    expected = [phase["step"] for phase in config.phases for _ in range(phase["updates"])]
     assert [r["phase"] for r in records] == expected
     assert {"occupancy_skull", "occupancy_defect"} <= records[-1].keys()
     assert len(store.Store(tmp_path / "generated.zarr").rows()) == config.generate.count
     if name == "vae_wgan":
         assert (tmp_path / "report.html").exists()
-        found = json.loads((tmp_path / "metrics.json").read_text())
-        assert found["quality"]["copies"]["compared"] == config.generate.count
-        nets = {case["net"] for case in found["verdict"]["cases"]}
+        result = files.read_json(tmp_path / "metrics.json")
+        assert result["quality"]["copies"]["compared"] == config.generate.count
+        nets = {case["net"] for case in result["verdict"]["cases"]}
         assert nets == {"vnet", "vnet_real", "mean_skull", "mirror"}
-        assert json.loads((tmp_path / "maps.json").read_text())["maps"]
+        assert files.read_json(tmp_path / "maps.json")["maps"]
         for picture in ("maps", "segmentation", "interpolation"):
             assert (tmp_path / "figures" / f"{picture}.png").exists()
 
@@ -53,18 +53,19 @@ def test_the_v_net_alone_is_scored_on_real_pairs(phantoms, tmp_path):
     config = importlib.import_module("experiments.vnet").get_config("smoke")
     (tmp_path / "real.zarr").symlink_to(phantoms)
     workdir.run(config, tmp_path)
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    columns = {(case["net"], case["column"]) for case in found["verdict"]["cases"]}
+    result = files.read_json(tmp_path / "metrics.json")
+    columns = {(case["net"], case["column"]) for case in result["verdict"]["cases"]}
     # Its own training pairs are the real ones: no column of its own.
     own = {column for net, column in columns if net == "vnet"}
     assert own == {"validation", "test", "selection"}
     assert not any(net == "vnet_real" for net, _ in columns)
-    assert "quality" not in found and not (tmp_path / "generated.zarr").exists()
+    assert "quality" not in result and not (tmp_path / "generated.zarr").exists()
     assert (tmp_path / "report.html").exists()
 
 
-def _phases(config):
-    return [Phase(**spec) for spec in config.phases]
+def test_every_size_has_the_same_fields():
+    fields = [provenance.leaves(common.defaults(size).to_dict()).keys() for size in common.SIZES]
+    assert fields[0] == fields[1] == fields[2]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,40 +76,39 @@ def test_larger_sizes_make_their_model_and_phases(name, size):
     assert methods.phases(config.phases, model)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_paper_size_has_section_4_3s_numbers(name):
+PAPER = {  # sections 4.3 and 5, of the configs whose names begin so
+    "": {
+        **{"model.resolution": 128, "model.precision": "float32", "explore.umap": True},
+        **{"segment.model.precision": "float32", "segment.model.kernel": 5},
+        **{"segment.model.widths": (8, 16, 32, 64, 128), "segment.model.down": (2, 2, 3, 3, 3)},
+        **{"segment.model.up": (3, 3, 2, 1), "segment.updates": 20_000, "segment.batch_size": 8},
+        **{"batch_size": 8, "model.latent": 200, "model.latents": "prior"},
+        **{"model.widths": (64, 128, 256, 512), "generate.count": 40_000},
+    },
+    "vae": {"model.vae_learning_rate": 1e-3},
+    "introvae": {
+        **{"model.learning_rate": 1e-3, "model.alpha": 0.25, "model.beta": 1, "model.margin": 10},
+        **{"model.channel_weights": (1, 1), "model.head": "linear"},
+    },
+}
+WGAN = {
+    **{"model.learning_rate": 2e-4, "model.critic_learning_rate": 2e-4, "model.penalty": 100},
+    **{"model.b1": 0.5, "model.b2": 0.9, "model.generator_norm": "batch"},
+    **{"model.head": "independent"},
+}
+EPOCHS = dict(vae=[100], vae_wgan=[10, 15, 50], wgan_gp=[50], introvae=[10, 90], vnet=[])
+
+
+@pytest.mark.parametrize("name", [*NAMES, "vnet"])
+def test_paper_size_has_the_papers_numbers(name):
     config = importlib.import_module(f"experiments.{name}").get_config("paper")
-    assert config.batch_size == 8
-    assert (config.model.resolution, config.model.latent) == (128, 200)
-    assert tuple(config.model.widths) == (64, 128, 256, 512)
-    # The baseline VAE is IntroVAE's preliminary stage.
-    assert config.model.head == ("linear" if name in ("introvae", "vae") else "independent")
-    assert {config.model.precision, config.segment.model.precision} == {"float32"}
-    assert config.explore.umap
-    assert config.model.latents == "prior"
-    assert config.generate.count == 40_000
-    if "wgan" in name:
-        assert (config.model.learning_rate, config.model.critic_learning_rate) == (2e-4, 2e-4)
-        assert (config.model.b1, config.model.b2, config.model.penalty) == (0.5, 0.9, 100)
-        assert config.phases[-1]["batches"] == 5
-        assert config.model.generator_norm == "batch"
-    if name.startswith("vae"):
-        assert config.model.vae_learning_rate == 1e-3
-    if name == "introvae":
-        assert config.model.learning_rate == 1e-3
-        assert (config.model.alpha, config.model.beta, config.model.margin) == (0.25, 1, 10)
-        assert tuple(config.model.channel_weights) == (1, 1)
-        assert [(p["step"], p["epochs"]) for p in config.phases] == [("vae", 10), ("intro", 90)]
-    if name == "vae_wgan":
-        lengths = [(p["step"], p["epochs"]) for p in config.phases]
-        assert lengths[:2] == [("vae", 10), ("bridge", 15)]
-
-
-def test_paper_size_has_section_5s_v_net():
-    config = importlib.import_module("experiments.vnet").get_config("paper").segment
-    assert tuple(config.model.widths) == (8, 16, 32, 64, 128) and config.model.kernel == 5
-    assert tuple(config.model.down) == (2, 2, 3, 3, 3) and tuple(config.model.up) == (3, 3, 2, 1)
-    assert config.updates == 20_000 and config.batch_size == 8
+    values = provenance.leaves(config.to_dict())
+    wanted = [fields for start, fields in PAPER.items() if name.startswith(start)]
+    for fields in [*wanted, *[WGAN] * ("wgan" in name)]:
+        assert {field: values[field] for field in fields} == fields
+    assert [phase["epochs"] for phase in config.phases] == EPOCHS[name]
+    assert "wgan" not in name or config.phases[-1]["batches"] == 5
+    assert name != "vae" or config.model.head == "linear"  # IntroVAE's preliminary stage
 
 
 @pytest.mark.parametrize("size", ["smoke", "demo", "paper"])

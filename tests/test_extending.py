@@ -1,25 +1,27 @@
 """docs/extending.md as it is read: its files are written, its commands run; and what is refused."""
 
-import json
 import os
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import ml_collections
 import numpy as np
 import pytest
 
+from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import defects, ingest, store
 from skullgen.evaluation import metrics
-from skullgen.training import methods, parallel
+from skullgen.training import logs, methods, parallel
+from tests.faults import faults
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "docs" / "extending.md").read_text()
+TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.S)
 COMMANDS = [shlex.split(line) for line in re.findall(r"```bash\n(.*?)\n```", TEXT, re.S)]
 
@@ -30,7 +32,7 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     for name, text in FILES:
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     for name in ("launch.py", "experiments"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "mypairs").mkdir()
@@ -47,7 +49,9 @@ def _run(folder, *arguments):
         arguments = [*arguments, "--config.workers=1"]
     fewer = ["data.skulls=4", "evaluate.rules=False", "segment.reference=False"]
     command = [sys.executable, *arguments, *(f"--config.{field}" for field in fewer)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -62,13 +66,13 @@ def test_the_text_has_the_files_and_commands_that_are_tried():
 def test_a_model_of_ones_own_learns_samples_and_is_judged(lab):
     folder, said = lab
     work = folder / "runs" / "autoencoder"
-    records = [json.loads(line) for line in (work / "train.jsonl").read_text().splitlines()]
+    records = logs.read(work / "train.jsonl")
     assert len(records) == 150
     assert records[-1]["error"] < 0.5 * records[0]["error"]
     pairs = store.Store(work / "generated.zarr").load(list(range(20)))
     assert len({row.tobytes() for row in pairs}) > 10  # not one pair twenty times
     assert (work / "report.html").exists() and "warning: nothing in" not in said[0]
-    quality = json.loads((work / "metrics.json").read_text())["quality"]
+    quality = files.read_json(work / "metrics.json")["quality"]
     assert quality["skull"]["nearest_training_dice"]["generated"] > 0.6
     assert quality["defect"]["nearest_training_dice"]["generated"] > 0.3
 
@@ -82,24 +86,22 @@ def test_a_run_is_made_again_from_its_own_folder_bit_for_bit(lab):
     folder, said = lab
     first, again = folder / "runs" / "autoencoder", folder / "runs" / "again"
     for name in ("real.zarr", "generated.zarr"):
-        files = [path.relative_to(first) for path in (first / name).rglob("*") if path.is_file()]
-        assert files
-        for file in files:
-            if file.name != "README.md":  # which tells the verdict
-                assert (again / file).read_bytes() == (first / file).read_bytes(), file
-    assert (again / "train.jsonl").read_text() == (first / "train.jsonl").read_text()
+        ours, theirs = faults.content(first / name), faults.content(again / name)
+        for file in ours.keys() - {pathlib.Path("README.md")}:  # which tells the verdict
+            assert ours[file] == theirs[file], file
+    assert (again / "train.jsonl").read_bytes() == (first / "train.jsonl").read_bytes()
     assert "bits may differ" not in said[2]
 
 
 def test_a_kind_of_ones_own_is_in_the_store(lab):
-    made = store.Store(lab[0] / "runs" / "kinds" / "real.zarr")
-    assert made.attrs["kinds"] == ["bilateral", "mylab.defects.round_hole"]
-    assert (np.bincount(made.column("kind")) == 4).all() and made.column("voxels").min() > 0
-    pairs = store.unpack(made.load(list(range(made.count))), made.size)
+    opened = store.Store(lab[0] / "runs" / "kinds" / "real.zarr")
+    assert opened.attrs["kinds"] == ["bilateral", "mylab.defects.round_hole"]
+    assert (np.bincount(opened.column("kind")) == 4).all() and opened.column("voxels").min() > 0
+    pairs = store.unpack(opened.load(list(range(opened.count))), opened.size)
     assert not pairs.all(axis=-1).any()  # a defect is taken out of its skull
     whole = pairs.any(axis=-1)
     assert np.array_equal(whole[0], whole[1])  # one skull, cut twice
-    assert list(made.recipe["sources"]) == ["mylab.defects.py"]
+    assert list(opened.recipe["sources"]) == ["mylab.defects.py"]
 
 
 @pytest.mark.parametrize(
@@ -112,31 +114,32 @@ def test_a_kind_of_ones_own_is_in_the_store(lab):
 def test_what_was_made_by_other_code_is_not_gone_on_with(lab, name, number, words):
     folder, _ = lab
     path = folder / "mylab" / f"{name}.py"
-    before = path.read_text()
-    path.write_text(before + "\n# changed\n")
-    try:
-        with pytest.raises(AssertionError, match=words):
-            _run(folder, *COMMANDS[number][1:])
-    finally:
-        path.write_text(before)
+    before = path.read_bytes()
+    path.write_bytes(before + b"\n# changed\n")
+    with pytest.raises(AssertionError, match=words):
+        _run(folder, *COMMANDS[number][1:])
+    path.write_bytes(before)
 
 
 def test_a_source_of_ones_own_makes_the_store(lab):
     folder, said = lab
-    made = store.Store(folder / "runs" / "source" / "real.zarr")
-    assert made.attrs["kinds"] == ["hole"] and len(made.attrs["names"]) == 9
-    rows = made.rows()
-    names, pairs = made.names(made.column("skull")[rows]), store.unpack(made.load(rows), made.size)
+    opened = store.Store(folder / "runs" / "source" / "real.zarr")
+    assert opened.attrs["kinds"] == ["hole"] and len(opened.attrs["names"]) == 9
+    rows = opened.rows()
+    names, pairs = (
+        opened.names(opened.column("skull")[rows]),
+        store.unpack(opened.load(rows), opened.size),
+    )
     for name, pair in zip(names, pairs, strict=True):
         assert np.array_equal(pair, np.load(folder / "mypairs" / f"{name}.npy"))
     assert "wrong.npy: not a pair" in said[4] and len(rows) == 8
-    assert "mylab.sources.py" in made.recipe["sources"]
+    assert "mylab.sources.py" in opened.recipe["sources"]
 
 
 def test_a_metric_of_ones_own_is_in_the_verdict_and_in_the_report(lab):
     work = lab[0] / "runs" / "autoencoder"
     name = "mylab.metrics.volume_error_ml"
-    verdict = json.loads((work / "metrics.json").read_text())["verdict"]
+    verdict = files.read_json(work / "metrics.json")["verdict"]
     cases = [case for case in verdict["cases"] if case["net"] == "vnet"]
     assert cases and all(case[name] < 1e4 for case in cases)
     rows = [row for row in verdict["summary"] if row["metric"] == name and row["by"] == "all"]
@@ -151,41 +154,33 @@ def test_noise_in_a_step_is_drawn_as_shown(tmp_path, monkeypatch):
     noisy = noisy.replace("z = code(params, pairs)", "z = code(params, pairs) + noise")
     noisy = noisy.replace('{"error": error}', '{"error": error, "spread": noise.std(0).min()}')
     (tmp_path / "noiselab").mkdir()
-    (tmp_path / "noiselab" / "noisy.py").write_text(noisy)
+    (tmp_path / "noiselab" / "noisy.py").write_text(noisy, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    config = ml_collections.ConfigDict(
-        dict(resolution=16, widths=(8, 16), groups=4, latent=8, learning_rate=1e-3)
-    )
-    config.channel_weights = (1.0, 4.0)
+    fields = dict(resolution=16, widths=(8, 16), groups=4, latent=8, learning_rate=1e-3)
+    config = ml_collections.ConfigDict({**fields, "channel_weights": (1.0, 4.0)})
     methods.check("noiselab.noisy", config, 16, [dict(step="reconstruct", updates=1)])
-    made = methods.load_model("noiselab.noisy", config)
-    update = parallel.data_parallel(made.steps["reconstruct"], 16, jax.local_devices()[:1])
+    method = methods.load_model("noiselab.noisy", config)
+    update = parallel.data_parallel(method.steps["reconstruct"], 16, jax.local_devices()[:1])
     bits = np.zeros((4, 16**3 // 4), np.uint8)
-    _, measured = update(made.init(jax.random.key(0)), bits, np.arange(4)[None])
+    _, measured = update(method.init(jax.random.key(0)), bits, np.arange(4)[None])
     assert measured["spread"] > 0.01  # each sample has its own
 
 
-OWN = """
-import numpy as np
-def shape(complete, *rest): return np.zeros((2, 2, 2), bool)
-def integers(complete, *rest): return complete.astype(int)
-def nothing(complete, *rest): return np.zeros_like(complete)
-def all_of_it(complete, *rest): return np.ones_like(complete)
-def half(complete, *rest): return np.arange(len(complete))[:, None, None] + 0 * complete < 4
-def nan(prediction, truth, skull, voxel_mm): return float("nan")
-def none(prediction, truth, skull, voxel_mm): return None
-def plan(size, config): return []
-"""
+OWN = dict(
+    shape=lambda complete, *rest: np.zeros((2, 2, 2), bool),
+    integers=lambda complete, *rest: complete.astype(int),
+    nothing=lambda complete, *rest: np.zeros_like(complete),
+    all_of_it=lambda complete, *rest: np.ones_like(complete),
+    half=lambda complete, *rest: np.indices(complete.shape)[0] < 4,
+    nan=lambda prediction, truth, skull, voxel_mm: float("nan"),
+    none=lambda prediction, truth, skull, voxel_mm: None,
+    plan=lambda size, config: [],
+)
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    (tmp_path / "ownlab").mkdir()
-    (tmp_path / "ownlab" / "code.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield
-    for name in [name for name in sys.modules if name.startswith("ownlab")]:
-        del sys.modules[name]
+def own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ownlab.code", SimpleNamespace(**OWN))
 
 
 @pytest.mark.parametrize(

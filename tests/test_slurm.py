@@ -19,7 +19,7 @@ def _script(folder, name, text):
 def _bash(folder, *arguments, **environment):
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **environment}
     command = ["bash", "experiments/slurm.sh", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -27,7 +27,9 @@ def _bash(folder, *arguments, **environment):
 def _waves(arguments):
     """By number: the wave of each run of the sweep, as `--sweep=list` says."""
     command = [sys.executable, "launch.py", *map(str, arguments), "--sweep=list"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout
     rows = [line.split() for line in listed.splitlines()[2:]]
     needs = {int(r[0]): {int(x.strip(",")) for x in r[4:]} for r in rows if r[3:4] == ["needs"]}
     waves = {int(row[0]): int(row[1]) for row in rows}
@@ -44,7 +46,7 @@ def test_each_wave_is_an_array_that_waits_for_the_one_before(tmp_path):
     _bash(tmp_path, *arguments, SBATCH_ARGS="--gres=gpu:2")
     waves = _waves(arguments)
     assert sorted(set(waves.values())) == [0, 1, 2]
-    *arrays, table = said.read_text().splitlines()
+    *arrays, table = said.read_text(encoding="utf-8").splitlines()
     for wave, line in enumerate(arrays):
         runs = ",".join(str(run) for run in waves if waves[run] == wave)
         before = f" --dependency=afterany:{100 + wave}" if wave else ""

@@ -58,12 +58,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as error:
-        value = error
-    if not isinstance(value, dict):
-        why = value if isinstance(value, Exception) else "not a JSON object"
         cure = "put a copy back, or delete it and run the stage that writes it again"
-        raise UserError(f"{path}: cannot be read ({why}): {cure}")
+        raise UserError(f"{path}: cannot be read ({error}): {cure}") from None
     return value
 
 
@@ -103,7 +102,7 @@ def alone(path: Path, field: str) -> Iterator[None]:
 
     field: where another folder is chosen.
     """
-    with open(path, "a+") as file:
+    with open(path, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -61,7 +61,7 @@ def check() -> None:
 def quiet(yes: bool) -> None:
     """Whether this process is to show no bar and print nothing but errors."""
     if yes:
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
         _quiet.append(True)
 
 

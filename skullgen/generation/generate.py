@@ -159,8 +159,8 @@ def run(
     how = rules(settings, plan.channels, plan.attributes["voxel_mm"])
     draw = functools.partial(sampler(generator, how, settings.batch_size), seed=settings.seed)
     batch = settings.batch_size * jax.local_device_count()
-    made = batches(draw, shards, settings.first, batch)
-    tasks = ((generated, shard.start, bits, overlap, how) for shard, bits, overlap in made)
+    answers = batches(draw, shards, settings.first, batch)
+    tasks = ((generated, shard.start, bits, overlap, how) for shard, bits, overlap in answers)
     workers = min(jobs.workers(workers), len(shards))
     with jobs.progress(total, total - sum(map(len, shards)), "generate", "pair") as bar:
         for count in jobs.ordered(postprocess.finish, tasks, workers):

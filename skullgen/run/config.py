@@ -101,15 +101,6 @@ def folder_name(parts: Iterable[str]) -> str:
     return name
 
 
-def stages(config: ConfigDict, known: Sequence[str]) -> list[str]:
-    """The names in `config.stages`; UserError unless all of them are in `known`."""
-    names = plugins.listed(config.stages)
-    if not names or not set(names) <= set(known):
-        wanted = f"name some of {', '.join(known)}, comma-separated"
-        raise UserError(f"stages is {', '.join(names)!r}: {wanted}")
-    return names
-
-
 def at_home(config: ConfigDict) -> ConfigDict:
     """A copy: `~` in a section's text is the home folder, a tuple set to `a,b` has two words."""
     config = copy.deepcopy(config)
@@ -131,9 +122,8 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
 
 def _mistake(error, argv):
     """What is wrong with the command line, or with the config file that it names, in one line."""
-    file = config_file(argv)
+    file, flag = config_file(argv), isinstance(error, flags.Error)
     fields = [part for part in argv[1:] if part.startswith("--config.")]
-    flag = isinstance(error, flags.Error)
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
         flag = flag or isinstance(error, flags.Error)

@@ -119,8 +119,8 @@ def _train(config, workdir):
     name, real, watch = config.model_name, store.Store(workdir / "real.zarr"), None
     real.require_whole("ingest")
     rows = real.rows("train")
-    if left := len(real.every("train")) - len(rows):
-        print(f"{real.path}: {left} training pairs are left out")
+    if count := len(real.every("train")) - len(rows):
+        print(f"{real.path}: {count} training pairs are left out")
     model, folder = methods.load_model(name, config.model), workdir / "checkpoints" / name
     place = loop.Place(workdir / "train.jsonl", folder, methods.recipe(name, config.model))
     if hosts.lead():
@@ -160,12 +160,12 @@ def _segment(config, workdir):
 
 
 def _evaluate(config, workdir):
-    real, made = store.Store(workdir / "real.zarr"), workdir / "generated.zarr"
+    real, path = store.Store(workdir / "real.zarr"), workdir / "generated.zarr"
     result, lines, notes, nets = {}, [], [], {}
-    if store.exists(made):
-        pairs, learnt = store.Store(made), loop.learnt(workdir, config.model_name)
+    if store.exists(path):
+        pairs, rows = store.Store(path), loop.learnt(workdir, config.model_name)
         result["generated"] = card.identity(pairs)
-        result["quality"] = fidelity.fidelity(real, pairs, config.evaluate.pairs, learnt)
+        result["quality"] = fidelity.fidelity(real, pairs, config.evaluate.pairs, rows)
         lines += tables.text(tables.fidelity(result["quality"]))
     try:
         if judges.begun(workdir):
@@ -184,7 +184,7 @@ def _evaluate(config, workdir):
     result["warnings"] = [*notes, *_notes(config, workdir, real), *verdict.warnings(result)]
     files.write_json(workdir / "metrics.json", result)
     if "quality" in result:
-        card.write(made, result)
+        card.write(path, result)
     lines += [f"warning: {line}" for line in result["warnings"]]
     print("\n".join(map(plain, lines)))
 
@@ -196,8 +196,8 @@ def _notes(config, workdir, real):
         model = methods.load_model(config.model_name, config.model)
         lines = [line.partition("warning: ") for line in loop.notes(model, loop.epochs(records))]
         notes = [text for before, sign, text in lines if sign and not before]
-    if left := len(real.every("test")) - len(real.rows("test")):
-        notes.append(f"{left} test pairs that {real.path.name}/leave_out.txt lists are not judged")
+    if count := len(real.every("test")) - len(real.rows("test")):
+        notes.append(f"{count} test pairs that {real.path.name}/leave_out.txt lists are not judged")
     return notes
 
 

@@ -167,7 +167,7 @@ def plan(config: ConfigDict, declare: Callable, fixed: Container[str] = ()) -> l
             raise UserError(f"--config.{field} is set by sweep(add), too: leave one of them out")
         if (name := _name(fields)) in plan:
             raise UserError(f"sweep(add) adds the run {name} twice")
-        plan[name] = Job(name, (), partial(_made, config, fields), fields)
+        plan[name] = Job(name, (), partial(_variant, config, fields), fields)
         plan[name].make()
     return list(plan.values())
 
@@ -177,7 +177,7 @@ def _name(fields):
     return re.sub(r"[^\w.=+-]+", "_", command.folder_name(parts) or "base", flags=re.ASCII)
 
 
-def _made(config, fields):
+def _variant(config, fields):
     own = copy.deepcopy(config)
     with own.unlocked():
         for field, value in fields.items():

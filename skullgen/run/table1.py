@@ -244,9 +244,9 @@ def figures(config: ConfigDict, folder: Path, jobs: list[Job], done: Collection[
             own = makes[name]()
             nets[title] = judges.load(own.segment, own.model.resolution, folder / name)["vnet"]
     alone = {title: net.parts[0].store for title, net in nets.items() if len(net.parts) == 1}
-    made = {title: one for title, one in alone.items() if one.path.name == "generated.zarr"}
+    generated = {title: one for title, one in alone.items() if one.path.name == "generated.zarr"}
     real = store.Store(path)
-    pictures.maps(folder, real, made, [nets["real"]], config.explore)
+    pictures.maps(folder, real, generated, [nets["real"]], config.explore)
     pictures.segmentations(folder, real, nets, config.evaluate.threshold)
 
 

@@ -1,7 +1,6 @@
-"""A work directory and the stages that fill it; `launch.py` is its command line.
+"""A work directory and the stages that fill it, which meet only through the files in it.
 
-Stages meet only through files in the work directory. Each artifact in it has a recipe
-(`core.provenance`), so that a run goes on where it stopped, and another's work is never taken up.
+Each artifact has a recipe (`core.provenance`), so that a run goes on where it stopped.
 """
 
 import contextlib
@@ -12,12 +11,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from skullgen.core import files, hosts, jobs
+from skullgen.core import files, hosts, jobs, plugins
 from skullgen.core.errors import UserError, in_range, plain
 from skullgen.data import store
 from skullgen.run import stages
 from skullgen.run.config import as_json, at_home
-from skullgen.run.config import stages as named
 
 LOWER = "config.batch_size or config.budget_mb, or the stage's own batch_size, pairs or workers"
 
@@ -28,12 +26,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Several processes (`hosts.join`) share `stages.TOGETHER`; then process 0 goes on alone.
     """
     config, names = check(config, workdir)
-    with _alone(workdir) if hosts.lead() else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
         if hosts.lead():
-            if files.read_json(workdir / "config.json") is None:  # a damaged one is told now
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.alone(workdir / ".lock", "--workdir"))
+            files.clear(workdir)
+            if files.read_json(workdir / "config.json") is None:
                 record(config, workdir)
-            spent = {"seconds": seconds(workdir)}
-            files.write_json(workdir / "versions.json", {**stages.versions(), **spent})
         hosts.first(0)  # process 0 holds the lock
         if not (workdir / "config.json").exists():
             raise UserError(f"{workdir}: not on a disk that all processes share")
@@ -49,24 +48,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def check(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, list[str]]:
     """The config with `~` expanded, and the names of its stages, before anything is written."""
-    names, config = named(config, list(stages.STAGES)), at_home(config)
+    names, config = plugins.listed(config.stages), at_home(config)
+    if not names or not set(names) <= stages.STAGES.keys():
+        wanted = f"name some of {', '.join(stages.STAGES)}, comma-separated"
+        raise UserError(f"stages is {', '.join(names)!r}: {wanted}")
     in_range("workers", config.workers, 0, 1024)
     in_range("model.resolution", config.model.resolution, 2, store.MAX_SIDE)
     stages.check(config, names, workdir)
     return config, names
 
 
-@contextlib.contextmanager
-def _alone(workdir):
-    """Makes a work directory, and holds its lock."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with files.alone(workdir / ".lock", "--workdir"):
-        files.clear(workdir)
-        yield
-
-
 def _stage(config, workdir, name):
-    start, stop = time.monotonic(), 0
+    start, spent, stop = time.monotonic(), seconds(workdir), 0
     print(f"== {name}", flush=True)
     try:
         stages.STAGES[name](config, workdir)
@@ -85,12 +78,11 @@ def _stage(config, workdir, name):
         stop = hosts.largest(stop or jobs.asked())
     if stop:
         raise jobs.Stopped(stop)
-    print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
+    took = time.monotonic() - start
+    print(f"== {name}: {took:.0f} s", flush=True)
     if hosts.lead():
-        spent = files.read_json(workdir / "versions.json")
-        earlier = spent["seconds"].get(name, 0)
-        spent["seconds"][name] = round(earlier + time.monotonic() - start, 1)
-        files.write_json(workdir / "versions.json", spent)
+        spent[name] = round(spent.get(name, 0) + took, 1)
+        files.write_json(workdir / "versions.json", {**stages.versions(), "seconds": spent})
 
 
 def record(config: ConfigDict, workdir: Path, stage: str = "") -> None:
@@ -116,11 +108,3 @@ def warn_of_versions(folder: Path) -> None:
         if old.get(name) != now:
             what = f"{folder} was made with {name} {old.get(name)}, this is {now}"
             print(plain(f"warning: {what}: bits may differ"), file=sys.stderr)
-
-
-def keep_programs(config: ConfigDict) -> None:
-    """Keeps what XLA compiles in `config.compilation_cache`."""
-    if config.get("compilation_cache"):
-        cache = Path(str(config.compilation_cache)).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -79,7 +79,7 @@ HOLD = (
 def test_a_work_directory_is_one_runs_until_it_ends(tmp_path):
     lock = tmp_path / ".lock"
     command = [sys.executable, "-c", HOLD, lock]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
     with subprocess.Popen(command, **pipes) as first:
         assert first.stdout.readline() == "in\n"
         words = rf"another run works here \(process {first.pid} on .*choose another --workdir"

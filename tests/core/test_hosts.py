@@ -1,19 +1,16 @@
 """Several processes of one run: losses, checkpoints, shares of a store, a signal, mistakes."""
 
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
 from skullgen.data import store
 from skullgen.training import checkpoint, logs
-from tests.test_launch import ROOT, TOY
+from tests.faults import faults
+from tests.test_launch import TOY
 
 HYBRID = ["--config", "experiments/vae_wgan.py:smoke", "--config.phases[0].updates=4"]
 HYBRID += ["--config.workers=1", "--config.generate.count=130"]  # three shards
@@ -27,11 +24,7 @@ RUNS = {
 
 def _start(arguments, devices=1, **more):
     flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **more}
-    environment |= {"JAX_DEFAULT_PRNG_IMPL": "threefry2x32", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "launch.py", *map(str, arguments)]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+    return faults.launch(*arguments, XLA_FLAGS=flags, JAX_PLATFORMS="cpu", **more)
 
 
 def _ends(processes):
@@ -42,17 +35,10 @@ def _ends(processes):
     return codes.pop(), said
 
 
-def _wait(condition, processes):
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end and all(p.poll() is None for p in processes)
-        time.sleep(0.05)
-
-
 def _free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def _two(arguments):
@@ -70,16 +56,12 @@ def _slurm(arguments):
 
 
 def _is_free(job):
-    with socket.socket() as found:
-        return found.connect_ex(("localhost", job + 2**16 - 2**12)) != 0
+    with socket.socket() as one:
+        return one.connect_ex(("localhost", job + 2**16 - 2**12)) != 0
 
 
 def _log(work):
     return logs.read(work / "train.jsonl")
-
-
-def _bytes(path):
-    return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module", params=["toy", pytest.param("hybrid", marks=pytest.mark.slow)])
@@ -117,7 +99,7 @@ def test_their_store_and_checkpoint_are_those_of_one_process(two, tmp_path):
     code, words = _ends([_start([*longer, "--config.stages=generate"])])
     assert code == 0, words
     assert store.Store(work / "generated.zarr").missing() == []
-    assert _bytes(alone / "generated.zarr") == _bytes(work / "generated.zarr")
+    assert faults.content(alone / "generated.zarr") == faults.content(work / "generated.zarr")
     code, words = _ends([_start([*longer, "--config.stages=train"])])
     assert code == 0 and f"goes on from the checkpoint of update {updates}" in words[0][0]
     assert checkpoint.newest(alone / "checkpoints" / name) == updates + 1
@@ -128,7 +110,7 @@ def test_a_signal_to_one_process_stops_both_in_the_same_update(tmp_path):
     command += ["--config.phases[1].updates=40000", "--config.save_every=50"]
     processes = _two(command)
     log = tmp_path / "train.jsonl"
-    _wait(lambda: log.exists() and log.read_bytes().count(b"\n") > 40, processes)
+    assert faults.wait(lambda: log.exists() and len(_log(tmp_path)) > 40, processes[0], 120)
     processes[1].send_signal(signal.SIGTERM)
     code, said = _ends(processes)
     assert code == 143, said

@@ -14,6 +14,8 @@ from skullgen.core import jobs
 from skullgen.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+# Where tasks are given up, a thread of loky's may end by a KeyError of its own.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 def _wait(seconds, value):
@@ -49,8 +51,6 @@ def test_tasks_are_drawn_as_they_are_needed(workers):
     assert len(drawn) <= 30 * workers
 
 
-# Where tasks are given up, a thread of loky's may end by a KeyError of its own.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("error", [UserError("a pair is bad"), ZeroDivisionError("theirs")])
 def test_errors_of_tasks_and_of_what_draws_them_are_raised_here(error, workers):
@@ -110,16 +110,16 @@ with jobs.stoppable():
 
 
 def _start(*arguments):
-    command, environment = [sys.executable, "-c", RUN], {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    return subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, **pipes)
+    how = dict(cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    return subprocess.Popen([sys.executable, "-c", RUN, *arguments], **how, **pipes)
 
 
 def _group(process):
-    """Processes of its session, and the state of each."""
-    listed = subprocess.run(["ps", "-eo", "sid=,pid=,stat="], capture_output=True, text=True)
-    rows = [line.split() for line in listed.stdout.splitlines()]
-    return [pid for sid, pid, state in rows if int(sid) == process.pid and "Z" not in state]
+    """Processes of its session."""
+    ask = ["ps", "-o", "stat=", "-s", str(process.pid)]
+    listed = subprocess.run(ask, capture_output=True, encoding="utf-8").stdout.splitlines()
+    return [state for state in listed if "Z" not in state]
 
 
 def _all_end(process, seconds=15):

@@ -89,20 +89,21 @@ def _flipped(data):
     return data[:-8] + bytes([data[-8] ^ 0xFF]) + data[-7:]
 
 
-def _bomb(members=16):
-    """A gzip file of 1 GB of zeros for each 64 kB or so."""
-    return _zip(bytes(2**26)) * members
+@functools.cache
+def _bomb():
+    """A gzip file of 1 GB of zeros in a MB or so."""
+    return _zip(bytes(2**26)) * 16
 
 
 def _skulls(name="z.nrrd", content=None, write=None, **fields):
-    """`make` of a folder: a good file, one more of what `content()` returns, and what `write`s."""
+    """`make` of a folder: a good file, one more of that holds `content`, and what `write`s."""
 
     def make(folder, config):
         root = folder / "skulls"
         root.mkdir()
         volumes.write(root / "z.nrrd", _skull(), AFFINE)
-        if content:
-            (root / name).write_bytes(content())
+        if content is not None:
+            (root / name).write_bytes(content)
         if write:
             write(root)
         config.data.update(source="skulls", root=str(root), strict=True, **fields)
@@ -157,67 +158,48 @@ def _nested(root):
     (root / "inner" / "a.nrrd").write_bytes(_nrrd())
 
 
-def _pair(skull=None, implant=None, size=32, mm=6.4):
-    """`make` of SkullBreak's layout with one pair.
+DISTANCE = np.linalg.norm(np.indices((32,) * 3) - 15.5, axis=0) / 32
+SHELL, HOLE = (DISTANCE < 0.42) & (DISTANCE > 0.3), np.zeros((32,) * 3, bool)
+HOLE[8:16, :, 20:] = True
+REST, PIECE = SHELL & ~HOLE, SHELL & HOLE
 
-    skull, implant: where given, of (skull, hole), what the file holds: its bytes, or the mask.
-    """
+
+def _pair(skull=REST, implant=PIECE, steps=(6.4, 6.4)):
+    """`make` of SkullBreak's layout with one pair; implant: a mask or bytes; steps: in mm."""
 
     def make(folder, config):
-        grid = np.indices((size,) * 3) - (size - 1) / 2
-        distance = np.linalg.norm(grid, axis=0) / size
-        shell = (distance < 0.42) & (distance > 0.3)
-        hole = np.zeros_like(shell)
-        hole[size // 4 : size // 2, :, 5 * size // 8 :] = True
-        masks = {"defective_skull": shell & ~hole, "implant": shell & hole}
-        changes = {"defective_skull": skull, "implant": implant}
-        for side, mask in masks.items():
+        contents = {"defective_skull": skull, "implant": implant}
+        for (side, content), step in zip(contents.items(), steps, strict=True):
             path = folder / "data" / "train" / side / "bilateral" / "000.nrrd"
-            content, step = changes[side](shell, hole) if changes[side] else mask, mm
-            if isinstance(content, tuple):
-                content, step = content
-            volumes.write(path, mask, np.diag([6.4, 6.4, 6.4, 1.0]))
+            path.parent.mkdir(parents=True)
             if isinstance(content, bytes):
                 path.write_bytes(content)
             else:
-                volumes.write(path, content, np.diag(np.append(np.broadcast_to(step, 3), 1.0)))
+                volumes.write(path, content, np.diag([*np.broadcast_to(step, 3), 1.0]))
         config.data.update(source="skullbreak", root=str(folder / "data"), strict=True)
 
     return make
 
 
-def _at(low, high):
-    """A cube of bone, whatever the pair is."""
-
-    def cube(shell, hole):
-        mask = np.zeros_like(shell)
-        mask[low:high, low:high, low:high] = True
-        return mask
-
-    return cube
+def _cube(low, high):
+    mask = np.zeros_like(SHELL)
+    mask[low:high, low:high, low:high] = True
+    return mask
 
 
 GOOD = [
-    _skulls("a.nrrd", _nrrd),
-    _skulls("a.nrrd", lambda: _nrrd(packed=False, encoding="raw")),
-    _skulls("a.nii", _nifti),
-    _skulls("a.nii.gz", lambda: _zip(_nifti())),
-    _skulls("a.nii", lambda: _nifti(codes=(0, 1), rows=PLAIN_ROWS)),
+    _skulls("a.nrrd", _nrrd()),
+    _skulls("a.nrrd", _nrrd(packed=False, encoding="raw")),
+    _skulls("a.nii", _nifti()),
+    _skulls("a.nii.gz", _zip(_nifti())),
+    _skulls("a.nii", _nifti(codes=(0, 1), rows=PLAIN_ROWS)),
     _detached("a.raw", write=lambda root: (root / "a.raw").write_bytes(_voxels())),
     _pair(),
 ]
 
 
-def _changed(**changed):
-    return lambda: _nrrd(**changed)
-
-
 def _with(value):
-    return lambda: _nrrd(_spoiled(">f4", value), type="float", endian="big")
-
-
-def _set(**changed):
-    return lambda: _nifti(**changed)
+    return _nrrd(_spoiled(">f4", value), type="float", endian="big")
 
 
 CUT = "its bytes cannot be read .*: it is corrupt or cut short; copy or export it again"
@@ -232,124 +214,112 @@ VOXELS = "sizes .*: not 1 to \\d+ voxels \\(data.max_voxels\\): crop it, .* that
 SINGLE = "sizeof_hdr, magic or vox_offset: not those of a single NIfTI file: .*"
 
 NRRD = {
-    "empty": (lambda: b"", HEAD),
-    "cut-in-header": (lambda: _nrrd()[:70], HEAD),
-    "cut-between-lines": (lambda: _nrrd()[:21], HEAD),
-    "cut-in-data": (lambda: _nrrd()[:-2000], CUT),
-    "raw-cut": (lambda: _nrrd(packed=False, encoding="raw")[:-1], CUT),
-    "magic": (_changed(magic="PNG"), CUT),
-    "version": (_changed(magic="NRRD0009"), CUT),
-    "no-field": (lambda: b"NRRD0004\nhello\n\n", HEAD),
-    "long-field": (_changed(content="a" * 5000), HEAD),  # which crashes SimpleITK
-    "twice": (_changed(space_origin="(0,0,0)\ntype: int"), CUT),
-    "encoding-unknown": (_changed(encoding="zebra"), CUT),
-    "encoding-bzip2": (_changed(encoding="bzip2"), CUT),
-    "spacing-negative": (lambda: _spaced("1 -1 1"), "spacings: not positive: .* in mm"),
-    "spacing-zero": (lambda: _spaced("1 0 1"), CUT),
-    "spacing-nan": (lambda: _spaced("1 nan 1"), HEAD),
-    "spacings-many": (lambda: _spaced("1 " * 200_000), HEAD),
-    "singular": (_changed(space_directions="(4,0,0) (0,4,0) (0,4,0)"), AXES),
-    "sheared": (_changed(space_directions="(4,0,0) (1,4,0) (0,0,4)"), AXES),
-    "metres": (_changed(space_directions=THREE.replace("4", "4e-3")), MILLIMETRES),
-    "microns": (_changed(space_directions=THREE.replace("4", "4e3")), MILLIMETRES),
-    "units": (_changed(space_units='"cm" "cm" "cm"'), "units .* are read in mm only"),
-    "space": (
-        _changed(space="scanner-xyz"),
-        "space 'scanner-xyz' is not known: write LPS, RAS or LAS",
-    ),
-    "no-directions": (_changed(space_directions="none none none"), HEAD),
-    "2d": (_changed(dimension=2, sizes="48 48", space_directions="(4,0,0) (0,4,0)"), HEAD),
-    "4d": (_changed(dimension=4, sizes="2 48 48 24", space_directions=f"none {THREE}"), HEAD),
-    "dimension-huge": (_changed(dimension=10**9), CUT),
-    "sizes-larger": (_changed(sizes="48 48 49"), CUT),
-    "sizes-negative": (_changed(sizes="48 -48 48"), CUT),
-    "sizes-infinite": (_changed(sizes="48 inf 48"), CUT),
-    "terabytes": (_changed(sizes="9999999 9999999 9999999"), CUT),
-    "too-many-voxels": (_changed(sizes="4096 4096 4096"), VOXELS),
-    "all-zero": (lambda: _nrrd(bytes(SIDE**3)), "holds no bone .*"),
-    "all-one": (lambda: _nrrd(b"\1" * SIDE**3), "is bone everywhere: give a mask .*"),
+    "empty": (b"", HEAD),
+    "cut-in-header": (_nrrd()[:70], HEAD),
+    "cut-between-lines": (_nrrd()[:21], HEAD),
+    "cut-in-data": (_nrrd()[:-2000], CUT),
+    "raw-cut": (_nrrd(packed=False, encoding="raw")[:-1], CUT),
+    "magic": (_nrrd(magic="PNG"), CUT),
+    "version": (_nrrd(magic="NRRD0009"), CUT),
+    "no-field": (b"NRRD0004\nhello\n\n", HEAD),
+    "long-field": (_nrrd(content="a" * 5000), HEAD),  # which crashes SimpleITK
+    "twice": (_nrrd(space_origin="(0,0,0)\ntype: int"), CUT),
+    "encoding-unknown": (_nrrd(encoding="zebra"), CUT),
+    "encoding-bzip2": (_nrrd(encoding="bzip2"), CUT),
+    "spacing-negative": (_spaced("1 -1 1"), "spacings: not positive: .* in mm"),
+    "spacing-zero": (_spaced("1 0 1"), CUT),
+    "spacing-nan": (_spaced("1 nan 1"), HEAD),
+    "spacings-many": (_spaced("1 " * 200_000), HEAD),
+    "singular": (_nrrd(space_directions="(4,0,0) (0,4,0) (0,4,0)"), AXES),
+    "sheared": (_nrrd(space_directions="(4,0,0) (1,4,0) (0,0,4)"), AXES),
+    "metres": (_nrrd(space_directions=THREE.replace("4", "4e-3")), MILLIMETRES),
+    "microns": (_nrrd(space_directions=THREE.replace("4", "4e3")), MILLIMETRES),
+    "units": (_nrrd(space_units='"cm" "cm" "cm"'), "units .* are read in mm only"),
+    "space": (_nrrd(space="scanner-xyz"), "space 'scanner-xyz' is not known: write LPS, .*"),
+    "no-directions": (_nrrd(space_directions="none none none"), HEAD),
+    "2d": (_nrrd(dimension=2, sizes="48 48", space_directions="(4,0,0) (0,4,0)"), HEAD),
+    "4d": (_nrrd(dimension=4, sizes="2 48 48 24", space_directions=f"none {THREE}"), HEAD),
+    "dimension-huge": (_nrrd(dimension=10**9), CUT),
+    "sizes-larger": (_nrrd(sizes="48 48 49"), CUT),
+    "sizes-negative": (_nrrd(sizes="48 -48 48"), CUT),
+    "sizes-infinite": (_nrrd(sizes="48 inf 48"), CUT),
+    "terabytes": (_nrrd(sizes="9999999 9999999 9999999"), CUT),
+    "too-many-voxels": (_nrrd(sizes="4096 4096 4096"), VOXELS),
+    "all-zero": (_nrrd(bytes(SIDE**3)), "holds no bone .*"),
+    "all-one": (_nrrd(b"\1" * SIDE**3), "is bone everywhere: give a mask .*"),
     "nan": (_with(np.nan), NOT_FINITE),
     "infinite": (_with(np.inf), NOT_FINITE),
-    "no-endian": (lambda: _nrrd(_voxels("<u2"), type="uint16"), CUT),
-    "type": (_changed(type="block"), CUT),
-    "checksum": (lambda: _flipped(_nrrd()), CUT),
-    "ct": (lambda: _nrrd(_scan(), type="int16", endian="little"), SCAN),
+    "no-endian": (_nrrd(_voxels("<u2"), type="uint16"), CUT),
+    "type": (_nrrd(type="block"), CUT),
+    "checksum": (_flipped(_nrrd()), CUT),
+    "ct": (_nrrd(_scan(), type="int16", endian="little"), SCAN),
 }
 NIFTI = {
-    "empty": (lambda: b"", CUT),
-    "cut-in-header": (lambda: _nifti()[:200], CUT),
-    "cut-in-data": (lambda: _nifti()[:-1], CUT),
-    "magic": (_set(magic=(b"abc",)), SINGLE),
-    "pair-of-files": (_set(magic=(b"ni1",)), SINGLE),
-    "analyze": (_set(magic=(bytes(4),)), SINGLE),
-    "nifti-2": (lambda: bytes(nibabel.Nifti2Header().binaryblock) + _voxels(), "dim .*"),
-    "complex": (_set(datatype=(32, 64)), "datatype complex64 holds no mask: save it as uint8"),
-    "rgb": (_set(datatype=(128, 24)), "datatype .*'R'.* holds no mask: save it as uint8"),
-    "type": (_set(datatype=(999, 8)), CUT),
-    "2d": (_set(dim=(2, 48, 48, 1, 1, 1, 1, 1)), "dim .* is not one 3-D volume: .*"),
-    "4d": (_set(dim=(4, 48, 48, 24, 2, 1, 1, 1)), "dim .* is not one 3-D volume: .*"),
-    "sizes-larger": (_set(dim=(3, 48, 48, 49, 1, 1, 1, 1)), CUT),
-    "sizes-smaller": (_set(dim=(3, 48, 48, 47, 1, 1, 1, 1)), MORE),
-    "sizes-negative": (_set(dim=(3, 48, -48, 48, 1, 1, 1, 1)), VOXELS),
-    "terabytes": (_set(dim=(3, 32767, 32767, 32767, 1, 1, 1, 1)), VOXELS),
-    "too-many-voxels": (_set(dim=(3, 4096, 4096, 4096, 1, 1, 1, 1)), VOXELS),
-    "spacing-zero": (_set(codes=(0, 0), pixdim=(0,) * 8), MILLIMETRES),
-    "rows-nan": (_set(rows=(np.nan, *PLAIN_ROWS[1:])), "its affine is not finite: .*"),
-    "singular": (_set(rows=(MM, MM, 0, 0, *PLAIN_ROWS[:2], 0, 0, 0, 0, MM, 0)), AXES),
-    "sheared": (_set(rows=(MM, 1, 0, 0, 0, *PLAIN_ROWS[5:])), AXES),
-    "metres": (_set(units=(1,)), MILLIMETRES),
-    "microns": (_set(units=(3,)), MILLIMETRES),
-    "trailing": (lambda: _nifti() + b"\0", MORE),
-    "all-zero": (lambda: _nifti(bytes(SIDE**3)), "holds no bone .*"),
-    "nan": (lambda: _nifti(_spoiled("<f4", np.nan), datatype=(16, 32)), NOT_FINITE),
+    "empty": (b"", CUT),
+    "cut-in-header": (_nifti()[:200], CUT),
+    "cut-in-data": (_nifti()[:-1], CUT),
+    "magic": (_nifti(magic=(b"abc",)), SINGLE),
+    "pair-of-files": (_nifti(magic=(b"ni1",)), SINGLE),
+    "analyze": (_nifti(magic=(bytes(4),)), SINGLE),
+    "nifti-2": (bytes(nibabel.Nifti2Header().binaryblock) + _voxels(), "dim .*"),
+    "complex": (_nifti(datatype=(32, 64)), "datatype complex64 holds no mask: save it as uint8"),
+    "rgb": (_nifti(datatype=(128, 24)), "datatype .*'R'.* holds no mask: save it as uint8"),
+    "type": (_nifti(datatype=(999, 8)), CUT),
+    "2d": (_nifti(dim=(2, 48, 48, 1, 1, 1, 1, 1)), "dim .* is not one 3-D volume: .*"),
+    "4d": (_nifti(dim=(4, 48, 48, 24, 2, 1, 1, 1)), "dim .* is not one 3-D volume: .*"),
+    "sizes-larger": (_nifti(dim=(3, 48, 48, 49, 1, 1, 1, 1)), CUT),
+    "sizes-smaller": (_nifti(dim=(3, 48, 48, 47, 1, 1, 1, 1)), MORE),
+    "sizes-negative": (_nifti(dim=(3, 48, -48, 48, 1, 1, 1, 1)), VOXELS),
+    "terabytes": (_nifti(dim=(3, 32767, 32767, 32767, 1, 1, 1, 1)), VOXELS),
+    "too-many-voxels": (_nifti(dim=(3, 4096, 4096, 4096, 1, 1, 1, 1)), VOXELS),
+    "spacing-zero": (_nifti(codes=(0, 0), pixdim=(0,) * 8), MILLIMETRES),
+    "rows-nan": (_nifti(rows=(np.nan, *PLAIN_ROWS[1:])), "its affine is not finite: .*"),
+    "singular": (_nifti(rows=(MM, MM, 0, 0, *PLAIN_ROWS[:2], 0, 0, 0, 0, MM, 0)), AXES),
+    "sheared": (_nifti(rows=(MM, 1, 0, 0, 0, *PLAIN_ROWS[5:])), AXES),
+    "metres": (_nifti(units=(1,)), MILLIMETRES),
+    "microns": (_nifti(units=(3,)), MILLIMETRES),
+    "trailing": (_nifti() + b"\0", MORE),
+    "all-zero": (_nifti(bytes(SIDE**3)), "holds no bone .*"),
+    "nan": (_nifti(_spoiled("<f4", np.nan), datatype=(16, 32)), NOT_FINITE),
     "scaled-to-infinity": (
-        lambda: _nifti(_spoiled("<f8", 1e300), datatype=(64, 64), slope=(1e30, 0)),
+        _nifti(_spoiled("<f8", 1e300), datatype=(64, 64), slope=(1e30, 0)),
         NOT_FINITE,
     ),
-    "ct": (lambda: _nifti(_scan(), datatype=(4, 16)), SCAN),
-    "offset": (_set(offset=(1e12,)), SINGLE),
+    "ct": (_nifti(_scan(), datatype=(4, 16)), SCAN),
+    "offset": (_nifti(offset=(1e12,)), SINGLE),
 }
 ZIPPED = {
-    "empty": (lambda: b"", CUT),
-    "cut": (lambda: _zip(_nifti())[:-100], CUT),
-    "no-gzip": (_nifti, CUT),
-    "checksum": (lambda: _flipped(_zip(_nifti())), CUT),
-    "bomb": (lambda: _zip(_nifti()) + _bomb(), MORE),
-    "bomb-skipped": (lambda: _zip(_nifti(b"", offset=(2**30,))) + _bomb(), SINGLE),
+    "empty": (b"", CUT),
+    "cut": (_zip(_nifti())[:-100], CUT),
+    "no-gzip": (_nifti(), CUT),
+    "checksum": (_flipped(_zip(_nifti())), CUT),
+    "bomb": (_zip(_nifti()) + _bomb(), MORE),
+    "bomb-skipped": (_zip(_nifti(b"", offset=(2**30,))) + _bomb(), SINGLE),
 }
 FOLDERS = {
-    "mask-with-bone-hu": (
-        _skulls("a.nrrd", _nrrd, bone_hu=300.0),
-        "a.nrrd: is a mask \\(values 0 to 1\\), not a CT: leave bone_hu out",
+    "mask-with-hu": (
+        _skulls("a.nrrd", _nrrd(), bone_hu=300.0),
+        "a.nrrd: is a mask .*, not a CT: .*",
     ),
-    "max-voxels": (_skulls("a.nrrd", _nrrd, max_voxels=1000), f"a.nrrd: {VOXELS}"),
+    "max-voxels": (_skulls("a.nrrd", _nrrd(), max_voxels=1000), f"a.nrrd: {VOXELS}"),
     "data-file-absolute": (_detached("/etc/passwd"), DATA),
     "data-file-climbs": (_detached("../secret.raw"), DATA),
     "data-file-links-out": (_detached("a.raw", write=_link("a.raw", "../secret.raw")), DATA),
     "data-file-missing": (_detached("a.raw"), DATA),
     "data-file-long": (_detached("a" * 5000), f"a.nhdr: (?:{HEAD}|cannot be opened .*)"),
-    "data-file-list": (
-        _detached("LIST", *(f"{number}.raw" for number in range(1000))),
-        DATA,
-    ),
+    "data-file-list": (_detached("LIST", "a.raw", "b.raw"), DATA),
     "data-file-pattern": (_detached("a%04d.raw 1 1000 1"), DATA),
-    "long-line": (
-        _skulls(write=_long_line),
-        f"a.nrrd: {HEAD}",
-    ),
+    "long-line": (_skulls(write=_long_line), f"a.nrrd: {HEAD}"),
     "dangling-link": (_skulls(write=_link("a.nrrd", "annex/x")), "a.nrrd: there is no .*"),
     "link-to-itself": (_skulls(write=_link("a.nrrd", "a.nrrd")), "a.nrrd: there is no .*"),
     "unreadable": (_skulls(write=_link("a.nrrd", "/proc/self/mem")), "a.nrrd: cannot be .*"),
     "pipe": (_skulls(write=lambda root: os.mkfifo(root / "a.nrrd")), "a.nrrd: there is .*"),
-    "name-of-escapes": (
-        _skulls(write=_named("a\n\x1b[31m<b>\u202e.nrrd")),
-        r"a\\n\\x1b\[31m<b>\\u202e.nrrd: no header .*",
+    "escapes": (
+        _skulls(write=_named("a\n\x1b[3m<b>.nrrd")),
+        r"a\\n\\x1b\[3m<b>.nrrd: no header .*",
     ),
-    "name-of-bytes": (
-        _skulls(write=lambda root: _named(os.fsdecode(b"a\xff.nrrd"))(root)),
-        r"a\\udcff.nrrd: no header .*",
-    ),
-    "two-of-a-name": (_skulls("z.nii", _nifti), " two files are called z: rename one"),
+    "bytes": (_skulls(write=_named(os.fsdecode(b"a\xff.nrrd"))), r"a\\udcff.nrrd: no header .*"),
+    "two-of-a-name": (_skulls("z.nii", _nifti()), " two files are called z: rename one"),
     "empty-folder": (_alone(lambda root: None), " holds no skull .*"),
     "folder-of-folders": (_alone(_nested), " holds no skull .*"),
     "folder-called-nrrd": (_alone(lambda root: (root / "a.nrrd").mkdir()), " holds no .*"),
@@ -358,19 +328,16 @@ FOLDERS = {
 SKULL = ".*/data/train/defective_skull/bilateral/000.nrrd"
 GRID = f"its grid is not that of {SKULL}"
 PAIRS = {
-    "shape": (_pair(implant=lambda skull, hole: np.pad(skull & hole, 8)), GRID),
-    "geometry": (_pair(implant=lambda skull, hole: (skull & hole, 3.2)), GRID),
-    "inside": (_pair(skull=lambda skull, hole: skull), f"overlaps {SKULL}: they are no pair"),
-    "same": (_pair(implant=lambda skull, hole: skull & ~hole), f"overlaps {SKULL}: .*"),
-    "apart": (_pair(implant=_at(14, 18)), f"does not touch {SKULL}: they are no pair"),
-    "swapped": (
-        _pair(lambda skull, hole: skull & hole, lambda skull, hole: skull & ~hole),
-        f"larger than {SKULL}: are the two swapped\\?",
-    ),
-    "full": (_pair(implant=_at(0, 32)), "is bone everywhere: give a mask .*"),
-    "empty": (_pair(implant=_at(0, 0)), "holds no bone .*"),
-    "no-cube": (_pair(mm=(6.4, 6.4, 3.2)), ".* mm is no cube, as SkullBreak's are: .*"),
-    "cut": (_pair(implant=lambda skull, hole: _nrrd()[:-500]), CUT),
+    "shape": (_pair(implant=np.pad(PIECE, 8)), GRID),
+    "geometry": (_pair(steps=(6.4, 3.2)), GRID),
+    "inside": (_pair(skull=SHELL), f"overlaps {SKULL}: they are no pair"),
+    "same": (_pair(implant=REST), f"overlaps {SKULL}: .*"),
+    "apart": (_pair(implant=_cube(14, 18)), f"does not touch {SKULL}: they are no pair"),
+    "swapped": (_pair(PIECE, REST), f"larger than {SKULL}: are the two swapped\\?"),
+    "full": (_pair(implant=_cube(0, 32)), "is bone everywhere: give a mask .*"),
+    "empty": (_pair(implant=_cube(0, 0)), "holds no bone .*"),
+    "no-cube": (_pair(steps=((6.4, 6.4, 3.2),) * 2), ".* mm is no cube, as SkullBreak's are: .*"),
+    "cut": (_pair(implant=_nrrd()[:-500]), CUT),
 }
 CASES = [
     *(

@@ -1,5 +1,6 @@
 """A disk that is full in the middle of a stage: a small tmpfs in a mount namespace of its own."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -24,56 +25,50 @@ def possible():
 def outside(config, folder, names):
     """One result for each of the stages `names`, as `faults.trial` returns them."""
     ask = ["unshare", "-rm", sys.executable, "-m", "tests.faults.disk", config, folder, *names]
-    done = subprocess.run(list(map(str, ask)), cwd=faults.ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, ask)), cwd=faults.ROOT, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _used(path):
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
 def inside(config, folder, names):
     """Runs every stage once on a disk that fills up, and again with room; prints the results."""
     whole, disk = folder / "whole" / "run", folder / "disk"
-    sizes, through = [], STAGES[: 1 + max(map(STAGES.index, names))]
+    through, sizes = STAGES[: 1 + max(map(STAGES.index, names))], [0]
     for name in through:
         code, _, err = faults.run(config, whole, faults.stages([name]))
         assert code == 0, err
-        sizes.append(_used(whole))
+        sizes.append(sum(map(len, faults.content(whole).values())))
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1g", "none", str(disk)]
-    subprocess.run(mount, check=True)
-    work, results, before = disk / "run", [], 0
-    for name, after in zip(through, sizes, strict=True):
-        problems, words = [], ""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "none", disk], check=True)
+    results = []
+    for name, (before, after) in zip(through, itertools.pairwise(sizes), strict=True):
         if name in names:
-            held = {p: p.read_bytes() for p in work.rglob("*") if p.is_file()}
-            filler = disk / "filler"
-            room = 2**15 + (after - before) // 3  # versions.json is written first
-            with open(filler, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - room)
-            code, _, err = faults.run(config, work, faults.stages([name]))
-            words = err.strip().splitlines()[-1] if err.strip() else ""
-            lines = [line for line in err.splitlines() if "error: " in line.lower()]
-            if code != 2 or "no room left on its disk" not in words or len(lines) != 1:
-                problems.append(f"exit code {code}: {err.strip()[-2000:]}")
-            if "Traceback" in err:
-                problems.append(f"traceback: {err.strip()[-2000:]}")
-            changed = [p for p, was in held.items() if not p.exists() or p.read_bytes() != was]
-            mine = ("config.json", "versions.json", ".lock")
-            problems += [f"{p} was changed" for p in changed if p.name not in mine]
-            filler.unlink()
-        code, _, err = faults.run(config, work, faults.stages([name]))
+            results.append(_filled(config, disk, name, (after - before) // 3))
+        code, _, err = faults.run(config, disk / "run", faults.stages([name]))
         if code:
-            problems.append(f"did not go on: {err.strip()[-500:]}")
-        if name in names:
-            words = words.replace(str(disk), "DISK")
-            results.append({"stopped in": name, "said": words, "lost": problems})
-        before = after
-    lost = [name for name in faults.differences(work, whole) if not name.startswith("report")]
+            results[-1]["lost"].append(f"did not go on: {err.strip()[-500:]}")
+    lost = [name for name in faults.differences(disk / "run", whole) if "report" not in name]
     results[-1]["lost"] += lost
     print(json.dumps(results))
+
+
+def _filled(config, disk, stage, room):
+    """What a stage says that has so many bytes of room, and what it did that it should not."""
+    work, filler = disk / "run", disk / "filler"
+    earlier = faults.content(work)
+    with open(filler, "wb") as file:  # config.json is written first
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - 2**15 - room)
+    code, _, err = faults.run(config, work, faults.stages([stage]))
+    filler.unlink()
+    words, count = err.strip().rpartition("\n")[2], err.lower().count("error: ")
+    now = faults.content(work)
+    problems = [f"{p} was changed" for p, data in earlier.items() if now.get(p) != data]
+    problems = [text for text in problems if not text.startswith(("config.json", ".lock"))]
+    if (code, count) != (2, 1) or "no room left on its disk" not in words or "Traceback" in err:
+        problems.append(f"exit code {code}: {err.strip()[-2000:]}")
+    return {"stopped in": stage, "said": words.replace(str(disk), "DISK"), "lost": problems}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
   python -m tests.faults.faults signal --count 10
   python -m tests.faults.faults disk
 
-Prints a table of what was tried; exit code 1 where anything was lost. `--json FILE` keeps it.
+Prints a table of what was tried; exit code 1 where anything was lost.
 """
 
 import argparse
@@ -32,27 +32,29 @@ def start(config, work, *more, before=None):
     return launch("--config", config, "--workdir", work, *more, before=before)
 
 
-def launch(*arguments, before=None):
+def launch(*arguments, before=None, **environment):
     """A child process of launch.py, of a group of its own."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": ""}
-    environment["JAX_DEFAULT_PRNG_IMPL"] = "threefry2x32"
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        start_new_session=True,
-        preexec_fn=before,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    own = {"PYTHONUNBUFFERED": "1", "XLA_FLAGS": "", "JAX_DEFAULT_PRNG_IMPL": "threefry2x32"}
+    command = [sys.executable, "launch.py", *map(str, arguments)]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    how = dict(cwd=ROOT, start_new_session=True, preexec_fn=before, **pipes)
+    return subprocess.Popen(command, env={**os.environ, **own, **environment}, **how)
 
 
-def run(config, work, *more, seconds=600):
+def run(config, work, *more):
     """(exit code, stdout, stderr) of a whole run."""
-    process = start(config, work, *more)
-    out, err = process.communicate(timeout=seconds)
+    return end(start(config, work, *more))
+
+
+def end(process):
+    """(exit code, stdout, stderr) of a child process."""
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
+
+
+def content(folder):
+    """File -> its bytes."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def stages(names=STAGES):
@@ -61,24 +63,16 @@ def stages(names=STAGES):
 
 
 def left(work):
-    """All that a run's result is: file or checkpoint -> its bytes, or its state's sum."""
-    found = {}
-    for path in sorted(work.rglob("*")):
-        name = path.relative_to(work).as_posix()
-        if "checkpoints/" in name or not path.is_file() or name in ("versions.json", ".lock"):
+    """All that a run's result is: file -> its bytes, and of a checkpoint its state's sum."""
+    result = {}
+    for name, data in content(work).items():
+        about = work.joinpath(*name.parts[:3]) / "_CHECKPOINT_METADATA"
+        if name.name in ("versions.json", ".lock") or (about.exists() and about != work / name):
             continue
-        found[name] = path.read_bytes()
-        if path.suffix == ".json":  # of two folders: their own paths
-            found[name] = found[name].replace(str(work).encode(), b"WORK")
-    for path in sorted((work / "checkpoints").glob("*/*")):
-        name = path.relative_to(work).as_posix()
-        if (path / "_CHECKPOINT_METADATA").is_file():
-            about = json.loads((path / "_CHECKPOINT_METADATA").read_text())
-            found[name] = json.dumps(about["custom_metadata"]).encode()
-        else:
-            content = path.read_bytes() if path.is_file() else b"a folder"
-            found[name] = content.replace(str(work).encode(), b"WORK")
-    return found
+        if about == work / name:
+            data = json.dumps(json.loads(data)["custom_metadata"]).encode()
+        result[name.as_posix()] = data.replace(str(work).encode(), b"WORK")
+    return result
 
 
 def differences(work, whole):
@@ -113,7 +107,7 @@ def reference(config, work):
     return dict(zip(begun, np.diff([*begun.values(), time.monotonic()]).tolist(), strict=True))
 
 
-def trial(config, whole, work, number, instant, seed=0):
+def trial(config, whole, work, number, instant):
     """Stops a run by the signal `number`, starts it again, and says what became of it.
 
     instant: (stage, seconds after it began), or ("save", n): in the middle of the n-th save seen.
@@ -130,55 +124,40 @@ def trial(config, whole, work, number, instant, seed=0):
     else:
         wait(lambda: f"== {stage}\n" in lines, process, 300)
         wait(lambda: False, process, place)
-    begin = time.monotonic()
-    finished = process.poll() is not None
-    if number == signal.SIGKILL:
-        os.killpg(process.pid, number) if not finished else None
-    else:
+    begin, finished = time.monotonic(), process.poll() is not None
+    if number != signal.SIGKILL:
         process.send_signal(number)
+    elif not finished:
+        os.killpg(process.pid, number)
     err = process.stderr.read()
     process.wait(timeout=120)
     seconds = time.monotonic() - begin
     reader.join()
     last = [line.split()[1].rstrip(":") for line in lines if line.startswith("== ")]
+    code, _, words = run(config, work, stages())
+    problems = [f"did not go on: {words.strip()[-300:]}"] if code else differences(work, whole)
     ends = {0} if finished else CODES[number] | {0}
-    log = work / "train.jsonl"
-    phase = json.loads(log.read_bytes().splitlines()[-2])["phase"] if _lines(log) > 1 else ""
-    problems = []
-    if process.returncode not in ends:
+    if process.returncode not in ends or "Traceback" in err:
         problems.append(f"exit code {process.returncode}: {err.strip()[-300:]}")
-    if "Traceback" in err:
-        problems.append(f"traceback: {err.strip()[-300:]}")
-    code, _, err = run(config, work, stages())
-    if code != 0:
-        problems.append(f"did not go on: {err.strip()[-300:]}")
-    else:
-        problems += differences(work, whole)
     return {
         "signal": signal.Signals(number).name,
         "stopped in": f"a save in {last[-1]}" if stage == "save" else (last or ["start"])[-1],
-        "phase": phase,  # of training, as far as the log was written
         "exit code": process.returncode,
         "seconds to the end": round(seconds, 2),
         "lost": problems,
     }
 
 
-def _lines(path):
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def stop(config, count, numbers, seed, folder, names=STAGES):
-    """`count` trials at random instants of the stages `names` in turn, every sixth in a save."""
+def stop(config, count, numbers, seed, folder):
+    """`count` trials at random instants of the stages in turn, every sixth in a save."""
     whole = folder / "whole"
-    warm = folder / "warm"
-    reference(config, warm)  # fills the compilation cache, so that the times below hold
+    reference(config, folder / "warm")  # fills the compilation cache, so that the times below hold
     times = reference(config, whole)
     print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items()), flush=True)
     draw, results = np.random.default_rng(seed), []
     for turn in range(2 * count):
         # A stage each in turn, and within it a random instant: short stages are stopped, too.
-        stage = names[turn % len(names)]
+        stage = STAGES[turn % len(STAGES)]
         instant = (stage, float(draw.uniform(0, times[stage])))
         if turn % 6 == 5:
             instant = ("save", int(draw.integers(0, 12)))
@@ -200,8 +179,6 @@ def main():
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--config", default="experiments/vae_wgan.py:smoke")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stages", default=",".join(STAGES))
-    parser.add_argument("--json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
@@ -212,12 +189,9 @@ def main():
         else:
             numbers = [signal.SIGKILL]
             numbers = numbers if given.what == "kill" else [signal.SIGTERM, signal.SIGINT]
-            names = given.stages.split(",")
-            results = stop(given.config, given.count, numbers, given.seed, folder, names)
+            results = stop(given.config, given.count, numbers, given.seed, folder)
     lost = [result for result in results if result["lost"]]
     print(f"tried {len(results)}, survived {len(results) - len(lost)}, lost {len(lost)}")
-    if given.json:
-        pathlib.Path(given.json).write_text(json.dumps(results, indent=1))
     sys.exit(bool(lost))
 
 

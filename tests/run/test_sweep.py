@@ -65,19 +65,17 @@ def test_a_sweep_is_listed_run_reused_and_gathered(tmp_path, capsys, pairs):
     written = files.read_json(folder / "sweep.json")
     assert [row[:2] for row in written["rows"]] == [["0.1", "2"], ["0.2", "2"]]
     assert written["columns"][:3] == ["model.learning_rate", "runs", "nearest skull"]
-    made = files.read_json(folder / names[2] / "config.json")
-    assert (made["model"]["learning_rate"], made["seed"]) == (0.2, 0)
     skull = files.read_json(folder / names[2] / "metrics.json")["quality"]["skull"]
     key = "quality.skull.nearest_training_dice.generated"
-    found = {run["name"]: run["numbers"][key] for run in written["runs"]}
-    assert found[names[2]] == skull["nearest_training_dice"]["generated"]
-    row = list(csv.DictReader((folder / "sweep.csv").open()))[1]
-    values = [found[name] for name in names[2:]]
+    numbers = {run["name"]: run["numbers"][key] for run in written["runs"]}
+    assert numbers[names[2]] == skull["nearest_training_dice"]["generated"]
+    row = list(csv.DictReader((folder / "sweep.csv").open(encoding="utf-8")))[1]
+    values = [numbers[name] for name in names[2:]]
     mean, sd = np.mean(values), np.std(values, ddof=1)
     assert (float(row[key]), float(row[f"{key} sd"])) == pytest.approx((mean, sd))
-    text = (folder / "sweep.md").read_text()
+    text = (folder / "sweep.md").read_text(encoding="utf-8")
     assert "| model.learning_rate" in text and f"{mean:.3f} ± " in text and f"{mean:.3f} ± " in out
-    assert "Sweep" in (folder / "report.html").read_text()
+    assert "Sweep" in (folder / "report.html").read_text(encoding="utf-8")
     before = (folder / names[0] / "train.jsonl").stat().st_mtime_ns
     sweep.sweep(config, folder, "all", named)
     assert "== job" not in capsys.readouterr().out
@@ -103,39 +101,28 @@ def test_an_exception_of_a_users_own_code_stops_no_other(tmp_path, capsys, pairs
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("runs", "fixed", "words"),
     [
-        ({"model.learning": 1.0}, r"the config has no field 'model\.learning'"),
-        ({"phases[3].updates": 1}, r"the config has no field 'phases\[3\]\.updates'"),
-        ({"seed": "three"}, r"config\.seed is 'three'"),
-        ({"data.threshold": 2.0}, r"config\.data\.threshold is 2\.0: it must be 0\.001 to 1"),
-        ({"model_name": "vea"}, r"no module skullgen\.models\.vea"),
+        ([{"model.learning": 1.0}], (), r"the config has no field 'model\.learning'"),
+        ([{"phases[3].updates": 1}], (), r"the config has no field 'phases\[3\]\.updates'"),
+        ([{"seed": "three"}], (), r"config\.seed is 'three'"),
+        ([{"data.threshold": 2.0}], (), r"config\.data\.threshold is 2\.0: it must be 0\.001 to 1"),
+        ([{"model_name": "vea"}], (), r"no module skullgen\.models\.vea"),
+        ([{"seed": 1}], (), "adds the run seed=1 twice"),
+        ([{"keep": 3}], ("keep",), r"--config\.keep is set by sweep\(add\), too"),
     ],
 )
-def test_wrong_fields_are_told_before_anything_is_run(tmp_path, fields, words, monkeypatch):
+def test_wrong_fields_are_told_before_anything_is_run(tmp_path, runs, fixed, words, monkeypatch):
     monkeypatch.setattr(workdir, "run", lambda *_: pytest.fail("a run was begun"))
-
-    def declare(add):
-        add(seed=1)
-        add(fields)
-
+    named = _named(lambda add: [add(run) for run in ({"seed": 1}, *runs)], **dict.fromkeys(fixed))
     with pytest.raises(UserError, match=words):
-        sweep.sweep(_config(), tmp_path / "s", "all", _named(declare))
+        sweep.sweep(_config(), tmp_path / "s", "all", named)
     assert not (tmp_path / "s").exists()
 
 
-def test_other_mistakes_of_a_sweep(tmp_path):
-    def twice(add):
-        add(seed=1)
-        add(seed=1)
-
-    for declare, fixed, words in (
-        (twice, {}, "adds the run seed=1 twice"),
-        (lambda add: None, {}, "adds no run"),
-        (lambda add: add(seed=1), {"seed": 3}, r"--config\.seed is set by sweep\(add\), too"),
-    ):
-        with pytest.raises(UserError, match=words):
-            sweep.sweep(_config(), tmp_path, "all", _named(declare, **fixed))
+def test_a_sweep_without_a_run_or_in_the_folder_of_one_is_refused(tmp_path):
+    with pytest.raises(UserError, match="adds no run"):
+        sweep.sweep(_config(), tmp_path, "all", _named(lambda add: None))
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="one run works here"):
         sweep.sweep(_config(), tmp_path, "all", _named(_two))
@@ -153,9 +140,9 @@ def test_runs_are_named_by_what_they_set_and_share_nothing():
     names = [job.name for job in plan]
     assert names[:3] == ["base", "phases_0_.updates=9-model.widths=8+16", "data.root=_a_b_c"]
     assert len(names[3]) < 80 and all(len(name.split()) == 1 for name in names)
-    made = plan[1].make()
-    assert (made.phases[0]["updates"], config.phases[0]["updates"]) == (9, 2)
-    assert tuple(made.model.widths) == (8, 16)
+    own = plan[1].make()
+    assert (own.phases[0]["updates"], config.phases[0]["updates"]) == (9, 2)
+    assert tuple(own.model.widths) == (8, 16)
 
 
 def test_a_seeds_row_by_hand(tmp_path):
@@ -197,6 +184,6 @@ def test_a_seed_that_is_set_follows_no_other():
     config = _config(**{"segment.seed": 7, "seed": 3})
     assert (config.segment.seed, config.generate.seed) == (7, 3)
     (job,) = sweep.plan(config, lambda add: add(seed=4))
-    made = job.make()
-    assert (made.segment.seed, made.generate.seed, config.seed) == (7, 4, 3)
-    assert command.at_home(made).generate.seed == command.as_json(made)["generate"]["seed"] == 4
+    own = job.make()
+    assert (own.segment.seed, own.generate.seed, config.seed) == (7, 4, 3)
+    assert command.at_home(own).generate.seed == command.as_json(own)["generate"]["seed"] == 4
