@@ -119,7 +119,7 @@ def enlarge(
     cube empty. nearest: take the voxel that holds the centre (on an edge, the one above), instead
     of trilinear between voxel centres.
     """
-    size, used, taps, out = share.shape[0], [], [], np.zeros(shape, bool)
+    size, slices, taps, out = share.shape[0], [], [], np.zeros(shape, bool)
     above = box(share > threshold)
     for count, bone, edge in zip(shape, above, _edges(affine, model_affine, size), strict=True):
         at = (np.arange(count) + 0.5 - edge[0]) * size / (edge[-1] - edge[0]) - 0.5
@@ -130,11 +130,11 @@ def enlarge(
             return out
         at = np.clip(np.floor(at[rows] + 0.5) if nearest else at[rows], 0, size - 1)
         low = np.minimum(at.astype(int), max(0, size - 2))
-        used.append(slice(low[0], low[-1] + 2))
+        slices.append(slice(low[0], low[-1] + 2))
         part, high = (at - low).astype(np.float32), np.minimum(low + 1, size - 1)
         taps.append((slice(rows[0], rows[-1] + 1), low - low[0], high - low[0], part))
     (xs, *x), (ys, y0, y1, y), (zs, z0, z1, z) = taps
-    y, coarse = y[:, None], np.asarray(share[tuple(used)], np.float32)
+    y, coarse = y[:, None], np.asarray(share[tuple(slices)], np.float32)
     for whole, low, high, part in zip(out[xs], *x, strict=True):
         plane = coarse[low] * (1 - part) + coarse[high] * part
         above = plane.max(axis=1) > threshold

@@ -78,9 +78,9 @@ def _add_part(plan, folder, size, config):
     part = folder.name
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     sides = [f"{side}/{kind}" for side in SIDES for kind in defects.KINDS]
-    used = [p for p in map(Path, present) if p.parent.as_posix() in sides and p.suffix == ".nrrd"]
+    files = [p for p in map(Path, present) if p.parent.as_posix() in sides and p.suffix == ".nrrd"]
     expected = set()
-    for number in sorted({p.stem for p in used}):
+    for number in sorted({p.stem for p in files}):
         pairs = [[f"{side}/{kind}/{number}.nrrd" for side in SIDES] for kind in defects.KINDS]
         expected.update([f"complete_skull/{number}.nrrd"], *pairs)
         usable = [kind for kind, files in enumerate(pairs) if present.issuperset(files)]

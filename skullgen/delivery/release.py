@@ -52,11 +52,11 @@ def about(folder: Path, name: str = "") -> dict[str, Any]:
     recipe = provenance.read(folder) or {}
     if "trained_on" in recipe:
         return {name: recipe[name] for name in ABOUT}
-    real, rows = store.Store(folder / "real.zarr"), loop.learnt(folder, name)
+    real, rows = store.Store(folder / "real.zarr"), loop.training_rows(folder, name)
     source = real.recipe.get("config", {}).get("source", "unknown")
     skulls = len(np.unique(real.column("skull")[rows]))
-    learnt = {"source": source, "pairs": len(rows), "skulls": skulls}
-    return {**{name: real.attrs[name] for name in ABOUT[:-1]}, "trained_on": learnt}
+    origin = {"source": source, "pairs": len(rows), "skulls": skulls}
+    return {**{name: real.attrs[name] for name in ABOUT[:-1]}, "trained_on": origin}
 
 
 def chosen(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path]:

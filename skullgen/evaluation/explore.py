@@ -58,10 +58,10 @@ def pick(
     skull, kind = opened.column("skull"), opened.column("kind")
     rows = np.concatenate([opened.rows(split) for split in splits or (None,)])
     rows = np.random.default_rng(seed).permutation(np.sort(rows))
-    turns, taken = [], collections.Counter()
+    turns, counts = [], collections.Counter()
     for number in skull[rows].tolist():
-        turns.append(taken[number])
-        taken[number] += 1
+        turns.append(counts[number])
+        counts[number] += 1
     rows, cases = rows[np.argsort(turns, kind="stable")][:count], []
     for row, name in zip(rows.tolist(), opened.names(skull[rows]), strict=True):
         words = [name] if name else []
@@ -127,12 +127,12 @@ def maps(
             title = f"{kind}, components 1 and 2 ({share:.0%} of the variance)"
             places[title] = points[:, :2]
     labels = [{"group": group.name, "case": case} for group in groups for case in group.cases]
-    drawn = []
+    panels = []
     for title, points in places.items():
         rounded = [{"x": float(f"{x:.5g}"), "y": float(f"{y:.5g}")} for x, y in points]
         whole = [{**point, **label} for point, label in zip(rounded, labels, strict=True)]
-        drawn.append({"title": title, "points": whole})
-    return {"maps": drawn}
+        panels.append({"title": title, "points": whole})
+    return {"maps": panels}
 
 
 def _components(x, seed):

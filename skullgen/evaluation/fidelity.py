@@ -87,11 +87,11 @@ def fidelity(
     real: store.Store,
     generated: store.Store,
     pairs: int = 200,
-    learnt: Int[np.ndarray, " n"] | None = None,
+    source_rows: Int[np.ndarray, " n"] | None = None,
 ) -> dict[str, Any]:
     """Generated pairs beside their yardsticks: `quality` of `metrics.json`.
 
-    pairs: of every group, at most. learnt: rows of `real` that the generator learnt from (None:
+    pairs: of every group, at most. source_rows: rows of `real` that the generator learnt from (None:
     those of split train).
     """
     real.require_whole("ingest")
@@ -100,17 +100,17 @@ def fidelity(
     if real.size != size:
         raise UserError(f"{generated.path}: its pairs are not of the size of those of {real.path}")
     unseen = real.load(np.sort(np.concatenate([real.rows(s) for s in ("test", "validation")])))
-    learnt = real.rows("train") if learnt is None else learnt
-    ours, train = generated.load(rows), real.load(learnt)
+    source_rows = real.rows("train") if source_rows is None else source_rows
+    ours, train = generated.load(rows), real.load(source_rows)
     groups = {"generated": ours, "held_out": unseen, "mean_training_pair": mean_pair(train, size)}
     nearest = {
         who: dice_matrix(group, train, size).max(axis=2) if len(group) else None
         for who, group in groups.items()
     }
-    near = copies(train, unseen, ours, size, real.names(real.column("skull")[learnt]))
+    near = copies(train, unseen, ours, size, real.names(real.column("skull")[source_rows]))
     for copy in [*near["skull"]["closest"], *near["pair"]["closest"]]:  # by rows of the stores
         copy["generated"] = int(rows[copy["generated"]])
-        copy["training"] = int(learnt[copy["training"]])
+        copy["training"] = int(source_rows[copy["training"]])
     result = {"compared": len(rows), "removed": generate.removed(generated), "copies": near}
     few = np.linspace(0, len(train) - 1, min(pairs, len(train))).astype(int)
     some = {"generated": ours, "training": train[few]}

@@ -92,7 +92,7 @@ def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
 def newest(settings: ConfigDict, size: int, workdir: Path, name: str) -> Trained:
     """The newest state of the network `name` of `choose`, whatever became of its pairs."""
     (model, network, _), folder = _load(settings, size), _folder(workdir, name)
-    return methods.trained(folder, model, network, checkpoint.newest(folder))
+    return methods.restore(folder, model, network, checkpoint.newest(folder))
 
 
 def choose(workdir: Path, name: str = "") -> str:

@@ -56,12 +56,12 @@ def _about(pairs, licence):
     mm = attrs["voxel_mm"]
     ml = pairs.column("voxels")[rows, 1] * mm**3 / 1000
     sizes = np.percentile(ml[ml > 0], (0, 25, 50, 75, 100)) if ml.any() else []
-    settings, left = recipe.get("generate") or {}, len(pairs.every()) - len(rows)
+    settings, exclusions = recipe.get("generate") or {}, len(pairs.every()) - len(rows)
     lists = [attrs.get(name, {}).items() for name in ("trained_on", "versions")]
     source, versions = (", ".join(f"{name} {value}" for name, value in one) for one in lists)
     cells = {
         "pairs": f"{len(rows)}, {pairs.size}^3 voxels of {mm:.4g} mm",
-        **({"left out, in leave_out.txt": left} if left else {}),
+        **({"left out, in leave_out.txt": exclusions} if exclusions else {}),
         "empty defects": f"{(ml == 0).sum()} ({(ml == 0).mean():.1%})",
         "defects, ml: least, quartiles, most": ", ".join(f"{x:.1f}" for x in sizes) or "-",
         "licence": licence,

@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     train, pages = None, {}
     if store.exists(workdir / "real.zarr"):
         real = store.Store(workdir / "real.zarr")
-        rows = loop.learnt(workdir, config.get("model_name", ""))
+        rows = loop.training_rows(workdir, config.get("model_name", ""))
         if len(rows) and not real.missing():
             train = Training(real, rows, real.load(rows), real.column("skull")[rows])
     for pairs in stores:

@@ -61,11 +61,11 @@ def maps(
     nets: that saw only real pairs: the first one's features are mapped, where it has some.
     settings: `config.explore`.
     """
-    drawn = [("real, train", real, ("train",)), ("real, held out", real, ("validation", "test"))]
-    drawn += [(name, made, ()) for name, made in stores.items()]
+    groups = [("real, train", real, ("train",)), ("real, held out", real, ("validation", "test"))]
+    groups += [(name, pairs, ()) for name, pairs in stores.items()]
     groups = [
         explore.Group(name, *explore.pick(pairs, splits, settings.pairs, settings.seed))
-        for name, pairs, splits in drawn
+        for name, pairs, splits in groups
     ]
     groups, features = [group for group in groups if len(group.bits)], None
     if nets and nets[0].model.features is not None:

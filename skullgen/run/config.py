@@ -72,7 +72,7 @@ class Named(NamedTuple):
         """`runs/<config>[-<size>][-<overrides>][-sweep]`, or the folder of a `config.json`."""
         if self.again:
             return self.again
-        fields = [f"{name}={shown(value)}" for name, value in self.overrides.items()]
+        fields = [f"{name}={as_text(value)}" for name, value in self.overrides.items()]
         parts = [self.file.stem, self.word, *fields, "sweep" * sweeping]
         return Path("runs") / folder_name(p for p in parts if p and not p.startswith(UNNAMED))
 
@@ -88,7 +88,7 @@ def named(flag: Any = None) -> Named:
     return Named(Path(file), word, config_flags.get_override_values(flag))
 
 
-def shown(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A field's value in a name: a list's items with commas between them."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 

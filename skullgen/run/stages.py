@@ -163,7 +163,7 @@ def _evaluate(config, workdir):
     real, path = store.Store(workdir / "real.zarr"), workdir / "generated.zarr"
     result, lines, notes, nets = {}, [], [], {}
     if store.exists(path):
-        pairs, rows = store.Store(path), loop.learnt(workdir, config.model_name)
+        pairs, rows = store.Store(path), loop.training_rows(workdir, config.model_name)
         result["generated"] = card.identity(pairs)
         result["quality"] = fidelity.fidelity(real, pairs, config.evaluate.pairs, rows)
         lines += tables.text(tables.fidelity(result["quality"]))

@@ -173,7 +173,7 @@ def plan(config: ConfigDict, declare: Callable, fixed: Container[str] = ()) -> l
 
 
 def _name(fields):
-    parts = [f"{field}={command.shown(value)}" for field, value in fields.items()]
+    parts = [f"{field}={command.as_text(value)}" for field, value in fields.items()]
     return re.sub(r"[^\w.=+-]+", "_", command.folder_name(parts) or "base", flags=re.ASCII)
 
 
@@ -216,7 +216,7 @@ def gather(
     keys = list(dict.fromkeys(key for one in of_run.values() for key in one))
     groups = {}
     for name, own in runs.items():
-        place = tuple(command.shown(own.get(f, config_path.get_value(f, config))) for f in fields)
+        place = tuple(command.as_text(own.get(f, config_path.get_value(f, config))) for f in fields)
         groups.setdefault(place, []).append(of_run[name])
     titles = {title: key for title, key in SHOWN.items() if key in keys}
     own = [key for key in keys if re.match(r"vnet\.test\..*\.", key)]

@@ -109,8 +109,8 @@ def train(
     schedule = options.save_every, options.keep, ends
     own = checkpoint.manager(place.folder, *schedule) if lead else None
     recent, watch = (logs.cut(place.log, first), watch) if lead else ([], None)
-    written = logs.tensorboard(options.tensorboard if lead else None)
-    with own or contextlib.nullcontext(), written as board:
+    board_file = logs.tensorboard(options.tensorboard if lead else None)
+    with own or contextlib.nullcontext(), board_file as board:
         run = _Run(model, parts, place, options, own, board, watch, recent, set())
         for span in whole:
             if int(state.step) < span.end:
@@ -140,7 +140,7 @@ def recipe(plan: Plan, parts: Parts, network: Recipe, seed: int, batch: int) -> 
     return {**network, "seed": seed, "batch_size": batch, "stores": stores, "phases": phases}
 
 
-def learnt(workdir: Path, name: str) -> Int[np.ndarray, " n"]:
+def training_rows(workdir: Path, name: str) -> Int[np.ndarray, " n"]:
     """Rows of `real.zarr` that the generator `name` learnt from, or V-Nets where it is ""."""
     trained = provenance.read(workdir / "checkpoints" / name) if name else None
     if not trained:

@@ -119,10 +119,10 @@ def generator(config: ConfigDict, folder: Path, step: int | None = None) -> Trai
     step = step or checkpoint.newest(place)
     if not step:
         raise UserError(f"{place}: no checkpoint; run the stage `train` first")
-    return trained(place, model, recipe(name, config.model), step)
+    return restore(place, model, recipe(name, config.model), step)
 
 
-def trained(folder: Path, model: Model, network: provenance.Recipe, step: int) -> Trained:
+def restore(folder: Path, model: Model, network: provenance.Recipe, step: int) -> Trained:
     """A state of a network (`recipe`); UserError where `folder` holds checkpoints of another."""
     before = provenance.read(folder)
     if before:  # and not what was left out of a release

@@ -50,7 +50,7 @@ def test_training_goes_on_only_with_its_list_and_pairs_are_compared_with_what_wa
     train = real.rows("train").tolist()
     _list(real.path, f"{train[0]}\n")
     workdir.run(_toy("train"), tmp_path)
-    assert loop.learnt(tmp_path, "tests.toy").tolist() == train[1:]
+    assert loop.training_rows(tmp_path, "tests.toy").tolist() == train[1:]
     longer = _toy("train", phases=[dict(step="toy", updates=8)])
     for text in ("", f"{train[0]}\n{train[1]}\n"):
         _list(real.path, text)
@@ -81,4 +81,4 @@ def test_a_store_that_grows_keeps_its_list_and_a_net_of_other_pairs_is_refused(t
         workdir.run(config, tmp_path)
     with pytest.raises(UserError, match=r"not trained on these pairs .*stores\.0\.rows"):
         judges.load(config.segment, 8, tmp_path)
-    np.testing.assert_array_equal(loop.learnt(tmp_path, "vnet"), np.arange(6))
+    np.testing.assert_array_equal(loop.training_rows(tmp_path, "vnet"), np.arange(6))

@@ -64,7 +64,7 @@ def test_fidelity_by_hand(tmp_path):
     assert result["removed"]["empty_defects"] == 0.5
     closest = result["copies"]["skull"]["closest"][0]  # the whole skull of training pair 0
     assert (closest["generated"], closest["training"], closest["dice"]) == (0, 0, 1)
-    other = fidelity.fidelity(real, generated, learnt=np.array([1]))
+    other = fidelity.fidelity(real, generated, source_rows=np.array([1]))
     assert other["skull"]["nearest_training_dice"]["generated"] == 0
     assert other["copies"]["pair"]["closest"][0]["training"] == 1
     small = _store(tmp_path / "4.zarr", np.ones((2, 4, 4, 4, 2), bool), [0, 0])

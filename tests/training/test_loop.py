@@ -154,8 +154,8 @@ def test_the_rows_that_were_learnt_are_those_of_then(work):
     (work / "ck").rename(work / "checkpoints" / "toy")
     assert provenance.read(work / "checkpoints/toy")["stores"]["0"]["rows"] == [[0, 3], [4, 8]]
     (work / "real.zarr" / "leave_out.txt").write_text("1\n")
-    assert loop.learnt(work, "toy").tolist() == [0, 1, 2, 4, 5, 6, 7]
-    assert loop.learnt(work, "").tolist() == [0, 2, 3, 4, 5, 6, 7]
+    assert loop.training_rows(work, "toy").tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert loop.training_rows(work, "").tolist() == [0, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_tells_its_batch(work):

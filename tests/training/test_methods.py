@@ -109,7 +109,7 @@ def test_weights_of_another_model_or_another_file_of_it_are_refused(lab, tmp_pat
     provenance.write(tmp_path, methods.recipe(name, _config()))
 
     def read(folder=tmp_path, **fields):
-        return methods.trained(folder, model, methods.recipe(name, _config(**fields)), 5).state
+        return methods.restore(folder, model, methods.recipe(name, _config(**fields)), 5).state
 
     assert read() == read(tmp_path / "none") == 5
     with pytest.raises(UserError, match=r"made with model\.learning_rate 0\.1, now 0\.2"):
