@@ -91,8 +91,8 @@ def fidelity(
 ) -> dict[str, Any]:
     """Generated pairs beside their yardsticks: `quality` of `metrics.json`.
 
-    pairs: of every group, at most. source_rows: rows of `real` that the generator learnt from (None:
-    those of split train).
+    pairs: of every group, at most. source_rows: of `real`, what the generator learnt from (None:
+    split train).
     """
     real.require_whole("ingest")
     generated.require_whole("generate")
