@@ -33,6 +33,8 @@ if os.environ.get("SKULLGEN_TEST_HINTS") != "0":
     whole = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # 1 is a float
     jaxtyping.install_import_hook("skullgen", whole)
 
+SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):

@@ -4,7 +4,9 @@ Arrays are `[X, Y, Z]` in RAS order; an affine `[4, 4]` maps voxel centres to RA
 are resampled into each other have parallel axes, so that all of it is separable.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Shaped
@@ -104,6 +106,16 @@ def reduce(
 
 
 def enlarge(
+    share: Share, model_affine: Affine, affine: Affine, shape: tuple[int, ...], **options: Any
+) -> Mask:
+    """Bring a share back to a native grid of `shape`, as `planes`, with its options."""
+    out = np.empty(shape, bool)
+    for plane, new in zip(out, planes(share, model_affine, affine, shape, **options), strict=True):
+        plane[:] = new
+    return out
+
+
+def planes(
     share: Share,
     model_affine: Affine,
     affine: Affine,
@@ -111,23 +123,24 @@ def enlarge(
     *,
     threshold: float = 0.5,
     nearest: bool = False,
-) -> Mask:
-    """Bring a share back to a native grid of `shape`: bone is what is above `threshold`, >= 0.
+) -> Iterator[Bool[np.ndarray, "Y Z"]]:
+    """The planes [Y, Z] of a share on a native grid: bone is what is above `threshold`, >= 0.
 
     A value of exactly that is not bone, by whatever rounding it comes, so that equal shares give
     equal masks on every machine. Beyond its outer centres the share is constant, outside of its
     cube empty. nearest: take the voxel that holds the centre (on an edge, the one above), instead
     of trilinear between voxel centres.
     """
-    size, slices, taps, out = share.shape[0], [], [], np.zeros(shape, bool)
+    size, slices, taps, empty = share.shape[0], [], [], np.zeros(shape[1:], bool)
     above = box(share > threshold)
     for count, bone, edge in zip(shape, above, _edges(affine, model_affine, size), strict=True):
         at = (np.arange(count) + 0.5 - edge[0]) * size / (edge[-1] - edge[0]) - 0.5
-        # Bone needs a corner above the threshold: only cells that touch one are looked at.
+        # Only what is near bone, and within the share, is interpolated; -1 and size are empty.
         near = (at > bone.start - 1) & (at < bone.stop) & (at >= -0.5) & (at <= size - 0.5)
         rows = np.flatnonzero(near)
         if not len(rows):
-            return out
+            yield from itertools.repeat(empty, shape[0])
+            return
         at = np.clip(np.floor(at[rows] + 0.5) if nearest else at[rows], 0, size - 1)
         low = np.minimum(at.astype(int), max(0, size - 2))
         slices.append(slice(low[0], low[-1] + 2))
@@ -135,29 +148,32 @@ def enlarge(
         taps.append((slice(rows[0], rows[-1] + 1), low - low[0], high - low[0], part))
     (xs, *x), (ys, y0, y1, y), (zs, z0, z1, z) = taps
     y, coarse = y[:, None], np.asarray(share[tuple(slices)], np.float32)
-    for whole, low, high, part in zip(out[xs], *x, strict=True):
-        plane = coarse[low] * (1 - part) + coarse[high] * part
+    yield from itertools.repeat(empty, xs.start)
+    for low, high, part in zip(*x, strict=True):
+        plane, whole = coarse[low] * (1 - part) + coarse[high] * part, empty.copy()
         above = plane.max(axis=1) > threshold
         rows = np.flatnonzero(above[y0] | above[y1])
         if len(rows):
             plane = plane[:, z0] * (1 - z) + plane[:, z1] * z
             plane = plane[y0[rows]] * (1 - y[rows]) + plane[y1[rows]] * y[rows]
             whole[ys.start + rows, zs] = plane > threshold + TIE
-    return out
+        yield whole
+    yield from itertools.repeat(empty, shape[0] - xs.stop)
 
 
 def overlap(
     shares: Sequence[Share], thresholds: Sequence[float], size: int, *, nearest: bool = False
 ) -> Int[np.ndarray, "3"]:
-    """The bone of two shares of one cube, enlarged to `size`^3 voxels: of each, and of both."""
+    """The bone of two shares of one cube, as `planes` of `size`^3 voxels: of each, and of both."""
     ratio = shares[0].shape[0] / size
     fine = np.diag([ratio, ratio, ratio, 1.0])
     fine[:3, 3] = (ratio - 1) / 2
-    one, other = (
-        enlarge(share, np.eye(4), fine, (size,) * 3, threshold=threshold, nearest=nearest)
+    masks = (
+        planes(share, np.eye(4), fine, (size,) * 3, threshold=threshold, nearest=nearest)
         for share, threshold in zip(shares, thresholds, strict=True)
     )
-    return np.array([np.count_nonzero(mask) for mask in (one, other, one & other)])
+    three = ((one, other, one & other) for one, other in zip(*masks, strict=True))
+    return np.sum([[*map(np.count_nonzero, part)] for part in three], axis=0)
 
 
 def split_share(
