@@ -97,8 +97,9 @@ def test_a_wrong_shape_names_model_and_function_before_any_work(fields, words):
 def test_our_own_models_hold_the_contract_and_name_a_wrong_size(name):
     config = importlib.import_module(f"experiments.{name}").get_config("smoke").model
     methods.check_shapes(methods.load_model(name, config), name, config.resolution, {})
-    config.head, config.occupancy = "independent", (0.1,)
-    with pytest.raises(UserError, match=rf"config\.model does not fit skullgen\.models\.{name}: "):
+    config.resolution = 10  # three layers halve it
+    words = rf"config\.model does not fit skullgen\.models\.{name}: resolution 10 cannot be halved"
+    with pytest.raises(UserError, match=words):
         methods.load_model(name, config)
 
 
