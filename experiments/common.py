@@ -103,12 +103,12 @@ def defaults(size):
 
     config.evaluate = ConfigDict()
     config.evaluate.pairs = 200  # generated pairs that are compared, at most
-    config.evaluate.cases = 60  # pairs of `train` and `validation` that are scored, at most; 0: all
+    config.evaluate.cases = 60  # pairs scored that nets or generators learnt from, at most; 0: all
     config.evaluate.batch_size = 8  # pairs that a V-Net takes at once
     config.evaluate.rules = True  # score the mean skull and the mirror image too
     config.evaluate.threshold = 0.5
-    config.evaluate.metrics = ()  # more of them: package.module.function
-    config.evaluate.upsampling = "probability"  # or mask, nearest: how a prediction gets there
+    config.evaluate.metrics = ()  # of your own: package.module.function
+    config.evaluate.upsampling = "probability"  # or mask, nearest: what a finer grid is filled by
 
     config.predict = ConfigDict()  # an implant for a skull's file; research only
     config.predict.file = ""  # defective skulls: files and folders of them, comma-separated
@@ -208,7 +208,7 @@ def wgan_gp(config, size):
     config.model.b2 = 0.9
     config.model.penalty = 100.0 if size == "paper" else 10.0  # lambda of equation 3
     config.model.generator_norm = "batch"
-    config.model.critic_norm = "layer"  # over D, H, W, C; or channel, none
+    config.model.critic_norm = "layer"  # over D, H, W, C; or channel, group, none
     config.model.momentum = 0.99 if size == "paper" else 0.9  # of batch norm's averages
     return config
 

@@ -48,7 +48,7 @@ def require_same(folder: Path, before: Recipe | None, now: Recipe) -> None:
     if changes:
         fields = [f"{name} {a!r:.60}, now {b!r:.60}" for name, (a, b) in changes.items()]
         more = f" and {len(fields) - 4} more" if len(fields) > 4 else ""
-        cure = "choose another --workdir (or delete it, and it is made anew)"
+        cure = "choose another --workdir (or delete this folder: it is made anew)"
         what = f"{folder}: made with {'; '.join(fields[:4])}{more}"
         raise UserError(f"{what}: set it back, or {cure}")
 

@@ -112,7 +112,7 @@ def _of_splits(plan, splits):
 
 def _create(path, size, config, plan, options):
     fields = {name: value for name, value in config.to_dict().items() if name not in FREE}
-    recipe = {"config": fields, "size": size, "sources": plan.sources}
+    recipe = {"data": fields, "model.resolution": size, "sources": plan.sources}
     attributes = {
         "voxel_mm": plan.field_mm / size,
         "kinds": list(plan.kinds),

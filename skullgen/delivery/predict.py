@@ -81,7 +81,7 @@ def designer(config: ConfigDict, workdir: Path, net: str = "") -> Designer:
     data, updates, path = config.data, int(net.state.step), workdir / "real.zarr"
     if store.exists(path):  # which another run may have made
         real = store.Store(path)
-        data, field = real.recipe.get("config", data), real.attrs["voxel_mm"] * size
+        data, field = real.recipe.get("data", data), real.attrs["voxel_mm"] * size
         if not _near(field):
             what = f"{name} was trained on cubes of {field:.1f} mm, and scans are brought to"
             raise UserError(f"{path}: {what} {FIELD_MM} mm: train on such pairs")

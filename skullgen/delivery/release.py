@@ -53,7 +53,7 @@ def about(folder: Path, name: str = "") -> dict[str, Any]:
     if "trained_on" in recipe:
         return {name: recipe[name] for name in ABOUT}
     real, rows = store.Store(folder / "real.zarr"), loop.training_rows(folder, name)
-    source = real.recipe.get("config", {}).get("source", "unknown")
+    source = real.recipe.get("data", {}).get("source", "unknown")
     skulls = len(np.unique(real.column("skull")[rows]))
     origin = {"source": source, "pairs": len(rows), "skulls": skulls}
     return {**{name: real.attrs[name] for name in ABOUT[:-1]}, "trained_on": origin}
@@ -99,8 +99,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         jobs.check()
         place = Path("checkpoints", name)
         checkpoint.release(partial / place, state)
-        own = provenance.read(workdir / place)  # but not of which pairs
-        own = {field: own[field] for field in ("model_name", "model", "code")}
+        own = provenance.read(workdir / place).items()
+        own = {field: value for field, value in own if field not in ("stores", "phases")}
         provenance.write(partial / place, own)
     provenance.write(partial, recipe)
     files.write_json(partial / "config.json", _public(config, workdir))
@@ -134,7 +134,7 @@ def _trained(config, workdir):
 def _public(config, workdir):
     """The config, with how its pairs were truly made, and without paths and names of skulls."""
     fields = json.loads(config.to_json_best_effort())
-    fields["data"].update(store.Store(workdir / "real.zarr").recipe.get("config", {}))
+    fields["data"].update(store.Store(workdir / "real.zarr").recipe.get("data", {}))
     for section, name in (field.split(".") for field in PRIVATE):
         if name in fields.get(section, {}):
             fields[section][name] = type(fields[section][name])()

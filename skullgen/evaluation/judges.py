@@ -59,7 +59,8 @@ def _load(settings, size):
     model = methods.load_model(name, own, "segment.")
     if model.predict is None or "segment" not in model.steps:
         raise UserError(f"segment.model_name is {name!r}: it lacks the step `segment` or predict")
-    return model, methods.recipe(name, own), [Phase("segment", updates=settings.updates)]
+    plan = [Phase("segment", updates=settings.updates)]
+    return model, methods.recipe(name, own, "segment."), plan
 
 
 def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
@@ -75,16 +76,18 @@ def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
 
 
 def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
-    """The trained networks; Unfinished where one is not trained to its end, or on other pairs."""
+    """The trained networks; Unfinished where one is not, or was with other settings or pairs."""
     (model, network, plan), nets = _load(settings, size), {}
     for name, parts in mixtures(settings, workdir).items():
         folder = _folder(workdir, name)
         now = loop.recipe(plan, parts, network, settings.seed, settings.batch_size)
-        other = ", ".join(provenance.differences(provenance.read(folder) or {}, now))
-        if checkpoint.newest(folder) != settings.updates or other:
-            what = f"{folder}: not trained on these pairs for {settings.updates} updates"
-            what += f" ({other})" if other else ""
-            raise Unfinished(f"{what}: run the stage `segment` first")
+        before, updates = provenance.read(folder), checkpoint.newest(folder)
+        if updates and before and (other := provenance.differences(before, now)):
+            cure = "set it back, or delete this folder and run the stage `segment` again"
+            raise Unfinished(f"{folder}: trained with another {', '.join(other)}: {cure}")
+        if updates != settings.updates:
+            what = f"{updates} of {settings.updates} updates"
+            raise Unfinished(f"{folder}: {what}: run the stage `segment` first")
         nets[name] = Trained(model, checkpoint.read(folder, model, settings.updates), parts)
     return nets
 

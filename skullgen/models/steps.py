@@ -18,7 +18,8 @@ from skullgen.networks import modules
 Loss = Callable[[Any], tuple[Float[Array, ""], tuple[Any, Metrics]]]  # of params; stats, metrics
 Optimiser = optax.GradientTransformation
 Update = int | Int[Array, ""]
-Z, U, NOISE = 0, 1, 2  # streams of random draws: latents, the penalty's u, the posterior's noise
+# Streams of random draws: latents, the penalty's u, the noise of a VAE's own posterior.
+Z, U, NOISE = 0, 1, 2
 
 
 def dtype(precision: str, section: str = "model") -> jnp.dtype:

@@ -1,4 +1,4 @@
-"""WGAN-GP (section 3.1, equation 3): five critic updates, then one of the generator."""
+"""WGAN-GP (section 3.1, equation 3): `batches` critic updates (paper: 5), then the generator's."""
 
 from collections.abc import Callable
 

@@ -22,7 +22,7 @@ Weights = tuple[float, float]  # of the skull's channel and the defect's
 
 
 def gradient_penalty(critic: Critic, real: Grid, fake: Grid, u: Samples) -> tuple[Samples, Samples]:
-    """Equation 3's penalty `(||grad C(x_hat)||_2 - 1)^2` and the norms that it is made of.
+    """Equation 3's penalty `(||grad C(x)||_2 - 1)^2` at `x = (1 - u) real + u fake`, and the norms.
 
     critic: it must not mix samples (no batch norm): the gradient of the sum over the batch is each
     sample's own. 1e-12 stands under the root, whose second derivative at 0 is NaN.

@@ -103,12 +103,15 @@ def phases(specs: Specs, model: Model) -> list[Phase]:
 # --- The weights of a run ------------------------------------------------------------------------
 
 
-def recipe(name: str, config: ConfigDict) -> provenance.Recipe:
-    """What a network is, whatever it learns from: its model, and the sum of a user's own file."""
+def recipe(name: str, config: ConfigDict, section: str = "") -> provenance.Recipe:
+    """What a network is, whatever it learns from: its model, and the sum of a user's own file.
+
+    section: as of `load_model`, so that a field that differs is told as it is set.
+    """
     if "." in name:
         plugins.module("model_name", name, name)  # what is not imported has no sum
     model = json.loads(config.to_json_best_effort())
-    return {"model_name": name, "model": model, "code": plugins.sums([name])}
+    return {f"{section}model_name": name, f"{section}model": model, "code": plugins.sums([name])}
 
 
 def generator(config: ConfigDict, folder: Path, step: int | None = None) -> Trained:

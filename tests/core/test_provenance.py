@@ -31,7 +31,8 @@ def test_another_is_refused_in_one_line_with_fields_values_and_the_ways_out(tmp_
         provenance.claim(tmp_path, {"config": {"rate": 0.2, "kinds": ()}, "size": 16, "new": None})
     assert str(error.value) == (
         f"{tmp_path}: made with config.rate 0.1, now 0.2; old '\\x1b', now missing; new missing, "
-        "now None: set it back, or choose another --workdir (or delete it, and it is made anew)"
+        "now None: set it back, or choose another --workdir "
+        "(or delete this folder: it is made anew)"
     )
     assert provenance.read(tmp_path)["size"] == 16 and "new" not in provenance.read(tmp_path)
 

@@ -121,7 +121,7 @@ def test_one_label_of_segmentations_is_what_a_mask_of_it_is(skulls, tmp_path):
     a = run(tmp_path / "a.zarr", config_of(root=maps, label=2, **fields))
     b = run(tmp_path / "b.zarr", config_of(root=masks, **fields))
     np.testing.assert_array_equal(a.load(a.every()), b.load(b.every()))
-    with pytest.raises(UserError, match=r"a.zarr: made with config.label 2, now 1"):
+    with pytest.raises(UserError, match=r"a.zarr: made with data.label 2, now 1"):
         run(tmp_path / "a.zarr", config_of(root=maps, label=1, **fields))
 
 
@@ -175,7 +175,7 @@ def test_ingest_goes_on_and_ends_equal_with_any_number_of_workers(tmp_path, monk
 
 def test_other_data_are_refused_and_fields_of_no_pair_may_change(tmp_path, noise):
     first = content(run(tmp_path / "a.zarr", noise(skulls=3)).path)
-    with pytest.raises(UserError, match=r"made with config.seed 0, now 1: set it back"):
+    with pytest.raises(UserError, match=r"made with data.seed 0, now 1: set it back"):
         run(tmp_path / "a.zarr", noise(skulls=3, seed=1))
     again = run(tmp_path / "a.zarr", noise(skulls=3, strict=True, max_voxels=2**20))
     assert content(again.path) == first

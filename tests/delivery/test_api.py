@@ -36,7 +36,7 @@ def real_store(folder):
     folder.mkdir()
     attributes = {"names": list("abcd"), "kinds": ["left", "right"], "voxel_mm": 25.6}
     attributes["licence"] = "Apache-2.0"
-    recipe = {"config": common.defaults("smoke").data.to_dict()}
+    recipe = {"data": common.defaults("smoke").data.to_dict()}
     real = store.create(folder / "real.zarr", store.Shape(8, SIZE, 8), attributes, recipe)
     pairs = np.random.default_rng(0).random((8, SIZE, SIZE, SIZE, 2)) < 0.3
     columns = {"split": [0, 0, 0, 0, 1, 1, 2, 2], "skull": np.arange(8) // 2, "kind": [0, 1] * 4}

@@ -59,7 +59,7 @@ def test_the_v_net_of_a_run_is_that_of_its_pairs(made):
     about = {"pairs_of": "phantoms", "voxel_mm": 25.6, "updates": 3}
     assert about.items() <= net.about.items()
     config.segment.model.learning_rate = 0.2
-    with pytest.raises(UserError, match=r"made with model\.learning_rate 0\.1, now 0\.2"):
+    with pytest.raises(UserError, match=r"made with segment\.model\.learning_rate 0\.1, now 0\.2"):
         predict.designer(config, path)
 
 

@@ -82,12 +82,12 @@ def test_a_net_of_other_pairs_or_settings_is_refused(work):
     settings = _settings(reference=False)
     judges.train(settings, SIZE, work, OPTIONS)
     for fields, words in (
-        ({"model.learning_rate": 0.2}, r"made with model\.learning_rate 0\.1, now 0\.2"),
+        ({"model.learning_rate": 0.2}, r"made with segment\.model\.learning_rate 0\.1, now 0\.2"),
         ({"updates": 5}, r"phases\.0 \['segment', 1, 10\], now \['segment', 1, 5\]"),
         ({"stores": "generated.zarr:all:7"}, r"made with stores\.0\.rows"),
     ):
         other = _settings(reference=False, **fields)
-        with pytest.raises(judges.Unfinished, match="not trained on these pairs"):
+        with pytest.raises(judges.Unfinished, match="vnet: trained with another "):
             judges.load(other, SIZE, work)
         with pytest.raises(UserError, match=words):
             judges.train(other, SIZE, work, OPTIONS)
@@ -96,10 +96,10 @@ def test_a_net_of_other_pairs_or_settings_is_refused(work):
     # Pairs made again from other weights are other pairs.
     (work / "generated.zarr").rename(work / "old.zarr")
     _store(work / "generated.zarr", (6, 6, 6), [-1] * 12, recipe={"weights": "others"})
-    with pytest.raises(judges.Unfinished, match=r"vnet: not trained .*stores\.0\.recipe"):
+    with pytest.raises(judges.Unfinished, match=r"vnet: trained with another stores\.0\.recipe"):
         judges.load(settings, SIZE, work)
     assert int(judges.newest(settings, SIZE, work, "vnet").state.step) == 10
-    with pytest.raises(UserError, match=r"made with model\.learning_rate 0\.1, now 0\.2"):
+    with pytest.raises(UserError, match=r"made with segment\.model\.learning_rate 0\.1, now 0\.2"):
         judges.newest(_settings(**{"model.learning_rate": 0.2}), SIZE, work, "vnet")
 
 

@@ -52,8 +52,8 @@ def copy(work, tmp_path):
         ("train", "batch_size", 2, "made with batch_size 4, now 2"),
         ("train", "model.learning_rate", 1.0, r"made with model\.learning_rate 0\.1, now 1\.0"),
         ("train", "model_name", "tests.twin", "made with model_name 'tests.toy', now 'tests.twin'"),
-        ("ingest", "data.threshold", 0.4, r"made with config\.threshold 0\.1, now 0\.4"),
-        ("ingest", "model.resolution", 16, "made with size 8, now 16"),
+        ("ingest", "data.threshold", 0.4, r"made with data\.threshold 0\.1, now 0\.4"),
+        ("ingest", "model.resolution", 16, r"made with model\.resolution 8, now 16"),
         ("generate", "generate.seed", 9, r"generated\.zarr: made with generate\.seed 0, now 9"),
         ("generate", "model.learning_rate", 1.0, r"tests\.toy: made with model\.learning_rate"),
         ("generate", "seed", 9, r"generated\.zarr: made with generate\.seed 0, now 9"),
@@ -138,7 +138,7 @@ def test_a_store_taken_away_is_made_again_and_weights_of_other_data_are_refused(
     workdir.run(_toy("ingest", "train"), copy)
     assert (store.Store(copy / "real.zarr").load(list(range(4))) == before).all()
     recipe = files.read_json(copy / "real.zarr" / "recipe.json")
-    recipe["config"]["seed"] = 1
+    recipe["data"]["seed"] = 1
     files.write_json(copy / "real.zarr" / "recipe.json", recipe)
     with pytest.raises(UserError, match=r"tests\.toy: made with stores\.0\.recipe"):
         workdir.run(_toy("train"), copy)
@@ -175,7 +175,7 @@ def test_fresh_pairs_are_made_and_refused_for_other_cuts(work, tmp_path):
     workdir.run(_toy("ingest", **{"segment.fresh": 10}), tmp_path)
     assert len(store.Store(tmp_path / "fresh.zarr").rows()) == 15  # 3 skulls, 5 kinds
     assert not (tmp_path / "fresh.zarr" / "native").exists()
-    with pytest.raises(UserError, match=r"fresh\.zarr: made with config\.cuts 1, now 2"):
+    with pytest.raises(UserError, match=r"fresh\.zarr: made with data\.cuts 1, now 2"):
         workdir.run(_toy("ingest", **{"segment.fresh": 16}), tmp_path)
 
 
@@ -184,6 +184,6 @@ def test_pairs_that_grew_are_described_though_no_net_judged_them(copy, capsys):
     workdir.run(_toy("segment", **fields, **{"generate.count": 70}), copy)
     workdir.run(_toy("generate", "evaluate", **fields, **{"generate.count": 80}), copy)
     assert "no verdict: " in (out := capsys.readouterr().out)
-    assert "run the stage `segment` first" in out
+    assert "vnet: trained with another stores.0." in out
     result = files.read_json(copy / "metrics.json")
     assert "verdict" not in result and result["quality"]["compared"] == 80
