@@ -164,12 +164,19 @@ def planes(
 def overlap(
     shares: Sequence[Share], thresholds: Sequence[float], size: int, *, nearest: bool = False
 ) -> Int[np.ndarray, "3"]:
-    """The bone of two shares of one cube, as `planes` of `size`^3 voxels: of each, and of both."""
-    ratio = shares[0].shape[0] / size
-    fine = np.diag([ratio, ratio, ratio, 1.0])
-    fine[:3, 3] = (ratio - 1) / 2
+    """The bone of two shares of one cube, as `planes` of `size`^3 voxels: of each, and of both.
+
+    Only the box around what is above a threshold is looked at.
+    """
+    ratio, fine, shape = shares[0].shape[0] / size, np.eye(4), []
+    above = [share > level for share, level in zip(shares, thresholds, strict=True)]
+    for axis, bone in enumerate(box(above[0] | above[1])):
+        low = max(0, int((bone.start - 1) / ratio))
+        high = min(size, int((bone.stop + 1) / ratio) + 1)
+        fine[axis, axis], fine[axis, 3] = ratio, (low + 0.5) * ratio - 0.5
+        shape.append(high - low)
     masks = (
-        planes(share, np.eye(4), fine, (size,) * 3, threshold=threshold, nearest=nearest)
+        planes(share, np.eye(4), fine, tuple(shape), threshold=threshold, nearest=nearest)
         for share, threshold in zip(shares, thresholds, strict=True)
     )
     three = ((one, other, one & other) for one, other in zip(*masks, strict=True))
