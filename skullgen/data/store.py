@@ -401,7 +401,7 @@ def _damage(file, what="it", cure=_REMAKE):
         yield
     except Exception as error:
         cause = getattr(error, "exceptions", [error])[0]  # zarr 3.4 reads in groups of tasks
-        broken = AttributeError, FileNotFoundError, LookupError, RuntimeError, TypeError, ValueError
-        if not isinstance(cause, broken):
+        broken = ArithmeticError, AssertionError, AttributeError, FileNotFoundError, LookupError
+        if not isinstance(cause, (*broken, RuntimeError, TypeError, ValueError)):
             raise
         raise UserError(f"{file}: {what} is damaged ({cause}): {cure}") from None
