@@ -97,18 +97,15 @@ def free_bytes(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def alone(path: Path, field: str) -> Iterator[None]:
-    """Holds the lock file `path` until the process ends; UserError where it is another's.
-
-    field: where another folder is chosen.
-    """
+def alone(path: Path) -> Iterator[None]:
+    """Holds the lock file `path` until the process ends; UserError where it is another's."""
     with open(path, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             what = f"another run works here ({file.read().strip()})"
-            cure = f"wait for its end, or choose another {field}"
+            cure = "wait for its end, or choose another --workdir"
             raise UserError(f"{path.parent}: {what}: {cure}") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")

@@ -29,7 +29,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     with contextlib.ExitStack() as stack:
         if hosts.lead():
             workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(files.alone(workdir / ".lock", "--workdir"))
+            stack.enter_context(files.alone(workdir / ".lock"))
             files.clear(workdir)
             if files.read_json(workdir / "config.json") is None:
                 record(config, workdir)

@@ -72,7 +72,7 @@ def test_a_full_disk_is_one_line(error, tmp_path):
 
 HOLD = (
     "import pathlib, sys; from skullgen.core import files\n"
-    "with files.alone(pathlib.Path(sys.argv[1]), '--workdir'): print('in', flush=True); input()"
+    "with files.alone(pathlib.Path(sys.argv[1])): print('in', flush=True); input()"
 )
 
 
@@ -83,12 +83,12 @@ def test_a_work_directory_is_one_runs_until_it_ends(tmp_path):
     with subprocess.Popen(command, **pipes) as first:
         assert first.stdout.readline() == "in\n"
         words = rf"another run works here \(process {first.pid} on .*choose another --workdir"
-        with pytest.raises(UserError, match=words), files.alone(lock, "--workdir"):
+        with pytest.raises(UserError, match=words), files.alone(lock):
             pass
         first.kill()
-    with files.alone(lock, "--workdir"):
+    with files.alone(lock):
         assert str(os.getpid()) in lock.read_text()
-    with pytest.raises(ValueError), files.alone(lock, "--workdir"):
+    with pytest.raises(ValueError), files.alone(lock):
         raise ValueError
-    with files.alone(lock, "--workdir"):
+    with files.alone(lock):
         pass

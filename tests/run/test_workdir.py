@@ -121,7 +121,7 @@ def test_home_is_no_folder_called_tilde(copy, tmp_path, monkeypatch):
 
 
 def test_a_work_directory_is_one_runs(copy):
-    with files.alone(copy / ".lock", "--workdir"), pytest.raises(UserError, match="another run"):
+    with files.alone(copy / ".lock"), pytest.raises(UserError, match="another run"):
         workdir.run(_toy("train"), copy)
 
 
