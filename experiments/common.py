@@ -88,6 +88,7 @@ def defaults(size):
     config.segment.save_every = 100
     config.segment.model = ConfigDict()
     config.segment.model.widths = (8, 16, 32, 64)  # channels, finest to coarsest
+    config.segment.model.stem = 1  # 2: blocks of 2^3 voxels are channels of the finest stage
     config.segment.model.kernel = 3
     config.segment.model.down = (1, 2, 2, 2)  # convolutions of each stage
     config.segment.model.up = (2, 2, 1)  # from the coarsest but one to the finest

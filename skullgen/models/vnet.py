@@ -29,16 +29,27 @@ AUGMENT = 0  # stream of random draws
 
 def halve(x: modules.Grid, w: Kernel) -> Float[Array, "B X//2 Y//2 Z//2 O"]:
     """Convolve with kernel and stride 2: blocks of 2^3 to channels, then a product."""
-    b, p, q, r, c = x.shape
-    x = x.reshape(b, p // 2, 2, q // 2, 2, r // 2, 2, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-    return x.reshape(*x.shape[:4], 8 * c) @ w.reshape(8 * c, -1)
+    return to_depth(x, 2) @ w.reshape(8 * x.shape[-1], -1)
 
 
 def double(x: modules.Grid, w: Kernel) -> Float[Array, "B 2*X 2*Y 2*Z O"]:
     """Transpose a convolution of kernel and stride 2: a product, then channels to blocks of 2^3."""
+    return to_space(x @ jnp.moveaxis(w, 3, 0).reshape(x.shape[-1], -1), 2)
+
+
+def to_depth(x: modules.Grid, side: int) -> modules.Grid:
+    """Blocks of `side`^3 voxels become channels, [B, X / side, ..., side^3 C]; exact."""
     b, p, q, r, c = x.shape
-    x = (x @ jnp.moveaxis(w, 3, 0).reshape(c, -1)).reshape(b, p, q, r, 2, 2, 2, -1)
-    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, 2 * p, 2 * q, 2 * r, -1)
+    p, q, r = p // side, q // side, r // side
+    x = x.reshape(b, p, side, q, side, r, side, c).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(b, p, q, r, side**3 * c)
+
+
+def to_space(x: modules.Grid, side: int) -> modules.Grid:
+    """The inverse of `to_depth`."""
+    b, p, q, r, _ = x.shape
+    x = x.reshape(b, p, q, r, side, side, side, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.reshape(b, p * side, q * side, r * side, -1)
 
 
 class Unit(nn.Module):
@@ -69,7 +80,10 @@ class VNet(nn.Module):
     """Stages of `down` convolutions at each width, halved between them, and `up` with the skips.
 
     A stage adds its input to its last convolution, before the PReLU: the first one the skull,
-    broadcast to its width; one on the way up the doubled grid without the skip beside it.
+    repeated to its width; one on the way up the doubled grid without the skip beside it.
+
+    stem: the first stage sees blocks of `stem`^3 voxels as channels, and the head gives them back:
+    at 2 an eighth of the work on the finest grid.
     """
 
     widths: tuple[int, ...]
@@ -79,6 +93,7 @@ class VNet(nn.Module):
     norm: str
     groups: int
     dtype: Any
+    stem: int = 1
 
     @nn.compact
     def __call__(self, skulls: Skulls, train: bool = True) -> tuple[Logits, Float[Array, "B C"]]:
@@ -91,16 +106,17 @@ class VNet(nn.Module):
                 x = unit(conv.conv_same, self.kernel, width)(x, train, sum_with)
             return x
 
-        x, skips = skulls[..., None].astype(self.dtype), []
+        x, skips = to_depth(skulls[..., None].astype(self.dtype), self.stem), []
         for width, count in zip(self.widths, self.down, strict=True):
             x = unit(halve, 2, width)(x, train) if skips else x
-            x = stage(x, x, width, count)
+            x = stage(x, jnp.tile(x, width // x.shape[-1]), width, count)
             skips.append(x)
         bottom = x.astype(jnp.float32).mean((1, 2, 3))
         for width, count, skip in zip(self.widths[-2::-1], self.up, skips[-2::-1], strict=True):
             x = unit(double, 2, width)(x, train)
             x = stage(jnp.concatenate([x, skip], axis=-1), x, width, count)
-        return nn.Dense(1, name="head")(x.astype(jnp.float32))[..., 0], bottom
+        blocks = nn.Dense(self.stem**3, name="head")(x.astype(jnp.float32))
+        return to_space(blocks, self.stem)[..., 0], bottom
 
 
 def network(config: ConfigDict) -> VNet:
@@ -117,8 +133,13 @@ def network(config: ConfigDict) -> VNet:
     groups = config.groups
     if config.norm == "group" and (groups < 1 or any(width % groups for width in widths)):
         raise UserError(f"segment.model.groups is {groups}: give a divisor of all widths {widths}")
-    modules.coarsest(config.resolution, widths[1:])
-    return VNet(widths, down, up, config.kernel, config.norm, groups, dtype)
+    stem = one_of("segment.model.stem", config.stem, (1, 2, 4))
+    if config.resolution % stem or widths[0] % stem**3:
+        what = f"it must divide the grid's {config.resolution} voxels a side"
+        what = f"{what}, and its cube the first of widths {widths}"
+        raise UserError(f"segment.model.stem is {stem}: {what}")
+    modules.coarsest(config.resolution // stem, widths[1:])
+    return VNet(widths, down, up, config.kernel, config.norm, groups, dtype, stem)
 
 
 def make(config: ConfigDict) -> Model:
