@@ -37,7 +37,11 @@ _DEEP_MM = 22.0  # thicker than this it is base, not vault
 _NO_VAULT = "no vault was found in the complete skull: it must be a head with its top, in RAS axes"
 
 
-class _Vault(NamedTuple):
+Chart = Float[np.ndarray, "C C"]
+Vectors = Float[np.ndarray, "3 *N"]
+
+
+class Vault(NamedTuple):
     """The vault on the chart ([C, C], never NaN) and the head's landmarks, in mm."""
 
     points: np.ndarray  # [C, C, 3], the smooth outer surface
@@ -54,14 +58,15 @@ class _Vault(NamedTuple):
     length: float  # of the braincase
 
 
+CELL = 2 * _RIM / (_CHART - 1)  # of a chart, in units of the radius
 # Unit vectors [C, C, 3] of Lambert's equal-area chart about +z, and which of them are used.
 _A, _B = np.meshgrid(*[np.linspace(-_RIM, _RIM, _CHART)] * 2, indexing="ij")
-_INSIDE = _A**2 + _B**2 <= _RIM**2
+INSIDE = _A**2 + _B**2 <= _RIM**2
 _ROOT = np.sqrt(np.clip(1 - (_A**2 + _B**2) / 4, 0, None))
-_RAYS = np.stack([_A * _ROOT, _B * _ROOT, 1 - (_A**2 + _B**2) / 2], -1)
+RAYS = np.stack([_A * _ROOT, _B * _ROOT, 1 - (_A**2 + _B**2) / 2], -1)
 
 
-def _on_chart(vectors):
+def on_chart(vectors: Vectors) -> tuple[Float[np.ndarray, "2 N"], Float[np.ndarray, " N"]]:
     """Chart coordinates [2, N] in cells, and length in mm, of vectors [3, N] from the centre."""
     x, y, z = vectors
     length = np.sqrt(x * x + y * y + z * z) + 1e-6
@@ -97,11 +102,11 @@ def _braincase(complete, voxel):
 def _cast(complete, voxel, skull, blocks, centre, reach):
     """Bone along each chart direction: bool [C * C, K]; radii [K] in mm, outermost first."""
     radii = np.arange(reach, 0.25 * reach, -np.clip(voxel.min() / 2, 0.5, 1.0), dtype=np.float32)
-    rays = (_RAYS / voxel).reshape(-1, 3).astype(np.float32)
+    rays = (RAYS / voxel).reshape(-1, 3).astype(np.float32)
     start = (centre / voxel).astype(np.float32)[:, None, None]
     last = np.array(complete.shape, np.int32)[:, None, None] - 1
     hits = np.zeros((len(rays), radii.size), bool)
-    for some in np.array_split(np.flatnonzero(_INSIDE), 8):  # for the memory's sake
+    for some in np.array_split(np.flatnonzero(INSIDE), 8):  # for the memory's sake
         index = np.floor(rays[some].T[..., None] * radii + start).astype(np.int32)
         there = np.clip(index, 0, last)
         hits[some] = (index == there).all(0) & complete[tuple(there)]
@@ -134,7 +139,8 @@ def _rims(raw, centre, top, length):
     angles, depths = np.deg2rad(np.arange(35, 124, 1.0)), []
     for side in np.deg2rad([*range(-32, -9, 2), *range(10, 33, 2)]):
         rays = np.sin(angles) * np.sin(side), np.sin(angles) * np.cos(side), np.cos(angles)
-        radius = np.nan_to_num(raw[tuple(np.rint(_on_chart(rays)[0]).astype(int))])
+        cells, _ = on_chart(np.stack(rays))
+        radius = np.nan_to_num(raw[tuple(np.rint(cells).astype(int))])
         radius = ndimage.median_filter(radius, 5, mode="nearest")
         inwards = radius < np.maximum.accumulate(radius) - 12
         last = ndimage.minimum_filter1d(inwards.astype(np.uint8), 6, origin=-3).argmax() - 1
@@ -144,23 +150,23 @@ def _rims(raw, centre, top, length):
     return np.median(depths) if len(depths) >= 6 else 0.5 * length
 
 
-def _vault(complete, voxel):
-    """All that is known of the skull's vault: one `_Vault`."""
+def survey(complete: Bool[np.ndarray, "X Y Z"], voxel: Float[np.ndarray, "3"]) -> Vault:
+    """All that is known of a skull's vault; voxel: mm. UserError where there is none."""
     skull, blocks, centre, width = _braincase(complete, voxel)
     hits, radii = _cast(complete, voxel, skull, blocks, centre, 1.1 * width)
     first, step = hits.argmax(1), radii[0] - radii[1]
-    raw = np.where(hits.any(1), radii[first] + step / 2, np.nan).reshape(_INSIDE.shape)
-    if np.isfinite(raw[_INSIDE]).mean() < 0.3:
+    raw = np.where(hits.any(1), radii[first] + step / 2, np.nan).reshape(INSIDE.shape)
+    if np.isfinite(raw[INSIDE]).mean() < 0.3:
         raise UserError(_NO_VAULT)
     trend = ndimage.median_filter(_fill(raw)[::3, ::3], 9, mode="nearest")
     trend = trend.repeat(3, 0).repeat(3, 1)[1:-1, 1:-1]
-    surface = _INSIDE & (raw > trend - 12)  # not the orbits' and foramina's depth
+    surface = INSIDE & (raw > trend - 12)  # not the orbits' and foramina's depth
     outer = ndimage.median_filter(_fill(np.where(surface, raw, np.nan)), 5, mode="nearest")
     outer = ndimage.gaussian_filter(outer, 1.5)
-    points = centre + outer[..., None] * _RAYS
+    points = centre + outer[..., None] * RAYS
 
-    top = np.percentile(points[_INSIDE][:, 2], 99.8)
-    ring = points[_INSIDE & (np.abs(top - points[..., 2] - 0.42 * width) < 0.18 * width)]
+    top = np.percentile(points[INSIDE][:, 2], 99.8)
+    ring = points[INSIDE & (np.abs(top - points[..., 2] - 0.42 * width) < 0.18 * width)]
     low, high = np.percentile(ring[:, :2], [0.3, 99.7], axis=0)
     middle, length = (low + high) / 2, (high - low)[1]
     pitch = np.arctan2(0.5 * length - _rims(raw, centre, top, length), 0.47 * length)
@@ -171,22 +177,22 @@ def _vault(complete, voxel):
 
     # Gaps between the tables are small, but for the frontal sinus; an orbital rim has no inside.
     brow = (front < 45) & (height < 45)
-    deep = _thickness(hits, first, np.where(brow, 14.0, 5.0).ravel(), step).reshape(_INSIDE.shape)
+    deep = _thickness(hits, first, np.where(brow, 14.0, 5.0).ravel(), step).reshape(INSIDE.shape)
     deep = np.where(brow & (height < 25), np.fmin(deep, 18.0), deep)
     vault = surface & (deep < _DEEP_MM)
-    if vault[_INSIDE & (height > 25)].mean() < 0.3:
+    if vault[INSIDE & (height > 25)].mean() < 0.3:
         raise UserError(_NO_VAULT)
     inner = _fill(np.where(vault, raw - deep, np.nan))
     inner = ndimage.gaussian_filter(ndimage.minimum_filter(inner, 3), 1.0)
     inner = np.maximum(inner - 1.0 - 0.5 * voxel.max(), outer - _DEEP_MM - 4)
 
     # Pinholes and thin temporal bone are passed over, openings wider than about 15 mm are not.
-    closed = ndimage.gaussian_filter(np.where(vault | ~_INSIDE, 0.0, 1.0), 2.5) * 30 - 12
-    closed[~_INSIDE] = 30.0
+    closed = ndimage.gaussian_filter(np.where(vault | ~INSIDE, 0.0, 1.0), 2.5) * 30 - 12
+    closed[~INSIDE] = 30.0
     area = np.linalg.norm(np.cross(*np.gradient(points, axis=(0, 1))), axis=-1) / 100
     area *= ndimage.binary_closing(surface, iterations=3)
     chart = points, outer, inner, area, closed, front, height
-    return _Vault(*chart, centre, origin, (origin - base) @ up, up, length)
+    return Vault(*chart, centre, origin, (origin - base) @ up, up, length)
 
 
 def _draw(kind, seed, area_cm2):
@@ -224,7 +230,7 @@ def _site(kind, draw, vault):
         above = radius * (0.15 + 0.55 * two) - vault.lift
         polar = np.rad2deg(np.arccos(np.clip(above / (0.5 * vault.length), -0.5, 0.95)))
         floor = np.interp(vault.front, [55, 80], [-4 - 6 * three, 6.0])
-        closed = np.where((vault.front < 60) & _INSIDE, -6.0, vault.closed)  # open orbits count
+        closed = np.where((vault.front < 60) & INSIDE, -6.0, vault.closed)  # open orbits count
         limit = np.maximum(np.maximum(closed, floor - vault.height), -8 - sideways)
     elif kind == "parietotemporal":
         azimuth, polar = draw["side"] * (72 + 50 * one), 48 + 36 * two
@@ -301,7 +307,13 @@ def _hole(kind, draw, vault, area_cm2):
     return np.where(others, np.maximum(field, 1.0), field)
 
 
-def _carve(complete, voxel, vault, hole, two):
+def carve(
+    complete: Bool[np.ndarray, "X Y Z"],
+    voxel: Float[np.ndarray, "3"],
+    vault: Vault,
+    hole: Chart,
+    two: bool,
+) -> Bool[np.ndarray, "X Y Z"]:
     """The implant, without its dust but with the crumbs that would float in its hole.
 
     Pieces are 26-connected: one hole keeps its largest, two those of 1 cm^3 or more as well.
@@ -316,7 +328,7 @@ def _carve(complete, voxel, vault, hole, two):
     bone = complete[box]
     index = np.nonzero(bone)
     start = (low + 0.5) * voxel - vault.centre
-    cells, radius = _on_chart((np.stack(index, -1) * voxel + start).astype(np.float32).T)
+    cells, radius = on_chart((np.stack(index, -1) * voxel + start).astype(np.float32).T)
     near = ndimage.map_coordinates(wide.astype(np.uint8), cells, order=0) > 0
     index, cells, radius = tuple(i[near] for i in index), cells[:, near], radius[near]
     maps = np.stack([hole, vault.outer + _OUTSIDE_MM, vault.inner]).astype(np.float32)
@@ -400,5 +412,5 @@ def _implant(complete, kind, seed, voxel_mm, area_cm2):
     if not complete.any():
         raise UserError(_NO_VAULT)
     voxel, draw = np.broadcast_to(np.asarray(voxel_mm, float), 3), _draw(kind, seed, area_cm2)
-    vault = _vault(complete, voxel)
-    return _carve(complete, voxel, vault, _hole(kind, draw, vault, area_cm2), draw["two"])
+    vault = survey(complete, voxel)
+    return carve(complete, voxel, vault, _hole(kind, draw, vault, area_cm2), draw["two"])

@@ -1,0 +1,120 @@
+"""Defects carried from one skull onto another: a control that needs no cutter and no network.
+
+A donor is a hole on the chart of directions (`defects`), seen from the middle of the frame. It is
+turned a little, mirrored or not, made smaller or larger, and cut into another skull through the
+full thickness of the bone that is there: nothing is fitted.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
+
+from skullgen.core.errors import UserError
+from skullgen.data import defects
+from skullgen.data.grids import FIELD_MM, VERTEX_MM, Affine, Mask
+
+MIDDLE_MM = 58.0  # of the braincase, below the vertex
+TURN_DEGREES = (6.0, 6.0, 12.0)  # standard deviations about X, Y and the vertical
+SMALLEST = 0.8  # of the donor's angle about its middle; at most 1 / this
+LEAST_CM3, MOST = 4.0, 0.45  # of bone, and of the vault's area
+FINE_MM = 1.5  # donors' voxels are divided into parts of at most this
+LOWEST = np.cos(np.deg2rad(120))  # of a direction's height: the chart ends there
+ATTEMPTS = 20
+
+Vectors = Float[np.ndarray, "3 N"]
+
+
+class Donor(NamedTuple):
+    """A hole by directions, [C, C] on the chart in mm (negative inside), and its mean direction."""
+
+    field: Float[np.ndarray, "C C"]
+    middle: Float[np.ndarray, "3"]
+    several: bool  # holes
+
+
+def donor(implant: Mask, affine: Affine, frame: Affine, size: int) -> Donor:
+    """A donor from an implant; frame: the affine of its skull's cube of `size` voxels a side."""
+    step = np.linalg.norm(affine[:3, :3], axis=0)
+    parts = [np.arange(n) / n + 0.5 / n - 0.5 for n in np.ceil(step / FINE_MM).astype(int)]
+    offsets = np.stack(np.meshgrid(*parts), -1).reshape(-1, 3)
+    places = (np.argwhere(implant)[:, None] + offsets).reshape(-1, 3)
+    to_frame = np.linalg.inv(frame) @ affine
+    vectors = (places @ to_frame[:3, :3].T + to_frame[:3, 3] + 0.5).T * (FIELD_MM / size)
+    vectors = vectors - _middle()[:, None]
+    cells, length = defects.on_chart(
+        vectors[:, vectors[2] > LOWEST * np.linalg.norm(vectors, axis=0)]
+    )
+    if not len(length):
+        raise UserError("the defect lies below the vault: it cannot be carried onto other skulls")
+    # A cell at the rim holds less of the piece than those within: it is hole from one half on.
+    side = len(defects.INSIDE)
+    cells = np.clip(np.rint(cells).astype(int), 0, side - 1)
+    amount = np.bincount(cells[0] * side + cells[1], minlength=side**2).reshape(side, side)
+    amount = ndimage.gaussian_filter(amount.astype(float), 1.0)
+    mark = (amount > 0.5 * ndimage.percentile_filter(amount, 75, 9)) & (amount > 0.1 * amount.max())
+    mark = ndimage.binary_fill_holes(mark) & defects.INSIDE
+    cell_mm = defects.CELL * np.median(length)
+    away = ndimage.distance_transform_edt(~mark) - ndimage.distance_transform_edt(mark)
+    sums = np.bincount(ndimage.label(mark)[0].ravel())[1:] * cell_mm**2 / 100  # cm^2
+    mean = defects.RAYS[mark].mean(0)
+    field = ndimage.gaussian_filter(away, 1.0) * cell_mm
+    return Donor(field.astype(np.float32), mean / np.linalg.norm(mean), bool((sums > 1).sum() > 1))
+
+
+def _middle():
+    """The braincase's middle, mm from the corner of the frame."""
+    return np.array([FIELD_MM / 2, FIELD_MM / 2, VERTEX_MM - MIDDLE_MM])
+
+
+def transplant(
+    complete: Mask, affine: Affine, frame: Affine, size: int, donor: Donor, seed: int
+) -> Bool[np.ndarray, "X Y Z"]:
+    """The piece that a donor's hole takes out of a complete skull in RAS order.
+
+    Turned about the middle, mirrored with probability one half, the angle to the hole's mean
+    direction scaled by 0.8 to 1.25; drawn again, turned less and less, where it would take less
+    than 4 ml or more than 45 % of the vault.
+    """
+    voxel = np.linalg.norm(affine[:3, :3], axis=0)
+    vault = defects.survey(complete, voxel)
+    corner = np.linalg.inv(affine) @ frame @ [-0.5, -0.5, -0.5, 1]  # of the frame, in voxels
+    away = vault.points - (corner[:3] + 0.5) * voxel - _middle()
+    directions = away / np.linalg.norm(away, axis=-1, keepdims=True)
+    # Openings and the base stay as they are, but for the orbits' upper rims.
+    closed = np.where((vault.front < 60) & defects.INSIDE, -6.0, vault.closed)
+    limit, whole = np.maximum(closed, -8 - vault.height), vault.area[vault.height > 0].sum()
+    for attempt in range(ATTEMPTS):
+        random = np.random.default_rng([seed, attempt])
+        turn, scale = _turn(random, 0.8**attempt), np.exp(random.uniform(-1, 1) * np.log(SMALLEST))
+        cells, _ = defects.on_chart(_from(directions.reshape(-1, 3) @ turn, donor.middle, scale).T)
+        hole = ndimage.map_coordinates(donor.field, cells, order=1, mode="nearest") * scale
+        hole = np.maximum(hole.reshape(limit.shape), limit)
+        if 0 < vault.area[hole < 0].sum() <= MOST * whole:
+            piece = defects.carve(complete, voxel, vault, hole, donor.several)
+            if np.count_nonzero(piece) * np.prod(voxel) >= 1000 * LEAST_CM3:
+                return piece
+    raise UserError("no defect of the training pairs fits onto this skull")
+
+
+def _turn(random, share):
+    """A rotation, and a mirror image for every second one: [3, 3], from donor to skull."""
+    angles = np.deg2rad(TURN_DEGREES) * random.standard_normal(3) * share
+    mirror = np.diag([random.choice([-1.0, 1.0]), 1, 1])
+    for axis, angle in enumerate(angles):
+        rotation = np.eye(3)
+        one, two = (axis + 1) % 3, (axis + 2) % 3
+        rotation[[one, two], [one, two]] = np.cos(angle)
+        rotation[one, two], rotation[two, one] = -np.sin(angle), np.sin(angle)
+        mirror = rotation @ mirror
+    return mirror
+
+
+def _from(directions, middle, scale):
+    """The donor's directions [N, 3] that come to lie at these."""
+    cosine = np.clip(directions @ middle, -1, 1)
+    angle = np.arccos(cosine)
+    across = (directions - cosine[:, None] * middle) / np.maximum(np.sin(angle), 1e-6)[:, None]
+    angle = np.minimum(angle / scale, np.pi)[:, None]
+    return np.cos(angle) * middle + np.sin(angle) * across
