@@ -80,8 +80,11 @@ def defaults(size):
     config.segment = ConfigDict()  # the V-Net that judges
     config.segment.model_name = "vnet"
     config.segment.stores = ""  # PATH:SPLIT:PAIRS, comma-separated; "": this run's generated pairs
-    config.segment.reference = True  # one on this run's real training pairs too: the yardstick
-    config.segment.fresh = 0  # pairs that ingest cuts anew from training skulls, in fresh.zarr
+    config.segment.controls = ("real",)  # what it is compared with, a V-Net on each: `real` pairs;
+    # `fresh` defects cut into the training skulls; `transplants`, the training defects carried onto
+    # them; `ceiling`, fresh defects in the test skulls too. Ingest makes those that are named here
+    # or in `stores` (fresh.zarr, ...)
+    config.segment.control_pairs = 400  # in each of them
     config.segment.seed = config.get_oneway_ref("seed")
     config.segment.updates = 300
     config.segment.batch_size = 8  # over all devices
@@ -96,8 +99,9 @@ def defaults(size):
     config.segment.model.groups = 4
     config.segment.model.precision = "float32"
     config.segment.model.learning_rate = 1e-3
-    config.segment.model.decay_steps = 0  # updates of a cosine decay to 0; 0: constant
-    config.segment.model.augment = False  # flips, and the three below at random
+    # Updates of a cosine decay to 0; 0: constant.
+    config.segment.model.decay_steps = config.segment.get_oneway_ref("updates")
+    config.segment.model.augment = True  # flips, and the three below at random
     config.segment.model.rotation_degrees = 8.0  # about an axis of any direction, at most
     config.segment.model.scaling = 0.08  # of each axis, at most
     config.segment.model.shift_mm = 6.0  # along each axis, at most

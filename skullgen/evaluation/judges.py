@@ -1,23 +1,36 @@
 """The networks that judge: V-Nets trained by the one loop on any mixture of stores (section 5).
 
-Two of a kind: `vnet`, on `config.segment.stores`, and its yardstick `vnet_real`, on the run's own
-real training pairs. settings: an experiment's `config.segment`; size: `D`, voxels a side.
+`vnet` learns from `config.segment.stores`; beside it stands one for each of `segment.controls`,
+alike in all but its pairs. settings: an experiment's `config.segment`; size: `D`, voxels a side.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from skullgen.core import hosts, provenance
-from skullgen.core.errors import UserError, in_range
+from skullgen.core import hosts, plugins, provenance
+from skullgen.core.errors import UserError, in_range, one_of
 from skullgen.core.types import Phase
 from skullgen.data import mixture, store
-from skullgen.training import checkpoint, loop, methods
+from skullgen.evaluation import metrics
+from skullgen.generation import generate
+from skullgen.models import steps
+from skullgen.training import checkpoint, logs, loop, methods
 from skullgen.training.methods import Trained
 
-REAL = "real.zarr:train:all"
-NETS = ("vnet", "vnet_real")
+CONTROLS = {  # what pairs must beat, and what none can: name -> pairs
+    "real": "real.zarr:train:all",
+    "fresh": "fresh.zarr:all:all",
+    "transplants": "transplants.zarr:all:all",
+    "ceiling": "ceiling.zarr:all:all",
+}
+NETS = ("vnet", *(f"vnet_{name}" for name in CONTROLS))
+CURVE_PAIRS, CURVE_BATCH = 40, 8  # of the split `validation`, at most, for a learning curve
+RISE = 0.01  # of Dice in the last quarter of training: with more, a net has not converged
 
 
 class Unfinished(UserError):
@@ -29,8 +42,9 @@ def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[mixture.Part
     if not settings.stores:
         store.Store(workdir / "generated.zarr").require_whole("generate")
     nets = {"vnet": settings.stores or "generated.zarr:all:all"}
-    if settings.reference and settings.stores != REAL:
-        nets["vnet_real"] = REAL
+    for name in plugins.listed(settings.controls):
+        if CONTROLS[name] != settings.stores:
+            nets[f"vnet_{name}"] = CONTROLS[name]
     return {name: mixture.parts(stores, workdir, settings.seed) for name, stores in nets.items()}
 
 
@@ -39,7 +53,9 @@ def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
     _load(settings, size)
     methods.check(settings.model_name, _sized(settings, size), size, section="segment.")
     in_range("segment.updates", settings.updates, 1)
-    in_range("segment.fresh", settings.fresh, 0)
+    in_range("segment.control_pairs", settings.control_pairs, 1)
+    for name in plugins.listed(settings.controls):
+        one_of("segment.controls", name, CONTROLS)
     loop.check(_own(settings, options), "segment.")
     mixture.require_there([name for name, *_ in mixture.named(settings.stores)], workdir)
 
@@ -72,7 +88,26 @@ def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
         place = loop.Place(workdir / f"segment-{name}.jsonl", folder, network)
         own = _own(settings, options)._replace(tensorboard=board and board / name)
-        loop.train(model, plan, parts, place, own)
+        loop.train(model, plan, parts, place, own, loop.Watch(scores=_scorer(model, workdir, size)))
+
+
+def _scorer(model, workdir, size):
+    """What a learning curve shows: a state's mean Dice on the run's own split `validation`."""
+    path = workdir / "real.zarr"
+    pairs = store.Store(path) if store.exists(path) else None
+    rows = pairs.rows("validation") if pairs else ()
+    if not len(rows):
+        return None
+    rows = rows[np.linspace(0, len(rows) - 1, min(CURVE_PAIRS, len(rows))).astype(int)]
+    bits = pairs.load(rows)
+    truth = store.unpack(bits, size)[..., 1]
+    run = jax.jit(lambda state, x: model.predict(state, steps.unpack(x, size)[..., 0]) >= 0.5)
+
+    def scores(state):
+        masks = generate.whole_batches(functools.partial(run, state), bits, CURVE_BATCH)
+        return {"selection_dice": float(np.mean(list(map(metrics.dice, masks, truth))))}
+
+    return scores
 
 
 def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
@@ -108,13 +143,25 @@ def choose(workdir: Path, name: str = "") -> str:
     return name or there[0]
 
 
-def about(settings: ConfigDict, nets: dict[str, Trained]) -> dict[str, Any]:
-    """What trained networks are made of, in words for `metrics.json`."""
+def about(settings: ConfigDict, nets: dict[str, Trained], workdir: Path) -> dict[str, Any]:
+    """What trained networks are made of, in words for `metrics.json`, and how they learnt.
+
+    curve: updates and Dice on the split `validation`. rise: of that Dice in the last quarter;
+    converged: whether it is at most .01 (both None without such a split).
+    """
     shared, result = {"updates": settings.updates, "seed": settings.seed}, {}
     shared["augment"] = settings.model.get("augment", False)
     for name, net in nets.items():
         stores = [{"path": str(part.store.path), "pairs": len(part.rows)} for part in net.parts]
-        result[name] = {"stores": stores, **shared}
+        curve = [
+            [record["step"], record["selection_dice"]]
+            for record in logs.read(workdir / f"segment-{name}.jsonl")
+            if "selection_dice" in record
+        ]
+        before = [dice for step, dice in curve if step <= 0.75 * settings.updates]
+        rise = curve[-1][1] - before[-1] if before else None
+        learnt = {"curve": curve, "rise": rise, "converged": None if rise is None else rise <= RISE}
+        result[name] = {"stores": stores, **shared, **learnt}
     return result
 
 

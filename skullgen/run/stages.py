@@ -116,7 +116,7 @@ def link(source: Path, path: Path, size: int) -> None:
 
 
 def _train(config, workdir):
-    name, real, watch = config.model_name, store.Store(workdir / "real.zarr"), None
+    name, real, watch = config.model_name, store.Store(workdir / "real.zarr"), loop.Watch()
     real.require_whole("ingest")
     rows = real.rows("train")
     if count := len(real.every("train")) - len(rows):
@@ -124,7 +124,8 @@ def _train(config, workdir):
     model, folder = methods.load_model(name, config.model), workdir / "checkpoints" / name
     place = loop.Place(workdir / "train.jsonl", folder, methods.recipe(name, config.model))
     if hosts.lead():
-        watch = preview.watcher(model, real, workdir / "figures" / "training", config)
+        sheets = preview.watcher(model, real, workdir / "figures" / "training", config)
+        watch = loop.Watch(sheets)
     plan, options = methods.phases(config.phases, model), _options(config, workdir)
     loop.train(model, plan, [mixture.Part(real, rows)], place, options, watch)
 
@@ -176,7 +177,7 @@ def _evaluate(config, workdir):
         notes = [f"no verdict: {error}"]
     if nets:
         judged = verdict.verdict(real, nets, config.evaluate, config.workers)
-        result["verdict"] = {"nets": judges.about(config.segment, nets), **judged}
+        result["verdict"] = {"nets": judges.about(config.segment, nets, workdir), **judged}
         lines += ["", *tables.text(tables.verdict(result["verdict"]))]
     if not result:
         raise UserError(f"{workdir}: nothing to evaluate; run `generate` or `segment` first")

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +24,17 @@ from skullgen.core.types import Model, Phase, State
 from skullgen.data import mixture, store
 from skullgen.training import checkpoint, logs, parallel
 
-# `(state, phase's step) -> records` for TensorBoard, whose `says` is printed.
-Watch = Callable[[State, str], Iterable[logs.Record]] | None
+POINTS = 8  # of a learning curve, evenly over a phase
 Parts, Plan, Recipe = list[mixture.Part], list[Phase], provenance.Recipe
+
+
+class Watch(NamedTuple):
+    """What process 0 looks at while a network trains."""
+
+    # `(state, phase's step) -> records` for TensorBoard, whose `says` is printed.
+    sheets: Callable[[State, str], Iterable[logs.Record]] | None = None
+    # `state -> metrics` for the log, at `POINTS` updates of each phase: a learning curve.
+    scores: Callable[[State], Mapping[str, float]] | None = None
 
 
 class Options(NamedTuple):
@@ -89,12 +97,17 @@ def spans(plan: Plan, pairs: int, batch: int) -> list[Span]:
 
 
 def train(
-    model: Model, plan: Plan, parts: Parts, place: Place, options: Options, watch: Watch = None
+    model: Model,
+    plan: Plan,
+    parts: Parts,
+    place: Place,
+    options: Options,
+    watch: Watch = Watch(),  # noqa: B008
 ) -> State:
     """Trains `model` through `plan` on a mixture of stores of one size, or goes on.
 
-    watch: called by process 0 wherever metrics were fetched. Raises UserError where `place` holds a
-    network of another recipe, Diverged, and jobs.Stopped after a checkpoint where a signal came.
+    Raises UserError where `place` holds a network of another recipe, Diverged, and jobs.Stopped
+    after a checkpoint where a signal came.
     """
     check(options)
     lead, whole = hosts.lead(), spans(plan, _count(parts), options.batch)
@@ -108,7 +121,7 @@ def train(
         print(f"training: goes on from the checkpoint of update {first}")
     schedule = options.save_every, options.keep, ends
     own = checkpoint.manager(place.folder, *schedule) if lead else None
-    recent, watch = (logs.cut(place.log, first), watch) if lead else ([], None)
+    recent, watch = (logs.cut(place.log, first), watch) if lead else ([], Watch())
     board_file = logs.tensorboard(options.tensorboard if lead else None)
     with own or contextlib.nullcontext(), board_file as board:
         run = _Run(model, parts, place, options, own, board, watch, recent, set())
@@ -167,6 +180,12 @@ def _until(recipe, step):
     return {**recipe, "phases": phases}
 
 
+def points_of(span: Span) -> list[int]:
+    """The updates of a phase that its learning curve has, the last one among them."""
+    length = span.end - span.begin
+    return sorted({span.begin + math.ceil(length * k / POINTS) for k in range(1, POINTS + 1)})
+
+
 # --- A phase, update by update -------------------------------------------------------------------
 
 
@@ -174,9 +193,12 @@ def _phase(run, span, state):
     first, options, name = int(state.step), run.options, span.phase.step
     update, pending = parallel.data_parallel(run.model.steps[name], run.parts[0].store.size), []
     length, done = span.end - span.begin, first - span.begin
+    points = points_of(span) if run.watch.scores else ()
     with jobs.progress(length, done, f"train {name}", "update") as bar:
         for step, batch in enumerate(_batches(run, span, first), first + 1):
             state, metrics = update(state, *batch)
+            if step in points:
+                metrics = {**metrics, **run.watch.scores(state)}
             pending.append((step, metrics))
             due = step % options.save_every == 0 or step == span.end
             fetch = len(pending) >= options.log_every or due
@@ -190,7 +212,7 @@ def _phase(run, span, state):
                 _save(run, state, stop)
             if stop:
                 raise jobs.Stopped(stop, agreed=True)
-            for record in run.watch(state, name) if fetch and run.watch else ():
+            for record in run.watch.sheets(state, name) if fetch and run.watch.sheets else ():
                 run.board([record])
                 bar.write(record["says"])
     return state

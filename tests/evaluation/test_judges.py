@@ -6,7 +6,7 @@ import pytest
 
 from skullgen.core.errors import UserError
 from skullgen.data import store
-from skullgen.evaluation import judges
+from skullgen.evaluation import judges, metrics
 from skullgen.training import logs, loop
 from tests.models.common import assert_close
 
@@ -15,7 +15,14 @@ OPTIONS = loop.Options(seed=7, batch=7, log_every=5, save_every=7, keep=2, budge
 
 
 def _settings(**fields):
-    base = dict(model_name="tests.toy_net", stores="", reference=True, seed=0, updates=10)
+    base = dict(
+        model_name="tests.toy_net",
+        stores="",
+        controls=("real",),
+        control_pairs=8,
+        seed=0,
+        updates=10,
+    )
     base |= dict(batch_size=4, save_every=5, model=dict(learning_rate=0.1, augment=False))
     settings = ml_collections.ConfigDict(base)
     settings.update_from_flattened_dict(fields)
@@ -57,7 +64,7 @@ def _corner(net, at):
 
 def test_a_mixture_sees_both_stores_equally(work):
     stores = "real.zarr:train:2,generated.zarr:all:all"
-    settings = _settings(stores=stores, reference=False, updates=60)
+    settings = _settings(stores=stores, controls=(), updates=60)
     judges.train(settings, SIZE, work, OPTIONS)
     (net,) = judges.load(settings, SIZE, work).values()
     assert [len(part.rows) for part in net.parts] == [2, 12]
@@ -79,14 +86,14 @@ def test_a_second_run_does_nothing_and_a_longer_one_goes_on(work, capsys):
 
 
 def test_a_net_of_other_pairs_or_settings_is_refused(work):
-    settings = _settings(reference=False)
+    settings = _settings(controls=())
     judges.train(settings, SIZE, work, OPTIONS)
     for fields, words in (
         ({"model.learning_rate": 0.2}, r"made with segment\.model\.learning_rate 0\.1, now 0\.2"),
         ({"updates": 5}, r"phases\.0 \['segment', 1, 10\], now \['segment', 1, 5\]"),
         ({"stores": "generated.zarr:all:7"}, r"made with stores\.0\.rows"),
     ):
-        other = _settings(reference=False, **fields)
+        other = _settings(controls=(), **fields)
         with pytest.raises(judges.Unfinished, match="vnet: trained with another "):
             judges.load(other, SIZE, work)
         with pytest.raises(UserError, match=words):
@@ -107,7 +114,7 @@ def test_a_net_is_chosen_by_its_name_or_because_it_is_the_only_one(work):
     assert not judges.begun(work)
     with pytest.raises(judges.Unfinished, match="run the stage `segment` first"):
         judges.choose(work)
-    judges.train(_settings(reference=False), SIZE, work, OPTIONS)
+    judges.train(_settings(controls=()), SIZE, work, OPTIONS)
     assert judges.begun(work) and judges.choose(work) == "vnet" == judges.choose(work, "vnet")
     with pytest.raises(judges.Unfinished, match="vnet_real: no checkpoint; here is vnet"):
         judges.choose(work, "vnet_real")
@@ -118,3 +125,33 @@ def test_a_generator_is_no_segmentation_network(work):
     settings.model.breaks_at = -1
     with pytest.raises(UserError, match=r"lacks the step `segment` or predict"):
         judges.train(settings, SIZE, work, OPTIONS)
+
+
+def test_learning_curves_have_eight_points_and_tell_who_has_not_converged(work):
+    """On two devices; the last point is the net's own Dice on the split `validation`."""
+    _store(work / "seen.zarr", (0, 0, 0), [0] * 4 + [1] * 3)
+    (work / "real.zarr").rename(work / "old.zarr")
+    (work / "seen.zarr").rename(work / "real.zarr")
+    settings = _settings(updates=20, **{"model.learning_rate": 0.05})
+    judges.train(settings, SIZE, work, OPTIONS)
+    nets = judges.load(settings, SIZE, work)
+    about = judges.about(settings, nets, work)
+    for name, net in nets.items():
+        curve = about[name]["curve"]
+        assert [step for step, _ in curve] == [3, 5, 8, 10, 13, 15, 18, 20]
+        pairs = store.unpack(store.Store(work / "real.zarr").load([4, 5, 6]), SIZE)
+        masks = np.asarray(net.model.predict(net.state, pairs[..., 0])) >= 0.5
+        dices = [
+            metrics.dice(mask, truth) for mask, truth in zip(masks, pairs[..., 1], strict=True)
+        ]
+        assert curve[-1][1] == pytest.approx(np.mean(dices))
+        assert about[name]["rise"] == curve[7][1] - curve[5][1]
+        assert about[name]["converged"] == (about[name]["rise"] <= 0.01)
+    assert about["vnet_real"]["curve"][-1][1] > about["vnet"]["curve"][-1][1]
+
+
+def test_without_a_split_to_select_on_there_is_no_curve(work):
+    settings = _settings(controls=())
+    judges.train(settings, SIZE, work, OPTIONS)
+    about = judges.about(settings, judges.load(settings, SIZE, work), work)["vnet"]
+    assert (about["curve"], about["rise"], about["converged"]) == ([], None, None)
