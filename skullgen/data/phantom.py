@@ -5,6 +5,8 @@ of the frame, for a cranium 180 mm long, 140 mm broad, with its vertex at Z 125 
 length at Z 44) and then stretched to the lengths of the individual.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
@@ -57,21 +59,42 @@ BARS = (  # of the face, from where to where, radius and fillet in standard mm
 )
 VAULT = 5.2  # mm, mean thickness before the map above
 THINNEST = 4.5  # mm, so that a grid of 6.4 mm voxels still closes
+SQUAMA = (0.97, 0.15, -0.2)  # direction of the thin temporal bone
+Range = tuple[float | int, float | int]
 
 
-def individual(seed: int) -> tuple[np.random.Generator, Float[np.ndarray, "3"]]:
+class Variety(NamedTuple):
+    """How far phantoms go beyond anthropometry: to heads and scans that it does not know.
+
+    As it stands here, not at all. Ranges are drawn from evenly.
+    """
+
+    spread: float = 1.0  # standard deviations of the three lengths, times this
+    thickness: Range = (1.0, 1.0)  # of the bone, times this; thinnest and thickest 2 and 12 mm
+    asymmetry: float = 0.022  # standard deviation of the oblique skew (plagiocephaly .05 to .1)
+    faceless: float = 0.0  # share without a face, as masks of the braincase alone
+    floor_mm: Range = (0.0, 0.0)  # of the frame's floor, where a scan ends
+    pinholes: int = 0  # at most, of 0.5 to 2 mm radius
+    temporal: float = 0.0  # share of sides whose squama is open, for 3 to 10 mm
+    rough_mm: float = 0.0  # standard deviation of both surfaces, voxel by voxel
+
+
+def individual(
+    seed: int, spread: float = 1.0
+) -> tuple[np.random.Generator, Float[np.ndarray, "3"]]:
     """The generator of a seed and what it draws first: maximum length, breadth and height in mm.
 
     GOL, XCB and BBH (basion to bregma). One of four groups (two series, two sexes) is drawn evenly,
     then a normal with that group's mean and the spreads and correlations pooled within the groups,
     of 217 adults of the Norse and Berg series of W. W. Howells, Papers of the Peabody Museum 67,
-    1973, and 79, 1989.
+    1973, and 79, 1989. spread: multiplies the deviations.
     """
     if seed < 0:
         raise UserError(f"seed {seed} of a phantom is negative: give a whole number from 0 up")
     draw = np.random.default_rng(seed)
     mean = MEANS[draw.integers(len(MEANS))]
-    return draw, mean + SPREADS * (np.linalg.cholesky(CORRELATION) @ draw.standard_normal(3))
+    deviation = np.linalg.cholesky(CORRELATION) @ draw.standard_normal(3)
+    return draw, mean + spread * SPREADS * deviation
 
 
 def affine(size: int) -> Float[np.ndarray, "4 4"]:
@@ -83,7 +106,11 @@ def affine(size: int) -> Float[np.ndarray, "4 4"]:
     return np.array([[step, 0, 0, start], [0, step, 0, start], [0, 0, step, start], [0, 0, 0, 1]])
 
 
-def skull(seed: int, size: int = 128) -> Bool[np.ndarray, "D D D"]:
+def skull(
+    seed: int,
+    size: int = 128,
+    variety: Variety = Variety(),  # noqa: B008
+) -> Bool[np.ndarray, "D D D"]:
     """The cranium of individual `seed`, in RAS.
 
     The frame is a cube of 204.8 mm; glabella-opisthocranion and euryon-euryon are centred in it and
@@ -96,8 +123,9 @@ def skull(seed: int, size: int = 128) -> Bool[np.ndarray, "D D D"]:
     holes in a coarse grid. Shape beyond the three lengths is drawn by eye.
     """
     step = np.float32(affine(size)[0, 0])
-    draw, (length, breadth, height) = individual(seed)
-    radii, scale, middle = _braincase(draw)
+    draw, (length, breadth, height) = individual(seed, variety.spread)
+    beyond = np.random.default_rng([seed, 1])  # what anthropometry does not know
+    radii, scale, middle = _braincase(draw, beyond.uniform(*variety.thickness), variety.asymmetry)
     face = draw.standard_normal(7)
     ticks = (np.arange(size, dtype=np.float32) + 0.5) * step
     side, front = ((ticks - FIELD_MM / 2) / np.float32(v) for v in (breadth / 140, length / 180))
@@ -112,17 +140,47 @@ def skull(seed: int, size: int = 128) -> Bool[np.ndarray, "D D D"]:
     tilt, turn = np.arcsin(p[2] / np.maximum(r, 1e-3)), np.arctan2(p[0], p[1])
     place = np.broadcast_arrays(tilt * (180 / np.pi) + 90, turn * (180 / np.pi) + 180)
     outer, inner = (ndimage.map_coordinates(t, place, order=1, mode="nearest") for t in radii)
+    rough = (_roughness(beyond, r.shape, variety.rough_mm) for _ in range(2))
+    outer, inner = (surface + noise for surface, noise in zip((outer, inner), rough, strict=True))
     floor, under = _base(face, x, y)
     solid = np.maximum(r - outer, under - z)
-    lower = solid[..., : np.count_nonzero(z < 62)]  # no face above
-    added, carved = _face(face, x, y, z[..., : lower.shape[2]])
-    lower[:] = np.maximum(_blend(lower, added, 7), -carved)
+    if beyond.random() >= variety.faceless:
+        lower = solid[..., : np.count_nonzero(z < 62)]  # no face above
+        added, carved = _face(face, x, y, z[..., : lower.shape[2]])
+        lower[:] = np.maximum(_blend(lower, added, 7), -carved)
     cavity = (r < inner) & (z > floor)
     foramen = ((x / 14.5) ** 2 + ((y + 23) / 18) ** 2 < 1) & (z < 24)
-    labels, _ = ndimage.label((solid < 0) & ~cavity & ~foramen)
+    bone = (solid < 0) & ~cavity & ~foramen
+    _pierce(beyond, bone, (x, y, z - EQUATOR), variety)
+    bone[..., : round(beyond.uniform(*variety.floor_mm) / step)] = False
+    labels, _ = ndimage.label(bone)
     out = np.zeros((size, size, size), bool)
     out[grid] = labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
     return out
+
+
+def _roughness(draw, shape, mm):
+    """Noise of neighbouring voxels, of this standard deviation."""
+    if not mm:
+        return np.float32(0)
+    noise = ndimage.gaussian_filter(draw.standard_normal(shape, np.float32), 1.0)
+    return noise * np.float32(mm / noise.std())
+
+
+def _pierce(draw, bone, place, variety):
+    """Takes pinholes and open temporal squamae out of `bone`, along rays from the centre."""
+    sides = np.array([[1, 1, 1], [-1, 1, 1]]) * SQUAMA
+    open_sides = sides[draw.random(2) < variety.temporal]
+    count = draw.integers(variety.pinholes + 1)
+    holes = np.concatenate([open_sides, draw.standard_normal((count, 3))])
+    radii = np.r_[draw.uniform(3, 10, len(open_sides)), draw.uniform(0.5, 2, count)]
+    index = np.nonzero(bone)
+    points = np.stack([np.broadcast_to(p, bone.shape)[index] for p in place], 1)
+    for way, radius in zip(holes, radii, strict=True):
+        way = way / np.linalg.norm(way) + 0.1 * draw.standard_normal(3) * (radius > 2)
+        along = points @ way / np.linalg.norm(way)
+        near = (points**2).sum(1) - along**2 < radius**2
+        bone[tuple(i[near & (along > 0)] for i in index)] = False
 
 
 def _dot(p, q):
@@ -146,7 +204,7 @@ def _swellings(draw, u, table):
     return out
 
 
-def _braincase(draw):
+def _braincase(draw, thickness, asymmetry):
     """The outer and the inner surface: radii [2, 181, 361] by degree of elevation and azimuth.
 
     In mm; scale [3] and middle [2], X and Y, bring them to the standard lengths. All are float32.
@@ -163,7 +221,7 @@ def _braincase(draw):
     outer = outer ** (-1 / power) + _swellings(draw, u, RELIEF)
     keel = np.clip(u[2] / 0.4, 0, 1) * np.clip(1 - 2 * u[1], 0, 1) * _bell(u[0], 0.14)
     outer += np.abs(0.8 + 0.6 * draw.standard_normal()) * keel
-    outer *= 1 + 0.022 * draw.standard_normal() * u[0] * u[1]
+    outer *= 1 + asymmetry * draw.standard_normal() * u[0] * u[1]
     outer += 1.2 * _waves(draw, u)
     # Stretched so that length, breadth and vertex come out exactly as drawn.
     point = outer * u
@@ -173,8 +231,9 @@ def _braincase(draw):
     middle = [(wide.max() + wide.min()) / 2, (front.max() + front.min()) / 2]
     thick = VAULT + _swellings(draw, u, THICKNESS) + 0.5 * _waves(draw, u)
     thick += 0.8 * _bell(u[0], 0.12) * np.clip(u[2] / 0.2, 0, 1)
-    thick = thick * np.exp(0.17 * draw.standard_normal())
-    thick = THINNEST + np.logaddexp(0, 1.5 * (thick - THINNEST)) / 1.5
+    thick = thick * np.exp(0.17 * draw.standard_normal()) * thickness
+    least = THINNEST * min(thickness, 1.0)
+    thick = least + np.logaddexp(0, 1.5 * (thick - least)) / 1.5
     rise, run = np.gradient(outer, tilt[:, 0], turn) / outer
     secant = np.sqrt(1 + rise**2 + (run / np.maximum(np.cos(tilt), 0.1)) ** 2)
     inner = outer - thick * np.minimum(secant, 1.5)
