@@ -108,7 +108,6 @@ def defaults(size):
     config.evaluate.rules = True  # score the mean skull and the mirror image too
     config.evaluate.threshold = 0.5
     config.evaluate.metrics = ()  # of your own: package.module.function
-    config.evaluate.upsampling = "probability"  # or mask, nearest: what a finer grid is filled by
 
     config.predict = ConfigDict()  # an implant for a skull's file; research only
     config.predict.file = ""  # defective skulls: files and folders of them, comma-separated

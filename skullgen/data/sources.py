@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from scipy import ndimage
 
@@ -17,20 +17,13 @@ from skullgen.core import plugins
 from skullgen.core.errors import UserError
 from skullgen.data import defects, grids, phantom, store, volumes
 from skullgen.data.grids import Affine, Mask
+from skullgen.data.store import Pair
 from skullgen.data.volumes import Volume
 
 NATIVE_SIDE = 128  # voxels a side at which phantoms are grown and cut
 SIDES = ("defective_skull", "implant")
 GAP_MM = 3.0  # an implant may lie this far from its skull, as ones made with a tolerance do
 OVERLAP = 0.1  # of an implant may be in its skull, too: borders of masks that were resampled
-
-
-class Pair(NamedTuple):
-    """One pair: its packed bits, the affine of its grid, and its implant at the source's own."""
-
-    bits: UInt8[np.ndarray, " bytes"]
-    affine: Affine
-    native: store.Native | None = None
 
 
 class Case(NamedTuple):

@@ -77,7 +77,6 @@ def verdict(
         predicts, columns = predicts | rules, columns | dict.fromkeys(rules, unseen)
     cases = _score(predicts, columns, settings, workers)
     return {
-        "rule": settings.upsampling,
         "threshold": settings.threshold,
         "voxel_mm": real.attrs["voxel_mm"],
         "leaks": {name: leaks(net.parts, real) for name, net in nets.items()},
@@ -97,19 +96,24 @@ def _score(predicts, columns, settings, workers):
     places = itertools.product(predicts, COLUMNS)
     parts = [(net, name, part) for net, name in places for part in columns[net].get(name, ())]
     labels = [label for place in parts for label in _labels(*place)]
-    rule = settings.upsampling, settings.threshold, metrics.own(settings)
-    tasks = (
-        (part.store, int(row), probability, *rule)
-        for net, _, part in parts
-        for rows in np.array_split(part.rows, -(-len(part.rows) // CHUNK))
-        for row, probability in zip(rows, predicts[net](part.store.load(rows)), strict=True)
-    )
+    options = settings.threshold, metrics.own(settings)
+    tasks = ((*task, *options) for net, _, part in parts for task in _tasks(predicts[net], *part))
     cases, workers = [], min(jobs.workers(workers), len(labels))
     with jobs.progress(len(labels), 0, "evaluate", "case") as bar:
         for label, values in zip(labels, jobs.ordered(metrics.case, tasks, workers), strict=True):
             cases.append({**label, **values})
             bar.update()
     return cases
+
+
+def _tasks(predict, opened, rows):
+    """What `metrics.case` takes of each pair, but for what all of them share."""
+    affines, voxel_mm = opened.column("affine"), opened.attrs["voxel_mm"]
+    for chunk in np.array_split(rows, -(-len(rows) // CHUNK)):
+        bits = opened.load(chunk)
+        for row, own, probability in zip(chunk.tolist(), bits, predict(bits), strict=True):
+            pair = store.Pair(own, affines[row], opened.native(row))
+            yield pair, probability, voxel_mm, f"{opened.path}, pair {row}"
 
 
 def _labels(net, column, part):

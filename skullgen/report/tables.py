@@ -92,7 +92,7 @@ def verdict(verdict: dict[str, Any]) -> Table:
             notes.append(f"{what}: {span(row, '+')} ({row['skulls']} skulls, {row['interval']})")
     title = (
         f"mean [95 % interval] over skulls; grids: {verdict['voxel_mm']:.3g} mm (the model's), "
-        f"512^3 (prediction and truth both upsampled), native; upsampling: {verdict['rule']}"
+        "512^3 (prediction and truth both upsampled), native"
     )
     names = "net, column, Dice, Dice 512^3, native (ceiling), bDSC, HD95 mm, cases, skulls"
     return Table(title, names.split(", "), lines, notes)
