@@ -44,7 +44,6 @@ def defaults(size):
     config.data.threshold = 0.3  # share of bone that makes a voxel bone
     config.data.bone_hu = 0.0  # for CTs in Hounsfield units: bone is this or more; 0: masks
     config.data.label = 0  # of a segmentation: the value that is bone; 0: masks of one value
-    config.data.max_voxels = 2**29  # of a file; a larger one is refused before it is read
     config.data.test = ""  # skulls' names, comma-separated; both empty: by fraction
     config.data.validation = ""
     config.data.test_fraction = 0.15

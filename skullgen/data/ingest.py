@@ -16,7 +16,7 @@ from skullgen.data import defects, sources, store
 
 SHARD = 20  # pairs in a file: what a kill loses at most
 FORM = "(size, config) -> sources.Plan"
-FREE = ("root", "strict", "max_voxels")  # fields of `config.data` that determine no pair
+FREE = ("root", "strict")  # fields of `config.data` that determine no pair
 
 
 class Options(NamedTuple):

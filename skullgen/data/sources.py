@@ -60,7 +60,7 @@ def _plan_skullbreak(size, config):
         _add_part(plan, root / part, size, config)
     for case in plan.cases:
         with contextlib.suppress(UserError):  # which its worker raises again
-            source = volumes.describe(case.arguments[0], config.max_voxels)
+            source = volumes.describe(case.arguments[0])
             cube = _cube(source.shape, source.affine, 1)
             return plan._replace(field_mm=float(np.linalg.norm(cube[:3, :3], axis=0).mean()))
     return plan
@@ -95,7 +95,7 @@ def _add_part(plan, folder, size, config):
 def _skullbreak_pair(defective_path, implant_path, size, config):
     """Reduces one pair by block means; at a threshold under 0.5 bone goes to the larger share."""
     threshold, paths = config.threshold, (defective_path, implant_path)
-    masks = [volumes.in_ras(volumes.read(p, max_voxels=config.max_voxels)) for p in paths]
+    masks = [volumes.in_ras(volumes.read(path)) for path in paths]
     with _named(implant_path):
         (one, other), affines = zip(*masks, strict=True)
         if one.shape != other.shape or not np.allclose(*affines):
@@ -146,7 +146,7 @@ def _plan_skulls(size, config):
     files = list(scans)
     for scan in scans:
         with contextlib.suppress(UserError):  # which its worker raises again
-            files += volumes.describe(scan, config.max_voxels).files
+            files += volumes.describe(scan).files
     surplus = sorted(p.name for p in root.iterdir() if p not in files)
     problems = [f"{name} is no {', '.join(volumes.SUFFIXES)} file" for name in surplus]
     return plan._replace(sources=_sums(root, files), problems=problems)
@@ -170,8 +170,7 @@ def _cut_plan(make, skulls, size, config):
 
 
 def _cut_file(path, name, size, config):
-    options = dict(bone_hu=config.bone_hu, label=config.label, max_voxels=config.max_voxels)
-    skull = volumes.in_ras(volumes.read(path, **options))
+    skull = volumes.in_ras(volumes.read(path, bone_hu=config.bone_hu, label=config.label))
     with _named(path):
         return cut_skull(skull, name, size, config)
 

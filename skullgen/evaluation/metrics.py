@@ -134,24 +134,25 @@ def own(settings: ConfigDict) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _own(name, masks, voxel_mm, where):
+def _own(name, masks, voxel_mm, label):
     """The value of a user's own metric: a float or None; UserError for any other."""
     value = plugins.function("evaluate.metrics", name, _FORM)(*masks, voxel_mm)
     if value is not None and (np.shape(value) or not np.isreal(value) or not np.isfinite(value)):
+        where = f"{label['store']}, pair {label['pair']}"
         what = f"{name} of {where}, is {value!r:.60}: it must be a finite number"
         raise UserError(f"{what}, or None where it is not defined")
     return None if value is None else float(value)
 
 
 def case(
+    label: dict[str, Any],
     pair: store.Pair,
     probability: Float[np.ndarray, "D D D"],
     voxel_mm: float,
-    where: str,
     threshold: float = 0.5,
     own: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """All of a prediction's numbers for a pair, which `where` names: the task of a worker process.
+    """What a pair is (`label`) and all of a prediction's numbers: the task of a worker process.
 
     None: what needs a native truth that the pair has not, and `bdsc` where voxels are larger than
     its band, in which no voxel of the defect lies then.
@@ -163,13 +164,14 @@ def case(
         native = native_scores(probability, truth, pair.affine, scan, threshold)
     masks = prediction, truth, skull
     return {
+        **label,
         "empty": not prediction.any(),
         "dice": dice(prediction, truth),
         "bdsc": boundary_dice(*masks, voxel_mm) if voxel_mm <= BAND_MM else None,
         "hd95_mm": hd95(prediction, truth, voxel_mm),
         "dice_512": upsampled_dice(probability, truth, 512, threshold),
         **native,
-        **{name: _own(name, masks, voxel_mm, where) for name in own},
+        **{name: _own(name, masks, voxel_mm, label) for name in own},
     }
 
 
