@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 from jaxtyping import Bool, Float, Int64, Shaped, UInt8
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from skullgen.core import files, provenance
 from skullgen.core.errors import UserError, plain
@@ -35,8 +35,7 @@ COLUMNS = {
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = -2
 # A store that claims more was made to exhaust memory, or is damaged.
-MAX_SIDE, MAX_PAIRS, MAX_SHARD, MAX_FILES, MAX_GRID = 512, 10**7, 4096, 50_000, 2**31
-CODECS = BytesCodec, BloscCodec, ZstdCodec, Crc32cCodec, ShardingCodec  # they decode numbers only
+MAX_SIDE, MAX_PAIRS, MAX_SHARD, MAX_GRID = 512, 10**7, 4096, 2**31
 
 Packed = UInt8[np.ndarray, "n bytes"]
 Rows = Shaped[np.ndarray, " n"] | list[int]
@@ -87,7 +86,7 @@ class Pair(NamedTuple):
 
 
 class Store:
-    """A store of pairs; opening one checks its format, shapes, dtypes, bounds and codecs.
+    """A store of pairs; opening one checks its format, shapes, dtypes and bounds.
 
     Attributes: `path`; `attrs`, a dict (`voxel_mm`, `kinds`, `names`, `licence`, ...); `count` N,
     `size` D and `shard`, the pairs of a file.
@@ -360,9 +359,6 @@ def _check_bounds(path, shape):
     for value, (what, most) in zip(shape, limits.items(), strict=True):
         if not 0 < value <= most:
             raise UserError(f"{path}: {value} {what}: it must be 1 to {most}")
-    if -(-shape.count // shape.shard) > MAX_FILES:
-        what = f"{shape.count} pairs, {shape.shard} a file"
-        raise UserError(f"{path}: {what}: more than {MAX_FILES} files")
 
 
 def _attributes(path):
@@ -382,13 +378,9 @@ def _attributes(path):
 
 
 def _open(place, dtype):
-    """An array of this dtype, and of codecs of `CODECS`; UserError where it is another."""
+    """An array of this dtype; UserError for another, or a codec that Zarr 3 has not, as pickle."""
     with _damage(place / "zarr.json", cure=_AGAIN):
         array = zarr.open_array(place, mode="r", zarr_format=3)
-    codecs = list(array.metadata.codecs)
-    for codec in codecs:  # those within others are appended
-        codecs += [*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())]
-    _require(all(isinstance(codec, CODECS) for codec in codecs), array, "codecs")
     _require(array.dtype == dtype, array, "data_type")
     return array
 
