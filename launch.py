@@ -53,8 +53,6 @@ def main(_):
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     print(errors.plain(f"work directory: {folder}"), flush=True)
-    if named.again and named.again.resolve() != folder.resolve():
-        workdir.warn_of_versions(named.again)
     with jobs.stoppable():
         if sweeping:
             sweep.sweep(config, folder, _SWEEP.value or "all", named)

@@ -26,7 +26,7 @@ import tempfile
 import common
 import numpy as np
 
-# Way -> code, its imports in the first line, that makes `mask` or `score` by `path` and `rule`.
+# Way -> code, its imports in the first line, that makes `mask` or `score` by `path`.
 MEAN = "reshape(128, 4, 128, 4, 128, 4).mean((1, 3, 5)) >= 0.5"
 READ = {
     "ours": """import skullgen.data.sources
@@ -61,7 +61,7 @@ SCORE = """a, b = (f(x.astype("f4")) > 0.5 for x in (probability, truth))
 score = 2 * (a & b).sum() / (a.sum() + b.sum())"""
 DICE = {
     "ours": """import skullgen.evaluation.metrics
-score = skullgen.evaluation.metrics.upsampled_dice(probability, truth, 512, rule)""",
+score = skullgen.evaluation.metrics.upsampled_dice(probability, truth, 512)""",
     "scipy.ndimage.zoom": f"""import scipy.ndimage
 f = lambda x: scipy.ndimage.zoom(x, 4, order=1, mode="nearest", grid_mode=True)
 {SCORE}""",
@@ -71,10 +71,10 @@ f = lambda x: skimage.transform.resize(x, (512,) * 3, order=1, mode="edge")
 }
 HARNESS = """
 import json, pathlib, sys, time, zlib, numpy
-code, path, rule = sys.argv[1:]
+code, path = sys.argv[1:]
 head, _, code = code.partition("\\n")
 exec(head)
-if rule:
+if path.endswith(".npz"):
     case = numpy.load(path)
     probability, truth = case["probability"], case["truth"]
 
@@ -90,11 +90,12 @@ more = memory("VmHWM") - base
 start = time.perf_counter()
 exec(code)
 ms = 1e3 * (time.perf_counter() - start)
-print(json.dumps([ms, more, float(score if rule else zlib.crc32(numpy.packbits(mask)))]))
+value = score if path.endswith(".npz") else zlib.crc32(numpy.packbits(mask))
+print(json.dumps([ms, more, float(value)]))
 """
 
 
-def compare(what, ways, path, rounds, rule="", per=1, **more):
+def compare(what, ways, path, rounds, per=1, **more):
     """Rows of ours beside every other way; `per`: how many one call makes."""
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[1])}
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -102,7 +103,7 @@ def compare(what, ways, path, rounds, rule="", per=1, **more):
     found = {name: [] for name in ways}
     for turn in range(rounds):
         for name in sorted(found, reverse=turn % 2 == 1):
-            command = [sys.executable, "-c", HARNESS, ways[name], str(path), rule]
+            command = [sys.executable, "-c", HARNESS, ways[name], str(path)]
             run = subprocess.run(command, capture_output=True, text=True, env=environment)
             if "ModuleNotFoundError" in run.stderr:
                 print(f"without {name}: {run.stderr.splitlines()[-1]}")
@@ -113,7 +114,7 @@ def compare(what, ways, path, rounds, rule="", per=1, **more):
                 found[name].append(json.loads(run.stdout.splitlines()[-1]))
     ours, rows = found.pop("ours"), []
     # SciPy and scikit-image round an interpolated half, a tie, either way.
-    limit = 1e-3 if rule else 0
+    limit = 1e-3 if path.suffix == ".npz" else 0
     for name, peer in found.items() or [(None, None)]:
         sides = {"ours": ours, **({"peer": peer} if name else {})}
         results = [side[0][2] for side in sides.values()]
@@ -122,7 +123,7 @@ def compare(what, ways, path, rounds, rule="", per=1, **more):
         times = [[ms / per for ms, _, _ in side] for side in sides.values()]
         times.insert(1, name)
         memory = {f"{k}_mb": round(max(mb for _, mb, _ in side)) for k, side in sides.items()}
-        kind = "float32" if rule else "bool"
+        kind = "float32" if path.suffix == ".npz" else "bool"
         rows.append(common.row(what, 512, kind, "cpu, one core", *times, **more, **memory))
         show(rows[-1])
     return rows
@@ -162,19 +163,16 @@ def files(args, masks, folder):
 def dice(args, masks, folder):
     from scipy import ndimage
 
-    from skullgen.evaluation import metrics
-
     # The masks, softened: surfaces in the right place, none of them exact.
     soft = {k: ndimage.uniform_filter(mask.astype(np.float32), 3) for k, mask in masks.items()}
     soft["specks"] = soft["implant"].copy()
     soft["specks"][tuple(np.random.default_rng(0).integers(0, 128, (3, 400)))] = 0.9
     rows = []
-    for case, rule in itertools.product(soft, metrics.RULES):
+    for case in soft:
         path = folder / f"{case}.npz"
         np.savez(path, probability=soft[case], truth=masks.get(case, masks["implant"]))
-        slow = args.slow and rule == "probability"
-        ways, rounds = (DICE, 1) if slow else ({"ours": DICE["ours"]}, args.rounds)
-        rows += compare(f"Dice, {case} at 128^3, {rule}", ways, path, rounds, rule)
+        ways, rounds = (DICE, 1) if args.slow else ({"ours": DICE["ours"]}, args.rounds)
+        rows += compare(f"Dice, {case} at 128^3", ways, path, rounds)
     return rows
 
 

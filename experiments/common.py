@@ -44,7 +44,6 @@ def defaults(size):
     config.data.threshold = 0.3  # share of bone that makes a voxel bone
     config.data.bone_hu = 0.0  # for CTs in Hounsfield units: bone is this or more; 0: masks
     config.data.label = 0  # of a segmentation: the value that is bone; 0: masks of one value
-    config.data.max_voxels = 2**29  # of a file; a larger one is refused before it is read
     config.data.test = ""  # skulls' names, comma-separated; both empty: by fraction
     config.data.validation = ""
     config.data.test_fraction = 0.15
@@ -113,7 +112,6 @@ def defaults(size):
     config.evaluate.rules = True  # score the mean skull and the mirror image too
     config.evaluate.threshold = 0.5
     config.evaluate.metrics = ()  # of your own: package.module.function
-    config.evaluate.upsampling = "probability"  # or mask, nearest: what a finer grid is filled by
 
     config.predict = ConfigDict()  # an implant for a skull's file; research only
     config.predict.file = ""  # defective skulls: files and folders of them, comma-separated

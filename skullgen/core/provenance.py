@@ -46,29 +46,22 @@ def require_same(folder: Path, before: Recipe | None, now: Recipe) -> None:
     """UserError, with the fields that differ, unless `before` is None or equals `now`."""
     changes = {} if before is None else differences(before, now)
     if changes:
-        fields = [f"{name} {a!r:.60}, now {b!r:.60}" for name, (a, b) in changes.items()]
+        fields = [f"{name} {a:.60}, now {b:.60}" for name, (a, b) in changes.items()]
         more = f" and {len(fields) - 4} more" if len(fields) > 4 else ""
         cure = "choose another --workdir (or delete this folder: it is made anew)"
         what = f"{folder}: made with {'; '.join(fields[:4])}{more}"
         raise UserError(f"{what}: set it back, or {cure}")
 
 
-def differences(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> both values, of the fields in which two recipes differ.
+def differences(before: Recipe, now: Recipe) -> dict[str, tuple[str, str]]:
+    """Dotted name -> both values in words, of the fields in which two recipes differ.
 
-    A field that is missing differs from one that is None, 0 or empty.
+    A field that is missing differs from one that is None, 0 or empty; 0 differs from False.
     """
     plain = (json.loads(json.dumps(recipe, sort_keys=True)) for recipe in (before, now))
-    (old, new), missing = map(leaves, plain), Missing()
-    pairs = {name: (old.get(name, missing), new.get(name, missing)) for name in {**old, **new}}
-    return {name: (a, b) for name, (a, b) in pairs.items() if repr(a) != repr(b)}  # 0 is not False
-
-
-class Missing:
-    """The value of a field that a recipe does not have."""
-
-    def __repr__(self) -> str:
-        return "missing"
+    old, new = ({name: repr(value) for name, value in leaves(part).items()} for part in plain)
+    both = {name: (old.get(name, "missing"), new.get(name, "missing")) for name in {**old, **new}}
+    return {name: (a, b) for name, (a, b) in both.items() if a != b}
 
 
 def digest(value: Any) -> str:

@@ -5,11 +5,10 @@ are resampled into each other have parallel axes, so that all of it is separable
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Shaped
+from jaxtyping import Bool, Float, Float32, Shaped
 
 from skullgen.core.errors import UserError
 
@@ -25,6 +24,7 @@ SNAP = 1e-3  # voxels; float32 affines put edges that coincide this far apart at
 Mask = Bool[np.ndarray, "X Y Z"]
 Affine = Float[np.ndarray, "4 4"]
 Share = Bool[np.ndarray, "D D D"] | Float[np.ndarray, "D D D"]
+Shape = tuple[int, ...]
 
 
 def frame(mask: Mask, affine: Affine, size: int) -> Affine:
@@ -106,30 +106,21 @@ def reduce(
 
 
 def enlarge(
-    share: Share, model_affine: Affine, affine: Affine, shape: tuple[int, ...], **options: Any
+    share: Share, model_affine: Affine, affine: Affine, shape: Shape, threshold: float = 0.5
 ) -> Mask:
-    """Bring a share back to a native grid of `shape`, as `planes`, with its options."""
-    out = np.empty(shape, bool)
-    for plane, new in zip(out, planes(share, model_affine, affine, shape, **options), strict=True):
-        plane[:] = new
-    return out
+    """Bring a share back to a native grid of `shape`, as `planes`."""
+    parts = planes(share, model_affine, affine, shape, threshold)
+    return np.fromiter(parts, np.dtype((bool, shape[1:])), shape[0])
 
 
 def planes(
-    share: Share,
-    model_affine: Affine,
-    affine: Affine,
-    shape: tuple[int, ...],
-    *,
-    threshold: float = 0.5,
-    nearest: bool = False,
+    share: Share, model_affine: Affine, affine: Affine, shape: Shape, threshold: float = 0.5
 ) -> Iterator[Bool[np.ndarray, "Y Z"]]:
     """The planes [Y, Z] of a share on a native grid: bone is what is above `threshold`, >= 0.
 
     A value of exactly that is not bone, by whatever rounding it comes, so that equal shares give
-    equal masks on every machine. Beyond its outer centres the share is constant, outside of its
-    cube empty. nearest: take the voxel that holds the centre (on an edge, the one above), instead
-    of trilinear between voxel centres.
+    equal masks on every machine. Trilinear between voxels' centres; beyond the outer ones the share
+    is constant, outside of its cube empty.
     """
     size, slices, taps, empty = share.shape[0], [], [], np.zeros(shape[1:], bool)
     above = box(share > threshold)
@@ -141,7 +132,7 @@ def planes(
         if not len(rows):
             yield from itertools.repeat(empty, shape[0])
             return
-        at = np.clip(np.floor(at[rows] + 0.5) if nearest else at[rows], 0, size - 1)
+        at = np.clip(at[rows], 0, size - 1)
         low = np.minimum(at.astype(int), max(0, size - 2))
         slices.append(slice(low[0], low[-1] + 2))
         part, high = (at - low).astype(np.float32), np.minimum(low + 1, size - 1)
@@ -165,28 +156,6 @@ def planes(
             whole[ys.start + rows, zs] = one > threshold + TIE
         yield whole
     yield from itertools.repeat(empty, shape[0] - xs.stop)
-
-
-def overlap(
-    shares: Sequence[Share], thresholds: Sequence[float], size: int, *, nearest: bool = False
-) -> Int[np.ndarray, "3"]:
-    """The bone of two shares of one cube, as `planes` of `size`^3 voxels: of each, and of both.
-
-    Only the box around what is above a threshold is looked at.
-    """
-    ratio, fine, shape = shares[0].shape[0] / size, np.eye(4), []
-    above = [share > level for share, level in zip(shares, thresholds, strict=True)]
-    for axis, bone in enumerate(box(above[0] | above[1])):
-        low = max(0, int((bone.start - 1) / ratio))
-        high = min(size, int((bone.stop + 1) / ratio) + 1)
-        fine[axis, axis], fine[axis, 3] = ratio, (low + 0.5) * ratio - 0.5
-        shape.append(high - low)
-    masks = (
-        planes(share, np.eye(4), fine, tuple(shape), threshold=threshold, nearest=nearest)
-        for share, threshold in zip(shares, thresholds, strict=True)
-    )
-    three = ((one, other, one & other) for one, other in zip(*masks, strict=True))
-    return np.sum([[*map(np.count_nonzero, part)] for part in three], axis=0)
 
 
 def split_share(

@@ -16,7 +16,7 @@ from skullgen.data import defects, sources, store
 
 SHARD = 20  # pairs in a file: what a kill loses at most
 FORM = "(size, config) -> sources.Plan"
-FREE = ("root", "strict", "max_voxels")  # fields of `config.data` that determine no pair
+FREE = ("root", "strict")  # fields of `config.data` that determine no pair
 
 
 class Options(NamedTuple):
@@ -39,8 +39,6 @@ def check(config: ConfigDict) -> None:
         in_range(f"data.{field}", config[field], 1)
     for field in ("test_fraction", "validation_fraction"):
         in_range(f"data.{field}", config[field], 0, 1)
-    if config.bone_hu and config.label:
-        raise UserError("data.bone_hu is for a CT, data.label for a segmentation: set one")
     if config.source != "store":
         planner(config.source)
         defects.kinds_of(config)
@@ -64,11 +62,16 @@ def run(path: Path, size: int, config: ConfigDict, options: Options) -> None:
     if not isinstance(plan, sources.Plan):
         raise UserError(f"{config.source}.plan returned {type(plan).__name__}: not a sources.Plan")
     own = plugins.sums([config.source, *plan.kinds])
-    plan = _of_splits(plan._replace(sources={**plan.sources, **own}), config.splits)
+    plan = plan._replace(sources={**plan.sources, **own})
+    if names := plugins.listed(config.splits):
+        splits = [store.SPLITS.index(one_of("data.splits", name, store.SPLITS)) for name in names]
+        cases = [case for case in plan.cases if plan.split[plan.names[case.skull]] in splits]
+        plan = plan._replace(cases=cases)
     for line in plan.problems:
         print(plain(f"note: {line}"))
     if 0 not in plan.split.values():
-        raise UserError(f"{config.root}: no pair to train on (data.source={config.source})")
+        what = f"data.source={config.source}: {len(plan.names)} skulls, none of them to train on"
+        raise UserError(f"{what}: give more of them, or others for data.test, data.validation")
     if not plan.cases:
         raise UserError(f"data.splits is {config.splits!r}: no skull is in it")
     pairs = _create(path, size, config, plan, options)
@@ -100,14 +103,6 @@ def fresh(path: Path, size: int, config: ConfigDict, cuts: int, options: Options
             config.update(source="skulls", root=root, reframe=False)
             config.update(test_fraction=0.0, validation_fraction=0.0, folds=0, fold=0)
     run(path, size, config, options._replace(native=False))
-
-
-def _of_splits(plan, splits):
-    """The plan of only the skulls whose split is named; of all where none is."""
-    names = plugins.listed(splits)
-    wanted = [store.SPLITS.index(one_of("data.splits", name, store.SPLITS)) for name in names]
-    cases = [case for case in plan.cases if plan.split[plan.names[case.skull]] in wanted]
-    return plan._replace(cases=cases) if names else plan
 
 
 def _create(path, size, config, plan, options):

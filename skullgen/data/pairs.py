@@ -1,11 +1,10 @@
 """The pairs of a store as a map-style dataset for PyTorch, MONAI and grain; it imports no jax."""
 
-import copy
 import hashlib
 import operator
 import os
 from pathlib import Path
-from typing import Any
+from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import Float32
@@ -20,8 +19,7 @@ class Pairs:
 
     `pairs[3]`, also counted from the end, is a dict of two arrays of 0 and 1 in RAS: `skull`, the
     defective skull, and `defect`, the implant: channels first, as networks of PyTorch and MONAI's
-    dictionary transforms take them. `pairs[2:9]` and `pairs[[4, 1]]` are `Pairs` again, of those
-    rows, and read nothing. It can be pickled, and forked.
+    dictionary transforms take them. It can be pickled, and forked.
 
     path: the store, for example `runs/vae_wgan/generated.zarr`.
     split: `train`, `validation` or `test`; None: all, as for generated pairs, which have none.
@@ -51,11 +49,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: Any) -> "Pairs | dict[str, Float32[np.ndarray, '1 D D D']]":
-        if isinstance(index, slice) or np.ndim(index) == 1:
-            part = copy.copy(self)
-            part.rows = self.rows[index if isinstance(index, slice | list) else np.asarray(index)]
-            return part
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Float32[np.ndarray, "1 D D D"]]:
         bits = self._store.load([int(self.rows[operator.index(index)])])
         skull, defect = np.moveaxis(store.unpack(bits, self._store.size)[0], -1, 0)
         return {"skull": np.float32(skull)[None], "defect": np.float32(defect)[None]}

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from skullgen.core.errors import UserError
 from skullgen.data.grids import FIELD_MM, VERTEX_MM
 
 EQUATOR = 44.0  # standard Z of glabella and opisthocranion, the centre of the radial vault
@@ -89,8 +88,6 @@ def individual(
     of 217 adults of the Norse and Berg series of W. W. Howells, Papers of the Peabody Museum 67,
     1973, and 79, 1989. spread: multiplies the deviations.
     """
-    if seed < 0:
-        raise UserError(f"seed {seed} of a phantom is negative: give a whole number from 0 up")
     draw = np.random.default_rng(seed)
     mean = MEANS[draw.integers(len(MEANS))]
     deviation = np.linalg.cholesky(CORRELATION) @ draw.standard_normal(3)
@@ -99,8 +96,6 @@ def individual(
 
 def affine(size: int) -> Float[np.ndarray, "4 4"]:
     """From voxel indices (centres) of a `size`^3 frame to RAS mm, 0 in its middle."""
-    if size < 16:
-        raise UserError(f"size {size} of a phantom is too small: give at least 16 voxels a side")
     step = FIELD_MM / size
     start = (step - FIELD_MM) / 2
     return np.array([[step, 0, 0, start], [0, step, 0, start], [0, 0, step, start], [0, 0, 0, 1]])

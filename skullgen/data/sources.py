@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from scipy import ndimage
 
@@ -17,20 +17,13 @@ from skullgen.core import plugins
 from skullgen.core.errors import UserError
 from skullgen.data import defects, grids, phantom, store, volumes
 from skullgen.data.grids import Affine, Mask
+from skullgen.data.store import Pair
 from skullgen.data.volumes import Volume
 
 NATIVE_SIDE = 128  # voxels a side at which phantoms are grown and cut
 SIDES = ("defective_skull", "implant")
 GAP_MM = 3.0  # an implant may lie this far from its skull, as ones made with a tolerance do
 OVERLAP = 0.1  # of an implant may be in its skull, too: borders of masks that were resampled
-
-
-class Pair(NamedTuple):
-    """One pair: its packed bits, the affine of its grid, and its implant at the source's own."""
-
-    bits: UInt8[np.ndarray, " bytes"]
-    affine: Affine
-    native: store.Native | None = None
 
 
 class Case(NamedTuple):
@@ -67,7 +60,7 @@ def _plan_skullbreak(size, config):
         _add_part(plan, root / part, size, config)
     for case in plan.cases:
         with contextlib.suppress(UserError):  # which its worker raises again
-            source = volumes.describe(case.arguments[0], config.max_voxels)
+            source = volumes.describe(case.arguments[0])
             cube = _cube(source.shape, source.affine, 1)
             return plan._replace(field_mm=float(np.linalg.norm(cube[:3, :3], axis=0).mean()))
     return plan
@@ -102,7 +95,7 @@ def _add_part(plan, folder, size, config):
 def _skullbreak_pair(defective_path, implant_path, size, config):
     """Reduces one pair by block means; at a threshold under 0.5 bone goes to the larger share."""
     threshold, paths = config.threshold, (defective_path, implant_path)
-    masks = [volumes.in_ras(volumes.read(p, max_voxels=config.max_voxels)) for p in paths]
+    masks = [volumes.in_ras(volumes.read(path)) for path in paths]
     with _named(implant_path):
         (one, other), affines = zip(*masks, strict=True)
         if one.shape != other.shape or not np.allclose(*affines):
@@ -153,7 +146,7 @@ def _plan_skulls(size, config):
     files = list(scans)
     for scan in scans:
         with contextlib.suppress(UserError):  # which its worker raises again
-            files += volumes.describe(scan, config.max_voxels).files
+            files += volumes.describe(scan).files
     surplus = sorted(p.name for p in root.iterdir() if p not in files)
     problems = [f"{name} is no {', '.join(volumes.SUFFIXES)} file" for name in surplus]
     return plan._replace(sources=_sums(root, files), problems=problems)
@@ -177,8 +170,7 @@ def _cut_plan(make, skulls, size, config):
 
 
 def _cut_file(path, name, size, config):
-    options = dict(bone_hu=config.bone_hu, label=config.label, max_voxels=config.max_voxels)
-    skull = volumes.in_ras(volumes.read(path, **options))
+    skull = volumes.in_ras(volumes.read(path, bone_hu=config.bone_hu, label=config.label))
     with _named(path):
         return cut_skull(skull, name, size, config)
 
@@ -268,11 +260,7 @@ def assign(names: list[str], config: ConfigDict) -> dict[str, int]:
         rest = [name for name in order if name not in test]
         lists = rest[: round(config.validation_fraction * len(names))], test
     validation, test = lists
-    split = dict.fromkeys(names, 0) | dict.fromkeys(validation, 1) | dict.fromkeys(test, 2)
-    if 0 not in split.values():
-        cure = "lower data.test_fraction and data.validation_fraction, or give more skulls"
-        raise UserError(f"{len(names)} skulls, and none is left to train on: {cure}")
-    return split
+    return dict.fromkeys(names, 0) | dict.fromkeys(validation, 1) | dict.fromkeys(test, 2)
 
 
 PLANS = {"skullbreak": _plan_skullbreak, "skulls": _plan_skulls, "phantom": _plan_phantom}

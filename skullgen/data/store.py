@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 from jaxtyping import Bool, Float, Int64, Shaped, UInt8
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from skullgen.core import files, provenance
 from skullgen.core.errors import UserError, plain
@@ -35,8 +35,7 @@ COLUMNS = {
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = -2
 # A store that claims more was made to exhaust memory, or is damaged.
-MAX_SIDE, MAX_PAIRS, MAX_SHARD, MAX_FILES, MAX_GRID = 512, 10**7, 4096, 50_000, 2**31
-CODECS = BytesCodec, BloscCodec, ZstdCodec, Crc32cCodec, ShardingCodec  # they decode numbers only
+MAX_SIDE, MAX_PAIRS, MAX_SHARD, MAX_GRID = 512, 10**7, 4096, 2**31
 
 Packed = UInt8[np.ndarray, "n bytes"]
 Rows = Shaped[np.ndarray, " n"] | list[int]
@@ -70,9 +69,24 @@ class Native(NamedTuple):
     grid: tuple[int, int, int]  # of the source
     affine: Float[np.ndarray, "4 4"]  # voxel of the source to RAS mm
 
+    def mask(self) -> Bool[np.ndarray, "X Y Z"]:
+        """The implant on the whole grid."""
+        mask = np.zeros(self.grid, bool)
+        box = np.unpackbits(self.bits, count=math.prod(self.shape)).reshape(self.shape)
+        mask[tuple(map(slice, self.origin, np.add(self.origin, self.shape)))] = box
+        return mask
+
+
+class Pair(NamedTuple):
+    """One pair: its packed bits, the affine of its grid, and its implant at the source's own."""
+
+    bits: UInt8[np.ndarray, " bytes"]
+    affine: Float[np.ndarray, "4 4"]
+    native: Native | None = None
+
 
 class Store:
-    """A store of pairs; opening one checks its format, shapes, dtypes, bounds and codecs.
+    """A store of pairs; opening one checks its format, shapes, dtypes and bounds.
 
     Attributes: `path`; `attrs`, a dict (`voxel_mm`, `kinds`, `names`, `licence`, ...); `count` N,
     `size` D and `shard`, the pairs of a file.
@@ -214,34 +228,25 @@ class Store:
                 unknown = np.full((len(bits), *shape), -1, dtype)
                 group[name][start:stop] = columns.get(name, unknown)
 
-    def has_native(self, row: int) -> bool:
-        """Whether a pair has an implant at its source's grid; UserError where it was lost."""
-        file = self.path / "native" / f"{row:06d}" / "zarr.json"
-        if self.attrs.get("native") and not file.exists():
-            raise UserError(f"{file}: missing: {self._file('pairs', row)}: {_REMAKE}")
-        return file.exists()
-
-    def native(self, row: int) -> tuple[Bool[np.ndarray, "X Y Z"], Float[np.ndarray, "4 4"]]:
-        """The implant of a pair on its source's grid, and the affine, voxel to RAS mm."""
-        if not self.has_native(row):
-            raise UserError(f"{self.path}: pair {row} has no native truth")
+    def native(self, row: int) -> Native | None:
+        """A pair's implant at its source's grid, or None without; UserError where it was lost."""
         place = self.path / "native" / f"{row:06d}"
+        if not (place / "zarr.json").exists():
+            if not self.attrs.get("native"):
+                return None
+            file = self._file("pairs", row)
+            raise UserError(f"{place / 'zarr.json'}: missing: {file}: {_REMAKE}")
         array = _open(place, "uint8")
         with _damage(place / "zarr.json", cure=_AGAIN):
             box = np.array([array.attrs[name] for name in ("origin", "shape", "grid")])
             affine = np.array(array.attrs["affine"], float).reshape(4, 4)
-            origin, shape, grid = box
-        numbers = box.shape == (3, 3) and box.dtype.kind == "i" and (0 <= box).all()
-        sound = numbers and (box <= MAX_GRID).all() and math.prod(grid.tolist()) <= MAX_GRID
-        _require(sound and (origin + shape <= grid).all() and shape.all(), array, "grid")
-        size = int(shape.prod())
-        _require(array.shape == array.chunks == (-(-size // 8),), array, "shape")
+            origin, shape, grid = map(tuple, box.tolist())
+        whole = box.shape == (3, 3) and box.dtype.kind == "i" and (0 <= box).all()
+        sound = whole and (box <= MAX_GRID).all() and math.prod(grid) <= MAX_GRID
+        _require(sound and (box[0] + box[1] <= box[2]).all() and box[1].all(), array, "grid")
+        _require(array.shape == array.chunks == (-(-math.prod(shape) // 8),), array, "shape")
         with _damage(self._file("pairs", row), f"the native truth of pair {row}"):
-            bits = array[:]
-        mask = np.zeros(grid, bool)
-        crop = np.unpackbits(bits, count=size).reshape(shape)
-        mask[tuple(map(slice, origin, origin + shape))] = crop
-        return mask, affine
+            return Native(array[:], origin, shape, grid, affine)
 
     def leave_out(self, row: int, why: str) -> None:
         """Notes in one line why the case that begins at `row` has no pairs, before its shard."""
@@ -354,9 +359,6 @@ def _check_bounds(path, shape):
     for value, (what, most) in zip(shape, limits.items(), strict=True):
         if not 0 < value <= most:
             raise UserError(f"{path}: {value} {what}: it must be 1 to {most}")
-    if -(-shape.count // shape.shard) > MAX_FILES:
-        what = f"{shape.count} pairs, {shape.shard} a file"
-        raise UserError(f"{path}: {what}: more than {MAX_FILES} files")
 
 
 def _attributes(path):
@@ -376,13 +378,9 @@ def _attributes(path):
 
 
 def _open(place, dtype):
-    """An array of this dtype, and of codecs of `CODECS`; UserError where it is another."""
+    """An array of this dtype; UserError for another, or a codec that Zarr 3 has not, as pickle."""
     with _damage(place / "zarr.json", cure=_AGAIN):
         array = zarr.open_array(place, mode="r", zarr_format=3)
-    codecs = list(array.metadata.codecs)
-    for codec in codecs:  # those within others are appended
-        codecs += [*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())]
-    _require(all(isinstance(codec, CODECS) for codec in codecs), array, "codecs")
     _require(array.dtype == dtype, array, "data_type")
     return array
 

@@ -24,7 +24,7 @@ from skullgen.data.grids import Affine, Mask, to_ras, turned
 
 WRITTEN = (".nrrd", ".nii", ".nii.gz")
 SUFFIXES = (*WRITTEN, ".nhdr", ".mha", ".mhd")
-MAX_VOXELS = 2**29  # data.max_voxels raises it
+MAX_VOXELS = 2**29
 MAX_HEAD, MAX_LINE, MAX_SKIP = 2**20, 600, 2**26  # bytes; the last before the voxels
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.05, 10.0
 MAX_UNEVEN_MM = 0.05  # between the steps from slice to slice of a DICOM series
@@ -50,9 +50,7 @@ class Source(NamedTuple):
     scale: tuple[float, float] = (1.0, 0.0)  # slope and intercept of the values
 
 
-def read(
-    path: str | Path, *, bone_hu: float = 0, label: int = 0, max_voxels: int = MAX_VOXELS
-) -> Volume:
+def read(path: str | Path, *, bone_hu: float = 0, label: int = 0) -> Volume:
     """A bone mask, a `label` of a segmentation, or a CT cut at `bone_hu`, in the file's order.
 
     A mask has one value that is not 0, or soft ones of at most 1: all of them are bone. A NRRD
@@ -60,7 +58,7 @@ def read(
     """
     path = Path(path)
     _require(path, (not (bone_hu and label), "bone_hu is for a CT, label for a segmentation"))
-    source = describe(path, max_voxels)
+    source = describe(path)
     with _decoding(path):
         values = source.load()
     mask = np.empty(source.shape[::-1], bool).T
@@ -157,7 +155,7 @@ def _nifti_bytes(voxels, affine):
     return image.to_bytes()
 
 
-def describe(path: str | Path, max_voxels: int = MAX_VOXELS) -> Source:
+def describe(path: str | Path) -> Source:
     """What a file's header says, checked; no voxel is read."""
     path = Path(path)
     try:
@@ -173,9 +171,9 @@ def describe(path: str | Path, max_voxels: int = MAX_VOXELS) -> Source:
     except OSError as error:
         what = f"cannot be opened ({error.strerror}): check the path and its permissions"
         raise UserError(f"{path}: {what}") from error
-    fits = min(source.shape) >= 1 and math.prod(source.shape) <= max_voxels
-    what = f"sizes {source.shape}: not 1 to {max_voxels} voxels (data.max_voxels)"
-    _require(path, (fits, f"{what}: crop it, mend the header or raise that field"))
+    fits = min(source.shape) >= 1 and math.prod(source.shape) <= MAX_VOXELS
+    what = f"sizes {source.shape}: not 1 to {MAX_VOXELS} voxels"
+    _require(path, (fits, f"{what}: crop it or mend the header"))
     _check_affine(path, source.affine)
     return source
 

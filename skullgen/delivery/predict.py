@@ -103,12 +103,9 @@ def _near(field_mm):
     return np.abs(np.asarray(field_mm) - FIELD_MM).max() < 0.01 * FIELD_MM
 
 
-def predict(
-    designer: Designer, path: str | Path, settings: ConfigDict, max_voxels: int = volumes.MAX_VOXELS
-) -> Implant:
+def predict(designer: Designer, path: str | Path, settings: ConfigDict) -> Implant:
     """Designs the implant of the skull in a file, by `settings`, an experiment's `predict`."""
-    options = dict(bone_hu=settings.bone_hu, label=settings.label, max_voxels=max_voxels)
-    skull = volumes.read(path, **options)
+    skull = volumes.read(path, bone_hu=settings.bone_hu, label=settings.label)
     try:
         return design(designer, skull.data, skull.affine, settings)
     except UserError as error:
@@ -195,11 +192,11 @@ def run(config: ConfigDict, workdir: Path, draw: Callable) -> None:
 
 def _design_file(net, path, config, folder, draw):
     """Designs and saves the implant of a file where it is not there yet; returns words for it."""
-    settings, most, name = config.predict, config.data.max_voxels, volumes.name_of(path)
+    settings, name = config.predict, volumes.name_of(path)
     own = [suffix for suffix in volumes.WRITTEN if path.name.lower().endswith(suffix)]
     endings = ".json", ".stl", ".png", *(own or [".nrrd"])
     paths = [folder / f"{name}_implant{ending}" for ending in endings]
-    content = b"".join(part.read_bytes() for part in volumes.describe(path, most).files)
+    content = b"".join(part.read_bytes() for part in volumes.describe(path).files)
     source = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
     source["settings"] = {field: settings[field] for field in SETTINGS}
     recipe, before = {"net": net.about, "made_of": source}, files.read_json(paths[0])
@@ -210,7 +207,7 @@ def _design_file(net, path, config, folder, draw):
             return "is made already"
     elif there:
         raise UserError(f"{there[0]}: is there, and not ours: choose another predict.folder")
-    implant, (numbers, stl, png, file) = predict(net, path, settings, most), paths
+    implant, (numbers, stl, png, file) = predict(net, path, settings), paths
     folder.mkdir(parents=True, exist_ok=True)
     # The numbers come first: by them a call that was stopped knows its files.
     files.write_json(numbers, {"notice": NOTICE, **implant.numbers, **recipe})

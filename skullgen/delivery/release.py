@@ -71,11 +71,10 @@ def chosen(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path]:
     theirs, mine = methods.load_config(folder), config.copy_and_resolve_references()
     fields = [{"model_name": c.model_name, "model": c.model.to_dict()} for c in (mine, theirs)]
     for field, (value, wanted) in provenance.differences(*fields).items():
-        lacks = any(isinstance(x, provenance.Missing) for x in (value, wanted))
-        if value is not None and not lacks:
+        if value not in ("None", "missing") and wanted != "missing":
             raise UserError(
-                f"config.{field} is {value!r}, and generate.weights={weights} were trained with "
-                f"{wanted!r}: leave it, or take --config {folder / 'config.json'}"
+                f"config.{field} is {value}, and generate.weights={weights} were trained with "
+                f"{wanted}: leave it, or take --config {folder / 'config.json'}"
             )
     mine.model = theirs.model
     return mine, folder

@@ -2,12 +2,11 @@
 
 Shapes: `X Y Z` voxels of any grid, `D` a side of the model's. `voxel_mm` is a voxel's side in mm.
 
-A rule is how a prediction is upsampled. `probability`: trilinear between the voxels' centres
-(constant outside of the outermost), cut afterwards at `> threshold`, so that a perfect mask has
-Dice 1. `mask`: the same of the mask `probability >= threshold`, cut at `> 0.5`. `nearest`: the
-voxel of that mask that holds the centre. The truth is a mask, and upsampled as one.
+On a finer grid a prediction's probability is interpolated (`grids.planes`) and cut afterwards at
+`> threshold`, so that a perfect mask has Dice 1. The truth is a mask, and upsampled as one.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,16 +16,16 @@ from scipy import ndimage, special
 from scipy.spatial import KDTree
 
 from skullgen.core import plugins
-from skullgen.core.errors import UserError, in_range, one_of
+from skullgen.core.errors import UserError, in_range
 from skullgen.data import grids, store
 
-RULES = ("probability", "mask", "nearest")
 NATIVE = ("dice_native", "ceiling_native", "hd95_native_mm")
 BAND_MM = 10.0
 BOOTSTRAP_SKULLS = 10  # fewer than this have a t interval
 RESAMPLES = 10_000
 
 Mask = Bool[np.ndarray, "X Y Z"]
+Planes = Iterable[Bool[np.ndarray, "Y Z"]]
 Truth = Bool[np.ndarray, "D D D"]
 Share = Float[np.ndarray, "D D D"] | Truth  # of bone, 0 to 1
 Voxel = float | int | tuple[float | int, ...] | Float[np.ndarray, " 3"]
@@ -36,7 +35,6 @@ _FORM = "(prediction, truth, skull, voxel_mm) -> a number or None"  # masks bool
 
 def check(settings: ConfigDict) -> None:
     """UserError for what the stage `evaluate` would find wrong with `config.evaluate`."""
-    one_of("evaluate.upsampling", settings.upsampling, RULES)
     for field in ("pairs", "batch_size"):
         in_range(f"evaluate.{field}", settings[field], 1)
     in_range("evaluate.cases", settings.cases, 0)
@@ -44,10 +42,12 @@ def check(settings: ConfigDict) -> None:
     own(settings)
 
 
-def dice(a: Bool[np.ndarray, "*shape"], b: Bool[np.ndarray, "*shape"]) -> float:
+def dice(a: Mask | Planes, b: Mask | Planes) -> float:
     """Equation 8, `2 |A and B| / (|A| + |B|)`; 0 for two empty masks, as in AutoImplant."""
-    total = np.count_nonzero(a) + np.count_nonzero(b)
-    both = sum(np.count_nonzero(x & y) for x, y in zip(a, b, strict=True))  # no third mask is held
+    total = both = 0
+    for x, y in zip(a, b, strict=True):
+        total += np.count_nonzero(x) + np.count_nonzero(y)
+        both += np.count_nonzero(x & y)
     return 2 * both / total if total else 0.0
 
 
@@ -87,13 +87,18 @@ def hd95(prediction: Mask, truth: Mask, voxel_mm: Voxel) -> float:
     return float(np.percentile(np.concatenate(distances), 95))
 
 
-def upsampled_dice(
-    probability: Share, truth: Truth, size: int, rule: str = "probability", threshold: float = 0.5
-) -> float:
+def upsampled_dice(probability: Share, truth: Truth, size: int, threshold: float = 0.5) -> float:
     """Dice at `size`^3 voxels (any size; the paper's 512), prediction and truth both upsampled."""
-    shares, levels = zip(_cut(probability, rule, threshold), _cut(truth, rule, 0.5), strict=True)
-    one, other, both = grids.overlap(shares, levels, size, nearest=rule == "nearest").tolist()
-    return 2 * both / (one + other) if both else 0.0
+    ratio, fine, shape = len(truth) / size, np.eye(4), []
+    for axis, bone in enumerate(
+        grids.box(truth | (probability > threshold))
+    ):  # no more is looked at
+        low = max(0, int((bone.start - 1) / ratio))
+        high = min(size, int((bone.stop + 1) / ratio) + 1)
+        fine[axis, axis], fine[axis, 3] = ratio, (low + 0.5) * ratio - 0.5
+        shape.append(high - low)
+    places = np.eye(4), fine, tuple(shape)
+    return dice(grids.planes(probability, *places, threshold), grids.planes(truth, *places))
 
 
 def native_scores(
@@ -101,24 +106,24 @@ def native_scores(
     truth: Truth,
     model_affine: Affine,
     native: tuple[Mask, Affine],
-    rule: str = "probability",
     threshold: float = 0.5,
 ) -> dict[str, float]:
     """The upsampled prediction against the native truth, and what the best prediction would get.
 
-    `ceiling_native` is the Dice of `truth`, upsampled by the same rule. What lies outside of the
-    model's cube counts as missed. ValueError where the affines' axes are not parallel.
+    `ceiling_native` is the Dice of `truth`, upsampled. What lies outside of the model's cube counts
+    as missed. ValueError where the affines' axes are not parallel.
     """
     mask, affine = native
     turn = grids.to_ras(np.linalg.inv(model_affine) @ affine, mask.shape)
     mask, affine = grids.turned(mask, turn), affine @ turn
-    nearest, places = rule == "nearest", (model_affine, affine, mask.shape)
-    prediction, best = (
-        grids.enlarge(share, *places, threshold=level, nearest=nearest)
-        for share, level in (_cut(probability, rule, threshold), _cut(truth, rule, 0.5))
+    places = model_affine, affine, mask.shape
+    prediction = grids.enlarge(probability, *places, threshold)
+    values = (
+        dice(prediction, mask),
+        dice(grids.planes(truth, *places), mask),
+        hd95(prediction, mask, np.linalg.norm(affine[:3, :3], axis=0)),
     )
-    distance = hd95(prediction, mask, np.linalg.norm(affine[:3, :3], axis=0))
-    return dict(zip(NATIVE, (dice(prediction, mask), dice(best, mask), distance), strict=True))
+    return dict(zip(NATIVE, values, strict=True))
 
 
 def own(settings: ConfigDict) -> tuple[str, ...]:
@@ -129,47 +134,44 @@ def own(settings: ConfigDict) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _own(name, masks, voxel_mm, where):
+def _own(name, masks, voxel_mm, label):
     """The value of a user's own metric: a float or None; UserError for any other."""
     value = plugins.function("evaluate.metrics", name, _FORM)(*masks, voxel_mm)
     if value is not None and (np.shape(value) or not np.isreal(value) or not np.isfinite(value)):
+        where = f"{label['store']}, pair {label['pair']}"
         what = f"{name} of {where}, is {value!r:.60}: it must be a finite number"
         raise UserError(f"{what}, or None where it is not defined")
     return None if value is None else float(value)
 
 
 def case(
-    real: store.Store,
-    row: int,
+    label: dict[str, Any],
+    pair: store.Pair,
     probability: Float[np.ndarray, "D D D"],
-    rule: str,
-    threshold: float,
+    voxel_mm: float,
+    threshold: float = 0.5,
     own: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """All of a prediction's numbers for pair `row`: the task of a worker process.
+    """What a pair is (`label`) and all of a prediction's numbers: the task of a worker process.
 
     None: what needs a native truth that the pair has not, and `bdsc` where voxels are larger than
     its band, in which no voxel of the defect lies then.
     """
-    skull, truth = np.moveaxis(store.unpack(real.load([row])[0], real.size), -1, 0)
-    prediction, voxel = probability >= threshold, real.attrs["voxel_mm"]
-    native, where = dict.fromkeys(NATIVE), f"{real.path}, pair {row}"
-    if real.has_native(row):
-        affine, mask = real.column("affine")[row], real.native(row)
-        try:
-            native = native_scores(probability, truth, affine, mask, rule, threshold)
-        except (ValueError, np.linalg.LinAlgError) as error:
-            what = f"its affines fit no grid ({error}): make the store again"
-            raise UserError(f"{where}: {what}") from None
+    skull, truth = np.moveaxis(store.unpack(pair.bits, len(probability)), -1, 0)
+    prediction, native = probability >= threshold, dict.fromkeys(NATIVE)
+    if pair.native:
+        scan = pair.native.mask(), pair.native.affine
+        native = native_scores(probability, truth, pair.affine, scan, threshold)
     masks = prediction, truth, skull
     return {
+        **label,
         "empty": not prediction.any(),
         "dice": dice(prediction, truth),
-        "bdsc": boundary_dice(*masks, voxel) if voxel <= BAND_MM else None,
-        "hd95_mm": hd95(prediction, truth, voxel),
-        "dice_512": upsampled_dice(probability, truth, 512, rule, threshold),
+        "bdsc": boundary_dice(*masks, voxel_mm) if voxel_mm <= BAND_MM else None,
+        "hd95_mm": hd95(prediction, truth, voxel_mm),
+        "dice_512": upsampled_dice(probability, truth, 512, threshold),
         **native,
-        **{name: _own(name, masks, voxel, where) for name in own},
+        **{name: _own(name, masks, voxel_mm, label) for name in own},
     }
 
 
@@ -199,8 +201,3 @@ def _surface(mask):
     part = mask[sides]
     edge = part & ~ndimage.binary_erosion(part)
     return np.argwhere(edge) + [side.start for side in sides]
-
-
-def _cut(share, rule, threshold):
-    """What a rule upsamples, and the threshold afterwards."""
-    return (share, threshold) if rule == "probability" else (share >= threshold, 0.5)

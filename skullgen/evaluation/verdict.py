@@ -77,7 +77,6 @@ def verdict(
         predicts, columns = predicts | rules, columns | dict.fromkeys(rules, unseen)
     cases = _score(predicts, columns, settings, workers)
     return {
-        "rule": settings.upsampling,
         "threshold": settings.threshold,
         "voxel_mm": real.attrs["voxel_mm"],
         "leaks": {name: leaks(net.parts, real) for name, net in nets.items()},
@@ -94,31 +93,32 @@ def _same(parts, train):
 
 def _score(predicts, columns, settings, workers):
     """The cases of nets (name -> Predict) on their pairs (net -> column -> parts)."""
-    places = itertools.product(predicts, COLUMNS)
-    parts = [(net, name, part) for net, name in places for part in columns[net].get(name, ())]
-    labels = [label for place in parts for label in _labels(*place)]
-    rule = settings.upsampling, settings.threshold, metrics.own(settings)
-    tasks = (
-        (part.store, int(row), probability, *rule)
-        for net, _, part in parts
-        for rows in np.array_split(part.rows, -(-len(part.rows) // CHUNK))
-        for row, probability in zip(rows, predicts[net](part.store.load(rows)), strict=True)
-    )
-    cases, workers = [], min(jobs.workers(workers), len(labels))
-    with jobs.progress(len(labels), 0, "evaluate", "case") as bar:
-        for label, values in zip(labels, jobs.ordered(metrics.case, tasks, workers), strict=True):
-            cases.append({**label, **values})
+    parts = [part for own in columns.values() for several in own.values() for part in several]
+    total, cases = sum(len(part.rows) for part in parts), []
+    tasks = _tasks(predicts, columns, settings.threshold, metrics.own(settings))
+    workers = min(jobs.workers(workers), total)
+    with jobs.progress(total, 0, "evaluate", "case") as bar:
+        for case in jobs.ordered(metrics.case, tasks, workers):
+            cases.append(case)
             bar.update()
     return cases
 
 
-def _labels(net, column, part):
-    """What each case of a part is."""
-    opened, rows = part
-    names = opened.names(opened.column("skull")[rows])
-    for row, name, kind in zip(rows.tolist(), names, opened.column("kind")[rows], strict=True):
-        place = {"net": net, "column": column, "store": opened.path.name, "pair": row}
-        yield {**place, "skull": name, "kind": opened.attrs["kinds"][kind] if kind >= 0 else ""}
+def _tasks(predicts, columns, *options):
+    """The arguments of `metrics.case`, of one case after the other."""
+    for net, column in itertools.product(predicts, COLUMNS):
+        for opened, rows in columns[net].get(column, ()):
+            names, kinds = opened.names(opened.column("skull")), opened.column("kind")
+            affines, voxel_mm = opened.column("affine"), opened.attrs["voxel_mm"]
+            for chunk in np.array_split(rows, -(-len(rows) // CHUNK)):
+                bits = opened.load(chunk)
+                answers = zip(chunk.tolist(), bits, predicts[net](bits), strict=True)
+                for row, own, probability in answers:
+                    kind = opened.attrs["kinds"][kinds[row]] if kinds[row] >= 0 else ""
+                    place = {"net": net, "column": column, "store": opened.path.name}
+                    label = {**place, "pair": row, "skull": names[row], "kind": kind}
+                    pair = store.Pair(own, affines[row], opened.native(row))
+                    yield label, pair, probability, voxel_mm, *options
 
 
 def leaks(parts: list[mixture.Part], real: store.Store) -> list[str]:

@@ -1,10 +1,8 @@
 """Tables as lines of text, Markdown or CSV, and the two that every evaluation makes."""
 
 import collections
-import csv
-import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from skullgen.core.errors import plain
@@ -64,13 +62,6 @@ def escape(value: Any) -> str:
     return re.sub(r"([\\`*<>|~&$]|\](?=[\[(:]))", r"\\\1", plain(str(value)))
 
 
-def csv_text(columns: list[str], rows: Iterable[list[Any]]) -> str:
-    """Comma-separated values, exact; None is an empty cell."""
-    file = io.StringIO()
-    csv.writer(file).writerows([columns, *rows])
-    return file.getvalue()
-
-
 def verdict(verdict: dict[str, Any]) -> Table:
     """Nets and columns of `verdict.verdict`; the user's own metrics and differences are notes."""
     rows = [row for row in verdict["summary"] if row["by"] == "all"]
@@ -92,7 +83,7 @@ def verdict(verdict: dict[str, Any]) -> Table:
             notes.append(f"{what}: {span(row, '+')} ({row['skulls']} skulls, {row['interval']})")
     title = (
         f"mean [95 % interval] over skulls; grids: {verdict['voxel_mm']:.3g} mm (the model's), "
-        f"512^3 (prediction and truth both upsampled), native; upsampling: {verdict['rule']}"
+        "512^3 (prediction and truth both upsampled), native"
     )
     names = "net, column, Dice, Dice 512^3, native (ceiling), bDSC, HD95 mm, cases, skulls"
     return Table(title, names.split(", "), lines, notes)

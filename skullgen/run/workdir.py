@@ -4,7 +4,6 @@ Each artifact has a recipe (`core.provenance`), so that a run goes on where it s
 """
 
 import contextlib
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from skullgen.core import files, hosts, jobs, plugins
-from skullgen.core.errors import UserError, in_range, plain
+from skullgen.core.errors import UserError, in_range
 from skullgen.data import store
 from skullgen.run import stages
 from skullgen.run.config import as_json, at_home
@@ -99,12 +98,3 @@ def record(config: ConfigDict, workdir: Path, stage: str = "") -> None:
 def seconds(workdir: Path) -> dict[str, float]:
     """What each stage took, all calls together, of `versions.json`."""
     return (files.read_json(workdir / "versions.json") or {}).get("seconds", {})
-
-
-def warn_of_versions(folder: Path) -> None:
-    """A warning for each version, of those that `folder` was made with, that is another now."""
-    old = files.read_json(folder / "versions.json") or {}
-    for name, now in stages.versions().items():
-        if old.get(name) != now:
-            what = f"{folder} was made with {name} {old.get(name)}, this is {now}"
-            print(plain(f"warning: {what}: bits may differ"), file=sys.stderr)

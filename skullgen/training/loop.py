@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from skullgen.core import files, hosts, jobs, provenance
+from skullgen.core import hosts, jobs, provenance
 from skullgen.core.errors import Diverged, UserError, in_range
 from skullgen.core.types import Model, Phase, State
 from skullgen.data import mixture, store
@@ -231,7 +231,7 @@ def _fetch(run, span, pending, bar):
         logs.append(run.place.log, good)
     run.board(good)
     if len(good) < len(records):
-        raise _diverged(run, span, records[len(good)])
+        raise _diverged(run, records[len(good)])
     *whole, last = epochs([*run.recent, *records])
     over = records[-1]["step"] == span.end
     run.recent[:] = [] if over else last
@@ -267,21 +267,15 @@ def _infinite(record):
     return [k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
 
 
-def _diverged(run, span, record):
-    """The error to raise, with the pairs that the update took, which it writes beside the log."""
+def _diverged(run, record):
     if run.manager:
         checkpoint.finish(run.manager)
-    log, folder, step = run.place.log, run.place.folder, record["step"]
-    path, last = log.with_name(f"{log.stem}-diverged.json"), checkpoint.newest(folder)
-    pairs = [(str(part.store.path), int(row)) for part in run.parts for row in part.rows]
-    batches = [[pairs[i] for i in batch] for batch in _draw(run, span, step - 1)]
-    if hosts.lead():
-        files.write_json(path, {"record": record, "checkpoint": last, "batches": batches})
-    name = _infinite(record)[0]
+    folder, name = run.place.folder, _infinite(record)[0]
     return Diverged(
-        f"training of {folder.name} stopped: {name} is {record[name]} at update {step} (phase "
-        f"{record['phase']}), on the pairs of {path.name}: the same command replays it from update "
-        f"{last}; lower the learning rate or the penalty, or compute in float32, in a new --workdir"
+        f"training of {folder.name} stopped: {name} is {record[name]} at update {record['step']} "
+        f"(phase {record['phase']}): the same command replays it from update "
+        f"{checkpoint.newest(folder)}; lower the learning rate or the penalty, or compute in "
+        "float32, in a new --workdir"
     )
 
 

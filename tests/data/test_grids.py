@@ -69,7 +69,6 @@ def test_of_nothing_and_of_what_lies_outside_is_empty():
     assert not grids.reduce(empty, np.eye(4), target, 4).any()
     assert not grids.reduce(~empty, np.eye(4), target, 4).any()
     assert not grids.enlarge(~empty, target, np.eye(4), (5, 5, 5)).any()
-    assert grids.overlap((empty, ~empty), (0.5, 0.5), 12).tolist() == [0, 12**3, 0]
 
 
 def test_grids_that_are_not_parallel_are_refused():
@@ -91,33 +90,6 @@ def test_enlarge_equals_scipys_zoom(factor, threshold):
     clear = np.abs(zoomed - threshold) > 1e-6
     np.testing.assert_array_equal(got[clear], (zoomed > threshold)[clear])
     assert clear.mean() > 0.98 and got.any() and not got.all()
-
-
-@pytest.mark.parametrize("factor", [1, 2, 3, 5])
-def test_the_nearest_repeat_voxels(factor):
-    mask = np.random.default_rng(factor).random((6, 6, 6)) < 0.2
-    mask[[0, 3]] = False
-    model, native = _grid(1.0, (4, 4, 4)), _grid(1 / factor, (4, 4, 4))
-    got = grids.enlarge(mask, model, native, (6 * factor,) * 3, nearest=True)
-    np.testing.assert_array_equal(got, mask.repeat(factor, 0).repeat(factor, 1).repeat(factor, 2))
-
-
-@pytest.mark.parametrize("nearest", [False, True])
-@pytest.mark.parametrize(("size", "count"), [(20, 20), (20, 60), (20, 53), (40, 20)])
-def test_overlap_counts_the_voxels_of_two_enlarged_shares(size, count, nearest):
-    draw = np.random.default_rng(count)
-    # Of one, of the other and of both: solid bone, soft edges, specks; at the grid's edges, too.
-    share = np.zeros((size,) * 3, np.float32)
-    share[2:9, : size // 2, 4:12] = 1
-    share = ndimage.uniform_filter(share, 3)
-    share[tuple(draw.integers(0, size, (3, 12)))] = 0.8
-    mask = np.zeros((size,) * 3, bool)
-    mask[5:14, 3:, 1:10] = draw.random((9, size - 3, 9)) < 0.95
-    places = _grid(1.0, (0, 0, 0)), _grid(size / count, (0, 0, 0)), (count,) * 3
-    one = grids.enlarge(share, *places, threshold=0.3, nearest=nearest)
-    other = grids.enlarge(mask, *places, nearest=nearest)
-    got = grids.overlap((share, mask), (0.3, 0.5), count, nearest=nearest)
-    assert got.tolist() == [one.sum(), other.sum(), (one & other).sum()] and got.min() > 0
 
 
 @pytest.mark.parametrize(("size", "count"), [(4, 24), (6, 19), (6, 23), (4, 29)])

@@ -69,9 +69,8 @@ def test_skullbreaks_pairs_are_their_files_block_means(skullbreak, tmp_path):
         mask, affine = volumes.in_ras(file)
         expected = mask.reshape(16, 2, 16, 2, 16, 2).mean((1, 3, 5)) >= 0.5
         np.testing.assert_array_equal(pair[..., channel], expected)
-    truth, native = real.native(7)
-    np.testing.assert_array_equal(truth, mask)
-    np.testing.assert_allclose(native, affine)
+    np.testing.assert_array_equal(real.native(7).mask(), mask)
+    np.testing.assert_allclose(real.native(7).affine, affine)
     # The model's voxel centres lie between their two native ones.
     np.testing.assert_allclose(real.column("affine")[7] @ [0, 0, 0, 1], affine @ [0.5, 0.5, 0.5, 1])
 
@@ -100,7 +99,7 @@ def test_skulls_are_cut_into_each_kind_and_split_by_skull(skulls, tmp_path):
     np.testing.assert_allclose(real.column("affine")[5], model)
     share = grids.reduce(mask.data, mask.affine, model, 16)
     np.testing.assert_array_equal(complete[5], share >= 0.2)
-    truth, affine = real.native(5)
+    truth, affine = real.native(5).mask(), real.native(5).affine
     assert truth.shape == mask.data.shape and np.all(mask.data[truth])
     part = grids.reduce(truth, affine, model, 16)
     expected = grids.split_share(share, part, 0.2)[1]
@@ -177,7 +176,7 @@ def test_other_data_are_refused_and_fields_of_no_pair_may_change(tmp_path, noise
     first = content(run(tmp_path / "a.zarr", noise(skulls=3)).path)
     with pytest.raises(UserError, match=r"made with data.seed 0, now 1: set it back"):
         run(tmp_path / "a.zarr", noise(skulls=3, seed=1))
-    again = run(tmp_path / "a.zarr", noise(skulls=3, strict=True, max_voxels=2**20))
+    again = run(tmp_path / "a.zarr", noise(skulls=3, strict=True))
     assert content(again.path) == first
 
 
@@ -203,7 +202,7 @@ def test_fresh_defects_are_others_on_the_same_training_skulls(tmp_path, monkeypa
     ingest.fresh(tmp_path / "fresh.zarr", 16, config, 2, ONE)
     assert config.cuts == 1 and not config.splits  # the caller's is as it was
     fresh = store.Store(tmp_path / "fresh.zarr")
-    assert len(fresh.rows()) == len(fresh.rows("train")) == 2 * 3 * 2 and not fresh.has_native(0)
+    assert len(fresh.rows()) == len(fresh.rows("train")) == 2 * 3 * 2 and fresh.native(0) is None
     complete, keys = [], []
     for opened in (real, fresh):
         rows = opened.rows("train")

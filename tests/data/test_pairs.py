@@ -50,18 +50,6 @@ def test_items_are_the_stores_pairs_by_any_index(path):
             pairs[wrong]
 
 
-def test_slices_and_lists_are_pairs_of_those_rows(path):
-    pairs = Pairs(path)
-    assert pairs[1:5:2].rows.tolist() == [1, 3] and _is(pairs[1:5:2][-1], 3)
-    assert pairs[4:][::-1].rows.tolist() == [5, 4] and _is(pairs[[5, 2]][1], 2)
-    assert _is(pairs[np.array(3)], 3) and pairs[range(1, 5, 2)].rows.tolist() == [1, 3]
-    assert pairs[np.arange(6) > 3].rows.tolist() == [4, 5]
-    assert len(pairs[9:]) == len(pairs[[]]) == 0 and len(pairs) == 6
-    for wrong in ([[1, 2]], np.array([[1, 2]]), 1.0, None, "skull"):
-        with pytest.raises(TypeError):
-            pairs[wrong]
-
-
 def test_a_split_a_kind_and_a_list_to_leave_out(path):
     assert Pairs(path, "train").rows.tolist() == [0, 1, 2]
     assert Pairs(path, kind="right").rows.tolist() == [1, 3, 5]
@@ -97,9 +85,11 @@ def test_other_pairs_have_another_name(path, monkeypatch):
     pairs = Pairs("~/a.zarr")
     again = pickle.loads(pickle.dumps(pairs))
     assert _is(again[1], 1) and repr(again) == repr(pairs)
-    many = pairs[np.arange(3000) % 6]
-    swapped = pairs[[*many.rows[:1500], 5, *many.rows[1501:]]]
-    assert repr(many) != repr(swapped) and repr(many) == repr(pairs[many.rows])
+    pairs.rows, again.rows = np.arange(3000) % 6, np.arange(3000) % 6
+    assert repr(again) == repr(pairs)
+    again.rows[1500] = 5
+    assert repr(again) != repr(pairs)
+    pairs = Pairs("~/a.zarr")
     path.rename(path.with_name("b.zarr"))
     attributes = {"names": [], "kinds": [], "voxel_mm": 25.6}
     other = store.create(path, store.Shape(6, SIZE, 6), attributes, {"step": 2})
@@ -115,7 +105,6 @@ from skullgen import Pairs
 if __name__ == "__main__":
     pairs = Pairs(sys.argv[1])
     pairs[0]  # a store that was read before a fork
-    assert pairs[torch.tensor([4, 1])].rows.tolist() == [4, 1]
     expected = torch.utils.data.default_collate([pairs[n] for n in range(6)])
     for options in ({}, *({"num_workers": 2, "multiprocessing_context": c} for c in sys.argv[2:])):
         batches = list(torch.utils.data.DataLoader(pairs, batch_size=4, **options))
@@ -124,7 +113,7 @@ if __name__ == "__main__":
             assert batches[0][name].dtype == torch.float32
             assert torch.equal(torch.cat([batch[name] for batch in batches]), expected[name])
     train, rest = torch.utils.data.random_split(pairs, [4, 2])
-    assert len(torch.utils.data.ConcatDataset([train, rest, pairs[2:]])) == 10
+    assert len(torch.utils.data.ConcatDataset([train, rest, pairs])) == 12
     assert "jax" not in sys.modules
     print("good")
 """

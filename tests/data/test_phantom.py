@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from skullgen.core.errors import UserError
 from skullgen.data import phantom
 from tests.conftest import SHARED
 
@@ -122,13 +121,6 @@ def test_thickness_of_the_vault(skulls):
     back = [along(bone, (0, -0.96, -0.28)) for bone in skulls]
     assert 4 < np.mean(up) < 9 and 3 < np.mean(side) < 7 and 7 < np.mean(back) < 18
     assert np.mean(side) < np.mean(up) < np.mean(back)
-
-
-def test_mistakes_are_named():
-    with pytest.raises(UserError, match="seed -1"):
-        phantom.skull(-1)
-    with pytest.raises(UserError, match="size 8"):
-        phantom.skull(0, 8)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real skulls (../shared/data) are not here")

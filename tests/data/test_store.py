@@ -86,12 +86,9 @@ def test_round_trip_with_columns_and_native_truth(tmp_path):
     assert opened.column("affine")[5, 0, 0] == 0.5
     np.testing.assert_array_equal(opened.column("voxels"), pairs.sum((1, 2, 3)))
     assert opened.names(np.array([1, -1, 0, 7])) == ["b", "", "a", ""]
-    mask, affine = opened.native(5)
-    np.testing.assert_array_equal(mask, implant)
-    np.testing.assert_array_equal(affine, truth.affine)
-    assert opened.has_native(5) and not opened.has_native(4)
-    with pytest.raises(UserError, match="pair 4 has no native truth"):
-        opened.native(4)
+    np.testing.assert_array_equal(opened.native(5).mask(), implant)
+    np.testing.assert_array_equal(opened.native(5).affine, truth.affine)
+    assert opened.native(4) is None
 
 
 def test_order_of_writing_does_not_change_the_bytes(tmp_path):

@@ -99,22 +99,19 @@ def test_hd95_equals_brute_force(voxel, share, other, seed):
     assert metrics.hd95(*masks, voxel) == pytest.approx(np.percentile(together, 95), abs=1e-9)
 
 
-def _weights(count, size, rule):
+def _weights(count, size):
     """Exact weights, whole numbers [count, size] that add up to 2 * count in every row."""
     out = np.zeros((count, size), int)
     for k in range(count):
-        if rule == "nearest":
-            out[k, (2 * k + 1) * size // (2 * count)] = 2 * count
-        else:
-            low, rest = divmod((2 * k + 1) * size - count, 2 * count)
-            out[k, max(low, 0)] += 2 * count - rest
-            out[k, min(low + 1, size - 1)] += rest
+        low, rest = divmod((2 * k + 1) * size - count, 2 * count)
+        out[k, max(low, 0)] += 2 * count - rest
+        out[k, min(low + 1, size - 1)] += rest
     return out
 
 
-def _enlarged(values, count, rule, level):
+def _enlarged(values, count, level):
     """`values` int [D, D, D], interpolated in whole numbers, and `> level`."""
-    weights = _weights(count, values.shape[0], rule)
+    weights = _weights(count, values.shape[0])
     values = np.einsum("ai,bj,ck,ijk->abc", weights, weights, weights, values, optimize=True)
     return values > level * (2 * count) ** 3
 
@@ -123,40 +120,35 @@ def _enlarged(values, count, rule, level):
 @given(
     st.integers(1, 7),
     st.integers(1, 29),
-    st.sampled_from(metrics.RULES),
     st.sampled_from([2, 5, 8, 12]),
     st.integers(0, 9999),
 )
-def test_upsampled_dice_equals_brute_force(size, count, rule, threshold, seed):
+def test_upsampled_dice_equals_brute_force(size, count, threshold, seed):
     """Ties are common on purpose: shares of sixteenths, thresholds among them."""
     draw = np.random.default_rng(seed)
     truth = draw.random((size,) * 3) < 0.4
     levels = np.where(draw.random((size,) * 3) < 0.6, 0, draw.integers(0, 17, (size,) * 3))
     probability = (levels / 16).astype(np.float32)
-    got = metrics.upsampled_dice(probability, truth, count, rule, threshold / 16)
-    if rule != "probability":
-        levels, threshold = 2 * (levels >= threshold), 1
-    prediction = _enlarged(levels, count, rule, threshold)
-    assert got == metrics.dice(prediction, _enlarged(2 * truth, count, rule, 1))
+    got = metrics.upsampled_dice(probability, truth, count, threshold / 16)
+    prediction = _enlarged(levels, count, threshold)
+    assert got == metrics.dice(prediction, _enlarged(2 * truth, count, 1))
 
 
-@pytest.mark.parametrize("rule", metrics.RULES)
-def test_upsampled_dice_of_perfect_and_empty_predictions(rule):
+def test_upsampled_dice_of_perfect_and_empty_predictions():
     (truth,) = _random(0, (8, 8, 8), 0.3)
     for count in (8, 11, 32):
-        assert metrics.upsampled_dice(truth, truth, count, rule) == 1
-        assert metrics.upsampled_dice(truth * 0.9, truth, 8, rule) == 1
-        assert metrics.upsampled_dice(truth & False, truth, count, rule) == 0
-        assert metrics.upsampled_dice(truth & False, truth & False, count, rule) == 0
+        assert metrics.upsampled_dice(truth, truth, count) == 1
+        assert metrics.upsampled_dice(truth * 0.9, truth, 8) == 1
+        assert metrics.upsampled_dice(truth & False, truth, count) == 0
+        assert metrics.upsampled_dice(truth & False, truth & False, count) == 0
 
 
-@pytest.mark.parametrize("rule", metrics.RULES)
-def test_512_voxels_a_side_take_little_memory(rule):
+def test_512_voxels_a_side_take_little_memory():
     truth = _blocks((128,) * 3, np.s_[64:, 20:100, 100:106])
     probability = ndimage.uniform_filter(truth.astype(np.float32), 3)
     probability[5::40, 5::40, 5::40] = 1  # specks all over the grid
     tracemalloc.start()
-    value = metrics.upsampled_dice(probability, truth, 512, rule)
+    value = metrics.upsampled_dice(probability, truth, 512)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 0.8 < value < 1 and peak < 25e6
@@ -175,14 +167,13 @@ def _native(seed=0):
     return probability, truth, np.roll(native, 1, axis=0)
 
 
-@pytest.mark.parametrize("rule", metrics.RULES)
-def test_native_scores_of_an_upsampled_truth(rule):
+def test_native_scores_of_an_upsampled_truth():
     probability, truth, _ = _native()
     affine = np.diag([0.5, 0.5, 0.5, 1])
     affine[:3, 3] = -0.75
-    native = _enlarged(2 * truth, 32, rule, 1)
-    got = metrics.native_scores(probability, truth, MODEL, (native, affine), rule, 0.6)
-    expected = metrics.upsampled_dice(probability, truth, 32, rule, 0.6)
+    native = _enlarged(2 * truth, 32, 1)
+    got = metrics.native_scores(probability, truth, MODEL, (native, affine), 0.6)
+    expected = metrics.upsampled_dice(probability, truth, 32, 0.6)
     assert got["ceiling_native"] == 1 and got["dice_native"] == expected < 1
 
 
@@ -192,10 +183,10 @@ def test_native_scores_by_hand():
     affine = np.diag([1.0, 2, 2, 1])
     affine[0, 3] = -3.5
     native = _blocks((14, 4, 4), np.s_[0:8])
-    got = metrics.native_scores(truth & False, truth, MODEL, (native, affine), "nearest")
+    got = metrics.native_scores(truth & False, truth, MODEL, (native, affine))
     assert got["ceiling_native"] == 2 * 4 / (4 + 8) and got["dice_native"] == 0
     assert got["hd95_native_mm"] == pytest.approx(np.sqrt(14**2 + 8**2 + 8**2))
-    shifted = metrics.native_scores(truth, truth, MODEL, (native[::-1], affine), "nearest")
+    shifted = metrics.native_scores(truth, truth, MODEL, (native[::-1], affine))
     # Bone at x 3..6 against 6..13.
     assert shifted["dice_native"] == 2 * 1 / (4 + 8)
 
@@ -205,11 +196,10 @@ def test_native_scores_by_hand():
     st.permutations(range(3)),
     st.tuples(*[st.booleans()] * 3),
     st.floats(-180, 180),
-    st.sampled_from(metrics.RULES),
 )
-def test_native_scores_do_not_depend_on_the_order_of_the_axes(order, flips, angle, rule):
+def test_native_scores_do_not_depend_on_the_order_of_the_axes(order, flips, angle):
     probability, truth, native = _native()
-    expected = metrics.native_scores(probability, truth, MODEL, (native, FINE), rule)
+    expected = metrics.native_scores(probability, truth, MODEL, (native, FINE))
     assert 0.3 < expected["dice_native"] < 0.95 and expected["ceiling_native"] < 1
     turn = np.eye(4)[:, [*order, 3]]
     data, affine = native.transpose(order), FINE @ turn
@@ -220,7 +210,7 @@ def test_native_scores_do_not_depend_on_the_order_of_the_axes(order, flips, angl
     # Both grids lie askew in the scanner.
     tilt, angle = np.eye(4), np.deg2rad(angle)
     tilt[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    got = metrics.native_scores(probability, truth, tilt @ MODEL, (data, tilt @ affine), rule)
+    got = metrics.native_scores(probability, truth, tilt @ MODEL, (data, tilt @ affine))
     assert got == pytest.approx(expected, abs=1e-12)
 
 

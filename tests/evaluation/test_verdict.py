@@ -14,7 +14,7 @@ SIZE = 8
 
 
 def _settings(**fields):
-    base = dict(cases=0, batch_size=4, rules=True, threshold=0.5, upsampling="probability")
+    base = dict(cases=0, batch_size=4, rules=True, threshold=0.5)
     return ml_collections.ConfigDict({**base, **fields})
 
 

@@ -163,7 +163,7 @@ SET = (
     ("ingest", "data.source", "skulls", r"data\.root is empty: give a folder .*"),
     ("ingest", "data.splits", "train,tset", r"data\.splits is 'tset': choose one .*"),
     ("ingest", "data.test", "phantom_9", r".* names 'phantom_9': no such skull"),
-    ("ingest", "data.test_fraction", 1.0, r"8 skulls, and none is left to .*"),
+    ("ingest", "data.test_fraction", 1.0, r"data\.source=phantom: 8 skulls, none of them to .*"),
     (SEGMENT, NETS, "real.zarr:train:all,runs/a.zarr:all:5", NO_STORE),
     (SEGMENT, NETS, "real.zarr:train:none", r"segment\.stores: '.*' names no pairs: write .*"),
     ("ingest,explore", "explore.stores", "runs/a.zarr", NO_STORE),
@@ -171,7 +171,6 @@ SET = (
     ("generate", "seed", 0, r".*: no checkpoint; run the stage `train` .*"),
 )
 TOY = _with(MADE, **{"model_name": "tests.toy_net", "model.learning_rate": 0.1})
-TWO = _with("ingest", **{"data.bone_hu": 300.0, "data.label": 2})
 FOLD = _with("ingest", **{"data.folds": 3, "data.fold": 3})
 NOTHING = _module("bad.empty", make=lambda config: None)
 DEPTH = _module("bad.field", make=lambda config: config.depth)
@@ -183,7 +182,6 @@ ROWS = (
     ("no model is made", NOTHING, r"bad\.empty: make returned NoneType, not a types\.Model"),
     ("a user's field", DEPTH, r"config\.model lacks the field depth, which bad\.field reads"),
     ("a net generates", TOY, r"model_name is 'tests\.toy_net': it has no latents and decode"),
-    ("a CT and a segmentation", TWO, r"data\.bone_hu is for a CT, data\.label for a .*: set one"),
     ("no such fold", FOLD, r"data\.fold is 3: the folds are 0 to 2"),
     ("a root in a file", _a_file_above_the_data, r".*/skulls/more: no such folder; .*"),
     ("a store of another size", _linked(size=8), r".*/other\.zarr: .*model\.resolution 16"),

@@ -38,7 +38,7 @@ def quality(near=0.5, generated=(0.5,) * 5, held_out=(0.6,) * 3, name="J. Doe"):
 def verdict(rows, differences=()):
     """A verdict of the nets in some rows."""
     nets = {row["net"]: {"stores": [{"path": "/home/doe/a.zarr"}]} for row in rows}
-    about = {"rule": "probability", "threshold": 0.5, "voxel_mm": 12.8, "nets": nets}
+    about = {"threshold": 0.5, "voxel_mm": 12.8, "nets": nets}
     return {**about, "summary": rows, "differences": list(differences)}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from skullgen.core import files, jobs, provenance
+from skullgen.core import jobs, provenance
 from skullgen.core.errors import Diverged, UserError
 from skullgen.core.types import Phase
 from skullgen.data import mixture, store
@@ -158,17 +158,12 @@ def test_the_rows_that_were_learnt_are_those_of_then(work):
     assert loop.training_rows(work, "").tolist() == [0, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_tells_its_batch(work):
+def test_a_loss_that_is_not_finite_stops_the_run(work):
     for _ in range(2):  # the second call begins at the checkpoint
         with pytest.raises(Diverged, match=r"loss is inf at update 7 \(phase more\).*update 4"):
             train(work, breaks_at=6)
     assert checkpoint.newest(work / "ck") == 4
     assert [r["step"] for r in logs.read(work / "train.jsonl")] == [1, 2, 3, 4, 5, 6]
-    about = files.read_json(work / "train-diverged.json")
-    assert about["record"]["step"] == 7 and about["checkpoint"] == 4
-    rows = mixture.batch_rows([8], 4, mixture.Place(seed=3, phase=1, update=2), 3)
-    path = str(work / "real.zarr")
-    assert about["batches"] == [[[path, row] for row in batch] for batch in rows.tolist()]
 
 
 def test_tensorboard_gets_every_metric(work):
