@@ -37,6 +37,15 @@ def defaults(size):
     # package.module: a source of your own
     config.data.root = ""  # folder of the source, or the store; phantoms have none
     config.data.skulls = 72  # phantoms
+    config.data.variety = ConfigDict()  # of phantoms, beyond anthropometry: `data.phantom.Variety`
+    config.data.variety.spread = 1.0  # standard deviations of length, breadth, height, times this
+    config.data.variety.thickness = (1.0, 1.0)  # of the bone, times this
+    config.data.variety.asymmetry = 0.022  # standard deviation of the oblique skew
+    config.data.variety.faceless = 0.0  # share without a face
+    config.data.variety.floor_mm = (0.0, 0.0)  # of the frame's floor, where a scan ends
+    config.data.variety.pinholes = 0  # at most
+    config.data.variety.temporal = 0.0  # share of sides whose temporal squama is open
+    config.data.variety.rough_mm = 0.0  # standard deviation of the surfaces, voxel by voxel
     config.data.kinds = ()  # of defect, package.module.function too; none: all five
     config.data.cuts = 1  # defects of each kind for each skull (phantom, skulls)
     config.data.first_cut = 0  # number of the first: other numbers are other defects
@@ -50,7 +59,6 @@ def defaults(size):
     config.data.validation_fraction = 0.1
     config.data.folds = 0  # cross-validation over skulls: the test skulls are those of
     config.data.fold = 0  # this fold
-    config.data.splits = ()  # skulls of only these splits; none: all
     config.data.reframe = True  # False: the files' own cube is the frame, as SkullBreak's
     config.data.strict = False  # True: a case that cannot be used ends the run, not left out
     config.data.licence = ""  # recorded in the store; "": that of the source, where it is known

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import jobs, plugins
 from skullgen.core.errors import UserError, in_range, one_of, plain
-from skullgen.data import defects, sources, store
+from skullgen.data import controls, defects, sources, store
 
 SHARD = 20  # pairs in a file: what a kill loses at most
 FORM = "(size, config) -> sources.Plan"
@@ -52,29 +52,40 @@ def planner(name: str) -> Callable[[int, ConfigDict], sources.Plan]:
     return sources.PLANS[one_of("data.source", name, names)]
 
 
-def run(path: Path, size: int, config: ConfigDict, options: Options) -> None:
+def run(path: Path, size: int, config: ConfigDict, options: Options) -> sources.Plan:
     """Ingests `config.source` (`config` is an experiment's `config.data`) into the store `path`.
 
     size: voxels a side. A volume that cannot be read, or a pair that is none, is left out and
-    listed at the end; where `config.strict`, it is an error.
+    listed at the end; where `config.strict`, it is an error. Returns what the source holds.
     """
     plan = planner(config.source)(size, config)
     if not isinstance(plan, sources.Plan):
         raise UserError(f"{config.source}.plan returned {type(plan).__name__}: not a sources.Plan")
     own = plugins.sums([config.source, *plan.kinds])
     plan = plan._replace(sources={**plan.sources, **own})
-    if names := plugins.listed(config.splits):
-        splits = [store.SPLITS.index(one_of("data.splits", name, store.SPLITS)) for name in names]
-        cases = [case for case in plan.cases if plan.split[plan.names[case.skull]] in splits]
-        plan = plan._replace(cases=cases)
     for line in plan.problems:
         print(plain(f"note: {line}"))
     if 0 not in plan.split.values():
         what = f"data.source={config.source}: {len(plan.names)} skulls, none of them to train on"
         raise UserError(f"{what}: give more of them, or others for data.test, data.validation")
-    if not plan.cases:
-        raise UserError(f"data.splits is {config.splits!r}: no skull is in it")
-    pairs = _create(path, size, config, plan, options)
+    _make_store(path, size, config, plan, options)
+    return plan
+
+
+def control(
+    path: Path, source: sources.Plan, pairs: int, config: ConfigDict, options: Options
+) -> None:
+    """Makes a control of the name of `path` (`data.controls`) beside the store of real pairs.
+
+    source: of the real pairs. pairs: about how many.
+    """
+    real = store.Store(path.with_name("real.zarr"))
+    plan, about = controls.plan(path.stem, source, real, pairs, config)
+    _make_store(path, real.size, config, plan, options._replace(native=False), about)
+
+
+def _make_store(path, size, config, plan, options, about=None):
+    pairs = _create(path, size, config, plan, options, about)
     try:
         _work(pairs, plan, config, options)
         rest = sum(map(len, pairs.missing()))
@@ -88,26 +99,10 @@ def run(path: Path, size: int, config: ConfigDict, options: Options) -> None:
         raise
 
 
-def fresh(path: Path, size: int, config: ConfigDict, cuts: int, options: Options) -> None:
-    """Cuts the training skulls anew, `cuts` times into each kind: a control for generated pairs.
-
-    config: the `config.data` of the real pairs; the same skulls are in the same places of the
-    frame, and none of the defects is among the real pairs. Of SkullBreak, the complete skulls.
-    """
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        # Numbers of cuts that no real pair has.
-        config.update(cuts=cuts, first_cut=config.first_cut + config.cuts, splits=("train",))
-        if config.source == "skullbreak":
-            root = str(Path(config.root) / "train" / "complete_skull")
-            config.update(source="skulls", root=root, reframe=False)
-            config.update(test_fraction=0.0, validation_fraction=0.0, folds=0, fold=0)
-    run(path, size, config, options._replace(native=False))
-
-
-def _create(path, size, config, plan, options):
+def _create(path, size, config, plan, options, about):
     fields = {name: value for name, value in config.to_dict().items() if name not in FREE}
     recipe = {"data": fields, "model.resolution": size, "sources": plan.sources}
+    recipe |= {"control": about} if about else {}
     attributes = {
         "voxel_mm": plan.field_mm / size,
         "kinds": list(plan.kinds),
@@ -194,7 +189,7 @@ def _summary(pairs, plan, config):
     ]
     print(f"{pairs.path}: {', '.join(parts)}")
     empty = [name for number, name in enumerate(store.SPLITS) if number not in split]
-    if empty and not config.splits:
+    if empty and not pairs.recipe.get("control"):
         hint = "" if config.source == "skullbreak" else "; data.test, data.validation name skulls"
         print(f"note: no skull of split {', '.join(empty)}: nothing is judged on it{hint}")
     if lines:

@@ -11,7 +11,9 @@ from skullgen.core import plugins
 from skullgen.core.errors import UserError, one_of
 from skullgen.data.store import SPLITS, Store
 
-OWN = ("real.zarr", "generated.zarr", "fresh.zarr")  # what a run makes in its work directory
+OWN = tuple(
+    f"{name}.zarr" for name in "real generated fresh transplants ceiling".split()
+)  # what a run makes in its work directory
 
 
 class Part(NamedTuple):

@@ -4,9 +4,9 @@ import contextlib
 import hashlib
 import itertools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -35,6 +35,18 @@ class Case(NamedTuple):
     skull: int
 
 
+class Skull(NamedTuple):
+    """A complete skull on its source's own grid: `read(argument, config)`, in RAS order.
+
+    reframe: it is placed in the models' frame; else its own cube is that frame.
+    """
+
+    name: str
+    read: Callable[[Any, ConfigDict], Volume]
+    argument: Any
+    reframe: bool = True
+
+
 class Plan(NamedTuple):
     """What a source holds."""
 
@@ -45,6 +57,7 @@ class Plan(NamedTuple):
     problems: list[str]  # lines about files missing or not used
     field_mm: float = grids.FIELD_MM  # the side of the cube that is made `D` voxels
     kinds: tuple[str, ...] = defects.KINDS  # names of `Case.kinds`
+    skulls: Sequence[Skull] = ()  # those of `names`, for controls (`data.controls`)
 
 
 # --- SkullBreak: the dataset's own layout, never reframed -------------------------------------
@@ -55,7 +68,7 @@ def _plan_skullbreak(size, config):
     for name in filter(config.get, ("test", "validation", "folds", "kinds", "bone_hu", "label")):
         what = f"data.{name} is not for data.source=skullbreak, whose masks are cut and split"
         raise UserError(f"{what} already: leave it empty")
-    plan = Plan([], [], {}, {}, [])
+    plan = Plan([], [], {}, {}, [], skulls=[])
     for part in ("train", "test"):
         _add_part(plan, root / part, size, config)
     for case in plan.cases:
@@ -80,6 +93,8 @@ def _add_part(plan, folder, size, config):
         if usable:
             plan.names.append(f"{part}_{number}")
             plan.split[plan.names[-1]] = 0 if part == "train" else 2
+            paths = tuple(folder / file for file in pairs[usable[0]])
+            plan.skulls.append(Skull(plan.names[-1], _union, paths, reframe=False))
         for kind in usable:
             paths = [folder / file for file in pairs[kind]]
             arguments = *paths, size, config
@@ -113,6 +128,12 @@ def _skullbreak_pair(defective_path, implant_path, size, config):
     return [Pair(store.pack(pair), grid, _native(*masks[1]))]
 
 
+def _union(paths, config):
+    """The complete skull of a pair's two files."""
+    (skull, affine), (implant, _) = (volumes.in_ras(volumes.read(path)) for path in paths)
+    return Volume(skull | implant, affine)
+
+
 def _check_pair(masks, rest, part, defective_path):
     """Raises UserError unless two masks, and their shares, may be a skull and its implant."""
     bone = [np.count_nonzero(mask.data) for mask in masks]
@@ -142,7 +163,8 @@ def _plan_skulls(size, config):
     doubled = [name for name in names if names.count(name) > 1]
     if doubled:
         raise UserError(f"{root}: two files are called {doubled[0]}: rename one")
-    plan = _cut_plan(_cut_file, dict(zip(names, scans, strict=True)), size, config)
+    skulls = [Skull(volumes.name_of(scan), _file, scan, config.reframe) for scan in scans]
+    plan = _cut_plan(skulls, size, config)
     files = list(scans)
     for scan in scans:
         with contextlib.suppress(UserError):  # which its worker raises again
@@ -154,30 +176,28 @@ def _plan_skulls(size, config):
 
 def _plan_phantom(size, config):
     names = [f"phantom_{number:04d}" for number in range(config.skulls)]
-    skulls = {name: (_seed(config.seed, name), NATIVE_SIDE) for name in names}
-    return _cut_plan(_cut_phantom, skulls, size, config)
+    skulls = [Skull(name, _phantom, seed(config.seed, name), config.reframe) for name in names]
+    return _cut_plan(skulls, size, config)
 
 
-def _cut_plan(make, skulls, size, config):
-    """A plan of complete skulls, name -> what `make(skull, name, size, config)` cuts."""
-    names, kinds = list(skulls), defects.kinds_of(config)
-    numbers = tuple(range(len(kinds))) * config.cuts
+def _cut_plan(skulls, size, config):
+    """A plan of complete skulls that are cut."""
+    names, kinds = [skull.name for skull in skulls], defects.kinds_of(config)
+    numbers, turns = tuple(range(len(kinds))) * config.cuts, range(config.cuts)
     cases = [
-        Case(make, (skull, name, size, config), numbers, number)
-        for number, (name, skull) in enumerate(skulls.items())
+        Case(cut_skull, (skull, turns, size, config), numbers, number)
+        for number, skull in enumerate(skulls)
     ]
-    return Plan(cases, names, assign(names, config), {}, [], kinds=kinds)
+    return Plan(cases, names, assign(names, config), {}, [], kinds=kinds, skulls=skulls)
 
 
-def _cut_file(path, name, size, config):
-    skull = volumes.in_ras(volumes.read(path, bone_hu=config.bone_hu, label=config.label))
-    with _named(path):
-        return cut_skull(skull, name, size, config)
+def _file(path, config):
+    return volumes.in_ras(volumes.read(path, bone_hu=config.bone_hu, label=config.label))
 
 
-def _cut_phantom(individual, name, size, config):
-    skull = Volume(phantom.skull(*individual), phantom.affine(individual[1]))
-    return cut_skull(skull, name, size, config)
+def _phantom(seed, config):
+    variety = phantom.Variety(**config.variety)
+    return Volume(phantom.skull(seed, NATIVE_SIDE, variety), phantom.affine(NATIVE_SIDE))
 
 
 def prepare(
@@ -194,30 +214,52 @@ def prepare(
     return model, grids.reduce(skull, affine, model, size)
 
 
-def cut_skull(skull: Volume, name: str, size: int, config: ConfigDict) -> list[Pair]:
-    """Cuts one skull in RAS order into each kind, once for each turn: natively, then reduced.
+class Host(NamedTuple):
+    """A complete skull, its name, the affine of its frame, and its share of bone there."""
 
-    `defective | implant == complete` and `defective & implant == 0` hold at the model's grid too. A
-    defect that vanishes there is drawn again, larger.
+    name: str
+    skull: Volume
+    frame: Affine
+    share: Float[np.ndarray, "D D D"]
+
+    def pair(self, implant: Mask, threshold: float) -> Pair | None:
+        """The pair of a piece that is taken out natively; None where it vanishes on the frame.
+
+        `defective | implant == complete` and `defective & implant == 0` hold there too.
+        """
+        part = grids.reduce(implant, self.skull.affine, self.frame, len(self.share))
+        pair = np.stack(grids.split_share(self.share, part, threshold), axis=-1)
+        native = _native(implant, self.skull.affine)
+        return Pair(store.pack(pair), self.frame, native) if pair[..., 1].any() else None
+
+
+@contextlib.contextmanager
+def host(skull: Skull, size: int, config: ConfigDict) -> Iterator[Host]:
+    """A skull as read; a UserError within names its file."""
+    with _named(skull.argument if isinstance(skull.argument, Path) else skull.name):
+        volume = skull.read(skull.argument, config)
+        yield Host(skull.name, volume, *prepare(*volume, size, reframe=skull.reframe))
+
+
+def cut_skull(skull: Skull, turns: Sequence[int], size: int, config: ConfigDict) -> list[Pair]:
+    """Cuts one skull into each kind, once for each turn: natively, then reduced.
+
+    A defect that vanishes on the models' grid is drawn again, larger.
     """
-    shares = prepare(*skull, size, reframe=config.reframe)
-    turns = range(config.first_cut, config.first_cut + config.cuts)
-    draws = itertools.product(turns, defects.kinds_of(config))
-    return [_cut_once(skull, shares, (name, kind, turn), config) for turn, kind in draws]
+    with host(skull, size, config) as own:
+        draws = itertools.product(turns, defects.kinds_of(config))
+        return [_cut_once(own, kind, turn, config) for turn, kind in draws]
 
 
-def _cut_once(skull, shares, draw, config):
-    """One pair of a skull, whose shares on the model's grid are given; `draw` names its seeds."""
-    (model, share), (_, kind, _), size = shares, draw, len(shares[1])
-    voxel_mm = np.linalg.norm(skull.affine[:3, :3], axis=0)
+def _cut_once(own, kind, turn, config):
+    voxel_mm = np.linalg.norm(own.skull.affine[:3, :3], axis=0)
     for attempt in range(8):
-        seed, area = _seed(config.seed, *draw, attempt), (10 * 1.4**attempt, 150.0)
-        _, implant = defects.cut(skull.data, kind, seed, voxel_mm=voxel_mm, area_cm2=area)
-        part = grids.reduce(implant, skull.affine, model, size)
-        pair = np.stack(grids.split_share(share, part, config.threshold), axis=-1)
-        if pair[..., 1].any():
-            return Pair(store.pack(pair), model, _native(implant, skull.affine))
-    raise UserError(f"{kind} defects vanish at {size}^3: lower data.threshold ({config.threshold})")
+        number, area = seed(config.seed, own.name, kind, turn, attempt), (10 * 1.4**attempt, 150.0)
+        _, implant = defects.cut(own.skull.data, kind, number, voxel_mm=voxel_mm, area_cm2=area)
+        if pair := own.pair(implant, config.threshold):
+            return pair
+    what = f"{kind} defects vanish at {len(own.share)}^3"
+    raise UserError(f"{what}: lower data.threshold ({config.threshold})")
 
 
 def _native(implant, affine):
@@ -283,7 +325,7 @@ def _folder(root, what):
     return Path(root)
 
 
-def _seed(*parts):
+def seed(*parts: Any) -> int:
     """A seed from numbers and names, which may hold bytes that are no text."""
     return zlib.crc32(" ".join(map(str, parts)).encode("utf-8", "surrogateescape"))
 

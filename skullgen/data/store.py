@@ -69,6 +69,11 @@ class Native(NamedTuple):
     grid: tuple[int, int, int]  # of the source
     affine: Float[np.ndarray, "4 4"]  # voxel of the source to RAS mm
 
+    def voxels(self) -> Int64[np.ndarray, "n 3"]:
+        """The indices of the implant's voxels."""
+        box = np.unpackbits(self.bits, count=math.prod(self.shape)).reshape(self.shape)
+        return np.argwhere(box) + self.origin
+
     def mask(self) -> Bool[np.ndarray, "X Y Z"]:
         """The implant on the whole grid."""
         mask = np.zeros(self.grid, bool)

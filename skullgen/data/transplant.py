@@ -8,7 +8,7 @@ full thickness of the bone that is there: nothing is fitted.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 from skullgen.core.errors import UserError
@@ -34,12 +34,15 @@ class Donor(NamedTuple):
     several: bool  # holes
 
 
-def donor(implant: Mask, affine: Affine, frame: Affine, size: int) -> Donor:
-    """A donor from an implant; frame: the affine of its skull's cube of `size` voxels a side."""
+def donor(voxels: Int[np.ndarray, "n 3"], affine: Affine, frame: Affine, size: int) -> Donor:
+    """A donor from the indices of an implant's voxels on a grid in RAS order.
+
+    frame: the affine of its skull's cube of `size` voxels a side.
+    """
     step = np.linalg.norm(affine[:3, :3], axis=0)
     parts = [np.arange(n) / n + 0.5 / n - 0.5 for n in np.ceil(step / FINE_MM).astype(int)]
     offsets = np.stack(np.meshgrid(*parts), -1).reshape(-1, 3)
-    places = (np.argwhere(implant)[:, None] + offsets).reshape(-1, 3)
+    places = (voxels[:, None] + offsets).reshape(-1, 3)
     to_frame = np.linalg.inv(frame) @ affine
     vectors = (places @ to_frame[:3, :3].T + to_frame[:3, 3] + 0.5).T * (FIELD_MM / size)
     vectors = vectors - _middle()[:, None]
@@ -68,32 +71,55 @@ def _middle():
     return np.array([FIELD_MM / 2, FIELD_MM / 2, VERTEX_MM - MIDDLE_MM])
 
 
-def transplant(
-    complete: Mask, affine: Affine, frame: Affine, size: int, donor: Donor, seed: int
-) -> Bool[np.ndarray, "X Y Z"]:
-    """The piece that a donor's hole takes out of a complete skull in RAS order.
+class Vault(NamedTuple):
+    """A complete skull that takes defects: its vault, seen from the middle of the frame."""
+
+    complete: Mask
+    voxel: Float[np.ndarray, "3"]  # mm
+    chart: defects.Vault
+    directions: Float[np.ndarray, "C C 3"]
+    limit: Float[np.ndarray, "C C"]  # in mm, > 0 where no hole may be
+    area: float  # cm^2
+
+
+def vault(complete: Mask, affine: Affine, frame: Affine) -> Vault:
+    """The vault of a complete skull in RAS order; frame: the affine of its cube.
+
+    Openings and the base stay as they are, but for the orbits' upper rims.
+    """
+    voxel = np.linalg.norm(affine[:3, :3], axis=0)
+    chart = defects.survey(complete, voxel)
+    corner = np.linalg.inv(affine) @ frame @ [-0.5, -0.5, -0.5, 1]  # of the frame, in voxels
+    away = chart.points - (corner[:3] + 0.5) * voxel - _middle()
+    closed = np.where((chart.front < 60) & defects.INSIDE, -6.0, chart.closed)
+    return Vault(
+        complete,
+        voxel,
+        chart,
+        away / np.linalg.norm(away, axis=-1, keepdims=True),
+        np.maximum(closed, -8 - chart.height),
+        chart.area[chart.height > 0].sum(),
+    )
+
+
+def transplant(vault: Vault, donor: Donor, seed: int) -> Bool[np.ndarray, "X Y Z"]:
+    """The piece that a donor's hole takes out of another skull.
 
     Turned about the middle, mirrored with probability one half, the angle to the hole's mean
     direction scaled by 0.8 to 1.25; drawn again, turned less and less, where it would take less
     than 4 ml or more than 45 % of the vault.
     """
-    voxel = np.linalg.norm(affine[:3, :3], axis=0)
-    vault = defects.survey(complete, voxel)
-    corner = np.linalg.inv(affine) @ frame @ [-0.5, -0.5, -0.5, 1]  # of the frame, in voxels
-    away = vault.points - (corner[:3] + 0.5) * voxel - _middle()
-    directions = away / np.linalg.norm(away, axis=-1, keepdims=True)
-    # Openings and the base stay as they are, but for the orbits' upper rims.
-    closed = np.where((vault.front < 60) & defects.INSIDE, -6.0, vault.closed)
-    limit, whole = np.maximum(closed, -8 - vault.height), vault.area[vault.height > 0].sum()
+    directions = vault.directions.reshape(-1, 3)
     for attempt in range(ATTEMPTS):
         random = np.random.default_rng([seed, attempt])
         turn, scale = _turn(random, 0.8**attempt), np.exp(random.uniform(-1, 1) * np.log(SMALLEST))
-        cells, _ = defects.on_chart(_from(directions.reshape(-1, 3) @ turn, donor.middle, scale).T)
+        cells, _ = defects.on_chart(_from(directions @ turn, donor.middle, scale).T)
         hole = ndimage.map_coordinates(donor.field, cells, order=1, mode="nearest") * scale
-        hole = np.maximum(hole.reshape(limit.shape), limit)
-        if 0 < vault.area[hole < 0].sum() <= MOST * whole:
-            piece = defects.carve(complete, voxel, vault, hole, donor.several)
-            if np.count_nonzero(piece) * np.prod(voxel) >= 1000 * LEAST_CM3:
+        hole = np.maximum(hole.reshape(vault.limit.shape), vault.limit)
+        if 0 < vault.chart.area[hole < 0].sum() <= MOST * vault.area:
+            whole = vault.complete, vault.voxel, vault.chart
+            piece = defects.carve(*whole, hole, donor.several)
+            if np.count_nonzero(piece) * np.prod(vault.voxel) >= 1000 * LEAST_CM3:
                 return piece
     raise UserError("no defect of the training pairs fits onto this skull")
 

@@ -48,6 +48,13 @@ def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[mixture.Part
     return {name: mixture.parts(stores, workdir, settings.seed) for name, stores in nets.items()}
 
 
+def controls(settings: ConfigDict) -> list[str]:
+    """The controls whose pairs `ingest` makes: those that a network is to learn from."""
+    stores = [Path(name).stem for name, *_ in mixture.named(settings.stores)]
+    wanted = {*plugins.listed(settings.controls), *stores}
+    return [name for name in CONTROLS if name in wanted and name != "real"]
+
+
 def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
     """UserError for what the stage `segment` would find wrong with `config.segment`."""
     _load(settings, size)

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
-from scipy import ndimage, special
+from scipy import ndimage
 from scipy.spatial import KDTree
 
 from skullgen.core import plugins
@@ -21,8 +21,6 @@ from skullgen.data import grids, store
 
 NATIVE = ("dice_native", "ceiling_native", "hd95_native_mm")
 BAND_MM = 10.0
-BOOTSTRAP_SKULLS = 10  # fewer than this have a t interval
-RESAMPLES = 10_000
 
 Mask = Bool[np.ndarray, "X Y Z"]
 Planes = Iterable[Bool[np.ndarray, "Y Z"]]
@@ -173,26 +171,6 @@ def case(
         **native,
         **{name: _own(name, masks, voxel_mm, label) for name in own},
     }
-
-
-def interval(
-    values: list[float] | Shaped[np.ndarray, " n"], level: float = 0.95, seed: int = 0
-) -> tuple[float, float | None, float | None, str]:
-    """Mean, low, high and the interval's kind of one number per skull; of one there is no interval.
-
-    From ten skulls on the percentile bootstrap; from two to nine a t interval. Skulls, not cases,
-    are what was drawn: the cases of one skull resemble each other.
-    """
-    values, tail = np.asarray(values, float), (1 - level) / 2
-    mean, count = float(values.mean()), len(values)
-    if count == 1:
-        return mean, None, None, "none"
-    if count < BOOTSTRAP_SKULLS:
-        half = special.stdtrit(count - 1, 1 - tail) * values.std(ddof=1) / np.sqrt(count)
-        return mean, float(mean - half), float(mean + half), "t over skulls"
-    draws = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-    low, high = np.quantile(values[draws].mean(axis=1), [tail, 1 - tail])
-    return mean, float(low), float(high), "bootstrap over skulls"
 
 
 def _surface(mask):

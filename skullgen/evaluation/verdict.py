@@ -19,13 +19,17 @@ from ml_collections import ConfigDict
 
 from skullgen.core import jobs
 from skullgen.data import mixture, store
-from skullgen.evaluation import metrics
+from skullgen.evaluation import intervals, metrics
 from skullgen.generation import generate
 from skullgen.models import steps
 from skullgen.training.methods import Trained
 
 METRICS = ("dice", "bdsc", "hd95_mm", "dice_512", *metrics.NATIVE)
-COLUMNS = ("train", "validation", "test", "selection")
+CEILING = "vnet_ceiling"  # it has learnt from the test skulls, too
+NOT_CONVERGED = (
+    "{net} has not converged: its Dice on selection skulls rose by {rise:.3f} in the last quarter "
+    "of {updates} updates: raise segment.updates before you trust a difference"
+)
 CHUNK = 32  # pairs that are read at once
 Predict = Callable[[store.Packed], Float32[np.ndarray, "n D D D"]]  # the implant's probability
 Case = dict[str, Any]  # net, column, store, pair, skull, kind, and the values of `metrics.case`
@@ -57,21 +61,26 @@ def biggest(mask: Bool[np.ndarray, "D D D"]) -> Float32[np.ndarray, "D D D"]:
 
 
 def verdict(
-    real: store.Store, nets: dict[str, Trained], settings: ConfigDict, workers: int
+    real: store.Store,
+    nets: dict[str, Trained],
+    settings: ConfigDict,
+    workers: int,
+    elsewhere: dict[str, mixture.Part] | None = None,
 ) -> dict[str, Any]:
     """Scores trained networks and the two rules on real pairs: `verdict` of `metrics.json`.
 
     The first network is the one that the others are compared with. settings: `config.evaluate`.
+    elsewhere: more pairs to test on, by name.
     """
     size, train = real.size, mixture.Part(real, real.rows("train"))
     splits = {"test": "test", "selection": "validation"}
     unseen = {name: spread([mixture.Part(real, real.rows(s))], 0) for name, s in splits.items()}
+    unseen |= {f"test {name}": [part] for name, part in (elsewhere or {}).items()}
     predicts, columns = {}, {}
     for name, net in nets.items():
         predicts[name] = network(net, size, settings.batch_size)
-        columns[name] = {"validation": spread([train], settings.cases), **unseen}
-        if not _same(net.parts, train):
-            columns[name]["train"] = spread(net.parts, settings.cases)
+        own = {} if _same(net.parts, train) else {"train": spread(net.parts, settings.cases)}
+        columns[name] = {**own, "validation": spread([train], settings.cases), **unseen}
     if settings.rules:
         rules = {"mean_skull": mean_skull(real.load(train.rows), size), "mirror": mirror(size)}
         predicts, columns = predicts | rules, columns | dict.fromkeys(rules, unseen)
@@ -83,6 +92,7 @@ def verdict(
         "cases": cases,
         "summary": summary(cases),
         "differences": differences(cases, next(iter(nets))),
+        "headroom": headroom(cases, next((n for n in nets if _same(nets[n].parts, train)), "")),
     }
 
 
@@ -106,8 +116,9 @@ def _score(predicts, columns, settings, workers):
 
 def _tasks(predicts, columns, *options):
     """The arguments of `metrics.case`, of one case after the other."""
-    for net, column in itertools.product(predicts, COLUMNS):
-        for opened, rows in columns[net].get(column, ()):
+    places = [(net, *column) for net in predicts for column in columns[net].items()]
+    for net, column, parts in places:
+        for opened, rows in parts:
             names, kinds = opened.names(opened.column("skull")), opened.column("kind")
             affines, voxel_mm = opened.column("affine"), opened.attrs["voxel_mm"]
             for chunk in np.array_split(rows, -(-len(rows) // CHUNK)):
@@ -148,7 +159,7 @@ def by_skull(cases: list[Case], metric: str) -> dict[str, float]:
 
 
 def _row(place, values):
-    mean, low, high, kind = metrics.interval(values)
+    mean, low, high, kind = intervals.interval(np.array(values))
     numbers = {"mean": mean, "low": low, "high": high, "interval": kind, "skulls": len(values)}
     return {**place, **numbers}
 
@@ -176,29 +187,71 @@ def summary(cases: list[Case]) -> list[Row]:
 
 
 def differences(cases: list[Case], net: str) -> list[Row]:
-    """`net` minus every other net on the test, for each metric, paired by skull."""
-    rows, test = [], [case for case in cases if case["column"] == "test"]
-    others = [name for name in dict.fromkeys(case["net"] for case in test) if name != net]
-    for other, metric in itertools.product(others, _measured(cases)):
-        ours, theirs = (
-            by_skull([case for case in test if case["net"] == name], metric)
-            for name in (net, other)
-        )
-        paired = [ours[skull] - theirs[skull] for skull in ours if skull in theirs]
-        if paired and metric != "ceiling_native":
-            place = {"net": net, "minus": other, "column": "test", "metric": metric}
-            rows.append(_row(place, paired))
+    """`net` minus every other net on each test, for each metric, paired by skull."""
+    rows = []
+    for column, test in _tests(cases):
+        others = [name for name in dict.fromkeys(case["net"] for case in test) if name != net]
+        for other, metric in itertools.product(others, _measured(test)):
+            paired = list(_minus(test, metric, net, other).values())
+            if paired and metric != "ceiling_native":
+                place = {"net": net, "minus": other, "column": column, "metric": metric}
+                rows.append(_row(place, paired))
+    return rows
+
+
+def _tests(cases):
+    """The columns of tests, each with its cases."""
+    columns = dict.fromkeys(case["column"] for case in cases if case["column"].startswith("test"))
+    return [(name, [case for case in cases if case["column"] == name]) for name in columns]
+
+
+def _minus(test, metric, net, other):
+    """Skull -> a metric of `net` minus that of `other`, of the skulls that both have."""
+    ours, theirs = (
+        by_skull([case for case in test if case["net"] == name], metric) for name in (net, other)
+    )
+    return {skull: ours[skull] - theirs[skull] for skull in ours if skull in theirs}
+
+
+def headroom(cases: list[Case], floor: str) -> list[Row]:
+    """How much Dice there is to gain on each test, and which share of it each net closes.
+
+    Headroom: the Dice of the net that learnt on the test skulls, too, minus that of `floor`, which
+    learnt from the real pairs. shares: net -> its share with its interval; None where the
+    headroom's own interval holds 0.
+    """
+    rows = []
+    for column, test in _tests(cases):
+        room = _minus(test, "dice", CEILING, floor)
+        if not room:
+            continue
+        names = [
+            n for n in dict.fromkeys(case["net"] for case in test) if n not in (CEILING, FLOOR)
+        ]
+        gains = {name: _minus(test, "dice", name, floor) for name in names}
+        shares = {
+            name: intervals.share(*(np.array([x[skull] for skull in room]) for x in (gain, room)))
+            for name, gain in gains.items()
+        }
+        shares = {name: share and share._asdict() for name, share in shares.items()}
+        rows.append({**_row({"column": column}, [*room.values()]), "shares": shares})
     return rows
 
 
 def warnings(result: dict[str, Any]) -> list[str]:
     """What the numbers of `metrics.json` warn of, in lines of text."""
     quality, judged = result.get("quality"), result.get("verdict") or {}
-    leaks = [(net, ", ".join(names)) for net, names in judged.get("leaks", {}).items() if names]
+    nets, leaks = judged.get("nets", {}).items(), judged.get("leaks", {}).items()
+    leaks = [(net, ", ".join(names)) for net, names in leaks if names and net != CEILING]
     empty = collections.Counter(case["net"] for case in judged.get("cases", ()) if case["empty"])
     return [
         *(_of_pairs(quality) if quality else ()),
         *(f"{net} was trained on skulls of the test: {names}" for net, names in leaks),
+        *(
+            NOT_CONVERGED.format(net=net, **its)
+            for net, its in nets
+            if its.get("converged") is False
+        ),
         *(f"{net}: {n} predictions are empty (Dice 0)" for net, n in empty.items()),
     ]
 

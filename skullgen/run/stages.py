@@ -1,7 +1,6 @@
 """The stages: each reads what the ones before it left in the work directory, and adds to it."""
 
 import contextlib
-import math
 import os
 import time
 from functools import partial
@@ -9,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from skullgen.core import files, hosts, jobs, plugins, provenance
 from skullgen.core.errors import UserError, plain
-from skullgen.data import defects, ingest, mixture, sources, store
+from skullgen.data import ingest, mixture, store
 from skullgen.delivery import export, predict, release
 from skullgen.evaluation import explore, fidelity, judges, metrics, verdict
 from skullgen.generation import generate
@@ -27,9 +25,6 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     """UserError for what the stages `names` would find wrong with the config, hours later maybe."""
     if "ingest" in names:
         ingest.check(config.data)
-        if config.data.source not in sources.PLANS and config.segment.fresh:
-            what = f"needs complete skulls to cut, which data.source={config.data.source} has not"
-            raise UserError(f"segment.fresh {what}: set it to 0, or name the source of the skulls")
     if config.model_name and {"generate", "explore"}.intersection(names):
         whose, _ = release.chosen(config, workdir)
         model = methods.load_model(whose.model_name, whose.model)
@@ -73,19 +68,16 @@ def _options(config, workdir):
 
 
 def _ingest(config, workdir):
-    path, size, fresh = workdir / "real.zarr", config.model.resolution, config.get("segment")
+    path, size = workdir / "real.zarr", config.model.resolution
     options = ingest.Options(config.workers, versions(), share=_share())
     if config.data.source == "store":
         link(Path(config.data.root), path, size)
-    else:
-        ingest.run(path, size, config.data, options)
-        _wait(path)
-    if fresh and fresh.fresh:
-        real = store.Store(path)
-        skulls = len(np.unique(real.column("skull")[real.rows("train")]))
-        cuts = math.ceil(fresh.fresh / (skulls * len(defects.kinds_of(config.data))))
-        ingest.fresh(workdir / "fresh.zarr", size, config.data, cuts, options)
-        _wait(workdir / "fresh.zarr")
+        return
+    source, pairs = ingest.run(path, size, config.data, options), config.segment.control_pairs
+    _wait(path)
+    for name in judges.controls(config.segment):
+        ingest.control(workdir / f"{name}.zarr", source, pairs, config.data, options)
+        _wait(workdir / f"{name}.zarr")
 
 
 def _wait(path):

@@ -1,0 +1,91 @@
+"""What generated pairs must beat: pairs of the run's own skulls that need no network.
+
+`fresh`: the training skulls cut anew by `defects`. `transplants`: the training pairs' own defects
+carried onto all training skulls. `ceiling`: fresh defects in the test skulls, too, which no pair
+without them can beat. None of their defects is one of the real pairs'.
+"""
+
+import math
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from skullgen.core import provenance
+from skullgen.core.errors import UserError
+from skullgen.data import sources, store, transplant
+from skullgen.data.sources import Case, Pair, Plan
+
+SPLITS = {"fresh": (0,), "transplants": (0,), "ceiling": (0, 2)}  # whose skulls each is made of
+
+
+def plan(
+    name: str, source: Plan, real: store.Store, count: int, config: ConfigDict
+) -> tuple[Plan, provenance.Recipe]:
+    """The cases of a control of about `count` pairs, and what determines it beside the source.
+
+    source: that of the real pairs, of which `real` are. config: their `config.data`.
+    """
+    skulls = [n for n, each in enumerate(source.names) if source.split[each] in SPLITS[name]]
+    if not source.skulls:
+        raise UserError(f"segment.controls, stores: data.source gives no whole skulls for {name}")
+    about, size = {"name": name, "pairs": count}, real.size
+    if name == "transplants":
+        about["donors"] = provenance.digest(real.recipe)
+        cases = _transplants(source, skulls, real, count, config)
+        return source._replace(cases=cases, kinds=tuple(real.attrs["kinds"])), about
+    turns = math.ceil(count / (len(skulls) * len(source.kinds)))
+    numbers = range(config.first_cut + config.cuts, config.first_cut + config.cuts + turns)
+    kinds = tuple(range(len(source.kinds))) * turns
+    cases = [
+        Case(sources.cut_skull, (source.skulls[n], numbers, size, config), kinds, n) for n in skulls
+    ]
+    return source._replace(cases=cases), about
+
+
+def _transplants(source, skulls, real, count, config):
+    """Every skull gets as many defects, drawn without replacement while there are others."""
+    rows, frames = real.rows("train"), real.column("affine")
+    donors = {row: found for row in rows.tolist() if (found := _donor(real, row, frames[row]))}
+    if not donors:
+        raise UserError(f"{real.path}: no training pair has a defect of the vault to carry")
+    rows, many, cases = np.array(list(donors)), math.ceil(count / len(skulls)), []
+    for number in skulls:
+        draw = np.random.default_rng([config.seed, number])
+        turns = [draw.permutation(rows) for _ in range(math.ceil(many / len(rows)))]
+        rows_of_skull = np.concatenate(turns)[:many]
+        own = [donors[row] for row in rows_of_skull.tolist()]
+        kinds = tuple(real.column("kind")[rows_of_skull].tolist())
+        cases.append(Case(carry, (source.skulls[number], own, real.size, config), kinds, number))
+    return cases
+
+
+def _donor(real, row, frame):
+    """The donor that a pair is, by its native implant where it has one; None below the vault."""
+    if native := real.native(row):
+        voxels, affine = native.voxels(), native.affine
+    else:
+        voxels = np.argwhere(store.unpack(real.load([row])[0], real.size)[..., 1])
+        affine = frame
+    try:
+        return transplant.donor(voxels, affine, frame, real.size)
+    except UserError:
+        return None
+
+
+def carry(
+    skull: sources.Skull, donors: list[transplant.Donor], size: int, config: ConfigDict
+) -> list[Pair]:
+    """Pairs of a skull, each with the defect of a donor; one that vanishes is carried again."""
+    with sources.host(skull, size, config) as own:
+        vault = transplant.vault(*own.skull, own.frame)
+        return [_carry(own, vault, donor, place, config) for place, donor in enumerate(donors)]
+
+
+def _carry(own, vault, donor, place, config):
+    for attempt in range(8):
+        seed = sources.seed(config.seed, own.name, "transplant", place, attempt)
+        piece = transplant.transplant(vault, donor, seed)
+        if pair := own.pair(piece, config.threshold):
+            return pair
+    what = f"defects vanish at {len(own.share)}^3"
+    raise UserError(f"{what}: lower data.threshold ({config.threshold})")
