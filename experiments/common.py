@@ -117,6 +117,7 @@ def defaults(size):
     config.evaluate.pairs = 200  # generated pairs that are compared, at most
     config.evaluate.cases = 60  # pairs scored that nets or generators learnt from, at most; 0: all
     config.evaluate.batch_size = 8  # pairs that a V-Net takes at once
+    config.evaluate.stores = ""  # more to test on, a column each: PATH:SPLIT:PAIRS, comma-separated
     config.evaluate.rules = True  # score the mean skull and the mirror image too
     config.evaluate.threshold = 0.5
     config.evaluate.metrics = ()  # of your own: package.module.function

@@ -23,14 +23,14 @@ class Part(NamedTuple):
     rows: Int[np.ndarray, " n"]
 
 
-def parts(text: str, folder: Path, seed: int) -> list[Part]:
+def parts(text: str, folder: Path, seed: int, field: str = "segment.stores") -> list[Part]:
     """The stores that `path:split:pairs`, comma-separated, names.
 
     split: `train`, `validation`, `test` or `all`. pairs: a number, the first of a permutation
     seeded by `seed` (a larger number takes the same pairs and more), or `all`.
     """
     parts = []
-    for name, split, wanted in named(text):
+    for name, split, wanted in named(text, field):
         store = Store(find(name, folder))
         store.require_whole()
         first = parts[0].store if parts else store
@@ -50,14 +50,14 @@ def parts(text: str, folder: Path, seed: int) -> list[Part]:
     return parts
 
 
-def named(text: str) -> list[tuple[str, str, str]]:
+def named(text: str, field: str = "segment.stores") -> list[tuple[str, str, str]]:
     """The parts `path:split:pairs` of a mixture, each in three; UserError for what is none."""
     parts = []
     for item in plugins.listed(text):
         part = re.fullmatch(r"(.+):(\w+):(all|[1-9][0-9]*)", item)
         if not part:
             cure = "write PATH:SPLIT:PAIRS, for example real.zarr:train:all"
-            raise UserError(f"segment.stores: {item!r} names no pairs: {cure}")
+            raise UserError(f"{field}: {item!r} names no pairs: {cure}")
         one_of(f"the split of {item!r}", part[2], (*SPLITS, "all"))
         parts.append(part.groups())
     return parts
@@ -69,6 +69,12 @@ def require_there(names: list[str], folder: Path) -> None:
         path = find(name, folder)
         if name not in OWN and path.parent.absolute() != Path(folder).absolute():
             Store(path)
+
+
+def titles(paths: list[Path]) -> list[str]:
+    """A name for each store: its run's folder's, or its own; where two are alike, the paths."""
+    names = [p.resolve().parent.name if p.name in OWN else p.stem for p in paths]
+    return names if len(set(names)) == len(names) else list(map(str, paths))
 
 
 def find(name: str, folder: Path) -> Path:

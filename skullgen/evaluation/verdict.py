@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float32
 from ml_collections import ConfigDict
 
 from skullgen.core import jobs
+from skullgen.core.errors import UserError
 from skullgen.data import mixture, store
 from skullgen.evaluation import intervals, metrics
 from skullgen.generation import generate
@@ -75,7 +76,10 @@ def verdict(
     size, train = real.size, mixture.Part(real, real.rows("train"))
     splits = {"test": "test", "selection": "validation"}
     unseen = {name: spread([mixture.Part(real, real.rows(s))], 0) for name, s in splits.items()}
-    unseen |= {f"test {name}": [part] for name, part in (elsewhere or {}).items()}
+    for name, part in (elsewhere or {}).items():
+        if part.store.size != size:
+            raise UserError(f"{part.store.path}: its pairs are not of {size} voxels a side")
+        unseen[f"test {name}"] = [part]
     predicts, columns = {}, {}
     for name, net in nets.items():
         predicts[name] = network(net, size, settings.batch_size)
@@ -226,7 +230,7 @@ def headroom(cases: list[Case], floor: str) -> list[Row]:
         if not room:
             continue
         names = [
-            n for n in dict.fromkeys(case["net"] for case in test) if n not in (CEILING, FLOOR)
+            n for n in dict.fromkeys(case["net"] for case in test) if n not in (CEILING, floor)
         ]
         gains = {name: _minus(test, "dice", name, floor) for name in names}
         shares = {

@@ -24,6 +24,7 @@ Kernel = Float[Array, "2 2 2 C O"]
 Skulls = Shaped[Array, "B D D D"]
 Logits = Float[Array, "B D D D"]
 Added = Float[Array, "B ..."] | int
+Blocks = Float[Array, "B x y z c"]
 AUGMENT = 0  # stream of random draws
 
 
@@ -37,7 +38,7 @@ def double(x: modules.Grid, w: Kernel) -> Float[Array, "B 2*X 2*Y 2*Z O"]:
     return to_space(x @ jnp.moveaxis(w, 3, 0).reshape(x.shape[-1], -1), 2)
 
 
-def to_depth(x: modules.Grid, side: int) -> modules.Grid:
+def to_depth(x: modules.Grid, side: int) -> Blocks:
     """Blocks of `side`^3 voxels become channels, [B, X / side, ..., side^3 C]; exact."""
     b, p, q, r, c = x.shape
     p, q, r = p // side, q // side, r // side
@@ -45,7 +46,7 @@ def to_depth(x: modules.Grid, side: int) -> modules.Grid:
     return x.reshape(b, p, q, r, side**3 * c)
 
 
-def to_space(x: modules.Grid, side: int) -> modules.Grid:
+def to_space(x: modules.Grid, side: int) -> Blocks:
     """The inverse of `to_depth`."""
     b, p, q, r, _ = x.shape
     x = x.reshape(b, p, q, r, side, side, side, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)

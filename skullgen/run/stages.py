@@ -47,6 +47,9 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     for stage, module in (("predict", predict), ("export", export)):
         if stage in names:
             module.check(config, names, workdir)
+    if "evaluate" in names:
+        others = mixture.named(config.evaluate.stores, "evaluate.stores")
+        mixture.require_there([name for name, *_ in others], workdir)
     for name in {"explore", "gallery"}.intersection(names):
         mixture.require_there(plugins.listed(config[name].stores), workdir)
 
@@ -168,7 +171,11 @@ def _evaluate(config, workdir):
             raise
         notes = [f"no verdict: {error}"]
     if nets:
-        judged = verdict.verdict(real, nets, config.evaluate, config.workers)
+        others = mixture.parts(config.evaluate.stores, workdir, 0, "evaluate.stores")
+        others = dict(
+            zip(mixture.titles([part.store.path for part in others]), others, strict=True)
+        )
+        judged = verdict.verdict(real, nets, config.evaluate, config.workers, others)
         result["verdict"] = {"nets": judges.about(config.segment, nets, workdir), **judged}
         lines += ["", *tables.text(tables.verdict(result["verdict"]))]
     if not result:
@@ -201,10 +208,7 @@ def _explore(config, workdir):
     generated = workdir / "generated.zarr"
     paths = [mixture.find(name, workdir) for name in plugins.listed(settings.stores)]
     paths = paths or [generated] * store.exists(generated)
-    names = [p.resolve().parent.name if p.name == generated.name else p.stem for p in paths]
-    if len(set(names)) < len(names):  # runs of one name in two places
-        names = list(map(str, paths))
-    stores = dict(zip(names, map(store.Store, paths), strict=True))
+    stores = dict(zip(mixture.titles(paths), map(store.Store, paths), strict=True))
     print(pictures.maps(workdir, real, stores, of_real, settings))
     for path in pictures.segmentations(workdir, real, nets, config.evaluate.threshold):
         print(path)

@@ -7,21 +7,33 @@ from scipy import stats
 from skullgen.evaluation import intervals
 
 
-def test_few_skulls_have_a_t_interval_and_one_seed_changes_nothing():
-    values = np.array([0.1, 0.4, 0.7])
-    mean, low, high, kind = intervals.interval(values)
-    half = stats.t.ppf(0.975, 2) * values.std(ddof=1) / np.sqrt(3)
-    assert (mean, low, high) == pytest.approx((0.4, 0.4 - half, 0.4 + half))
+@pytest.mark.parametrize(("count", "level"), [(2, 0.95), (5, 0.9), (9, 0.95)])
+def test_few_skulls_have_a_t_interval(count, level):
+    values = np.random.default_rng(count).random(count)
+    mean, low, high, kind = intervals.interval(values, level)
+    expected = stats.t.interval(level, count - 1, values.mean(), stats.sem(values))
+    assert (low, high) == pytest.approx(expected) and mean == pytest.approx(values.mean())
     assert kind == "t over skulls"
-    assert intervals.interval(values[:, None]) == intervals.interval(values)
-    assert intervals.interval(values[:1]) == (0.1, None, None, "none")
-    assert intervals.interval(np.arange(10.0)).kind == "bootstrap over skulls"
+    assert intervals.interval(values[:1]) == (values[0], None, None, "none")
+
+
+@pytest.mark.parametrize("count", [10, 37, 3000])
+def test_many_skulls_are_bootstrapped(count):
+    values = np.random.default_rng(count).exponential(size=count)
+    mean, low, high, kind = first = intervals.interval(values, seed=3)
+    assert kind == "bootstrap over skulls" and low < mean < high
+    assert intervals.interval(values, seed=3) == first != intervals.interval(values, seed=4)
+    rng = np.random.default_rng(0)
+    other = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=rng)
+    noise = 0.06 * values.std() / np.sqrt(count)  # of two seeds' quantiles
+    assert (low, high) == pytest.approx(tuple(other.confidence_interval), abs=3 * noise)
 
 
 def test_seeds_that_agree_leave_the_interval_of_skulls():
     """Of values that are the same for every seed, and of those without any difference of skulls."""
     values = np.array([0.1, 0.4, 0.7])
     crossed = intervals.interval(np.repeat(values[:, None], 3, axis=1))
+    assert intervals.interval(values[:, None]) == intervals.interval(values)
     assert crossed[:3] == pytest.approx(intervals.interval(values)[:3])
     seeds = intervals.interval(np.repeat(values[None], 5, axis=0))
     assert seeds[:3] == pytest.approx(intervals.interval(values)[:3])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage, stats
+from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from skullgen.evaluation import metrics
@@ -212,25 +212,3 @@ def test_native_scores_do_not_depend_on_the_order_of_the_axes(order, flips, angl
     tilt[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     got = metrics.native_scores(probability, truth, tilt @ MODEL, (data, tilt @ affine))
     assert got == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize(("count", "level"), [(2, 0.95), (5, 0.9), (9, 0.95)])
-def test_few_skulls_have_a_t_interval(count, level):
-    values = np.random.default_rng(count).random(count)
-    mean, low, high, kind = metrics.interval(values, level)
-    expected = stats.t.interval(level, count - 1, values.mean(), stats.sem(values))
-    assert (low, high) == pytest.approx(expected) and mean == pytest.approx(values.mean())
-    assert kind == "t over skulls"
-    assert metrics.interval(values[:1]) == (values[0], None, None, "none")
-
-
-@pytest.mark.parametrize("count", [10, 37, 3000])
-def test_many_skulls_are_bootstrapped(count):
-    values = np.random.default_rng(count).exponential(size=count)
-    mean, low, high, kind = first = metrics.interval(values, seed=3)
-    assert kind == "bootstrap over skulls" and low < mean < high
-    assert metrics.interval(values, seed=3) == first != metrics.interval(values, seed=4)
-    rng = np.random.default_rng(0)
-    other = stats.bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=rng)
-    noise = 0.06 * values.std() / np.sqrt(count)  # of two seeds' quantiles
-    assert (low, high) == pytest.approx(tuple(other.confidence_interval), abs=3 * noise)

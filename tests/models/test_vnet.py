@@ -10,6 +10,7 @@ from skullgen.core.errors import UserError
 from skullgen.data import store
 from skullgen.evaluation import metrics
 from skullgen.models import vnet
+from skullgen.networks import conv
 from skullgen.training import parallel
 from tests.models import common
 from tests.models.common import SIZE
@@ -18,7 +19,7 @@ LAYOUT = ("NXYZC", "XYZIO", "NXYZC")
 
 
 def _start(**fields):
-    own = dict(down=(1, 2), up=(2,), groups=2, learning_rate=1e-2)
+    own = dict(down=(1, 2), up=(2,), groups=2, learning_rate=1e-2, decay_steps=0)
     return common.start("vnet", common.vnet_of(**{**own, **fields}))
 
 
@@ -61,6 +62,39 @@ def test_halve_and_double_equal_strided_convolutions(ours):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
     (g,) = _arrays(y.shape)
     common.assert_close(back(g), there(g), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_blocks_of_voxels_are_channels_and_back(side):
+    (x,) = _arrays((2, 8, 4, 12, 3))
+    blocks = vnet.to_depth(x, side)
+    assert blocks.shape == (2, 8 // side, 4 // side, 12 // side, 3 * side**3)
+    np.testing.assert_array_equal(vnet.to_space(blocks, side), x)
+    voxel = 0, 5, 1, 7, 2
+    cell = [n // side for n in voxel[1:4]]
+    inside = np.ravel_multi_index([n % side for n in voxel[1:4]], (side,) * 3)
+    assert blocks[0, *cell, 3 * inside + 2] == x[voxel]
+
+
+def test_a_stem_equals_its_plain_form():
+    """A convolution of blocks is one of voxels with kernel 6 and stride 2, the head its inverse."""
+    x, w = _arrays((2, 8, 8, 8, 1), (3, 3, 3, 8, 5))
+    blocks = conv.conv_same(vnet.to_depth(x, 2), w)
+    wide = (
+        w.reshape(3, 3, 3, 2, 2, 2, 1, 5).transpose(0, 3, 1, 4, 2, 5, 6, 7).reshape(6, 6, 6, 1, 5)
+    )
+    pad = [(2, 2)] * 3
+    plain = lax.conv_general_dilated(x, wide, (2, 2, 2), pad, dimension_numbers=LAYOUT)
+    np.testing.assert_allclose(blocks, plain, rtol=1e-4, atol=1e-4)
+    # With all kernels zero the skull goes through, voxel by voxel.
+    module = vnet.VNet((8,), (2,), (), 3, "none", 1, jnp.float32, stem=2)
+    skull = _arrays((1, SIZE, SIZE, SIZE))[0]
+    params = module.init(jax.random.key(0), skull)["params"]
+    units = jax.tree.map(jnp.zeros_like, {k: v for k, v in params.items() if k != "head"})
+    units = {k: {**v, "slope": jnp.ones(8)} for k, v in units.items()}
+    head = {"kernel": 2 * jnp.eye(8), "bias": jnp.full(8, 0.5)}
+    logits, _ = module.apply({"params": {**units, "head": head}}, skull)
+    np.testing.assert_allclose(logits, 2 * skull + 0.5, rtol=1e-5)
 
 
 def test_every_unit_has_one_slope_a_channel_and_the_paper_size_is_known():
@@ -168,6 +202,8 @@ def test_two_pairs_are_learnt_by_heart(pairs):
         ({"groups": 3}, r"segment\.model\.groups is 3"),
         ({"norm": "layer"}, r"segment\.model\.norm is 'layer'"),
         ({"resolution": 7}, "cannot be halved"),
+        ({"stem": 3}, "segment.model.stem is 3: choose one of"),
+        ({"stem": 2, "widths": (4, 8)}, "its cube the first of widths"),
     ],
 )
 def test_mistakes_are_named(fields, message):
