@@ -25,7 +25,7 @@ def defaults(size):
     config.workers = 0  # processes for ingest and generate; 0: one a core
     config.log_every = 20  # updates between fetches of the metrics
     config.save_every = 100  # updates between checkpoints
-    config.keep = 2  # newest checkpoints kept, beside those at the ends of phases
+    config.keep = 2  # newest checkpoints kept
     config.budget_mb = 2048  # packed pairs kept on the device; more are streamed
     config.deterministic = False  # True: a GPU's sums in one order, so that runs are bit-equal
     config.preview_minutes = 2.0  # between sheets of samples while training, at least; 0: none
