@@ -73,8 +73,7 @@ def defaults(size):
     config.generate.batch_size = 32  # samples a device decodes at once
     config.generate.channels = ""  # independent or exclusive; "": as model.head
     config.generate.threshold = 0.5
-    config.generate.dust_mm3 = 2000.0  # components of a smaller volume are removed
-    config.generate.connectivity = 6  # neighbours that make a component: 6, 18, 26
+    config.generate.dust_mm3 = 2000.0  # components (by faces) of a smaller volume are removed
 
     config.segment = ConfigDict()  # the V-Net that judges
     config.segment.model_name = "vnet"
