@@ -9,10 +9,9 @@ import io
 import json
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 from skimage.measure import block_reduce
@@ -20,22 +19,11 @@ from skimage.measure import block_reduce
 from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, plain
 from skullgen.data import mixture, store
-from skullgen.evaluation import fidelity
 from skullgen.report import html
-from skullgen.training import loop
 
 CHUNK, COLUMNS = 100, 10  # pairs of a file, and of a row of its thumbnails
 TILE = 64  # pixels of a thumbnail a side, at most
 Mask = Bool[np.ndarray, "D D D"]
-
-
-class Training(NamedTuple):
-    """The training pairs that each pair is compared with."""
-
-    store: store.Store
-    rows: Int[np.ndarray, " n"]
-    bits: store.Packed
-    skulls: Int[np.ndarray, " n"]
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -45,28 +33,24 @@ def run(config: ConfigDict, workdir: Path) -> None:
     stores = [store.Store(path) for path in paths if names or store.exists(path)]
     if not stores:
         raise UserError(f"{workdir}: no store of pairs here: run `ingest` or `generate` first")
-    train, pages = None, {}
-    if store.exists(workdir / "real.zarr"):
-        real = store.Store(workdir / "real.zarr")
-        rows = loop.training_rows(workdir, config.get("model_name", ""))
-        if len(rows) and not real.missing():
-            train = Training(real, rows, real.load(rows), real.column("skull")[rows])
-    for pairs in stores:
-        path, near = pairs.path, train if train and train.store.size == pairs.size else None
-        folder = f"{path.resolve().parent.name}-{path.stem}"
-        folder = path.stem if path.parent == workdir else folder
-        if folder in pages:
-            both = f"{path} and {pages[folder]}"
-            raise UserError(f"gallery.stores: {both} would have one page: name one of them")
-        pages[folder] = path
-        print(write(pairs, workdir / "gallery" / folder, config.gallery.pairs, near))
+    pages = {_page(pairs.path, workdir): pairs for pairs in stores}
+    if len(pages) < len(stores):
+        raise UserError("gallery.stores: two stores would have one page: name one of them")
+    for folder, pairs in pages.items():
+        print(write(pairs, folder, config.gallery.pairs))
 
 
-def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -> Path:
+def _page(path, workdir):
+    whose = path.resolve().parent
+    name = path.stem if whose == workdir.resolve() else f"{whose.name}-{path.stem}"
+    return workdir / "gallery" / name
+
+
+def write(pairs: store.Store, folder: Path, most: int) -> Path:
     """Writes the page of the first `most` pairs of a store into `folder`; its path."""
     pairs.require_whole()
     folder.mkdir(parents=True, exist_ok=True)
-    every, near = pairs.every(), []
+    every = pairs.every()
     rows = every[:most]
     with jobs.progress(len(rows), 0, f"gallery {plain(pairs.path.stem)}", "pair") as bar:
         for start in range(0, len(rows), CHUNK):
@@ -77,24 +61,16 @@ def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -
             script = f'bits("{number}",{json.dumps(packed)})'
             files.replace(folder / f"pairs-{number}.js", script.encode())
             files.replace(folder / f"thumbs-{number}.jpg", _thumbnails(bits, pairs.size))
-            near += _nearest(pairs, part, bits, train) if train else [None] * len(part)
             bar.update(len(part))
-    names, real = {}, folder.parent / "real" / "index.html"
-    training_page = "../real/index.html" if real.exists() else None
-    if train:
-        names = dict(zip(train.rows.tolist(), train.store.names(train.skulls), strict=True))
-        training_page = "" if pairs.path.samefile(train.store.path) else training_page
     unwanted = np.setdiff1d(every, pairs.rows()).tolist()
     data = {
-        "pairs": _facts(pairs, rows, near),
+        "pairs": _facts(pairs, rows),
         "all": len(every),
         "size": pairs.size,
         "chunk": CHUNK,
         "voxel_mm": pairs.attrs["voxel_mm"],
         "kinds": list(map(plain, pairs.attrs["kinds"])),
         "names": list(map(plain, pairs.attrs["names"])),
-        "training": names,
-        "training_page": training_page,
         "left_out": unwanted,
         "where": plain(str(pairs.path / "leave_out.txt")),
         "identity": provenance.digest([pairs.recipe, str(pairs.path), unwanted]),
@@ -104,24 +80,13 @@ def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -
     return folder / "index.html"
 
 
-def _facts(pairs, rows, near):
+def _facts(pairs, rows):
     """What the page says of each pair."""
-    names = "split", "kind", "skull", "row", "near", "skull_cm3", "defect"
+    names = "split", "kind", "skull", "row", "skull_cm3", "defect"
     columns = [pairs.column(name)[rows].tolist() for name in names[:3]]
     cm3 = pairs.column("voxels")[rows] * pairs.attrs["voxel_mm"] ** 3 / 1000
-    columns += [rows.tolist(), near, *cm3.round(3).T.tolist()]
+    columns += [rows.tolist(), *cm3.round(3).T.tolist()]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _nearest(pairs, rows, bits, train):
-    """Of each pair `{"skull": [Dice or None, row], "pair": ...}`, the nearest of another skull."""
-    near = [{} for _ in bits]
-    same = pairs.column("skull")[rows][:, None] == train.skulls
-    for what, dice in fidelity.training_dice(bits, train.bits, pairs.size).items():
-        dice[same & pairs.path.samefile(train.store.path)] = -1
-        for one, best, value in zip(near, dice.argmax(1), dice.max(1).tolist(), strict=True):
-            one[what] = [round(value, 4) if value >= 0 else None, int(train.rows[best])]
-    return near
 
 
 def _thumbnails(bits, size):

@@ -1,10 +1,8 @@
-"""Tables as lines of text, Markdown or CSV, and the two that every evaluation makes."""
+"""Tables as lines of text or Markdown, and the two that every evaluation makes."""
 
 import collections
-import csv
-import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from skullgen.core.errors import plain
@@ -62,13 +60,6 @@ def markdown(table: Table) -> str:
 def escape(value: Any) -> str:
     """Any value as one line that Markdown shows as it is."""
     return re.sub(r"([\\`*<>|~&$]|\](?=[\[(:]))", r"\\\1", plain(str(value)))
-
-
-def csv_text(columns: list[str], rows: Iterable[list[Any]]) -> str:
-    """Comma-separated values, exact; None is an empty cell."""
-    file = io.StringIO()
-    csv.writer(file).writerows([columns, *rows])
-    return file.getvalue()
 
 
 def verdict(verdict: dict[str, Any]) -> Table:

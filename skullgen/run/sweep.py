@@ -207,7 +207,7 @@ def gather(
     """The table of a sweep's finished runs: means and deviations over seeds.
 
     Runs that differ in nothing but seeds (`seed`, `segment.seed`, ...) share a row. Writes
-    `sweep.json` and `sweep.csv`, which have all numbers, and `sweep.md` in `folder`.
+    `sweep.json`, which has all numbers, and `sweep.md` in `folder`.
     """
     runs = {job.name: job.row for job in jobs if job.name in done}
     every = dict.fromkeys(field for own in runs.values() for field in own)
@@ -221,28 +221,21 @@ def gather(
     titles = {title: key for title, key in SHOWN.items() if key in keys}
     own = [key for key in keys if re.match(r"vnet\.test\..*\.", key)]
     titles |= {key.removeprefix("vnet.test."): key for key in own}
-    rows, lines = [], []
+    rows = []
     for place, group in groups.items():
-        its = {key: _mean([one[key] for one in group if key in one]) for key in keys}
-        rows.append([*place, str(len(group)), *(_cell(*its[key]) for key in titles.values())])
-        lines.append([*place, len(group), *(value for pair in its.values() for value in pair)])
+        its = ([one[key] for one in group if key in one] for key in titles.values())
+        rows.append([*place, str(len(group)), *map(_cell, its)])
     note = "Mean ± standard deviation over the runs of a row; what columns mean: docs/extending.md"
     note = note if keys else "No run has a metrics.json: name the stage `evaluate`."
     note = f"{len(done)} of {len(jobs)} runs are done. {note}"
     table = tables.Table("Sweep", [*fields, "runs", *titles], rows, [note])
     every = [{"name": name, "fields": runs[name], "numbers": of_run[name]} for name in runs]
     files.write_json(folder / "sweep.json", {**table._asdict(), "runs": every})
-    columns = [*fields, "runs", *(f"{key}{end}" for key in keys for end in ("", " sd"))]
-    files.replace(folder / "sweep.csv", tables.csv_text(columns, lines).encode())
     files.replace(folder / "sweep.md", tables.markdown(table).encode())
     return table
 
 
-def _mean(values):
-    """Mean, and standard deviation (None of one value)."""
-    mean = float(np.mean(values)) if values else None
-    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def _cell(mean, sd):
-    return tables.number(mean) + ("" if sd is None else f" ± {tables.number(sd)}")
+def _cell(values):
+    """Mean ± standard deviation; "-" without values, no deviation of one."""
+    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation}" if values else "-"

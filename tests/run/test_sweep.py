@@ -1,6 +1,5 @@
 """Sweeps that a config file declares: names, fields, what is reused, and the table by hand."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +68,7 @@ def test_a_sweep_is_listed_run_reused_and_gathered(tmp_path, capsys, pairs):
     key = "quality.skull.nearest_training_dice.generated"
     numbers = {run["name"]: run["numbers"][key] for run in written["runs"]}
     assert numbers[names[2]] == skull["nearest_training_dice"]["generated"]
-    row = list(csv.DictReader((folder / "sweep.csv").open(encoding="utf-8")))[1]
-    values = [numbers[name] for name in names[2:]]
-    mean, sd = np.mean(values), np.std(values, ddof=1)
-    assert (float(row[key]), float(row[f"{key} sd"])) == pytest.approx((mean, sd))
+    mean = np.mean([numbers[name] for name in names[2:]])
     text = (folder / "sweep.md").read_text(encoding="utf-8")
     assert "| model.learning_rate" in text and f"{mean:.3f} ± " in text and f"{mean:.3f} ± " in out
     assert "Sweep" in (folder / "report.html").read_text(encoding="utf-8")
