@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,7 +103,7 @@ def _skullbreak_pair(defective_path, implant_path, size, config):
     """Reduces one pair by block means; at a threshold under 0.5 bone goes to the larger share."""
     threshold, paths = config.threshold, (defective_path, implant_path)
     masks = [volumes.in_ras(volumes.read(p, max_voxels=config.max_voxels)) for p in paths]
-    with _named(implant_path):
+    with named(implant_path):
         (one, other), affines = zip(*masks, strict=True)
         if one.shape != other.shape or not np.allclose(*affines):
             raise UserError(f"its grid is not that of {defective_path}")
@@ -179,7 +179,7 @@ def _cut_plan(make, skulls, size, config):
 def _cut_file(path, name, size, config):
     options = dict(bone_hu=config.bone_hu, label=config.label, max_voxels=config.max_voxels)
     skull = volumes.in_ras(volumes.read(path, **options))
-    with _named(path):
+    with named(path):
         return cut_skull(skull, name, size, config)
 
 
@@ -279,7 +279,7 @@ PLANS = {"skullbreak": _plan_skullbreak, "skulls": _plan_skulls, "phantom": _pla
 
 
 @contextlib.contextmanager
-def _named(path):
+def named(path: str | Path) -> Iterator[None]:
     """A UserError within names the file that it is about."""
     try:
         yield

@@ -6,7 +6,6 @@ empty is left out.
 
 import base64
 import collections
-import itertools
 import urllib.parse
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,6 @@ class Plot(NamedTuple):
     title: str
     kind: str
     figure: dict[str, Any] | list[dict[str, Any]]
-    high: float = 15  # rem
 
 
 def write(workdir: Path) -> Path:
@@ -60,13 +58,12 @@ def write(workdir: Path) -> Path:
         ],
         "Pairs to leaf through": [link(urllib.parse.quote(name), name) for name in galleries],
         "Verdict": [tables.verdict(verdict)] if verdict else [],
-        "Differences between nets": [differences(verdict.get("differences", []))],
-        "By kind and by skull": groups(verdict.get("summary", [])),
+        "By kind of defect": [kinds(verdict.get("summary", []))],
         "Table 1": [_table(table1, table1.get("title", ""))],
         "Sweep": [_table(sweep, "Its runs, seeds together")],
         "Copies": copies(quality["copies"]) if quality else [],
         "Generated pairs in numbers": [tables.fidelity(quality)] if quality else [],
-        "Maps": [Plot(one["title"], "map", one["points"], 30) for one in maps],
+        "Maps": [Plot(one["title"], "map", one["points"]) for one in maps],
         "Pictures": list(map(picture, sorted(workdir.glob("figures/*.png")))),
         "Training": [plot for path in records for plot in curves(logs.read(path), path.stem)],
     }
@@ -90,7 +87,7 @@ def curves(records: list[Row], log: str) -> list[Plot]:
     order, plots = list(dict.fromkeys(record["phase"] for record in records)), []
     for name, phases in metrics.items():
         bands = {phase: band for phase, values in phases.items() if (band := _bands(values))}
-        plots.append(Plot(f"{log}: {name}", "curve", {"order": order, "phases": bands}, 11))
+        plots.append(Plot(f"{log}: {name}", "curve", {"order": order, "phases": bands}))
     return plots
 
 
@@ -103,28 +100,12 @@ def _bands(values):
     return np.round(np.transpose(bands), 6).tolist()
 
 
-def differences(rows: list[Row]) -> Table:
-    """Differences between nets, with their intervals."""
-    lines = []
-    for row in rows:
-        nets, skulls = f"{row['net']} minus {row['minus']}", str(row["skulls"])
-        lines.append([nets, row["column"], row["metric"], _span(row, "+"), skulls])
-    return Table("", ["nets", "column", "metric", "mean", "skulls"], lines)
-
-
-def groups(summary: list[Row]) -> list[Plot]:
-    """Charts of the means by kind of defect and by skull, of the column test where there is one."""
-    charts = []
-    defined = [row for row in summary if row["mean"] is not None]
-    for by, metric in itertools.product(("kind", "skull"), ("dice", "hd95_mm")):
-        rows = [row for row in defined if row["by"] == by and row["metric"] == metric]
-        column = min((row["column"] for row in rows), key="test".__ne__, default="")
-        rows = [row for row in rows if row["column"] == column]
-        rows = [row | {"says": f"{row['net']}, {row['group']}: {_span(row)}"} for row in rows]
-        if rows:
-            title = f"{metric} by {by}, {tables.COLUMNS.get(column, column)}"
-            charts.append(Plot(title, "dots", rows, 5 + 0.9 * len(rows)))
-    return charts
+def kinds(summary: list[Row]) -> Table:
+    """The mean Dice of the test by kind of defect."""
+    place = ("kind", "test", "dice")
+    rows = [row for row in summary if (row["by"], row["column"], row["metric"]) == place]
+    lines = [[row["net"], row["group"], tables.span(row), str(row["cases"])] for row in rows]
+    return Table("", ["net", "kind", "test Dice", "cases"], lines)
 
 
 def copies(quality: dict[str, Any]) -> list[Plot | Table]:
@@ -157,21 +138,16 @@ def _facts(config, versions, stores):
     }
     for one in stores:
         name, rows = one.path.stem, one.rows()
-        unwanted = len(one.every()) - len(rows)
+        splits = one.column("split")[rows].tolist()
+        counts = {split: splits.count(k) for k, split in enumerate(store.SPLITS) if k in splits}
         size = f"{one.size}³ voxels, {one.attrs['voxel_mm']:.3g} mm a side"
         facts[f"{name} pairs"] = f"{one.count} of {size}"
-        facts[f"{name} pairs left out"] = unwanted and f"{unwanted}, listed in leave_out.txt"
         facts[f"skulls of {name} pairs"] = len(one.attrs["names"])
+        facts[f"{name} pairs left out"] = len(one.every()) - len(rows)
+        facts[f"split of {name} pairs"] = ", ".join(f"{k} {n}" for k, n in counts.items())
         facts[f"licence of {name} pairs"] = one.attrs["licence"]
-        if name == "real":
-            split = one.column("split")[rows].tolist()
-            facts["split"] = ", ".join(f"{n} {split.count(k)}" for k, n in enumerate(store.SPLITS))
     return [[name, str(value)] for name, value in facts.items() if value]
 
 
 def _table(file, title):
     return Table(title, file.get("columns", []), file.get("rows", []), file.get("notes", []))
-
-
-def _span(row, sign=""):
-    return tables.span(row, sign, digits=1 if row["metric"].endswith("mm") else 3)

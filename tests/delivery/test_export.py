@@ -171,8 +171,6 @@ def test_no_fold_of_nnunet_has_a_skull_on_both_sides(real, tmp_path, capsys):
     assert "5 folds by skull: copy it to nnUNet_preprocessed/Dataset501_Skullgen/" in said
     assert _folds(_run(real, "nnunet")) == [[0, 1, 2, 3], [4]]  # two skulls are not for the test
     export.write(real, real.parent / "one", "nnunet", _settings(rows="0:4"), 1)
-    said = capsys.readouterr().out
-    assert "no splits_final.json: its folds are by skull, and there are 1 to" in said
     assert not list((real.parent / "one").rglob("splits_final.json"))
 
 
@@ -294,8 +292,8 @@ def test_a_split_and_kinds_are_chosen(real):
         ({"rows": "0:7"}, "export.rows is '0:7': .* the store has pairs 0 to 5"),
         ({"rows": "3"}, "write FIRST:STOP"),
         ({"rows": "2:3"}, "no pair to export: of 1, none has a skull and an implant"),
-        ({"voxel_mm": 0.07}, "export.voxel_mm is 0.07: .* below 0.079 memory runs out"),
-        ({"voxel_mm": 5.0}, "export.voxel_mm is 5: the store's own is 4"),
+        ({"voxel_mm": 0.07}, "export.voxel_mm is 0.07: write 0.079 to 4"),
+        ({"voxel_mm": 5.0}, r"export.voxel_mm is 5: .* \(the store's own is 4\)"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(made, fields, message):
@@ -308,8 +306,6 @@ def test_the_format_is_named_before_the_pairs_are_made_and_all_else_where_they_a
     stages = ["generate", "export"]
     with pytest.raises(UserError, match=r"export\.format is 'obj': choose one of skullbreak"):
         _check(made.parent, stages, format=("nifti,obj",))
-    with pytest.raises(UserError, match="write DatasetNNN_Name"):
-        _check(made.parent, stages, format=("nnunet",), dataset="Skulls")
     _check(made.parent, stages, rows="0:7")
     with pytest.raises(UserError, match="the store has pairs 0 to 5"):
         _check(made.parent, rows="0:7")
@@ -317,7 +313,7 @@ def test_the_format_is_named_before_the_pairs_are_made_and_all_else_where_they_a
         _check(made.parent, store="elsewhere/a.zarr")
 
 
-@pytest.mark.parametrize("kind", ["../../x", "x" * 101, "Random_2"])
+@pytest.mark.parametrize("kind", ["../../x", "x" * 101])
 def test_a_strangers_kind_does_not_lead_out_of_the_folder(real, kind):
     place = real / "zarr.json"
     about = files.read_json(place)

@@ -56,7 +56,7 @@ def test_the_v_net_of_a_run_is_that_of_its_pairs(made):
     threshold, config.data.threshold = config.data.threshold, 0.9
     net = predict.designer(config, path)
     assert (net.size, net.threshold, net.reframe) == (SIZE, threshold, True)  # as the pairs' own
-    about = {"pairs_of": "phantoms", "voxel_mm": 25.6, "updates": 3}
+    about = {"source": "phantom", "voxel_mm": 25.6, "updates": 3}
     assert about.items() <= net.about.items()
     config.segment.model.learning_rate = 0.2
     with pytest.raises(UserError, match=r"made with segment\.model\.learning_rate 0\.1, now 0\.2"):

@@ -16,8 +16,8 @@ from tests.report.samples import HOSTILE, WAYS
 
 NETS = ("vnet", "vnet_real", f"net {HOSTILE}")
 SECTIONS = (
-    *("warnings", "what-was-run", "pairs-to-leaf-through", "verdict", "differences-between-nets"),
-    *("by-kind-and-by-skull", "table-1", "copies", "generated-pairs-in-numbers", "maps"),
+    *("warnings", "what-was-run", "pairs-to-leaf-through", "verdict"),
+    *("by-kind-of-defect", "table-1", "copies", "generated-pairs-in-numbers", "maps"),
     *("pictures", "training"),
 )
 
