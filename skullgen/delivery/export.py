@@ -280,10 +280,9 @@ def _write_nnunet(folder, licence, entries):
     # A generated pair is a skull of its own.
     skulls = {f"skullgen_{entry.row:06d}": entry.about["skull"] or entry.row for entry in entries}
     order = list(dict.fromkeys(skulls.values()))
-    count, file = min(5, len(order)), "splits_final.json"
+    count = min(5, len(order))
     if count < 2:
         return
     folds = [{x for x, skull in skulls.items() if skull in order[k::count]} for k in range(count)]
     splits = [{"train": sorted(skulls.keys() - fold), "val": sorted(fold)} for fold in folds]
-    files.replace(folder / file, (json.dumps(splits, indent=1) + "\n").encode())
-    print(f"{file}: {count} folds by skull: copy it to nnUNet_preprocessed/{folder.name}/")
+    files.replace(folder / "splits_final.json", (json.dumps(splits, indent=1) + "\n").encode())

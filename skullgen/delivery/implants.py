@@ -73,7 +73,6 @@ def measure(implant: Mask, skull: Mask, affine: Affine, middle: Point) -> dict[s
     return {
         "volume_ml": round(sum(piece["volume_ml"] for piece in pieces), 3),
         "extent_mm": max(piece["extent_mm"] for piece in pieces),
-        "rim_mm": round(sum(rims), 3),
         "rim_contact": round(float(contact), 3),
         "pieces": pieces,
     }

@@ -44,8 +44,12 @@ def write(pairs: store.Store, folder: Path, most: int) -> Path:
             files.replace(folder / f"pairs-{number:03d}.js", script.encode())
             bar.update(len(part))
     unwanted = np.setdiff1d(every, pairs.rows()).tolist()
+    names = "row", "split", "kind", "skull", "skull_cm3", "defect"
+    cm3 = pairs.column("voxels")[rows] * pairs.attrs["voxel_mm"] ** 3 / 1000
+    columns = rows, *(pairs.column(name)[rows] for name in names[1:4]), *cm3.round(3).T
+    facts = zip(*(column.tolist() for column in columns), strict=True)
     data = {
-        "pairs": _facts(pairs, rows),
+        "pairs": [dict(zip(names, row, strict=True)) for row in facts],
         "all": len(every),
         "size": pairs.size,
         "chunk": CHUNK,
@@ -59,12 +63,3 @@ def write(pairs: store.Store, folder: Path, most: int) -> Path:
     title = f"Pairs of {pairs.path.name}, {pairs.path.resolve().parent.name}"
     files.replace(folder / "index.html", html.fill("gallery.html", {"title": title, "data": data}))
     return folder / "index.html"
-
-
-def _facts(pairs, rows):
-    """What the page says of each pair."""
-    names = "split", "kind", "skull", "row", "skull_cm3", "defect"
-    columns = [pairs.column(name)[rows].tolist() for name in names[:3]]
-    cm3 = pairs.column("voxels")[rows] * pairs.attrs["voxel_mm"] ** 3 / 1000
-    columns += [rows.tolist(), *cm3.round(3).T.tolist()]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -45,8 +45,7 @@ def write(workdir: Path) -> Path:
     maps = maps.get("maps", [])
     paths = [workdir / f"{name}.zarr" for name in ("real", "generated")]
     stores = [store.Store(path) for path in paths if store.exists(path)]
-    details = {"Config": config, "Versions": versions, "Nets": verdict.get("nets")}
-    details |= {f"Data: {one.path.name}": {**one.attrs, "recipe": one.recipe} for one in stores}
+    details = {"Config": config, "Versions": versions}
     link = Markup('<a href="gallery/{}/index.html">{}</a>').format
     galleries = sorted(path.parent.name for path in workdir.glob("gallery/*/index.html"))
     records = sorted(workdir.glob("*.jsonl"), key=lambda path: (path.name != "train.jsonl", path))
@@ -114,12 +113,12 @@ def copies(quality: dict[str, Any]) -> list[Plot | Table]:
     for name in ("skull", "pair"):
         near = quality[name]
         plot = Plot(f"Dice to the nearest training {name}", "histogram", near)
-        rows = [
-            [str(row["generated"]), str(row["training"]), row["name"], tables.number(row["dice"])]
-            for row in near["closest"]
-        ]
-        blocks += [plot, Table("The closest", columns, rows)]
+        blocks += [plot, Table("The closest", columns, list(map(_cells, near["closest"])))]
     return blocks
+
+
+def _cells(copy):
+    return [str(copy["generated"]), str(copy["training"]), copy["name"], f"{copy['dice']:.3f}"]
 
 
 def picture(path: Path) -> dict[str, str]:
