@@ -134,7 +134,7 @@ def defaults(size):
     config.export = ConfigDict()  # the stage `export`: pairs as files for other programs
     config.export.store = "generated.zarr"  # or real.zarr, or a path
     config.export.format = ("nifti",)  # or skullbreak, nnunet, stl; several
-    config.export.folder = ""  # of several formats, a folder each in it; "": export/ of the run
+    config.export.folder = ""  # with a folder of each format in it; "": export/ of the run
     config.export.rows = ""  # FIRST:STOP; "": all
     config.export.split = ""  # train, validation or test; "": all, as of generated pairs
     config.export.kinds = ()  # of defects; none: all, as of generated pairs

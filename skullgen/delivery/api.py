@@ -142,7 +142,6 @@ class Run:
         """
         for name in settings:
             one_of("the setting", name, predict.SETTINGS)
-        net = net or self.config.get("predict", {}).get("net", "")
         return predict.predict(self._designer(net), path, ConfigDict(predict.SETTINGS | settings))
 
 

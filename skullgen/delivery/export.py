@@ -56,8 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     names, path = formats(settings), mixture.find(settings.store, workdir)
     folder = Path(settings.folder or workdir / "export").resolve()
     for name in names:
-        own = len(names) > 1 or not settings.folder
-        write(path, folder / name if own else folder, name, settings, config.workers)
+        write(path, folder / name, name, settings, config.workers)
 
 
 def check(config: ConfigDict, names: list[str], workdir: Path) -> None:

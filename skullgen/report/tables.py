@@ -31,10 +31,10 @@ def number(value: float | int | None, sign: str = "", digits: int = 3) -> str:
     return "-" if value is None else f"{value:{sign}.{digits}f}"
 
 
-def span(row: dict[str, Any] | None, sign: str = "", digits: int = 3) -> str:
+def span(row: dict[str, Any] | None, sign: str = "") -> str:
     """The `mean [low, high]` of a row; "-" without one, no brackets without an interval."""
     row = row or {}
-    mean, low, high = (number(row.get(k), sign, digits) for k in ("mean", "low", "high"))
+    mean, low, high = (number(row.get(k), sign) for k in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]" if row.get("low") is not None else mean
 
 

@@ -116,19 +116,6 @@ def test_a_stream_is_the_samples_in_order(toy_run):
         assert threading.active_count() == before
 
 
-def test_settings_that_change_later_are_those_of_the_next_call(toy_run):
-    loaded = skullgen.load(toy_run)
-    whole = loaded.sample(count=20)
-    for field, value in (("batch_size", 3), ("threshold", 0.9), ("dust_mm3", 0.0)):
-        for one in (loaded, fresh := skullgen.load(toy_run)):
-            one.config.generate.update(loaded.config.generate)
-            one.config.generate[field] = value
-        pairs = loaded.sample(count=20)
-        np.testing.assert_array_equal(pairs, fresh.sample(count=20))
-        np.testing.assert_array_equal(next(loaded.stream(batch=20)), pairs)
-        assert (pairs != whole).any()
-
-
 def test_a_used_run_can_be_pickled(toy_run):
     loaded = skullgen.load(toy_run)
     pairs = loaded.sample(count=4)

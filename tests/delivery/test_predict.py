@@ -14,7 +14,7 @@ from skullgen.core.errors import UserError
 from skullgen.data import defects, grids, phantom, sources, store, volumes
 from skullgen.data.grids import turned
 from skullgen.delivery import implants, predict, vault
-from skullgen.evaluation import judges, verdict
+from skullgen.evaluation import verdict
 from skullgen.report import figures
 
 SIDE, SIZE = 96, 32
@@ -127,21 +127,20 @@ def test_how_much_of_the_opening_an_implant_covers(skull):
 
 
 @pytest.mark.parametrize(
-    ("rim", "covered", "warning"),
+    ("rim", "covered", "words"),
     [
         (0.9, 1.0, "over 100% of the opening as seen from within"),
-        (0.88, 0.766, "over 77% .* (warning: part of it stays open)"),
-        (0.5, 1.0, "(warning: it does not fill the hole; is the face"),
-        (0.9, None, "was found; is there a hole?)"),
+        (0.88, 0.766, "over 77% .* within (warning: part of it stays open)"),
+        (0.5, 1.0, "(warning: it does not fill the hole; is the face .*?)"),
+        (0.9, None, "(warning: no opening .* was found; is there a hole?)"),
     ],
 )
-def test_an_implant_in_words_says_what_stays_open(rim, covered, warning):
+def test_an_implant_in_words_says_what_stays_open(rim, covered, words):
     numbers = {"pieces": [{}], "volume_ml": 8.5, "extent_mm": 49.1}
     numbers |= {"rim_contact": rim, "opening_covered": covered}
-    words = predict.describe(numbers)
-    assert words.startswith(f"implant of 8.5 ml, 49 mm across, on bone along {rim:.0%} of the")
-    assert all(part in words for part in warning.split(" .* "))
-    assert ("warning" in words) == (covered != 1 or rim < 0.6)
+    says = predict.describe(numbers)
+    assert says.startswith(f"implant of 8.5 ml, 49 mm across, on bone along {rim:.0%} of the")
+    assert all(part in says for part in words.split(".*")) and says.endswith(words[-5:])
     assert predict.describe(numbers | {"pieces": [{}, {}]}).startswith("2 implants of 8.5 ml")
 
 
@@ -168,7 +167,7 @@ def test_how_much_of_the_rim_touches_bone():
             np.moveaxis(bone, side, 0)[9, 10:50, 2:4] = True
         found = implants.measure(piece, bone, np.eye(4), np.array([30.0, 30.0, -60.0]))
         assert found["rim_contact"] == pytest.approx(share, abs=0.05)
-        assert found["rim_mm"] == pytest.approx(160, rel=0.1)
+        assert found["pieces"][0]["rim_mm"] == pytest.approx(160, rel=0.1)
 
 
 def test_an_implant_fits(monkeypatch):
@@ -317,10 +316,6 @@ def test_what_is_named_wrong_is_one_line_before_the_run(tmp_path):
             check(**fields)
     check("segment", "predict")  # which makes it
     check(weights="demo")
-    for name in ("vnet_real", "vnet"):
-        (tmp_path / "checkpoints" / name / "5").mkdir(parents=True)
-        assert judges.choose(tmp_path) == name
-    assert judges.choose(tmp_path, "vnet_real") == "vnet_real"
 
 
 def test_the_packaged_net_designs_and_says_which_it_is(skull, tmp_path, capsys, monkeypatch):

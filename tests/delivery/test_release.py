@@ -63,22 +63,17 @@ def test_the_v_net_of_a_run_is_that_of_its_pairs(made):
         predict.designer(config, path)
 
 
-def test_it_holds_weights_without_optimisers_and_tells_no_path(made):
-    path, _, net = made
+def test_it_holds_weights_without_optimisers_and_tells_no_path_and_no_skull(made):
+    path, config, net = made
     state = checkpoint.read(path / "release" / "checkpoints" / "vae_wgan", net.model, 7)
     assert checkpoint.fingerprint(state) == checkpoint.fingerprint(net.state)
     assert all(net.opt == {} for net in state.nets.values())
     for file in (path / "release").rglob("*"):
         assert not file.is_file() or str(path).encode() not in file.read_bytes(), file
-
-
-def test_paths_and_names_of_skulls_stay_at_home(made):
-    path, config, *_ = made
     config = config.copy_and_resolve_references()
     config.data.update(root="/home/patient_7/skulls", test="patient_7,patient_8")
     config.segment.stores = "/home/patient_7/a.zarr:all:all"
-    public = release._public(config, path)
-    assert "patient_7" not in str(public) and public["model"]["latent"] == config.model.latent
+    assert "patient_7" not in str(release._public(config, path))
 
 
 def test_generate_by_weights_in_an_empty_folder_makes_the_runs_pairs(made, copy, tmp_path, capsys):
@@ -119,17 +114,17 @@ def test_a_contradiction_is_refused_by_name_before_anything_is_written(
     assert not (tmp_path / "new" / "generated.zarr").exists()
 
 
-def test_any_change_of_a_file_is_seen(copy):
+def test_a_change_of_a_file_is_seen(copy):
     def check():
         command = ["sha256sum", "-c", "--quiet", "SHA256SUMS"]
         return subprocess.run(command, cwd=copy, capture_output=True, text=True).stdout
 
     assert check() == ""
-    for file in [path for path in copy.rglob("*") if path.is_file() and path.name != "SHA256SUMS"]:
-        content = file.read_bytes()
-        file.write_bytes(content[:-1] + bytes([(content or b"1")[-1] ^ 1]))
-        assert f"{file.relative_to(copy)}: FAILED" in check()
-        file.write_bytes(content)
+    sums = (copy / "SHA256SUMS").read_text("utf-8")
+    inside = {str(p.relative_to(copy)) for p in copy.rglob("*") if p.is_file()}
+    assert {line.split("  ")[1] for line in sums.splitlines()} == inside - {"SHA256SUMS"}
+    (copy / "config.json").write_bytes(b"{}")
+    assert "config.json: FAILED" in check()
 
 
 def test_weights_of_another_model_than_the_config_says_are_refused(copy):
@@ -154,11 +149,6 @@ def test_a_release_of_v_nets_alone_promises_no_samples(made, tmp_path):
         assert word in both
     with pytest.raises(UserError, match="model_name is ''"):
         skullgen.load(work / "release").sample()
-
-
-def test_training_does_not_go_on_from_a_release(made, copy):
-    with pytest.raises(UserError, match="training cannot go on from it"):
-        checkpoint.begin(copy / "checkpoints" / "vae_wgan", made[2].model, 0)
 
 
 def test_a_second_release_is_the_first_or_is_refused(made, tmp_path, capsys):

@@ -1,7 +1,6 @@
 """Pictures: slices in the convention, whole and readable sheets."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from skullgen.report import figures, render
@@ -46,23 +45,6 @@ def test_pair_sheet_shows_each_skull_without_and_with_its_defect(tmp_path):
     expected = render.render(skull, defect, render.look(render.direction(skull, defect)))
     np.testing.assert_array_equal(without, expected[0])
     np.testing.assert_array_equal(with_it, expected[1])
-
-
-@pytest.mark.parametrize("kind", ["pairs", "strip"])
-def test_sheets_of_odd_pairs_are_written(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "WIDTH", 640)
-    pairs, path = np.stack(list(ODD.values())), tmp_path / "sheet.png"
-    if kind == "pairs":
-        figures.pair_sheet(path, pairs, title="odd")
-    else:  # of many steps, and yet narrow
-        figures.strip(path, {"": np.concatenate([pairs, pairs[:1]])}, title="odd")
-    assert len(np.unique(valid(path).reshape(-1, 3), axis=0)) > 20
-
-
-def test_an_implants_sheet_takes_shares(tmp_path):
-    shares = np.float32(PAIR) / 2
-    figures.implant_sheet(tmp_path / "i.png", shares[..., 0], shares[..., 1], "title", "note " * 99)
-    assert blue(valid(tmp_path / "i.png")).sum() > 1000
 
 
 def test_a_strip_is_seen_from_one_side(tmp_path):

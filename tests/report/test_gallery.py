@@ -65,12 +65,9 @@ def test_a_browser_leafs_filters_sorts_and_marks_offline(tmp_path):
         assert blue(_picture(shown, "#tiles")).sum() > 100
         assert shown.locator("#tiles .out").all_text_contents() == ["4"]
         shown.wait_for_timeout(300)
-        bone, defect = _seen(shown)
-        assert bone > 2000 and defect > 500
-        shown.locator("#opacity").fill("0")
-        shown.wait_for_timeout(300)
-        assert _seen(shown)[0] < bone / 10
-        shown.locator("#opacity").fill("0.6")
+        red, _, other = np.moveaxis(_picture(shown, "#turned"), -1, 0)
+        assert ((red > other + 8) & (red < 240)).sum() > 2000  # bone
+        assert (other > red + 60).sum() > 500  # the defect
         assert blue(_picture(shown, "#slices")).sum() > 100
         shown.locator("h2").click()
         shown.keyboard.press("ArrowRight")
@@ -115,12 +112,6 @@ def test_a_browser_leafs_filters_sorts_and_marks_offline(tmp_path):
 
 def _picture(shown, what):
     return np.asarray(Image.open(io.BytesIO(shown.locator(what).screenshot())).convert("RGB"), int)
-
-
-def _seen(shown):
-    """Pixels of bone and of defect in the 3-D view."""
-    red, _, other = np.moveaxis(_picture(shown, "#turned"), -1, 0)
-    return int(((red > other + 8) & (red < 240)).sum()), int((other > red + 60).sum())
 
 
 def test_files_hold_the_pairs(tmp_path):

@@ -10,7 +10,7 @@ def test_numbers_and_spans():
     assert tables.number(6.44, "+", digits=1) == "+6.4"
     row = {"mean": 0.12345, "low": 0.1, "high": 0.2}
     assert tables.span(row) == "0.123 [0.100, 0.200]"
-    assert tables.span(row, "+", digits=1) == "+0.1 [+0.1, +0.2]"
+    assert tables.span(row, "+") == "+0.123 [+0.100, +0.200]"
     assert tables.span(row | {"low": None, "high": None}) == "0.123"
     assert tables.span(None) == tables.span({"mean": None}) == "-"
 
