@@ -155,8 +155,6 @@ def load(where: str | Path) -> Run:
     config = methods.load_config(folder)
     if not _begun(folder, config) and config.get("generate"):
         config, folder = release.chosen(config, folder)
-    if config.get("model_name"):
-        methods.load_model(config.model_name, config.model)
     if not _begun(folder, config):
         raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
     return Run(folder, config)

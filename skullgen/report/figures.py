@@ -27,7 +27,7 @@ def pair_sheet(path: Path, pairs: Pairs, title: str, captions: list[str] | None 
     """Pairs, each as two views: the skull with its hole, then with its defect."""
     columns, names = min(4, len(pairs)), captions or map(str, range(len(pairs)))
     size = min(256, WIDTH // (2 * columns))
-    tiles = [_tile(p, _direction(p), size, name) for p, name in zip(pairs, names, strict=True)]
+    tiles = [_tile(p, direction(p), size, name) for p, name in zip(pairs, names, strict=True)]
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
     _sheet(path, rows, title)
 
@@ -36,7 +36,7 @@ def strip(path: Path, ways: dict[str, Pairs], title: str) -> None:
     """Ways between two pairs in equal steps (figure 4), each as two views: its hole, and filled."""
     rows = []
     for name, pairs in ways.items():
-        between, size = _direction(pairs[0]) + _direction(pairs[-1]), min(256, WIDTH // len(pairs))
+        between, size = direction(pairs[0]) + direction(pairs[-1]), min(256, WIDTH // len(pairs))
         steps = zip(pairs, np.linspace(0, 1, len(pairs)), strict=True)
         rows.append([_tile(p, between, size, f"{name} {t:.0%}", axis=0) for p, t in steps])
     _sheet(path, rows, title)
@@ -45,7 +45,7 @@ def strip(path: Path, ways: dict[str, Pairs], title: str) -> None:
 def implant_sheet(path: Path, skull: Volume, implant: Volume, title: str, note: str) -> None:
     """A skull with its hole, filled, from two more sides, and in slices of the larger share."""
     pair, size, more = np.stack([skull, implant], -1), 300, implant > skull
-    tiles = [_tile(pair, _direction(pair), size, "the skull, and the implant in its place")]
+    tiles = [_tile(pair, direction(pair), size, "the skull, and the implant in its place")]
     for name, view in (("from the front", (0.0, 0.0)), ("from above", (0.0, 90.0))):
         tiles.append((render(skull, implant, view, size)[1], name))
     pictures = slices(np.where(more, 0, skull), np.where(more, implant, 0), size)
@@ -60,10 +60,6 @@ def slices(skull: Volume, defect: Volume, size: int) -> dict[str, UInt8[np.ndarr
     planes = {"axial": np.s_[:, :, z], "coronal": np.s_[:, y], "sagittal": np.s_[x]}
     kind = (skull > 0.3) + 2 * (defect > 0.3)
     return {name: _slice(kind[plane], name, size) for name, plane in planes.items()}
-
-
-def _direction(pair):
-    return direction(pair[..., 0], pair[..., 1])
 
 
 def _slice(kind, name, size):

@@ -42,7 +42,6 @@ def write(workdir: Path) -> Path:
     before, stale = metrics.get("config", config), []
     if changed := [name for name in SETTINGS if before.get(name) != config.get(name)]:
         stale = [f"The numbers are of another {', '.join(changed)}: run the stage evaluate."]
-    maps = maps.get("maps", [])
     paths = [workdir / f"{name}.zarr" for name in ("real", "generated")]
     stores = [store.Store(path) for path in paths if store.exists(path)]
     details = {"Config": config, "Versions": versions}
@@ -62,7 +61,7 @@ def write(workdir: Path) -> Path:
         "Sweep": [_table(sweep, "Its runs, seeds together")],
         "Copies": copies(quality["copies"]) if quality else [],
         "Generated pairs in numbers": [tables.fidelity(quality)] if quality else [],
-        "Maps": [Plot(one["title"], "map", one["points"]) for one in maps],
+        "Maps": [Plot(one["title"], "map", one["points"]) for one in maps.get("maps", [])],
         "Pictures": list(map(picture, sorted(workdir.glob("figures/*.png")))),
         "Training": [plot for path in records for plot in curves(logs.read(path), path.stem)],
     }

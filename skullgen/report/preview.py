@@ -24,12 +24,11 @@ from skullgen.training import methods
 
 PAIRS = 8  # of a sheet: the first that `generate` draws with seed 0
 SHARE = 0.02  # of the time that sheets may take
-Clock = Callable[[], float]
 Watch = Callable[[State, str], list[dict[str, Any]]]
 
 
 def watcher(
-    model: Model, real: Store, folder: Path, config: ConfigDict, clock: Clock = time.monotonic
+    model: Model, real: Store, folder: Path, config: ConfigDict, clock: Callable = time.monotonic
 ) -> Watch | None:
     """`watch(state, phase) -> records`, for `loop.train`; None where there is nothing to see.
 

@@ -12,6 +12,7 @@ from scipy import ndimage
 from skimage.measure import block_reduce
 
 Volume = Shaped[np.ndarray, "D D D"]
+Pair = Shaped[np.ndarray, "D D D 2"]
 Picture = UInt8[np.ndarray, "P P 3"]
 Vector = Float[np.ndarray, "3"]
 View = tuple[float | int, float | int]  # azimuth, elevation: degrees
@@ -52,12 +53,12 @@ def largest_part(volume: Volume) -> Integer[np.ndarray, "M 3"]:
     return np.argwhere(labels == 1 + np.argmax(sizes[1:]) if parts else labels)
 
 
-def direction(skull: Volume, defect: Volume) -> Vector:
+def direction(pair: Pair) -> Vector:
     """The unit vector from a pair's middle to the largest part of its defect; zeros without one."""
-    part = largest_part(defect)
+    part = largest_part(pair[..., 1])
     if not len(part):
         return np.zeros(3)
-    inside = np.argwhere((skull > 0.3) | (defect > 0.3))
+    inside = np.argwhere((pair > 0.3).any(-1))
     away = part.mean(0) - (inside.min(0) + inside.max(0)) / 2
     return away / max(np.linalg.norm(away), 1e-6)
 

@@ -162,7 +162,6 @@ def test_a_folder_without_a_run_is_one_line(toy_run, tmp_path):
         skullgen.load(tmp_path)
     config = files.read_json(toy_run / "config.json")
     refused("no checkpoint; run the stage `train`")
-    refused("no module my.model that can be imported", model_name="my.model")
     refused("no config that skullgen wrote", model=3)
 
 
@@ -177,9 +176,6 @@ def test_mistakes_are_one_line(toy_run, hybrid_run):
         (r"pairs are float64 of shape \[8, 8, 8, 2\]", loaded.encode, some[0]),
         (shape, loaded.decode, np.zeros((2, 3))),
         ("other values than 0 and 1", loaded.encode, some + 0.4),
-        ("other values than 0 and 1", loaded.encode, some * np.nan),
-        ("pairs are <U1", loaded.encode, "x"),
-        ("z holds a number that is not finite", loaded.decode, [z * np.nan]),
         ("z holds a number that is not finite", loaded.decode, [z + 1e300]),
         (r"z are float64 of shape \[1, 3\]", loaded.interpolate, z, z[:3]),
         ("steps is 0", loaded.interpolate, z, z, 0),

@@ -58,9 +58,6 @@ def test_the_v_net_of_a_run_is_that_of_its_pairs(made):
     assert (net.size, net.threshold, net.reframe) == (SIZE, threshold, True)  # as the pairs' own
     about = {"source": "phantom", "voxel_mm": 25.6, "updates": 3}
     assert about.items() <= net.about.items()
-    config.segment.model.learning_rate = 0.2
-    with pytest.raises(UserError, match=r"made with segment\.model\.learning_rate 0\.1, now 0\.2"):
-        predict.designer(config, path)
 
 
 def test_it_holds_weights_without_optimisers_and_tells_no_path_and_no_skull(made):
@@ -93,15 +90,12 @@ def test_generate_by_weights_in_an_empty_folder_makes_the_runs_pairs(made, copy,
     capsys.readouterr()
     _without(work, **{"generate.weights": str(moved)})
     assert "all 12 pairs are there" in capsys.readouterr().out
-    _without(work, **{"generate.weights": str(made[0]), "generate.count": 3})  # a run's, too
-    assert (store.Store(work / "generated.zarr").load(list(range(3))) == whole[:3]).all()
 
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
         ("model.latent", 5, "config.model.latent is 5, and generate.weights=.* trained with 8"),
-        ("model.widths", (8, 8), r"config.model.widths is \[8, 8\]"),
         ("model_name", "wgan_gp", "config.model_name is 'wgan_gp'"),
         ("generate.weights", "nowhere", "nowhere: no such folder"),
     ],
@@ -125,14 +119,6 @@ def test_a_change_of_a_file_is_seen(copy):
     assert {line.split("  ")[1] for line in sums.splitlines()} == inside - {"SHA256SUMS"}
     (copy / "config.json").write_bytes(b"{}")
     assert "config.json: FAILED" in check()
-
-
-def test_weights_of_another_model_than_the_config_says_are_refused(copy):
-    config = files.read_json(copy / "config.json")
-    config["model"]["latent"] = 9
-    files.write_json(copy / "config.json", config)
-    with pytest.raises(UserError, match=r"vae_wgan: made with model\.latent 8, now 9"):
-        skullgen.load(copy).sample(count=1)
 
 
 def test_a_release_of_v_nets_alone_promises_no_samples(made, tmp_path):

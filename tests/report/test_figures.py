@@ -41,8 +41,8 @@ def test_pair_sheet_shows_each_skull_without_and_with_its_defect(tmp_path):
     figures.pair_sheet(path, PAIR[None], title="$a_ price", captions=["100 % \\frac{"])
     without, with_it = np.split(tiles(valid(path), 256, 512)[0][0], 2, axis=1)
     assert not blue(without).any() and blue(with_it).sum() > 1000
-    skull, defect = PAIR[..., 0], PAIR[..., 1]
-    expected = render.render(skull, defect, render.look(render.direction(skull, defect)))
+    view = render.look(render.direction(PAIR))
+    expected = render.render(PAIR[..., 0], PAIR[..., 1], view)
     np.testing.assert_array_equal(without, expected[0])
     np.testing.assert_array_equal(with_it, expected[1])
 
