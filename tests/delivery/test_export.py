@@ -302,11 +302,10 @@ def test_the_format_is_named_before_the_pairs_are_made_and_all_else_where_they_a
             _check(made.parent, ["export"], **fields)
 
 
-@pytest.mark.parametrize("kind", ["../../x", "x" * 101])
-def test_a_strangers_kind_does_not_lead_out_of_the_folder(real, kind):
+def test_a_strangers_kind_does_not_lead_out_of_the_folder(real):
     place = real / "zarr.json"
     about = files.read_json(place)
-    about["attributes"]["kinds"][0] = kind
+    about["attributes"]["kinds"][0] = "../../x"
     files.write_json(place, about)
     with pytest.raises(UserError, match="is no name of a folder"):
         _run(real, "skullbreak")

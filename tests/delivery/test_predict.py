@@ -1,6 +1,7 @@
 """Implants for files: prepared as training is, in the same millimetres however they are stored."""
 
 import json
+import re
 import unittest.mock
 
 import jax
@@ -129,10 +130,10 @@ def test_how_much_of_the_opening_an_implant_covers(skull):
 @pytest.mark.parametrize(
     ("rim", "covered", "words"),
     [
-        (0.9, 1.0, "over 100% of the opening as seen from within"),
-        (0.88, 0.766, "over 77% .* within (warning: part of it stays open)"),
-        (0.5, 1.0, "(warning: it does not fill the hole; is the face .*?)"),
-        (0.9, None, "(warning: no opening .* was found; is there a hole?)"),
+        (0.9, 1.0, r"over 100% of the opening as seen from within"),
+        (0.88, 0.766, r"over 77% .* within \(warning: part of it stays open\)"),
+        (0.5, 1.0, r"\(warning: it does not fill the hole; is the face .*\?\)"),
+        (0.9, None, r"\(warning: no opening .* was found; is there a hole\?\)"),
     ],
 )
 def test_an_implant_in_words_says_what_stays_open(rim, covered, words):
@@ -140,7 +141,7 @@ def test_an_implant_in_words_says_what_stays_open(rim, covered, words):
     numbers |= {"rim_contact": rim, "opening_covered": covered}
     says = predict.describe(numbers)
     assert says.startswith(f"implant of 8.5 ml, 49 mm across, on bone along {rim:.0%} of the")
-    assert all(part in says for part in words.split(".*")) and says.endswith(words[-5:])
+    assert re.search(f"{words}$", says)
     assert predict.describe(numbers | {"pieces": [{}, {}]}).startswith("2 implants of 8.5 ml")
 
 
