@@ -115,7 +115,6 @@ def defaults(size):
     config.predict.label = 0  # of a segmentation: the value that is bone; 0: a mask of one value
     config.predict.threshold = 0.5  # probability above which a voxel is implant
     config.predict.dust_mm3 = 2000.0  # pieces of a smaller volume are removed
-    config.predict.pieces = 0  # only the largest so many are kept; 0: all
     config.predict.folder = ""  # for what is made; "": predictions/ in the work directory
 
     config.explore = ConfigDict()
@@ -128,12 +127,11 @@ def defaults(size):
 
     config.gallery = ConfigDict()
     config.gallery.pairs = 2000  # of each store to leaf through, the first ones at most
-    config.gallery.stores = ""  # comma-separated; "": this run's
 
     config.export = ConfigDict()  # the stage `export`: pairs as files for other programs
     config.export.store = "generated.zarr"  # or real.zarr, or a path
     config.export.format = ("nifti",)  # or skullbreak, nnunet, stl; several
-    config.export.folder = ""  # of several formats, a folder each in it; "": export/ of the run
+    config.export.folder = ""  # with a folder of each format in it; "": export/ of the run
     config.export.rows = ""  # FIRST:STOP; "": all
     config.export.split = ""  # train, validation or test; "": all, as of generated pairs
     config.export.kinds = ()  # of defects; none: all, as of generated pairs

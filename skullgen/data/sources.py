@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +96,7 @@ def _skullbreak_pair(defective_path, implant_path, size, config):
     """Reduces one pair by block means; at a threshold under 0.5 bone goes to the larger share."""
     threshold, paths = config.threshold, (defective_path, implant_path)
     masks = [volumes.in_ras(volumes.read(path)) for path in paths]
-    with _named(implant_path):
+    with named(implant_path):
         (one, other), affines = zip(*masks, strict=True)
         if one.shape != other.shape or not np.allclose(*affines):
             raise UserError(f"its grid is not that of {defective_path}")
@@ -171,7 +171,7 @@ def _cut_plan(make, skulls, size, config):
 
 def _cut_file(path, name, size, config):
     skull = volumes.in_ras(volumes.read(path, bone_hu=config.bone_hu, label=config.label))
-    with _named(path):
+    with named(path):
         return cut_skull(skull, name, size, config)
 
 
@@ -267,7 +267,7 @@ PLANS = {"skullbreak": _plan_skullbreak, "skulls": _plan_skulls, "phantom": _pla
 
 
 @contextlib.contextmanager
-def _named(path):
+def named(path: str | Path) -> Iterator[None]:
     """A UserError within names the file that it is about."""
     try:
         yield
