@@ -38,7 +38,7 @@ from skullgen.data import defects, phantom, store
 from skullgen.generation import postprocess
 
 SHARD, FEW = 64, 8  # pairs in a file, as `skullgen.generation.generate`'s; pairs that differ
-DUST_MM3, CONNECTIVITY = 409.6, 6  # the paper's
+DUST_MM3 = 409.6  # the paper's
 
 
 def phantoms(size):
@@ -79,7 +79,7 @@ def beside(folder, kind, few, size, rounds):
     opened = store.create(path, shape, attributes, {})
     affine, least = np.diag([voxel_mm] * 3 + [1]), math.ceil(DUST_MM3 / voxel_mm**3)
 
-    rules = postprocess.Rules("independent", 0.5, least, CONNECTIVITY)
+    rules = postprocess.Rules("independent", 0.5, least)
 
     def finish():
         postprocess.finish(opened, SHARD * next(starts), bits, np.zeros(SHARD, int), rules)

@@ -25,7 +25,7 @@ def defaults(size):
     config.workers = 0  # processes for ingest and generate; 0: one a core
     config.log_every = 20  # updates between fetches of the metrics
     config.save_every = 100  # updates between checkpoints
-    config.keep = 2  # newest checkpoints kept, beside those at the ends of phases
+    config.keep = 2  # newest checkpoints kept
     config.budget_mb = 2048  # packed pairs kept on the device; more are streamed
     config.deterministic = False  # True: a GPU's sums in one order, so that runs are bit-equal
     config.preview_minutes = 2.0  # between sheets of samples while training, at least; 0: none
@@ -81,8 +81,7 @@ def defaults(size):
     config.generate.batch_size = 32  # samples a device decodes at once
     config.generate.channels = ""  # independent or exclusive; "": as model.head
     config.generate.threshold = 0.5
-    config.generate.dust_mm3 = 2000.0  # components of a smaller volume are removed
-    config.generate.connectivity = 6  # neighbours that make a component: 6, 18, 26
+    config.generate.dust_mm3 = 2000.0  # components (by faces) of a smaller volume are removed
 
     config.segment = ConfigDict()  # the V-Net that judges
     config.segment.model_name = "vnet"
@@ -130,7 +129,6 @@ def defaults(size):
     config.predict.label = 0  # of a segmentation: the value that is bone; 0: a mask of one value
     config.predict.threshold = 0.5  # probability above which a voxel is implant
     config.predict.dust_mm3 = 2000.0  # pieces of a smaller volume are removed
-    config.predict.pieces = 0  # only the largest so many are kept; 0: all
     config.predict.folder = ""  # for what is made; "": predictions/ in the work directory
 
     config.explore = ConfigDict()
@@ -143,12 +141,11 @@ def defaults(size):
 
     config.gallery = ConfigDict()
     config.gallery.pairs = 2000  # of each store to leaf through, the first ones at most
-    config.gallery.stores = ""  # comma-separated; "": this run's
 
     config.export = ConfigDict()  # the stage `export`: pairs as files for other programs
     config.export.store = "generated.zarr"  # or real.zarr, or a path
     config.export.format = ("nifti",)  # or skullbreak, nnunet, stl; several
-    config.export.folder = ""  # of several formats, a folder each in it; "": export/ of the run
+    config.export.folder = ""  # with a folder of each format in it; "": export/ of the run
     config.export.rows = ""  # FIRST:STOP; "": all
     config.export.split = ""  # train, validation or test; "": all, as of generated pairs
     config.export.kinds = ()  # of defects; none: all, as of generated pairs

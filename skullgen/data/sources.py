@@ -111,7 +111,7 @@ def _skullbreak_pair(defective_path, implant_path, size, config):
     """Reduces one pair by block means; at a threshold under 0.5 bone goes to the larger share."""
     threshold, paths = config.threshold, (defective_path, implant_path)
     masks = [volumes.in_ras(volumes.read(path)) for path in paths]
-    with _named(implant_path):
+    with named(implant_path):
         (one, other), affines = zip(*masks, strict=True)
         if one.shape != other.shape or not np.allclose(*affines):
             raise UserError(f"its grid is not that of {defective_path}")
@@ -183,7 +183,8 @@ def _plan_phantom(size, config):
 def _cut_plan(skulls, size, config):
     """A plan of complete skulls that are cut."""
     names, kinds = [skull.name for skull in skulls], defects.kinds_of(config)
-    numbers, turns = tuple(range(len(kinds))) * config.cuts, range(config.cuts)
+    numbers = tuple(range(len(kinds))) * config.cuts
+    turns = range(config.first_cut, config.first_cut + config.cuts)
     cases = [
         Case(cut_skull, (skull, turns, size, config), numbers, number)
         for number, skull in enumerate(skulls)
@@ -236,7 +237,7 @@ class Host(NamedTuple):
 @contextlib.contextmanager
 def host(skull: Skull, size: int, config: ConfigDict) -> Iterator[Host]:
     """A skull as read; a UserError within names its file."""
-    with _named(skull.argument if isinstance(skull.argument, Path) else skull.name):
+    with named(skull.argument if isinstance(skull.argument, Path) else skull.name):
         volume = skull.read(skull.argument, config)
         yield Host(skull.name, volume, *prepare(*volume, size, reframe=skull.reframe))
 
@@ -309,7 +310,7 @@ PLANS = {"skullbreak": _plan_skullbreak, "skulls": _plan_skulls, "phantom": _pla
 
 
 @contextlib.contextmanager
-def _named(path):
+def named(path: str | Path) -> Iterator[None]:
     """A UserError within names the file that it is about."""
     try:
         yield

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 from jaxtyping import Bool, Float, Int64, Shaped, UInt8
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from skullgen.core import files, provenance
 from skullgen.core.errors import UserError, plain
@@ -36,6 +36,7 @@ SPLITS = ("train", "validation", "test")
 LEFT_OUT = -2
 # A store that claims more was made to exhaust memory, or is damaged.
 MAX_SIDE, MAX_PAIRS, MAX_SHARD, MAX_GRID = 512, 10**7, 4096, 2**31
+CODECS = BytesCodec, BloscCodec, ZstdCodec, Crc32cCodec, ShardingCodec  # they decode numbers only
 
 Packed = UInt8[np.ndarray, "n bytes"]
 Rows = Shaped[np.ndarray, " n"] | list[int]
@@ -91,7 +92,7 @@ class Pair(NamedTuple):
 
 
 class Store:
-    """A store of pairs; opening one checks its format, shapes, dtypes and bounds.
+    """A store of pairs; opening one checks its format, shapes, dtypes, bounds and codecs.
 
     Attributes: `path`; `attrs`, a dict (`voxel_mm`, `kinds`, `names`, `licence`, ...); `count` N,
     `size` D and `shard`, the pairs of a file.
@@ -383,9 +384,13 @@ def _attributes(path):
 
 
 def _open(place, dtype):
-    """An array of this dtype; UserError for another, or a codec that Zarr 3 has not, as pickle."""
+    """An array of this dtype, and of codecs of `CODECS`; UserError where it is another."""
     with _damage(place / "zarr.json", cure=_AGAIN):
         array = zarr.open_array(place, mode="r", zarr_format=3)
+    codecs = list(array.metadata.codecs)
+    for codec in codecs:  # those within others are appended
+        codecs += [*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())]
+    _require(all(isinstance(codec, CODECS) for codec in codecs), array, "codecs")
     _require(array.dtype == dtype, array, "data_type")
     return array
 

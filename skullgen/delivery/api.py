@@ -29,10 +29,8 @@ from skullgen.training import checkpoint, methods
 
 BATCH = 8  # pairs that are encoded or decoded at once
 _USER = {}  # `id`: of the process that used jax first
-WAYS = {"linear": explore.linear, "spherical": explore.spherical}
 
 Pairs = Bool[np.ndarray, "n D D D 2"]
-Shares = Float32[np.ndarray, "n D D D 2"]
 Latents = Float32[np.ndarray, "n Z"]
 
 
@@ -51,14 +49,14 @@ class Run:
     def __getstate__(self):  # a worker that is spawned reads the weights itself
         return {"folder": self.folder, "config": self.config}
 
+    @functools.cached_property
+    def _trained(self):
+        return methods.generator(self.config, self.folder)
+
     @property
     def _generator(self):
         _require_threads()
         return self._trained
-
-    @functools.cached_property
-    def _trained(self):
-        return methods.generator(self.config, self.folder)
 
     @functools.cached_property
     def _sampler(self):
@@ -77,13 +75,6 @@ class Run:
         channels = methods.channels(self.config)
         return generate.rules(self.config.generate, channels, self.about["voxel_mm"])
 
-    def _drawing(self):
-        """The rules as they are now, a sampler by them, and how many pairs its calls make."""
-        _require_threads()
-        rules, batch = self._rules, self.config.generate.batch_size
-        make = self._sampler(rules._replace(dust=0), batch)  # dust is removed later
-        return rules, make, batch * jax.local_device_count()
-
     def sample(self, seed: int = 0, count: int = 8, first: int = 0) -> Pairs:
         """Samples `first` to `first + count` of a seed, whatever is drawn with them.
 
@@ -92,46 +83,30 @@ class Run:
         """
         _require_range(seed=seed, first=first)
         _require_range(count=count, least=1)
-        rules, make, block = self._drawing()
-        make = functools.partial(make, seed=seed)
-        (_, bits, _), *_ = generate.batches(make, [range(count)], first, block)
+        _require_threads()
+        rules, batch = self._rules, self.config.generate.batch_size
+        draw = self._sampler(rules._replace(dust=0), batch)  # dust is removed later
+        draw, block = functools.partial(draw, seed=seed), batch * jax.local_device_count()
+        (_, bits, _), *_ = generate.batches(draw, [range(count)], first, block)
         return store.unpack(postprocess.clean(bits, self._size, rules), self._size)
 
-    def stream(self, seed: int = 0, batch: int = 8, first: int = 0) -> Iterator[Pairs]:
-        """Endless batches: batch k is `sample(seed, batch, first + k * batch)`.
+    def stream(self, seed: int = 0, batch: int = 8) -> Iterator[Pairs]:
+        """Endless batches: batch k is `sample(seed, batch, k * batch)`.
 
         A thread makes pairs ahead, and ends when the iterator is closed. In a data loader's
         workers, to be spawned, give each a seed of its own (PyTorch's `get_worker_info().id`). On a
         GPU that another framework uses, set XLA_PYTHON_CLIENT_PREALLOCATE to false.
         """
-        _require_range(seed=seed, first=first)
         _require_range(batch=batch, least=1)
-        return self._stream(self._drawing(), seed, batch, first)
-
-    def _stream(self, drawing, seed, batch, first):
-        rules, make, block = drawing
-        skip, ready = first % block, []
-
-        def draw(start):
-            return postprocess.clean(np.asarray(make(start, seed)[0]), self._size, rules)
-
-        starts = itertools.count(first - skip, block)
+        block, ready = self.config.generate.batch_size * jax.local_device_count(), []
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(draw, next(starts))
-            while True:
-                _require_threads()
-                while len(ready) < batch:
-                    bits, ahead = ahead.result(), pool.submit(draw, next(starts))
-                    ready, skip = [*ready, *bits[skip:]], 0
-                yield store.unpack(np.stack(ready[:batch]), self._size)
-                ready = ready[batch:]
-
-    def latents(self, seed: int = 0, count: int = 8, first: int = 0) -> Latents:
-        """Latents z of the pairs that `sample` makes of these numbers."""
-        _require_range(seed=seed, count=count, first=first)
-        model, state, _ = self._generator
-        draw = jax.jit(functools.partial(generate.latents, model))
-        return np.asarray(draw(state, np.uint32(seed), jnp.arange(first, first + count)))
+            ahead = pool.submit(self.sample, seed, block)
+            for first in itertools.count(block, block):
+                pairs, ahead = ahead.result(), pool.submit(self.sample, seed, block, first)
+                ready.extend(pairs)
+                while len(ready) >= batch:
+                    yield np.stack(ready[:batch])
+                    del ready[:batch]
 
     def encode(self, pairs: Any) -> Latents:
         """Latents z of pairs [n, D, D, D, 2] of 0 and 1: the mean of the posterior."""
@@ -148,36 +123,34 @@ class Run:
 
         return generate.whole_batches(run, store.pack(pairs.astype(bool)), BATCH)
 
-    def decode(self, z: Any, probabilities: bool = False) -> Pairs | Shares:
-        """Pairs of latents z [n, Z], as those of `sample`, or what the network says, in 0..1."""
+    def decode(self, z: Any) -> Pairs:
+        """Pairs of latents z [n, Z], as those of `sample`."""
         model, state, _ = self._generator
         run = functools.partial(jax.jit(model.decode), state)
-        answers = generate.whole_batches(run, self._latents(z), BATCH)
-        return answers if probabilities else generate.pairs(answers, self._rules)
+        return generate.pairs(generate.whole_batches(run, self._latents(z), BATCH), self._rules)
 
     def _latents(self, z):
         model, state, _ = self._generator
-        z = _shaped("z", z, jax.eval_shape(model.latents, state, jax.random.key(0)[None]).shape[1])
+        width = jax.eval_shape(model.latents, state, jax.random.key(0)[None]).shape[1]
+        z = _shaped("z", z, width)
         if not (abs(z) < 1e30).all():
             raise UserError("z holds a number that is not finite")
         return z.astype(np.float32)
 
-    def interpolate(self, a: Any, b: Any, steps: int = 6, way: str = "spherical") -> Pairs:
-        """Pairs on the way between two, each a pair [D, D, D, 2] or a latent [Z] (figure 4)."""
-        one_of("way", way, WAYS)
+    def interpolate(self, a: Any, b: Any, steps: int = 6) -> Pairs:
+        """Pairs on the spherical way between two, each a pair [D, D, D, 2] or a latent [Z]."""
         _require_range(steps=steps, least=1)
         ends = [(self.encode if np.ndim(x) == 4 else self._latents)([x])[0] for x in (a, b)]
-        return self.decode(WAYS[way](*ends, np.linspace(0, 1, steps)))
+        return self.decode(explore.spherical(*ends, np.linspace(0, 1, steps)))
 
     def predict(self, path: str | Path, net: str = "", **settings: Any) -> predict.Implant:
         """The implant of a defective skull in a file; research only.
 
-        settings: of `config.predict`: `bone_hu`, `label`, `threshold`, `dust_mm3`, `pieces`.
+        settings: of `config.predict`: `bone_hu`, `label`, `threshold`, `dust_mm3`.
         """
         _require_threads()
         for name in settings:
             one_of("the setting", name, predict.SETTINGS)
-        net = net or self.config.get("predict", {}).get("net", "")
         return predict.predict(self._designer(net), path, ConfigDict(predict.SETTINGS | settings))
 
 
@@ -192,8 +165,6 @@ def load(where: str | Path) -> Run:
     config = methods.load_config(folder)
     if not _begun(folder, config) and config.get("generate"):
         config, folder = release.chosen(config, folder)
-    if config.get("model_name"):
-        methods.load_model(config.model_name, config.model)
     if not _begun(folder, config):
         raise UserError(f"{folder}: no checkpoint; run the stage `train` first")
     return Run(folder, config)

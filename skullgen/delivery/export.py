@@ -55,8 +55,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     names, path = formats(settings), mixture.find(settings.store, workdir)
     folder = Path(settings.folder or workdir / "export").resolve()
     for name in names:
-        own = len(names) > 1 or not settings.folder
-        write(path, folder / name if own else folder, name, settings, config.workers)
+        write(path, folder / name, name, settings, config.workers)
 
 
 def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
@@ -121,10 +120,9 @@ def plan(opened: store.Store, name: str, settings: ConfigDict) -> tuple[list[Ent
         one_of("export.split", settings.split, store.SPLITS)
     for kind in wanted:
         one_of("export.kinds", kind, own)
-    folders = [kind.casefold() for kind in own]  # some disks know no capitals
-    for kind, folder in zip(own, folders, strict=True):
-        if folders.count(folder) > 1 or not re.fullmatch(r"\w[\w .-]{,99}", kind):
-            raise UserError(f"{opened.path}: kind {kind!r} is no name of a folder of its own")
+    for kind in own:
+        if not re.fullmatch(r"\w[\w .-]{,99}", kind):
+            raise UserError(f"{opened.path}: kind {kind!r} is no name of a folder")
     splits = [store.SPLITS[split] if split >= 0 else "" for split in opened.column("split")]
     kinds = [own[kind] if kind >= 0 else "" for kind in opened.column("kind")]
     filled, (first, stop) = opened.column("voxels").all(1), _range(settings.rows, opened.count)
@@ -160,24 +158,21 @@ def _cases(opened):
 
 def _require_grid(opened, wanted):
     """UserError where files cannot have voxels of `wanted` mm (0: the store's own)."""
-    own, largest = opened.attrs["voxel_mm"], volumes.MAX_VOXEL_MM
-    mm, least = wanted or own, opened.size * own / volumes.MAX_VOXELS ** (1 / 3)
-    if not least <= mm <= min(largest, own * 1.001):
-        raise UserError(
-            f"{opened.path}: export.voxel_mm is {mm:g}: the store's own is {own:g}, files may have "
-            f"{largest:g} at most, and below {least:.2g} memory runs out"
-        )
+    own, least = opened.attrs["voxel_mm"], opened.size / volumes.MAX_VOXELS ** (1 / 3)
+    mm, least, most = wanted or own, least * own, min(own, volumes.MAX_VOXEL_MM)
+    if not least <= mm <= most * 1.001:
+        what = f"export.voxel_mm is {mm:g}: write {least:.2g} to {most:g}"
+        raise UserError(f"{opened.path}: {what} (the store's own is {own:g})")
 
 
 def _range(text, count):
     """FIRST:STOP, pairs FIRST to STOP - 1 of `count`, as two numbers."""
-    if not text:
-        return 0, count
-    first, colon, stop = text.partition(":")
-    if not (colon and first.isdecimal() and stop.isdecimal() and int(first) < int(stop) <= count):
+    numbers = re.fullmatch(r"(\d+):(\d+)", text or f"0:{count}")
+    first, stop = map(int, numbers.groups() if numbers else (0, 0))
+    if not first < stop <= count:
         what = f"write FIRST:STOP, for example 0:100; the store has pairs 0 to {count - 1}"
         raise UserError(f"export.rows is {text!r}: {what}")
-    return int(first), int(stop)
+    return first, stop
 
 
 # --- Writing ------------------------------------------------------------------------------------
@@ -197,8 +192,6 @@ def write_pair(
     skull, implant = (np.ascontiguousarray(x) for x in np.moveaxis(store.unpack(bits, size), -1, 0))
     if voxel_mm:
         skull, implant, affine = finer(skull, implant, affine, voxel_mm)
-    if not (skull.any() and implant.any()):
-        raise UserError("a speck is lost on the finer grid: set export.voxel_mm to half as much")
     parts = {"skull": skull, "implant": implant, "complete": skull | implant}
     # nnU-Net cuts an image to the box of what is not 0: an implant may lie outside the skull's.
     parts["image"] = skull + np.uint8(1)
@@ -287,11 +280,10 @@ def _write_nnunet(folder, licence, entries):
     # A generated pair is a skull of its own.
     skulls = {f"skullgen_{entry.row:06d}": entry.about["skull"] or entry.row for entry in entries}
     order = list(dict.fromkeys(skulls.values()))
-    count, file = min(5, len(order)), "splits_final.json"
+    count = min(5, len(order))
     if count < 2:
-        print(f"no {file}: its folds are by skull, and there are {count} to train on")
         return
     folds = [{x for x, skull in skulls.items() if skull in order[k::count]} for k in range(count)]
     splits = [{"train": sorted(skulls.keys() - fold), "val": sorted(fold)} for fold in folds]
-    files.replace(folder / file, (json.dumps(splits, indent=1) + "\n").encode())
-    print(f"{file}: {count} folds by skull: copy it to nnUNet_preprocessed/{folder.name}/")
+    files.replace(folder / "splits_final.json", (json.dumps(splits, indent=1) + "\n").encode())
+    print(f"splits_final.json, by skull: copy it to nnUNet_preprocessed/{folder.name}/")

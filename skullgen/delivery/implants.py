@@ -3,7 +3,6 @@
 Arrays are [X, Y, Z] in RAS order; an affine [4, 4] maps voxel centres to RAS mm.
 """
 
-import json
 from typing import Any
 
 import numpy as np
@@ -44,8 +43,6 @@ def fit(
     sizes = np.bincount(labels.ravel()) * np.prod(spacing)
     touching = np.setdiff1d(labels[_grown(bone)], 0)
     keep = np.isin(np.arange(count + 1), touching) & (sizes >= settings.dust_mm3)
-    if settings.pieces:
-        keep[np.argsort(-sizes * keep, kind="stable")[settings.pieces :]] = False
     implant[sides] = keep[labels]
     return implant
 
@@ -64,53 +61,41 @@ def measure(implant: Mask, skull: Mask, affine: Affine, middle: Point) -> dict[s
 
     middle: the braincase's, in RAS mm, from which outlines are seen.
     """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
     sides = _around(implant, 2)
-    part, bone = np.ascontiguousarray(implant[sides]), skull[sides]
-    here = affine.copy()
+    part, here = np.ascontiguousarray(implant[sides]), affine.copy()
     here[:3, 3] = (affine @ [*(side.start for side in sides), 1])[:3]
-    contact, touch = 0.0, part & _grown(bone)
-    for axis in range(3):
-        a, b = (np.moveaxis(mask, axis, 0) for mask in (part, bone))
-        faces = np.count_nonzero(a[1:] & b[:-1]) + np.count_nonzero(a[:-1] & b[1:])
-        contact += faces * np.prod(np.delete(spacing, axis))
-    pixel = max(PIXEL_MM, 1.5 * spacing.max())
+    touch = part & _grown(skull[sides])
     labels, count = ndimage.label(part)
-    pieces = [_piece(labels == k, touch, here, middle, pixel) for k in range(1, count + 1)]
+    pieces = [_piece(labels == k, touch, here, middle) for k in range(1, count + 1)]
     pieces.sort(key=lambda piece: -piece["volume_ml"])
-    boxes, rims = np.array([p["box_mm"] for p in pieces]), [p["rim_mm"] for p in pieces]
-    every = {
-        "volume_ml": sum(piece["volume_ml"] for piece in pieces),
+    rims = [piece["rim_mm"] for piece in pieces]
+    contact = np.average([piece["rim_contact"] for piece in pieces], weights=rims)
+    return {
+        "volume_ml": round(sum(piece["volume_ml"] for piece in pieces), 3),
         "extent_mm": max(piece["extent_mm"] for piece in pieces),
-        "box_mm": [boxes[:, 0].min(0), boxes[:, 1].max(0)],
-        "contact_mm2": contact,
-        "rim_mm": sum(rims),
-        "rim_contact": np.average([piece["rim_contact"] for piece in pieces], weights=rims),
-        "overlap_voxels": int(np.count_nonzero(implant & skull)),
+        "rim_contact": round(float(contact), 3),
         "pieces": pieces,
     }
-    text = json.dumps(every, default=np.ndarray.tolist)
-    return json.loads(text, parse_float=lambda number: round(float(number), 3))
 
 
-def _piece(mask, touch, affine, middle, pixel):
+def _piece(mask, touch, affine, middle):
     points = np.argwhere(mask & ~ndimage.binary_erosion(mask))
     corners = points[:, None] + np.indices((2, 2, 2)).reshape(3, -1).T - 0.5
-    corners = corners.reshape(-1, 3) @ affine[:3, :3].T + affine[:3, 3]
-    rim, share = _rim(mask, touch, affine, middle, pixel)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    return {
-        "volume_ml": np.count_nonzero(mask) * np.prod(spacing) / 1e3,
+    corners = corners.reshape(-1, 3) @ affine[:3, :3].T
+    rim, share = _rim(mask, touch, affine, middle)
+    numbers = {
+        "volume_ml": np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1e3,
         "extent_mm": pdist(corners[ConvexHull(corners).vertices]).max(),
-        "box_mm": [corners.min(0), corners.max(0)],
         "rim_mm": rim,
         "rim_contact": share,
     }
+    return {name: round(float(number), 3) for name, number in numbers.items()}
 
 
-def _rim(piece, touch, affine, middle, pixel):
+def _rim(piece, touch, affine, middle):
     """A piece's outline, seen from the middle of the head: length in mm, and share with contact."""
     points = np.argwhere(piece)
+    pixel = max(PIXEL_MM, 1.5 * np.linalg.norm(affine[:3, :3], axis=0).max())
     rays = points @ affine[:3, :3].T + affine[:3, 3] - middle
     far = np.linalg.norm(rays, axis=1)
     rays /= np.maximum(far, 1e-6)[:, None]

@@ -23,10 +23,9 @@ from skullgen.training import checkpoint, methods
 NOTICE = "Research only. Not a medical device: not for diagnosis, planning or treatment."
 LOOSE = 0.6  # of its outline on bone: an implant with less does not close its hole
 CLOSED = 0.95  # of the opening: with less, part of it stays open
-SOURCES = {"phantom": "phantoms", "skulls": "skulls of data.root", "skullbreak": "SkullBreak"}
 PICTURE = 128  # voxels a side of what is drawn
 # The fields of `config.predict` that determine an implant, and what they are unless they are set.
-SETTINGS = {"bone_hu": 0.0, "label": 0, "threshold": 0.5, "dust_mm3": 2000.0, "pieces": 0}
+SETTINGS = {"bone_hu": 0.0, "label": 0, "threshold": 0.5, "dust_mm3": 2000.0}
 
 
 class Designer(NamedTuple):
@@ -92,7 +91,7 @@ def designer(config: ConfigDict, workdir: Path, net: str = "") -> Designer:
         "updates": updates,
         "weights": checkpoint.fingerprint(net.state),
         "voxel_mm": FIELD_MM / size,
-        "pairs_of": SOURCES.get(data["source"], data["source"]),
+        "source": data["source"],
     }
     framed = data["source"] != "skullbreak" and data["reframe"]
     return Designer(verdict.network(net, size, 1), size, data["threshold"], framed, about)
@@ -105,26 +104,19 @@ def _near(field_mm):
 
 def predict(designer: Designer, path: str | Path, settings: ConfigDict) -> Implant:
     """Designs the implant of the skull in a file, by `settings`, an experiment's `predict`."""
-    skull = volumes.read(path, bone_hu=settings.bone_hu, label=settings.label)
-    try:
-        return design(designer, skull.data, skull.affine, settings)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def design(designer: Designer, skull: Mask, affine: Affine, settings: ConfigDict) -> Implant:
-    """Designs the implant of a defective skull of any size and orientation."""
+    skull, affine = volumes.read(path, bone_hu=settings.bone_hu, label=settings.label)
     turn, size = grids.to_ras(affine, skull.shape), designer.size
     bone, ras = grids.turned(skull, turn), affine @ turn
     cube = not designer.reframe and _near(np.linalg.norm(affine[:3, :3], axis=0) * skull.shape)
-    whole = bone if cube else vault.closed(bone, ras)
-    frame, share = sources.prepare(bone, ras, size, reframe=not cube, whole=whole)
+    with sources.named(path):
+        whole = bone if cube else vault.closed(bone, ras)
+        frame, share = sources.prepare(bone, ras, size, reframe=not cube, whole=whole)
     pair = np.stack([share >= designer.threshold, np.zeros(share.shape, bool)], axis=-1)
     implant = implants.fit(designer.net(store.pack(pair)[None])[0], frame, bone, ras, settings)
     if not implant.any():
         raise UserError(
-            f"no implant: the net found no hole of {settings.dust_mm3:g} mm^3 or more beside bone "
-            "(predict.dust_mm3, predict.threshold); is this skull complete?"
+            f"{path}: no implant: the net found no hole of {settings.dust_mm3:g} mm^3 or more "
+            "beside bone (predict.dust_mm3, predict.threshold); is this skull complete?"
         )
     numbers = implants.measure(implant, bone, ras, vault.middle(frame, size))
     covered = vault.covered(bone, ras, implant)
@@ -172,7 +164,7 @@ def run(config: ConfigDict, workdir: Path, draw: Callable) -> None:
         config = methods.load_config(workdir)
         config.predict = settings
     net = designer(config, workdir, settings.net)
-    words = "{name}: voxels of {voxel_mm:.3g} mm, pairs of {pairs_of}".format(**net.about)
+    words = "{name}: voxels of {voxel_mm:.3g} mm, data.source={source}".format(**net.about)
     print(plain(f"{words}: look at each picture before you trust an implant"))
     with jobs.progress(len(todo), 0, "predict", "skull") as bar:
         for path in todo:
@@ -201,12 +193,12 @@ def _design_file(net, path, config, folder, draw):
     source["settings"] = {field: settings[field] for field in SETTINGS}
     recipe, before = {"net": net.about, "made_of": source}, files.read_json(paths[0])
     there = [other for other in paths if other.exists()]
-    if before:
-        provenance.require_same(paths[0], {field: before.get(field) for field in recipe}, recipe)
-        if there == paths:
-            return "is made already"
-    elif there:
+    if there and not before:
         raise UserError(f"{there[0]}: is there, and not ours: choose another predict.folder")
+    before = before and {field: before.get(field) for field in recipe}
+    provenance.require_same(paths[0], before, recipe)
+    if there == paths:
+        return "is made already"
     implant, (numbers, stl, png, file) = predict(net, path, settings), paths
     folder.mkdir(parents=True, exist_ok=True)
     # The numbers come first: by them a call that was stopped knows its files.

@@ -7,7 +7,6 @@ of skulls) and `checkpoints/`, without optimisers. `sha256sum -c SHA256SUMS` che
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,9 @@ PACKAGED = Path(__file__).parent / "weights"
 README = Path(__file__).parent / "release.md"  # a template
 ABOUT = ("voxel_mm", "kinds", "licence", "trained_on")
 PRIVATE = (
-    *("data.root", "data.test", "data.validation", "generate.weights", "segment.stores"),
-    *("explore.stores", "gallery.stores", "export.store", "export.folder"),
-    *("predict.file", "predict.folder", "predict.weights"),
-)
+    "data.root data.test data.validation generate.weights segment.stores explore.stores "
+    "export.store export.folder predict.file predict.folder predict.weights"
+).split()
 
 
 def place(where: str | Path) -> Path:
@@ -107,10 +105,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
     words = {"generator": config.model_name, "size": config.model.resolution, **recipe}
     words["licence"] = plain(recipe["licence"])
     files.replace(partial / "README.md", template.render(words).encode())
-    pairs = workdir / "generated.zarr"
-    by = (provenance.read(pairs) or {}).get("weights")
-    if (pairs / "README.md").exists() and by == recipe["weights"].get(config.model_name):
-        shutil.copyfile(pairs / "README.md", partial / "DATA_CARD.md")
     inside = sorted(path for path in partial.rglob("*") if path.is_file())
     contents = {path.relative_to(partial): path.read_bytes() for path in inside}
     sums = [f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in contents.items()]

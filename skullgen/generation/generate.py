@@ -36,14 +36,13 @@ def check(settings: ConfigDict) -> None:
     in_range("generate.batch_size", settings.batch_size, 1, 2**16)
     in_range("generate.threshold", settings.threshold, 0.001, 1)
     in_range("generate.dust_mm3", settings.dust_mm3, 0)
-    one_of("generate.connectivity", settings.connectivity, (6, 18, 26))
     one_of("generate.channels", settings.channels, ("", "independent", "exclusive"))
 
 
 def rules(settings: ConfigDict, channels: str, voxel_mm: float) -> Rules:
     """The rules of an experiment's `config.generate`; channels: as of `methods.channels`."""
     dust = int(np.ceil(settings.dust_mm3 / voxel_mm**3))
-    return Rules(channels, settings.threshold, dust, settings.connectivity)
+    return Rules(channels, settings.threshold, dust)
 
 
 def latents(

@@ -24,13 +24,12 @@ def identity(pairs: store.Store) -> dict[str, Any]:
     return {"recipe": pairs.recipe, "pairs": pairs.count}
 
 
-def write(path: Path, metrics: dict[str, Any] | None = None) -> Path:
+def write(path: Path) -> Path:
     """Writes `README.md` into the whole generated store at `path`; returns its path.
 
-    metrics: of a `metrics.json`; None: that beside the store, if it is about these pairs.
+    It tells the numbers of the `metrics.json` beside the store, if that is about these pairs.
     """
-    pairs = store.Store(path)
-    metrics = metrics or files.read_json(path.parent / "metrics.json")
+    pairs, metrics = store.Store(path), files.read_json(path.parent / "metrics.json")
     worth = "Not evaluated.\n"
     if metrics and metrics.get("generated") == identity(pairs):
         worth = tables.markdown(tables.fidelity(metrics["quality"])._replace(title=""))

@@ -1,100 +1,61 @@
 """Pages to leaf through stores, real or generated, in 3-D and in slices; they need no network.
 
-`<workdir>/gallery/<store>/index.html` and beside it, for each hundred pairs, `pairs-000.js` (their
-bits) and `thumbs-000.jpg`.
+`<workdir>/gallery/<store>/index.html` and, beside it, the bits of each hundred pairs in a script.
 """
 
 import base64
-import io
 import json
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
 from ml_collections import ConfigDict
-from PIL import Image
-from skimage.measure import block_reduce
 
-from skullgen.core import files, jobs, plugins, provenance
+from skullgen.core import files, jobs, provenance
 from skullgen.core.errors import UserError, plain
 from skullgen.data import mixture, store
-from skullgen.evaluation import fidelity
 from skullgen.report import html
-from skullgen.training import loop
 
-CHUNK, COLUMNS = 100, 10  # pairs of a file, and of a row of its thumbnails
-TILE = 64  # pixels of a thumbnail a side, at most
-Mask = Bool[np.ndarray, "D D D"]
-
-
-class Training(NamedTuple):
-    """The training pairs that each pair is compared with."""
-
-    store: store.Store
-    rows: Int[np.ndarray, " n"]
-    bits: store.Packed
-    skulls: Int[np.ndarray, " n"]
+CHUNK = 100  # pairs of a file
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """The stage `gallery`: a page for each store of `config.gallery`, or for the run's own."""
-    names = plugins.listed(config.gallery.stores)
-    paths = [mixture.find(name, workdir) for name in names or mixture.OWN]
-    stores = [store.Store(path) for path in paths if names or store.exists(path)]
-    if not stores:
+    """The stage `gallery`: a page for each store of the run."""
+    paths = [workdir / name for name in mixture.OWN if store.exists(workdir / name)]
+    if not paths:
         raise UserError(f"{workdir}: no store of pairs here: run `ingest` or `generate` first")
-    train, pages = None, {}
-    if store.exists(workdir / "real.zarr"):
-        real = store.Store(workdir / "real.zarr")
-        rows = loop.training_rows(workdir, config.get("model_name", ""))
-        if len(rows) and not real.missing():
-            train = Training(real, rows, real.load(rows), real.column("skull")[rows])
-    for pairs in stores:
-        path, near = pairs.path, train if train and train.store.size == pairs.size else None
-        folder = f"{path.resolve().parent.name}-{path.stem}"
-        folder = path.stem if path.parent == workdir else folder
-        if folder in pages:
-            both = f"{path} and {pages[folder]}"
-            raise UserError(f"gallery.stores: {both} would have one page: name one of them")
-        pages[folder] = path
-        print(write(pairs, workdir / "gallery" / folder, config.gallery.pairs, near))
+    for path in paths:
+        print(write(store.Store(path), workdir / "gallery" / path.stem, config.gallery.pairs))
 
 
-def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -> Path:
+def write(pairs: store.Store, folder: Path, most: int) -> Path:
     """Writes the page of the first `most` pairs of a store into `folder`; its path."""
     pairs.require_whole()
     folder.mkdir(parents=True, exist_ok=True)
-    every, near = pairs.every(), []
+    every = pairs.every()
     rows = every[:most]
     with jobs.progress(len(rows), 0, f"gallery {plain(pairs.path.stem)}", "pair") as bar:
         for start in range(0, len(rows), CHUNK):
             jobs.check()
             part = rows[start : start + CHUNK]
-            bits, number = pairs.load(part), f"{start // CHUNK:03d}"
-            packed = [base64.b64encode(zlib.compress(row.tobytes(), 6)).decode() for row in bits]
-            script = f'bits("{number}",{json.dumps(packed)})'
-            files.replace(folder / f"pairs-{number}.js", script.encode())
-            files.replace(folder / f"thumbs-{number}.jpg", _thumbnails(bits, pairs.size))
-            near += _nearest(pairs, part, bits, train) if train else [None] * len(part)
+            packed = [zlib.compress(row.tobytes(), 6) for row in pairs.load(part)]
+            texts, number = [base64.b64encode(row).decode() for row in packed], start // CHUNK
+            script = f'bits("{number:03d}",{json.dumps(texts)})'
+            files.replace(folder / f"pairs-{number:03d}.js", script.encode())
             bar.update(len(part))
-    names, real = {}, folder.parent / "real" / "index.html"
-    training_page = "../real/index.html" if real.exists() else None
-    if train:
-        names = dict(zip(train.rows.tolist(), train.store.names(train.skulls), strict=True))
-        training_page = "" if pairs.path.samefile(train.store.path) else training_page
     unwanted = np.setdiff1d(every, pairs.rows()).tolist()
+    names = "row", "split", "kind", "skull", "skull_cm3", "defect"
+    cm3 = pairs.column("voxels")[rows] * pairs.attrs["voxel_mm"] ** 3 / 1000
+    columns = rows, *(pairs.column(name)[rows] for name in names[1:4]), *cm3.round(3).T
+    facts = zip(*(column.tolist() for column in columns), strict=True)
     data = {
-        "pairs": _facts(pairs, rows, near),
+        "pairs": [dict(zip(names, row, strict=True)) for row in facts],
         "all": len(every),
         "size": pairs.size,
         "chunk": CHUNK,
         "voxel_mm": pairs.attrs["voxel_mm"],
         "kinds": list(map(plain, pairs.attrs["kinds"])),
         "names": list(map(plain, pairs.attrs["names"])),
-        "training": names,
-        "training_page": training_page,
         "left_out": unwanted,
         "where": plain(str(pairs.path / "leave_out.txt")),
         "identity": provenance.digest([pairs.recipe, str(pairs.path), unwanted]),
@@ -102,47 +63,3 @@ def write(pairs: store.Store, folder: Path, most: int, train: Training | None) -
     title = f"Pairs of {pairs.path.name}, {pairs.path.resolve().parent.name}"
     files.replace(folder / "index.html", html.fill("gallery.html", {"title": title, "data": data}))
     return folder / "index.html"
-
-
-def _facts(pairs, rows, near):
-    """What the page says of each pair."""
-    names = "split", "kind", "skull", "row", "near", "skull_cm3", "defect"
-    columns = [pairs.column(name)[rows].tolist() for name in names[:3]]
-    cm3 = pairs.column("voxels")[rows] * pairs.attrs["voxel_mm"] ** 3 / 1000
-    columns += [rows.tolist(), near, *cm3.round(3).T.tolist()]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _nearest(pairs, rows, bits, train):
-    """Of each pair `{"skull": [Dice or None, row], "pair": ...}`, the nearest of another skull."""
-    near = [{} for _ in bits]
-    same = pairs.column("skull")[rows][:, None] == train.skulls
-    for what, dice in fidelity.training_dice(bits, train.bits, pairs.size).items():
-        dice[same & pairs.path.samefile(train.store.path)] = -1
-        for one, best, value in zip(near, dice.argmax(1), dice.max(1).tolist(), strict=True):
-            one[what] = [round(value, 4) if value >= 0 else None, int(train.rows[best])]
-    return near
-
-
-def _thumbnails(bits, size):
-    tiles = [thumbnail(*np.moveaxis(store.unpack(row, size), -1, 0)) for row in bits]
-    side, lines = len(tiles[0]), CHUNK // COLUMNS
-    sheet = np.full((lines, COLUMNS, side, side, 3), 255, np.uint8)
-    sheet.reshape(-1, side, side, 3)[: len(tiles)] = tiles
-    picture, file = sheet.swapaxes(1, 2).reshape(lines * side, COLUMNS * side, 3), io.BytesIO()
-    Image.fromarray(picture).save(file, "jpeg", quality=85)
-    return file.getvalue()
-
-
-def thumbnail(skull: Mask, defect: Mask) -> UInt8[np.ndarray, "P P 3"]:
-    """A pair (RAS) seen through, from where its defect lies; P is D, or less in blocks."""
-    middle = (1, 0, 0)
-    if defect.any():
-        middle = np.argwhere(defect).mean(0) - np.argwhere(skull | defect).mean(0)
-    axis, factor = int(np.abs(middle).argmax()), -(-len(skull) // TILE)
-    colour = np.ones(3)
-    for volume, density, ink in (skull, 8, (0.25, 0.23, 0.2)), (defect, 24, (0.0, 0.35, 0.75)):
-        plane = block_reduce(volume.mean(axis).T[::-1, ::-1], factor, np.mean)  # radiological
-        light = np.exp(-density * plane[..., None])
-        colour = colour * light + ink * (1 - light)
-    return np.rint(255 * colour).astype(np.uint8)

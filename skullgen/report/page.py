@@ -6,35 +6,30 @@ empty is left out.
 
 import base64
 import collections
-import io
-import itertools
 import urllib.parse
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from skullgen.core import files
 from skullgen.data import store
 from skullgen.report import html, tables
-from skullgen.report.render import scene
 from skullgen.report.tables import Table
 from skullgen.training import logs
 
-PAIRS, RUNS = 5, 300  # to turn in a scene; of updates in a curve
+RUNS = 300  # of updates in a curve
 SETTINGS = ("data", "model", "phases", "generate", "segment", "evaluate")  # of the numbers
 Row = dict[str, Any]
 
 
 class Plot(NamedTuple):
-    """What the page's function `kind` draws, by names; one at a time is shown."""
+    """What the page's function `kind` draws."""
 
     title: str
     kind: str
-    figures: dict[str, Any]
-    high: float = 15  # rem
+    figure: dict[str, Any] | list[dict[str, Any]]
 
 
 def write(workdir: Path) -> Path:
@@ -47,12 +42,9 @@ def write(workdir: Path) -> Path:
     before, stale = metrics.get("config", config), []
     if changed := [name for name in SETTINGS if before.get(name) != config.get(name)]:
         stale = [f"The numbers are of another {', '.join(changed)}: run the stage evaluate."]
-    maps = maps.get("maps", [])
     paths = [workdir / f"{name}.zarr" for name in ("real", "generated")]
     stores = [store.Store(path) for path in paths if store.exists(path)]
-    whole = [one for one in stores if not one.missing()]
-    details = {"Config": config, "Versions": versions, "Nets": verdict.get("nets")}
-    details |= {f"Data: {one.path.name}": {**one.attrs, "recipe": one.recipe} for one in stores}
+    details = {"Config": config, "Versions": versions}
     link = Markup('<a href="gallery/{}/index.html">{}</a>').format
     galleries = sorted(path.parent.name for path in workdir.glob("gallery/*/index.html"))
     records = sorted(workdir.glob("*.jsonl"), key=lambda path: (path.name != "train.jsonl", path))
@@ -62,16 +54,14 @@ def write(workdir: Path) -> Path:
             Table("", ["what", ""], _facts(config, versions, stores)),
             {title: values for title, values in details.items() if values},
         ],
-        "Pairs to turn": [plot for plot in map(_turned, whole) if plot.figures],
         "Pairs to leaf through": [link(urllib.parse.quote(name), name) for name in galleries],
         "Verdict": [tables.verdict(verdict)] if verdict else [],
-        "Differences between nets": [differences(verdict.get("differences", []))],
-        "By kind and by skull": groups(verdict.get("summary", [])),
+        "By kind of defect": [kinds(verdict.get("summary", []))],
         "Table 1": [_table(table1, table1.get("title", ""))],
         "Sweep": [_table(sweep, "Its runs, seeds together")],
         "Copies": copies(quality["copies"]) if quality else [],
         "Generated pairs in numbers": [tables.fidelity(quality)] if quality else [],
-        "Maps": [Plot(one["title"], "map", {"": one["points"]}, 30) for one in maps],
+        "Maps": [Plot(one["title"], "map", one["points"]) for one in maps.get("maps", [])],
         "Pictures": list(map(picture, sorted(workdir.glob("figures/*.png")))),
         "Training": [plot for path in records for plot in curves(logs.read(path), path.stem)],
     }
@@ -95,7 +85,7 @@ def curves(records: list[Row], log: str) -> list[Plot]:
     order, plots = list(dict.fromkeys(record["phase"] for record in records)), []
     for name, phases in metrics.items():
         bands = {phase: band for phase, values in phases.items() if (band := _bands(values))}
-        plots.append(Plot(f"{log}: {name}", "curve", {"": {"order": order, "phases": bands}}, 11))
+        plots.append(Plot(f"{log}: {name}", "curve", {"order": order, "phases": bands}))
     return plots
 
 
@@ -108,59 +98,31 @@ def _bands(values):
     return np.round(np.transpose(bands), 6).tolist()
 
 
-def differences(rows: list[Row]) -> Table:
-    """Differences between nets, and on which side of zero their intervals lie."""
-    lines = []
-    for row in rows:
-        if row["low"] is None:
-            says = "no interval"
-        elif row["low"] * row["high"] <= 0:
-            says = "not told apart"
-        elif "." in row["metric"]:  # of the user's own it is not known what is better
-            says = ("lower", "higher")[row["mean"] > 0]
-        else:
-            says = ("worse", "better")[(row["mean"] > 0) != row["metric"].startswith("hd95")]
-        nets = f"{row['net']} minus {row['minus']}"
-        cells = row["column"], row["metric"], _span(row, "+"), str(row["skulls"])
-        lines.append([nets, *cells, says])
-    return Table("", ["nets", "column", "metric", "mean", "skulls", "the first is"], lines)
+def kinds(summary: list[Row]) -> Table:
+    """The mean Dice of the test by kind of defect."""
+    place = ("kind", "test", "dice")
+    rows = [row for row in summary if (row["by"], row["column"], row["metric"]) == place]
+    lines = [[row["net"], row["group"], tables.span(row), str(row["cases"])] for row in rows]
+    return Table("", ["net", "kind", "test Dice", "cases"], lines)
 
 
-def groups(summary: list[Row]) -> list[Plot]:
-    """Charts of the means by kind of defect and by skull, of the column test where there is one."""
-    charts = []
-    defined = [row for row in summary if row["mean"] is not None]
-    for by, metric in itertools.product(("kind", "skull"), ("dice", "hd95_mm")):
-        rows = [row for row in defined if row["by"] == by and row["metric"] == metric]
-        column = min((row["column"] for row in rows), key="test".__ne__, default="")
-        rows = [row for row in rows if row["column"] == column]
-        rows = [row | {"says": f"{row['net']}, {row['group']}: {_span(row)}"} for row in rows]
-        if rows:
-            title = f"{metric} by {by}, {tables.COLUMNS.get(column, column)}"
-            charts.append(Plot(title, "dots", {"": rows}, 5 + 0.9 * len(rows)))
-    return charts
-
-
-def copies(quality: dict[str, Any]) -> list[str | Plot | Table]:
-    """How near generated skulls and pairs lie to training ones: words, bars, the closest."""
+def copies(quality: dict[str, Any]) -> list[Plot | Table]:
+    """How near generated skulls and pairs lie to training ones: bars, and the closest."""
     blocks, columns = [], ["generated", "training pair", "its skull", "Dice"]
     for name in ("skull", "pair"):
         near = quality[name]
-        plot = Plot(f"Dice to the nearest training {name}", "histogram", {"": near})
-        rows = [
-            [str(row["generated"]), str(row["training"]), row["name"], tables.number(row["dice"])]
-            for row in near["closest"]
-        ]
-        blocks += [tables.copies(name, near), plot, Table("The closest", columns, rows)]
+        plot = Plot(f"Dice to the nearest training {name}", "histogram", near)
+        blocks += [plot, Table("The closest", columns, list(map(_cells, near["closest"])))]
     return blocks
 
 
+def _cells(copy):
+    return [str(copy["generated"]), str(copy["training"]), copy["name"], f"{copy['dice']:.3f}"]
+
+
 def picture(path: Path) -> dict[str, str]:
-    """A PNG with its caption, as WebP that is not too large for a page."""
-    image, file = Image.open(path).convert("RGB"), io.BytesIO()
-    image.thumbnail((1840, 4000))
-    image.save(file, "webp", quality=85)
-    source = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    """A PNG with its caption."""
+    source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     return {"source": source, "caption": path.stem.replace("_", " ")}
 
 
@@ -174,34 +136,16 @@ def _facts(config, versions, stores):
     }
     for one in stores:
         name, rows = one.path.stem, one.rows()
-        unwanted = len(one.every()) - len(rows)
+        splits = one.column("split")[rows].tolist()
+        counts = {split: splits.count(k) for k, split in enumerate(store.SPLITS) if k in splits}
         size = f"{one.size}³ voxels, {one.attrs['voxel_mm']:.3g} mm a side"
         facts[f"{name} pairs"] = f"{one.count} of {size}"
-        facts[f"{name} pairs left out"] = unwanted and f"{unwanted}, listed in leave_out.txt"
         facts[f"skulls of {name} pairs"] = len(one.attrs["names"])
+        facts[f"{name} pairs left out"] = len(one.every()) - len(rows)
+        facts[f"split of {name} pairs"] = ", ".join(f"{k} {n}" for k, n in counts.items())
         facts[f"licence of {name} pairs"] = one.attrs["licence"]
-        if name == "real":
-            split = one.column("split")[rows].tolist()
-            facts["split"] = ", ".join(f"{n} {split.count(k)}" for k, n in enumerate(store.SPLITS))
     return [[name, str(value)] for name, value in facts.items() if value]
-
-
-def _turned(pairs):
-    """Some pairs of a store to turn, spread over it: different skulls and kinds."""
-    rows, figures = pairs.rows(), {}
-    rows = rows[np.linspace(0, len(rows) - 1, min(PAIRS, len(rows))).astype(int)]
-    names, kinds = pairs.names(pairs.column("skull")[rows]), pairs.column("kind")[rows]
-    for row, name, kind, bits in zip(rows.tolist(), names, kinds, pairs.load(rows), strict=True):
-        skull, defect = np.moveaxis(store.unpack(bits, pairs.size), -1, 0)
-        kind = pairs.attrs["kinds"][kind] if kind >= 0 else ""
-        label = ", ".join(filter(None, [name, kind, f"pair {row}"]))
-        figures[label] = scene(skull, defect, pairs.attrs["voxel_mm"])
-    return Plot(f"{pairs.path.stem.title()} pairs", "scene", figures, 25)
 
 
 def _table(file, title):
     return Table(title, file.get("columns", []), file.get("rows", []), file.get("notes", []))
-
-
-def _span(row, sign=""):
-    return tables.span(row, sign, digits=1 if row["metric"].endswith("mm") else 3)

@@ -1,4 +1,4 @@
-"""The pictures of a run: pairs, slices, maps, interpolation, a case by every net."""
+"""The pictures of a run: pairs, interpolation, a case by every net; and its maps."""
 
 import functools
 from pathlib import Path
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from skullgen.core import files
 from skullgen.data import store
 from skullgen.data.store import Store
-from skullgen.evaluation import explore, verdict
+from skullgen.evaluation import explore, metrics, verdict
 from skullgen.generation import generate
 from skullgen.report import figures
 from skullgen.training import methods
@@ -56,7 +56,7 @@ def _closest(real, made, rows):
 def maps(
     workdir: Path, real: Store, stores: dict[str, Store], nets: list[Trained], settings: ConfigDict
 ) -> Path:
-    """Figure 3, and `maps.json`: real pairs and those of generated stores; the picture's path.
+    """Figure 3 as `maps.json`, for the report: real pairs and those of generated stores; its path.
 
     nets: that saw only real pairs: the first one's features are mapped, where it has some.
     settings: `config.explore`.
@@ -73,10 +73,7 @@ def maps(
     options = {name: settings[name] for name in ("seed", "perplexity", "umap")}
     places = explore.maps(groups, real.size, features, **options)
     files.write_json(workdir / "maps.json", places)
-    path = workdir / "figures" / "maps.png"
-    if places["maps"]:  # not where all pairs are alike
-        figures.map_sheet(path, places["maps"])
-    return path
+    return workdir / "maps.json"
 
 
 def segmentations(
@@ -93,9 +90,13 @@ def segmentations(
     predict = {name: verdict.network(net, real.size, 1) for name, net in nets.items()}
     predict["mean skull"] = verdict.mean_skull(real.load(real.rows("train")), real.size)
     predict["mirror image"] = verdict.mirror(real.size)
-    implants = {name: one(bits)[0] >= threshold for name, one in predict.items()}
+    implants, captions = [truth], ["the true implant"]
+    for name, one in predict.items():
+        implants.append(one(bits)[0] >= threshold)
+        captions.append(f"{name}: Dice {metrics.dice(implants[-1], truth):.3f}")
+    pairs = np.stack([np.stack([skull, implant], -1) for implant in implants])
     path = workdir / "figures" / "segmentation.png"
-    figures.segmentation_sheet(path, skull, truth, implants, f"Test pair {row}")
+    figures.pair_sheet(path, pairs, f"Test pair {row}", captions)
     return [path]
 
 
@@ -111,6 +112,5 @@ def interpolation(workdir: Path, real: Store, net: Trained, config: ConfigDict) 
     ways = explore.interpolation(net, z, settings.steps, rules)
     between = "two draws" if net.model.encode is None else " and ".join(names)
     path, title = workdir / "figures" / "interpolation.png", f"Between {between}, in latent space"
-    strips = dict(zip(("linear", "spherical"), ways, strict=True))
-    figures.strip(path, strips, title, None if net.model.encode is None else ends)
+    figures.strip(path, dict(zip(("linear", "spherical"), ways, strict=True)), title)
     return path

@@ -24,12 +24,11 @@ from skullgen.training import methods
 
 PAIRS = 8  # of a sheet: the first that `generate` draws with seed 0
 SHARE = 0.02  # of the time that sheets may take
-Clock = Callable[[], float]
 Watch = Callable[[State, str], list[dict[str, Any]]]
 
 
 def watcher(
-    model: Model, real: Store, folder: Path, config: ConfigDict, clock: Clock = time.monotonic
+    model: Model, real: Store, folder: Path, config: ConfigDict, clock: Callable = time.monotonic
 ) -> Watch | None:
     """`watch(state, phase) -> records`, for `loop.train`; None where there is nothing to see.
 
@@ -55,7 +54,7 @@ def watcher(
             draws[decode] = generate.drawer(model._replace(decode=decode), rules)
         bits, step = _draw(draws[decode], state), int(state.step)
         dices, path = alike(bits, real.size), folder / f"{phase}-{step:06d}.png"
-        says = f"{phase}, update {step}: {_words(bits, dices, truth)}"
+        says = f"{phase}, update {step}: {_words(dices, truth)}"
         figures.pair_sheet(path, store.unpack(bits, real.size), says)
         files.replace(folder / "latest.png", path.read_bytes())
         picture, end = np.asarray(Image.open(path).convert("RGB")), clock()
@@ -83,9 +82,7 @@ def alike(bits: store.Packed, size: int) -> dict[str, float | None]:
     return means
 
 
-def _words(bits, dices, truth):
+def _words(dices, truth):
     number = tables.number
     words = [f"{name}s {number(dice)} (real {number(truth[name])})" for name, dice in dices.items()]
-    empty = int((store.voxels(bits)[:, 1] == 0).sum())
-    lacking = f"; {empty} of {len(bits)} have no defect" * bool(empty)
-    return f"Dice of two samples, 1 is collapse: {', '.join(words)}{lacking}"
+    return f"Dice of two samples, 1 is collapse: {', '.join(words)}"

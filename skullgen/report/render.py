@@ -1,19 +1,18 @@
-"""Pairs seen in 3-D: shaded pictures as arrays, and what Plotly turns.
+"""Pairs seen in 3-D: shaded pictures as arrays.
 
 D voxels a side, P pixels a side. Volumes are RAS, bool or shares; more than `LARGEST` voxels a side
 are averaged in blocks first.
 """
 
 import math
-from typing import Any
 
 import numpy as np
-import plotly.graph_objects as plotly
 from jaxtyping import Float, Integer, Shaped, UInt8
 from scipy import ndimage
-from skimage.measure import block_reduce, marching_cubes
+from skimage.measure import block_reduce
 
 Volume = Shaped[np.ndarray, "D D D"]
+Pair = Shaped[np.ndarray, "D D D 2"]
 Picture = UInt8[np.ndarray, "P P 3"]
 Vector = Float[np.ndarray, "3"]
 View = tuple[float | int, float | int]  # azimuth, elevation: degrees
@@ -23,7 +22,7 @@ THREE_QUARTER = (35.0, 20.0)
 LAMP = np.float32([-0.41, 0.6, 0.69])  # to the right, upwards, towards the camera
 SIGMA = 0.75  # voxels
 LEVEL = 0.25  # half of what a smoothed plate one voxel thick keeps, so that it stays whole
-LARGEST, TURNED = 160, 48  # voxels a side of what is drawn, and of what Plotly turns
+LARGEST = 160  # voxels a side of what is drawn
 PAD = 4  # voxels, so that surfaces close outside the frame
 
 
@@ -36,7 +35,7 @@ def render(
     patient's right on the picture's left), 90 the patient's right; elevation 90 is from above.
     """
     camera = _camera(*view)
-    fields = [_field(volume, LARGEST, PAD, SIGMA) for volume in (skull, defect)]
+    fields = [_field(volume) for volume in (skull, defect)]
     seen = np.argwhere(np.maximum(*fields) > LEVEL) @ camera.T
     seen = seen if len(seen) else np.zeros((1, 3))
     low, high = seen.min(0), seen.max(0)
@@ -54,12 +53,12 @@ def largest_part(volume: Volume) -> Integer[np.ndarray, "M 3"]:
     return np.argwhere(labels == 1 + np.argmax(sizes[1:]) if parts else labels)
 
 
-def direction(skull: Volume, defect: Volume) -> Vector:
+def direction(pair: Pair) -> Vector:
     """The unit vector from a pair's middle to the largest part of its defect; zeros without one."""
-    part = largest_part(defect)
+    part = largest_part(pair[..., 1])
     if not len(part):
         return np.zeros(3)
-    inside = np.argwhere((skull > 0.3) | (defect > 0.3))
+    inside = np.argwhere((pair > 0.3).any(-1))
     away = part.mean(0) - (inside.min(0) + inside.max(0)) / 2
     return away / max(np.linalg.norm(away), 1e-6)
 
@@ -75,28 +74,6 @@ def look(towards: Vector) -> View:
     return (oblique if math.hypot(x, y) > 0.3 else THREE_QUARTER[0]), elevation
 
 
-def scene(skull: Volume, defect: Volume, voxel_mm: float | int) -> dict[str, Any]:
-    """The surfaces of a pair, and an eye on the defect's own side."""
-    azimuth, up = np.radians(look(direction(skull, defect)))
-    up = max(up, 0.3)  # seen level, the axes' labels lie on one another
-    eye = np.sin(azimuth) * np.cos(up), np.cos(azimuth) * np.cos(up), np.sin(up)
-    meshes = [surface(volume, voxel_mm) for volume in (skull, defect)]
-    return {"meshes": meshes, "eye": eye, "side": len(skull) * voxel_mm}
-
-
-def surface(volume: Volume, voxel_mm: float | int) -> dict[str, Any]:
-    """A volume's surface, as Plotly's Mesh3d, in mm from the frame's corner."""
-    factor = -(-len(volume) // TURNED)
-    field = _field(volume, TURNED, 2, SIGMA / factor)
-    points, faces = np.zeros((0, 3)), np.zeros((0, 3))
-    if field.max() > LEVEL:
-        points, faces, *_ = marching_cubes(field, LEVEL)
-    x, y, z = ((points - 1.5) * factor * voxel_mm).T.astype(np.float32)
-    i, j, k = faces.T.astype(np.int32)
-    mesh = plotly.Mesh3d(x=x, y=y, z=z, i=i, j=j, k=k)
-    return plotly.Figure(mesh).to_dict()["data"][0]
-
-
 def _camera(azimuth, elevation):
     """The rows (picture's right, picture's up, towards the camera) [3, 3] in RAS."""
     a, e = math.radians(azimuth), math.radians(elevation)
@@ -105,11 +82,11 @@ def _camera(azimuth, elevation):
     return np.stack([np.cross(up, towards), up, towards])
 
 
-def _field(volume, side, pad, sigma):
-    """Shares in at most `side` voxels a side, smooth, in which what is thin stays as it was."""
-    shares = block_reduce(volume, -(-len(volume) // side), np.mean).astype(np.float32)
-    shares = np.pad(shares, pad)
-    return np.maximum(ndimage.gaussian_filter(shares, sigma), 2 * LEVEL * shares)
+def _field(volume):
+    """Shares of voxels, smooth, in which what is thin stays as it was."""
+    shares = block_reduce(volume, -(-len(volume) // LARGEST), np.mean).astype(np.float32)
+    shares = np.pad(shares, PAD)
+    return np.maximum(ndimage.gaussian_filter(shares, SIGMA), 2 * LEVEL * shares)
 
 
 def _surface(field, camera, pivot, span, pixels):

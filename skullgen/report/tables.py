@@ -1,4 +1,4 @@
-"""Tables as lines of text, Markdown or CSV, and the two that every evaluation makes."""
+"""Tables as lines of text or Markdown, and the two that every evaluation makes."""
 
 import collections
 import re
@@ -31,10 +31,10 @@ def number(value: float | int | None, sign: str = "", digits: int = 3) -> str:
     return "-" if value is None else f"{value:{sign}.{digits}f}"
 
 
-def span(row: dict[str, Any] | None, sign: str = "", digits: int = 3) -> str:
+def span(row: dict[str, Any] | None, sign: str = "") -> str:
     """The `mean [low, high]` of a row; "-" without one, no brackets without an interval."""
     row = row or {}
-    mean, low, high = (number(row.get(k), sign, digits) for k in ("mean", "low", "high"))
+    mean, low, high = (number(row.get(k), sign) for k in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]" if row.get("low") is not None else mean
 
 
@@ -92,20 +92,13 @@ def verdict(verdict: dict[str, Any]) -> Table:
 def fidelity(quality: dict[str, Any]) -> Table:
     """The numbers of `fidelity.fidelity`; what they say of copies is in the notes."""
     channels = {name: quality[name] for name in ("skull", "defect")}
-    rows, notes = [], []
+    rows = []
     for title, (what, who) in DICES.items():
         rows.append([title, *(number(one[what].get(who)) for one in channels.values())])
     for who in ("generated", "training"):
         shares = (one["occupancy"][who] for one in channels.values())
         rows.append([f"occupancy, {who}", *(f"{share:.2%}" for share in shares)])
-    for name, one in channels.items():
-        generated, unseen = (one["nearest_training_dice"][k] for k in ("generated", "held_out"))
-        if unseen is not None and generated > unseen + 0.05:
-            notes.append(
-                f"The generated {name}s lie nearer to a training pair than held-out real ones "
-                f"do ({generated:.3f}, {unseen:.3f}): they copy or interpolate."
-            )
-    notes += [copies(name, quality["copies"][name]) for name in ("skull", "pair")]
+    notes = [copies(name, quality["copies"][name]) for name in ("skull", "pair")]
     title = f"{quality['removed']['pairs']} generated pairs: {removal(quality['removed'])}"
     return Table(title, [f"Dice, {quality['compared']} pairs", "skull", "defect"], rows, notes)
 

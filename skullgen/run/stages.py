@@ -50,8 +50,8 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     if "evaluate" in names:
         others = mixture.named(config.evaluate.stores, "evaluate.stores")
         mixture.require_there([name for name, *_ in others], workdir)
-    for name in {"explore", "gallery"}.intersection(names):
-        mixture.require_there(plugins.listed(config[name].stores), workdir)
+    if "explore" in names:
+        mixture.require_there(plugins.listed(config.explore.stores), workdir)
 
 
 def versions() -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _evaluate(config, workdir):
     result["warnings"] = [*notes, *_notes(config, workdir, real), *verdict.warnings(result)]
     files.write_json(workdir / "metrics.json", result)
     if "quality" in result:
-        card.write(path, result)
+        card.write(path)
     lines += [f"warning: {line}" for line in result["warnings"]]
     print("\n".join(map(plain, lines)))
 

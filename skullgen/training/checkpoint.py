@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -25,18 +24,11 @@ DELETED = "deleted.partial"  # `files.clear` knows it by its ending
 DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND")  # what tensorstore says of changed files
 
 
-def manager(
-    folder: Path, every: int = 1, keep: int = 2, ends: Sequence[int] = ()
-) -> ocp.CheckpointManager:
-    """What saves in `folder`, for this process alone: `ends` and `keep` multiples of `every` stay.
-
-    Beside them the newest, which may be that of a stop: it goes when the next one is written.
-    """
+def manager(folder: Path, keep: int = 1) -> ocp.CheckpointManager:
+    """What saves in `folder`, for this process alone: the newest `keep` checkpoints stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    policies = ocp.checkpoint_managers
-    schedule = policies.EveryNSteps(every, max_to_keep=keep), policies.CustomSteps(list(ends))
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), *schedule]),
+        max_to_keep=keep,
         create=False,
         cleanup_tmp_directories=True,
         todelete_subdir=DELETED,  # moved there at once: a kill leaves no step half deleted

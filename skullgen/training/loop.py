@@ -44,7 +44,7 @@ class Options(NamedTuple):
     batch: int  # pairs of an update, over all devices
     log_every: int  # updates between fetches of the metrics
     save_every: int  # updates between checkpoints
-    keep: int  # newest of those checkpoints, beside those at the phases' ends
+    keep: int  # newest checkpoints that stay
     budget_mb: int  # packed pairs of up to this size stay on the device, more are streamed
     tensorboard: Path | None = None  # its folder
 
@@ -111,16 +111,14 @@ def train(
     """
     check(options)
     lead, whole = hosts.lead(), spans(plan, _count(parts), options.batch)
-    ends = [span.end for span in whole]
     if lead:
         _claim(place.folder, recipe(plan, parts, place.recipe, options.seed, options.batch))
     # Placed as the steps return it, or the first one is compiled twice.
     state = parallel.resident(checkpoint.begin(place.folder, model, options.seed))
     first = int(state.step)
-    if 0 < first < ends[-1]:
+    if 0 < first < whole[-1].end:
         print(f"training: goes on from the checkpoint of update {first}")
-    schedule = options.save_every, options.keep, ends
-    own = checkpoint.manager(place.folder, *schedule) if lead else None
+    own = checkpoint.manager(place.folder, options.keep) if lead else None
     recent, watch = (logs.cut(place.log, first), watch) if lead else ([], Watch())
     board_file = logs.tensorboard(options.tensorboard if lead else None)
     with own or contextlib.nullcontext(), board_file as board:

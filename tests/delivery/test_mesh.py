@@ -44,14 +44,9 @@ def test_smoothing_takes_the_stairs_and_leaves_the_ball():
     assert distance.mean() == pytest.approx(10, abs=0.1)
 
 
-def test_a_share_is_cut_at_its_level():
-    share = np.zeros((9, 9, 9))
-    share[2:7, 2:7, 2:7] = 0.5
-    share[3:6, 3:6, 3:6] = 1
-    assert mesh.solid(share, np.eye(4)).volume == pytest.approx(27, rel=0.01)
-    assert mesh.solid(share, np.eye(4), level=0.4).volume == pytest.approx(125, rel=0.01)
-    with pytest.raises(UserError, match=r"no voxel is above 0\.5"):
-        mesh.solid(np.zeros((3, 3, 3)), np.eye(4))
+def test_an_empty_mask_has_no_surface():
+    with pytest.raises(UserError, match="the mask is empty"):
+        mesh.solid(np.zeros((3, 3, 3), bool), np.eye(4))
 
 
 def test_a_speck_stays_in_its_voxel():

@@ -56,29 +56,21 @@ def test_the_v_net_of_a_run_is_that_of_its_pairs(made):
     threshold, config.data.threshold = config.data.threshold, 0.9
     net = predict.designer(config, path)
     assert (net.size, net.threshold, net.reframe) == (SIZE, threshold, True)  # as the pairs' own
-    about = {"pairs_of": "phantoms", "voxel_mm": 25.6, "updates": 3}
+    about = {"source": "phantom", "voxel_mm": 25.6, "updates": 3}
     assert about.items() <= net.about.items()
-    config.segment.model.learning_rate = 0.2
-    with pytest.raises(UserError, match=r"made with segment\.model\.learning_rate 0\.1, now 0\.2"):
-        predict.designer(config, path)
 
 
-def test_it_holds_weights_without_optimisers_and_tells_no_path(made):
-    path, _, net = made
+def test_it_holds_weights_without_optimisers_and_tells_no_path_and_no_skull(made):
+    path, config, net = made
     state = checkpoint.read(path / "release" / "checkpoints" / "vae_wgan", net.model, 7)
     assert checkpoint.fingerprint(state) == checkpoint.fingerprint(net.state)
     assert all(net.opt == {} for net in state.nets.values())
     for file in (path / "release").rglob("*"):
         assert not file.is_file() or str(path).encode() not in file.read_bytes(), file
-
-
-def test_paths_and_names_of_skulls_stay_at_home(made):
-    path, config, *_ = made
     config = config.copy_and_resolve_references()
     config.data.update(root="/home/patient_7/skulls", test="patient_7,patient_8")
     config.segment.stores = "/home/patient_7/a.zarr:all:all"
-    public = release._public(config, path)
-    assert "patient_7" not in str(public) and public["model"]["latent"] == config.model.latent
+    assert "patient_7" not in str(release._public(config, path))
 
 
 def test_generate_by_weights_in_an_empty_folder_makes_the_runs_pairs(made, copy, tmp_path, capsys):
@@ -98,15 +90,12 @@ def test_generate_by_weights_in_an_empty_folder_makes_the_runs_pairs(made, copy,
     capsys.readouterr()
     _without(work, **{"generate.weights": str(moved)})
     assert "all 12 pairs are there" in capsys.readouterr().out
-    _without(work, **{"generate.weights": str(made[0]), "generate.count": 3})  # a run's, too
-    assert (store.Store(work / "generated.zarr").load(list(range(3))) == whole[:3]).all()
 
 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
         ("model.latent", 5, "config.model.latent is 5, and generate.weights=.* trained with 8"),
-        ("model.widths", (8, 8), r"config.model.widths is \[8, 8\]"),
         ("model_name", "wgan_gp", "config.model_name is 'wgan_gp'"),
         ("generate.weights", "nowhere", "nowhere: no such folder"),
     ],
@@ -119,25 +108,17 @@ def test_a_contradiction_is_refused_by_name_before_anything_is_written(
     assert not (tmp_path / "new" / "generated.zarr").exists()
 
 
-def test_any_change_of_a_file_is_seen(copy):
+def test_a_change_of_a_file_is_seen(copy):
     def check():
         command = ["sha256sum", "-c", "--quiet", "SHA256SUMS"]
         return subprocess.run(command, cwd=copy, capture_output=True, text=True).stdout
 
     assert check() == ""
-    for file in [path for path in copy.rglob("*") if path.is_file() and path.name != "SHA256SUMS"]:
-        content = file.read_bytes()
-        file.write_bytes(content[:-1] + bytes([(content or b"1")[-1] ^ 1]))
-        assert f"{file.relative_to(copy)}: FAILED" in check()
-        file.write_bytes(content)
-
-
-def test_weights_of_another_model_than_the_config_says_are_refused(copy):
-    config = files.read_json(copy / "config.json")
-    config["model"]["latent"] = 9
-    files.write_json(copy / "config.json", config)
-    with pytest.raises(UserError, match=r"vae_wgan: made with model\.latent 8, now 9"):
-        skullgen.load(copy).sample(count=1)
+    sums = (copy / "SHA256SUMS").read_text("utf-8")
+    inside = {str(p.relative_to(copy)) for p in copy.rglob("*") if p.is_file()}
+    assert {line.split("  ")[1] for line in sums.splitlines()} == inside - {"SHA256SUMS"}
+    (copy / "config.json").write_bytes(b"{}")
+    assert "config.json: FAILED" in check()
 
 
 def test_a_release_of_v_nets_alone_promises_no_samples(made, tmp_path):
@@ -156,11 +137,6 @@ def test_a_release_of_v_nets_alone_promises_no_samples(made, tmp_path):
         skullgen.load(work / "release").sample()
 
 
-def test_training_does_not_go_on_from_a_release(made, copy):
-    with pytest.raises(UserError, match="training cannot go on from it"):
-        checkpoint.begin(copy / "checkpoints" / "vae_wgan", made[2].model, 0)
-
-
 def test_a_second_release_is_the_first_or_is_refused(made, tmp_path, capsys):
     work, config = shutil.copytree(made[0], tmp_path / "run"), made[1]
     release.run(config, work)
@@ -169,10 +145,6 @@ def test_a_second_release_is_the_first_or_is_refused(made, tmp_path, capsys):
     files.write_json(work / "release" / "recipe.json", {**recipe, "updates": {"vae_wgan": 6}})
     with pytest.raises(UserError, match=r"release: made with updates\.vae_wgan 6, now 7"):
         release.run(config, work)
-    shutil.rmtree(work / "checkpoints")
-    with pytest.raises(UserError, match="no checkpoint; run the stage `train` first"):
-        release.run(config, work)
-    assert not list(work.glob("*.partial-*"))
 
 
 def test_the_packaged_demo_is_of_the_default_experiment():

@@ -33,7 +33,7 @@ def one_key_a_sample(monkeypatch):
 
 
 def _run(generator, path, count=10, workers=1, **fields):
-    base = dict(first=0, seed=5, batch_size=2, threshold=0.5, dust_mm3=0.0, connectivity=6)
+    base = dict(first=0, seed=5, batch_size=2, threshold=0.5, dust_mm3=0.0)
     settings = ml_collections.ConfigDict({"count": count, **base, **fields})
     plan = generate.Plan(SIZE, "independent", {"voxel_mm": MM}, {"step": 0})
     generate.run(generator, path, settings, plan, workers)
@@ -103,9 +103,9 @@ def test_pairs_are_what_binarising_equation_6_and_dust_make_of_the_decoder(gener
 
 
 def test_dust_is_given_in_cubic_millimetres():
-    settings = ml_collections.ConfigDict(dict(dust_mm3=100.0, threshold=0.4, connectivity=18))
+    settings = ml_collections.ConfigDict(dict(dust_mm3=100.0, threshold=0.4))
     rules = generate.rules(settings, "exclusive", 3.2)
-    assert rules == postprocess.Rules("exclusive", 0.4, 4, 18)  # 3.05 voxels
+    assert rules == postprocess.Rules("exclusive", 0.4, 4)  # 3.05 voxels
 
 
 @pytest.mark.parametrize("first", [0, 3])

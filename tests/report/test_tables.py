@@ -1,6 +1,4 @@
-"""Tables by hand: numbers, alignment, Markdown that nothing breaks, CSV that loses nothing."""
-
-import pytest
+"""Tables by hand: numbers, alignment, Markdown that nothing breaks."""
 
 from skullgen.report import tables
 from skullgen.report.tables import Table
@@ -12,7 +10,7 @@ def test_numbers_and_spans():
     assert tables.number(6.44, "+", digits=1) == "+6.4"
     row = {"mean": 0.12345, "low": 0.1, "high": 0.2}
     assert tables.span(row) == "0.123 [0.100, 0.200]"
-    assert tables.span(row, "+", digits=1) == "+0.1 [+0.1, +0.2]"
+    assert tables.span(row, "+") == "+0.123 [+0.100, +0.200]"
     assert tables.span(row | {"low": None, "high": None}) == "0.123"
     assert tables.span(None) == tables.span({"mean": None}) == "-"
 
@@ -64,20 +62,18 @@ def test_a_verdict_has_a_line_for_each_net_and_column():
     assert "12.8 mm" in table.title
 
 
-@pytest.mark.parametrize("near", [0.9, 0.82])
-def test_fidelity_says_what_copies(near):
-    table = tables.fidelity(samples.quality(near))
+def test_fidelity_says_what_copies():
+    table = tables.fidelity(samples.quality(0.82))
     assert table.columns == ["Dice, 5 pairs", "skull", "defect"]
-    assert table.rows[0] == ["nearest training pair: generated", f"{near:.3f}", f"{near:.3f}"]
+    assert table.rows[0] == ["nearest training pair: generated", "0.820", "0.820"]
     assert table.rows[2][1:] == ["-", "-"] and table.rows[-2][1:] == ["25.00%", "25.00%"]
     assert table.title == (
         "5 generated pairs: 20.0% empty defects; equation 6 took 12.50% of the defects' voxels; "
         "dust, voxels a pair: 1.50 of skull, 0.00 of defect"
     )
-    assert table.notes[-2:] == [
+    assert table.notes == [
         "20.0% of 5 generated skulls lie nearer to a training skull (Dice above 0.700) than 95 % "
         "of 3 unseen real ones do, where 5 % are expected if nothing is copied; the closest has "
         "0.750.",
         "5 generated pairs were compared; without held-out real ones no Dice is known as too near.",
     ]
-    assert ("copy or interpolate" in " ".join(table.notes)) == (near == 0.9)

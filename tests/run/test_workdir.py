@@ -115,7 +115,7 @@ def test_home_is_no_folder_called_tilde(copy, tmp_path, monkeypatch):
     (copy / "real.zarr").rename(tmp_path / "real.zarr")
     own = {"export.store": "~/real.zarr", "export.folder": "~/out/../it", "export.voxel_mm": 6.4}
     workdir.run(_toy("export", **own), copy)
-    assert (tmp_path / "it" / "pairs.csv").exists()
+    assert (tmp_path / "it" / "nifti" / "pairs.csv").exists()
     config = _toy("segment", **{"segment.stores": "a~/b.zarr:all:2, ~/c.zarr:all:3"})
     assert command.at_home(config).segment.stores == f"a~/b.zarr:all:2, {tmp_path}/c.zarr:all:3"
 

@@ -75,7 +75,7 @@ def test_phases_are_counted_in_epochs_or_updates(work):
     assert [r["phase"] for r in records] == ["toy"] * 4 + ["more"] * 5
     assert [r["epoch"] for r in records] == [1, 1, 2, 2, 1, 1, 2, 2, 3]
     assert int(state.step) == 9
-    assert steps(work / "ck") == [4, 8, 9]  # the last two, and every phase's end
+    assert steps(work / "ck") == [8, 9]  # the last two
 
 
 @pytest.mark.parametrize("at", [2, 4, 7])
@@ -84,11 +84,11 @@ def test_a_stopped_run_ends_as_one_that_was_not(work, whole, at, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "asked", lambda: calls.append(0) or signal.SIGTERM * (len(calls) >= at))
         with pytest.raises(jobs.Stopped):
-            train(work, keep=3)
+            train(work)
     assert checkpoint.newest(work / "ck") == at
     assert [r["step"] for r in logs.read(work / "train.jsonl")] == list(range(1, at + 1))
-    same(train(work, keep=3), end_of(whole))
-    assert steps(work / "ck") == steps(whole / "ck")  # that of the stop has gone
+    same(train(work), end_of(whole))
+    assert steps(work / "ck") == steps(whole / "ck")
     assert (work / "train.jsonl").read_text() == (whole / "train.jsonl").read_text()
 
 
@@ -128,7 +128,7 @@ def test_what_was_trained_may_not_change(trained, fields, words):
         train(trained, **fields)
     assert str(trained / "ck") in str(error.value)
     assert before == [(trained / name).read_bytes() for name in ("train.jsonl", "ck/recipe.json")]
-    assert steps(trained / "ck") == [4, 8, 9]
+    assert steps(trained / "ck") == [8, 9]
 
 
 def test_a_phase_in_progress_or_not_begun_may_change(trained, work):
