@@ -24,19 +24,22 @@ class Part(NamedTuple):
 
 
 def parts(text: str, folder: Path, seed: int, field: str = "segment.stores") -> list[Part]:
-    """The stores that `path:split:pairs`, comma-separated, names.
+    """The stores that `path:split:pairs[:skulls]`, comma-separated, names.
 
     split: `train`, `validation`, `test` or `all`. pairs: a number, the first of a permutation
-    seeded by `seed` (a larger number takes the same pairs and more), or `all`.
+    seeded by `seed` (a larger number takes the same pairs and more), or `all`. skulls: so many of
+    the store's, the first of a permutation, too; without it, all.
     """
     parts = []
-    for name, split, wanted in named(text, field):
+    for name, split, wanted, skulls in named(text, field):
         store = Store(find(name, folder))
         store.require_whole()
         first = parts[0].store if parts else store
         if store.size != first.size:
             raise UserError(f"{store.path}: its pairs are not of the size of those of {first.path}")
         rows = store.rows(None if split == "all" else split)
+        if skulls:
+            rows = _of_skulls(store, rows, int(skulls), seed)
         if wanted != "all":
             if int(wanted) > len(rows):
                 what = f"{len(rows)} pairs of split {split}, not {wanted}"
@@ -50,11 +53,21 @@ def parts(text: str, folder: Path, seed: int, field: str = "segment.stores") -> 
     return parts
 
 
-def named(text: str, field: str = "segment.stores") -> list[tuple[str, str, str]]:
-    """The parts `path:split:pairs` of a mixture, each in three; UserError for what is none."""
+def _of_skulls(store, rows, count, seed):
+    """The rows of `count` skulls."""
+    skull = store.column("skull")[rows]
+    names = np.unique(skull)
+    if count > len(names) or (skull < 0).any():
+        raise UserError(f"{store.path}: it has not {count} skulls by name: take fewer, or all")
+    chosen = np.random.default_rng([seed, len(names)]).permutation(names)[:count]
+    return rows[np.isin(skull, chosen)]
+
+
+def named(text: str, field: str = "segment.stores") -> list[tuple[str, str, str, str | None]]:
+    """The parts `path:split:pairs[:skulls]` of a mixture, in four; UserError for what is none."""
     parts = []
     for item in plugins.listed(text):
-        part = re.fullmatch(r"(.+):(\w+):(all|[1-9][0-9]*)", item)
+        part = re.fullmatch(r"(.+?):([a-z]+):(all|[1-9][0-9]*)(?::([1-9][0-9]*))?", item)
         if not part:
             cure = "write PATH:SPLIT:PAIRS, for example real.zarr:train:all"
             raise UserError(f"{field}: {item!r} names no pairs: {cure}")

@@ -34,9 +34,9 @@ class Plot(NamedTuple):
 
 def write(workdir: Path) -> Path:
     """Writes `report.html` from what the work directory holds, whole or not at all; its path."""
-    config, versions, metrics, maps, table1, sweep = (
+    config, versions, metrics, maps, table, sweep = (
         files.read_json(workdir / f"{name}.json") or {}
-        for name in ("config", "versions", "metrics", "maps", "table1", "sweep")
+        for name in ("config", "versions", "metrics", "maps", "table", "sweep")
     )
     verdict, quality = metrics.get("verdict", {}), metrics.get("quality")
     before, stale = metrics.get("config", config), []
@@ -57,7 +57,7 @@ def write(workdir: Path) -> Path:
         "Pairs to leaf through": [link(urllib.parse.quote(name), name) for name in galleries],
         "Verdict": [tables.verdict(verdict)] if verdict else [],
         "By kind of defect": [kinds(verdict.get("summary", []))],
-        "Table 1": [_table(table1, table1.get("title", ""))],
+        "What pairs are worth": [_table(table, table.get("title", ""))],
         "Sweep": [_table(sweep, "Its runs, seeds together")],
         "Copies": copies(quality["copies"]) if quality else [],
         "Generated pairs in numbers": [tables.fidelity(quality)] if quality else [],

@@ -1,6 +1,6 @@
 """A sweep: ordinary runs in folders of one folder, reused where they are done, then one table.
 
-Either table 1, or what a config file's `sweep(add)` declares:
+Either a table (`run.table`), or what a config file's `sweep(add)` declares:
 
 def sweep(add):
     for penalty in (1.0, 10.0):
@@ -28,7 +28,7 @@ from skullgen.core import files, jobs, provenance
 from skullgen.core.errors import UserError, plain
 from skullgen.report import page, tables
 from skullgen.run import config as command
-from skullgen.run import stages, table1, workdir
+from skullgen.run import stages, table, workdir
 
 FREE = "workers explore tensorboard compilation_cache log_every keep budget_mb".split()
 SHOWN = {  # title of a column that is printed -> the number in it
@@ -44,7 +44,7 @@ SHOWN = {  # title of a column that is printed -> the number in it
     "copies": "quality.copies.skull.share_above",
     "empty defects": "quality.removed.empty_defects",
 }
-Job = table1.Job
+Job = table.Job
 
 
 def sweep(config: ConfigDict, folder: Path, which: str, named: command.Named) -> None:
@@ -55,7 +55,7 @@ def sweep(config: ConfigDict, folder: Path, which: str, named: command.Named) ->
     """
     config = command.at_home(config)
     if config.get("table"):
-        jobs_ = table1.plan(config, folder)
+        jobs_ = table.plan(config, folder)
     elif declare := named.sweep():
         if (folder / "real.zarr").exists() or (folder / "checkpoints").exists():
             raise UserError(f"{folder}: one run works here: choose another --workdir for a sweep")
@@ -137,10 +137,10 @@ def _digest(job, folder, done):
 def _write(config, folder, plan, done):
     """The table and the report of a sweep, and its `config.json` and `versions.json`."""
     folder.mkdir(parents=True, exist_ok=True)  # where all failed
-    table = (table1.gather if config.get("table") else gather)(config, folder, plan, done)
+    result = (table.gather if config.get("table") else gather)(config, folder, plan, done)
     if config.get("table"):
-        table1.figures(config, folder, plan, done)
-    print("\n".join(map(plain, tables.text(table))))
+        table.figures(config, folder, plan, done)
+    print("\n".join(map(plain, tables.text(result))))
     files.write_json(folder / "config.json", command.as_json(config))
     spent = {job.name: workdir.seconds(folder / job.name) for job in plan}
     seconds = {name: round(sum(its.values()), 1) for name, its in spent.items()}
@@ -228,10 +228,10 @@ def gather(
     note = "Mean ± standard deviation over the runs of a row; what columns mean: docs/extending.md"
     note = note if keys else "No run has a metrics.json: name the stage `evaluate`."
     note = f"{len(done)} of {len(jobs)} runs are done. {note}"
-    table = tables.Table("Sweep", [*fields, "runs", *titles], rows, [note])
+    result = tables.Table("Sweep", [*fields, "runs", *titles], rows, [note])
     every = [{"name": name, "fields": runs[name], "numbers": of_run[name]} for name in runs]
-    files.write_json(folder / "sweep.json", {**table._asdict(), "runs": every})
-    return table
+    files.write_json(folder / "sweep.json", {**result._asdict(), "runs": every})
+    return result
 
 
 def _cell(values):

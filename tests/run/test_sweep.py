@@ -10,7 +10,7 @@ from skullgen.core import files
 from skullgen.core.errors import UserError
 from skullgen.data import sources
 from skullgen.run import config as command
-from skullgen.run import sweep, table1, workdir
+from skullgen.run import sweep, table, workdir
 from tests import toy_config
 
 
@@ -156,7 +156,7 @@ def test_a_seeds_row_by_hand(tmp_path):
         "a-seed=1": {"seed": 1},  # the config's own count: the same row
         "b": {"generate.count": 9, "seed": 0},
     }
-    jobs = [table1.Job(name, (), dict, fields) for name, fields in runs.items()]
+    jobs = [table.Job(name, (), dict, fields) for name, fields in runs.items()]
     table = sweep.gather(_config(), tmp_path, jobs, list(values))
     titles = ["generate.count", "runs", "test Dice", "empty defects", "mylab.m.error"]
     assert table.columns == titles

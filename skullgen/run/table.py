@@ -1,0 +1,384 @@
+"""Tables of what pairs are worth: which runs they are made of, and what their results say.
+
+A row is a mixture of pairs, on which a V-Net a seed is trained, all for as many updates:
+
+  real            the run's training pairs; also fresh, transplants, ceiling (`data.controls`)
+  real plain      without augmentation
+  fresh@3         of three training skulls only
+  vae:1000        as many pairs of a generator
+  best + vae:100  beside the best control; or of any row's parts
+
+Every run is an ordinary one in a folder of its own. Runs need each other only by name.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from skullgen.core import files, plugins
+from skullgen.core.errors import UserError, in_range, one_of
+from skullgen.data import store
+from skullgen.evaluation import explore, intervals, judges, verdict
+from skullgen.report import pictures, tables
+from skullgen.run import stages
+
+RULES = {"mean training skull": "mean_skull", "mirror image": "mirror"}
+NUMBERS = {  # of an entry -> column and metric of the cases; "": table.metric
+    "train": ("train", ""),
+    "validation": ("validation", ""),
+    "selection": ("selection", "dice"),
+    "native": ("test", "dice_native"),
+    "ceiling": ("test", "ceiling_native"),
+}
+FLOOR, CEILING, BEST = "real", "ceiling", "best"  # rows that others are compared with
+Values = Float[np.ndarray, "skulls seeds"]
+
+
+class Job(NamedTuple):
+    """One run: its folder, the folders that it needs, `make() -> config`.
+
+    row: where its numbers stand: (row, fold) of a table, None for what only makes pairs.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    make: Callable[[], ConfigDict]
+    row: Any = None
+
+
+class Part(NamedTuple):
+    """Pairs of a control, a generator or a store: of `skulls` ("": all), so many ("": all)."""
+
+    name: str
+    skulls: str
+    pairs: str
+
+
+class Row(NamedTuple):
+    """What the V-Nets of a row learn from; its text is its name."""
+
+    text: str
+    parts: tuple[Part, ...]
+    augment: bool
+
+    @property
+    def control(self) -> bool:
+        """Whether it may be the best control: of real skulls, no test skulls, no generator."""
+        names = {part.name for part in self.parts}
+        return names <= judges.CONTROLS.keys() - {CEILING} and not any(p.skulls for p in self.parts)
+
+
+def row(text: str) -> Row:
+    """A row of `table.rows`; UserError where it is none."""
+    text, parts = " ".join(text.split()), []
+    for word in text.removesuffix(" plain").split(" + "):
+        part = re.fullmatch(r"([^@:\s]+)(?:@(\d+))?(?::(\d+))?", word)
+        if not part:
+            cure = "write for example real, fresh@3:1000, best + vae:100, real plain"
+            raise UserError(f"table.rows: {text!r}: {word!r} names no pairs: {cure}")
+        parts.append(Part(*(group or "" for group in part.groups())))
+    return Row(text, tuple(parts), not text.endswith(" plain"))
+
+
+def plan(config: ConfigDict, folder: Path) -> list[Job]:
+    """The jobs of a config with `table`, each after those that it needs."""
+    rows = [row(text) for text in dict.fromkeys(plugins.listed(config.table.rows))]
+    _check(config, folder, rows)
+    numbers = range(max(config.table.folds, 1))
+    return [job for number in numbers for job in _fold(config, folder, rows, number)]
+
+
+def _fold(config, folder, rows, number):
+    """The jobs of one fold, or of all where there are none: data, generators, V-Nets."""
+    table, place = config.table, f"fold{number}/" * bool(config.table.folds)
+    data, generators, nets = f"{place}data", [], []
+    used = dict.fromkeys(part.name for one in rows for part in one.parts)
+    for model in [name for name in used if name in config.generators]:
+        for seed in range(table.seeds if table.refit else 1):
+            make = partial(_generator, config, folder / data, model, seed)
+            generators.append(Job(f"{place}{model}-s{seed}", (data,), make))
+    names = {(one, seed): place + _name(one, seed) for one in rows for seed in range(table.seeds)}
+    controls = {one: [names[one, s] for s in range(table.seeds)] for one in rows if one.control}
+    for (one, seed), name in names.items():
+        needs, made = [data], {}
+        for part in one.parts:
+            if part.name in config.generators:
+                needs.append(f"{place}{part.name}-s{seed if table.refit else 0}")
+                made[part.name] = folder / needs[-1] / "generated.zarr"
+            elif part.name == BEST:
+                needs += [name for names in controls.values() for name in names]
+        choose = partial(best_control, folder, controls)  # when they are scored
+        make = partial(_net, config, folder / data, (one, seed), made, choose)
+        nets.append(Job(name, tuple(needs), make, (one, number)))
+    make = partial(_data, config, number, [name for name in judges.CONTROLS if name in used])
+    return [Job(data, (), make), *generators, *nets]
+
+
+def _name(one, seed):
+    return re.sub(r"[^\w.+@=-]+", "-", one.text.replace(" + ", "+")) + f"-s{seed}"
+
+
+def _check(config, folder, rows):
+    table, known = config.table, {*judges.CONTROLS, *config.generators, BEST}
+    for part in [part for one in rows for part in one.parts]:
+        if part.name not in known and not store.exists(part.name):
+            one_of("table.rows", part.name, (*sorted(known), "the path of a store"))
+    if not any(one.control for one in rows):
+        raise UserError("table.rows has no control to compare with: add the row real")
+    one_of("table.metric", table.metric, verdict.METRICS)
+    for field, least in {"seeds": 1, "folds": 0, "pairs": 1}.items():
+        in_range(f"table.{field}", table[field], least)
+    in_range("data.folds", config.data.folds, 0, 0)  # table.folds sets it
+    explore.check(config.explore)
+    if "," in str(folder):
+        raise UserError(f"{folder}: no comma may be in its name: choose another --workdir")
+
+
+def best_control(folder: Path, controls: dict[Row, list[str]]) -> Row:
+    """The control with the highest mean Dice on the split `validation`, which judges nothing else.
+
+    controls: row -> folders of its V-Nets. Without such a split (SkullBreak) it is the last one,
+    chosen beforehand.
+    """
+    scores = {}
+    for one, names in controls.items():
+        values = [v for name in names for v in _skulls(_cases(folder / name), "selection").values()]
+        scores[one] = np.mean(values) if values else None
+    return list(scores)[-1] if None in scores.values() else max(scores, key=scores.get)
+
+
+# --- The runs' configs ---------------------------------------------------------------------------
+
+
+def _base(config, stages, data=None, model=""):
+    """The table's config, or a generator's; data: the folder of the fold's pairs."""
+    base = copy.deepcopy(config.generators[model] if model else config)
+    with base.unlocked():
+        if not model:
+            del base.table, base.generators
+        base.stages = stages
+    base.data.update(config.data)
+    if data:
+        base.data.update(source="store", root=str(data / "real.zarr"))
+    return base
+
+
+def _data(config, number, controls):
+    base = _base(config, ("ingest",))
+    base.data.folds, base.data.fold = config.table.folds, number
+    base.segment.controls, base.segment.control_pairs = tuple(controls), config.table.pairs
+    return base
+
+
+def _generator(config, data, model, seed):
+    base = _base(config, ("ingest", "train", "generate"), data, model)
+    base.model.resolution, base.workers = config.model.resolution, config.workers
+    base.seed = base.generate.seed = seed
+    rows = [row(text) for text in plugins.listed(config.table.rows)]
+    counts = [int(p.pairs or 0) for one in rows for p in one.parts if p.name == model]
+    base.generate.count = max([*counts, config.table.pairs * (0 in counts)])
+    return base
+
+
+def _net(config, data, own, made, choose):
+    base, (one, seed), stores = _base(config, ("ingest", "segment", "evaluate"), data), own, []
+    for name, skulls, pairs in [p for part in one.parts for p in _chosen(part, choose)]:
+        path, split = made.get(name, name), "all"
+        if name in judges.CONTROLS:
+            path, split, _ = judges.CONTROLS[name].split(":")
+            path = data / path
+        stores.append(f"{path}:{split}:{pairs or 'all'}" + f":{skulls}" * bool(skulls))
+    base.segment.stores, base.segment.seed = ",".join(stores), seed
+    base.segment.controls, base.segment.model.augment = (), one.augment
+    base.evaluate.rules = (one.text, seed) == (FLOOR, 0)
+    return base
+
+
+def _chosen(part, choose):
+    return choose().parts if part.name == BEST else [part]
+
+
+# --- Their numbers -------------------------------------------------------------------------------
+
+
+def _cases(folder):
+    """The cases of a run; [] where it is not evaluated yet."""
+    result = files.read_json(folder / "metrics.json")
+    return result["verdict"]["cases"] if result else []
+
+
+def _skulls(cases, column, metric="dice", net="vnet"):
+    """Means by skull of a V-Net's column."""
+    return verdict.by_skull([c for c in cases if (c["column"], c["net"]) == (column, net)], metric)
+
+
+def _rows(jobs, done):
+    """Row -> for each fold the folders of the V-Nets that are done, one a seed."""
+    rows = {}
+    for name, _, _, place in [job for job in jobs if job.row]:
+        rows.setdefault(place[0], {}).setdefault(place[1], []).extend([name] * (name in done))
+    return {one: list(folds.values()) for one, folds in rows.items() if all(folds.values())}
+
+
+def gather(
+    config: ConfigDict, folder: Path, jobs: list[Job], done: Collection[str]
+) -> tables.Table:
+    """The table of the rows that are done in every fold; writes `table.json`, with its numbers."""
+    rows = _rows(jobs, done)
+    controls = {one: [name for fold in folds for name in fold] for one, folds in rows.items()}
+    controls = {one: names for one, names in controls.items() if one.control}
+    best = best_control(folder, controls).text if controls else ""
+    entries = [_entry(folder, one.text, folds, config.table.metric) for one, folds in rows.items()]
+    if real := [folds for one, folds in rows.items() if one.text == FLOOR]:
+        first = [fold[:1] for fold in real[0]]  # the run that scores the rules
+        rules = (
+            _entry(folder, title, first, config.table.metric, net) for title, net in RULES.items()
+        )
+        entries = [*(entry for entry in rules if entry["tests"]), *entries]
+    by_text = {entry["row"]: entry for entry in entries}
+    for entry in entries:
+        for test, its in entry["tests"].items():
+            its |= _compared(its, test, by_text, best)
+    tests = list(dict.fromkeys(test for entry in entries for test in entry["tests"]))
+    title = f"Mean {config.table.metric} on real pairs; every V-Net has as many updates"
+    columns = ["trained on", "train", "learnt from", *(c for t in tests for c in _columns(t, best))]
+    columns += ["sd of seeds", "test, native (ceiling)", "still rose by"]
+    lines = [_line(entry, tests) for entry in entries]
+    notes = _remarks(config, by_text, tests, best, f"{len(done)} of {len(jobs)} runs are done")
+    table = tables.Table(title, columns, lines, notes)
+    files.write_json(folder / "table.json", {**table._asdict(), "entries": entries})
+    return table
+
+
+def _entry(folder, text, folds, metric, net="vnet"):
+    """One row's numbers: for each test a number a skull and seed, the folds' skulls together."""
+    seeds = min(map(len, folds))
+    runs = [[_cases(folder / name) for name in fold[:seeds]] for fold in folds]
+    columns = dict.fromkeys(case["column"] for fold in runs for cases in fold for case in cases)
+    tests = {}
+    for column in [name for name in columns if name.startswith("test")]:
+        parts = [[_skulls(cases, column, metric, net) for cases in fold] for fold in runs]
+        skulls = [(k, skull) for k, part in enumerate(parts) for skull in part[0]]
+        if skulls:
+            values = np.array([[one[skull] for one in parts[k]] for k, skull in skulls])
+            names = [f"{k} {skull}" for k, skull in skulls]
+            its = intervals.interval(values)._asdict()
+            tests[column] = {"skulls": names, "values": values.tolist(), **its}
+
+    def mean(column, of):
+        """The mean of the runs' means: each seed may have pairs of its own."""
+        every = [_skulls(cases, column, of or metric, net) for fold in runs for cases in fold]
+        means = [np.mean(list(values.values())) for values in every if values]
+        return float(np.mean(means)) if means else None
+
+    names = [name for fold in folds for name in fold[:seeds]]
+    nets = [(files.read_json(folder / name / "metrics.json") or {}) for name in names]
+    nets = [one.get("verdict", {}).get("nets", {}).get(net, {}) for one in nets]
+    rises = [one["rise"] for one in nets if one.get("rise") is not None]
+    spread = np.array(tests["test"]["values"]).mean(0) if "test" in tests else []
+    return {
+        **{"row": text, "seeds": seeds, "tests": tests, "runs": names},
+        **{name: mean(*place) for name, place in NUMBERS.items()},
+        "seed_sd": float(np.std(spread, ddof=1)) if len(spread) > 1 else None,
+        "rise": max(rises, default=None),
+        "curves": [one.get("curve", []) for one in nets],
+    }
+
+
+def _compared(its, test, by_text, best):
+    """A row's test beside the floor's, the best control's and the ceiling's."""
+    ours = _by_name(its)
+
+    def minus(text):
+        theirs = by_text.get(text, {"tests": {}})["tests"].get(test)
+        if not theirs or theirs is its:
+            return None
+        other = _by_name(theirs)
+        seeds = min(len(v) for v in [*ours.values(), *other.values()])
+        return np.array([ours[n][:seeds] - other[n][:seeds] for n in ours if n in other])
+
+    gain, room, above = minus(FLOOR), None, minus(best)
+    ceiling = next((text for text in by_text if text.split(":")[0] == CEILING), "")
+    if gain is not None and (below := minus(ceiling)) is not None and len(below) == len(gain):
+        room = intervals.share(gain, gain - below)
+    return {
+        "minus_floor": None if gain is None else intervals.interval(gain)._asdict(),
+        "minus_best": None if above is None else intervals.interval(above)._asdict(),
+        "share": room and room._asdict(),
+    }
+
+
+def _by_name(its):
+    return dict(zip(its["skulls"], map(np.array, its["values"]), strict=True))
+
+
+def _columns(test, best):
+    minus = f"minus {best}" if best != FLOOR else "minus best control"
+    return [f"{test} [95 %]", f"minus {FLOOR}", minus, "share of headroom"]
+
+
+def _line(entry, tests):
+    cells = []
+    for test in tests:
+        its = entry["tests"].get(test)
+        minus = [tables.span(its and its[name], "+") for name in ("minus_floor", "minus_best")]
+        cells += [tables.span(its), *minus, tables.span(its and its["share"])]
+    names = "train", "validation", "seed_sd", "native", "ceiling"
+    train, learnt, sd, native, ceiling = (tables.number(entry[name]) for name in names)
+    rise = tables.number(entry["rise"], "+")
+    rise += " (not converged)" * ((entry["rise"] or 0) > judges.RISE)
+    return [entry["row"], train, learnt, *cells, sd, f"{native} ({ceiling})", rise]
+
+
+def _remarks(config, by_text, tests, best, done):
+    settings, lines = config.segment, []
+    ceiling = next((e for text, e in by_text.items() if text.split(":")[0] == CEILING), None)
+    for test in tests:
+        room = ceiling and ceiling["tests"].get(test, {}).get("minus_floor")
+        if room:
+            says = f"headroom on {test}, {ceiling['row']} minus {FLOOR}: {tables.span(room, '+')}"
+            within = room["low"] is None or room["low"] <= 0
+            lines.append(f"{says}{': within noise, nothing can be told apart here' * within}.")
+    slow = [text for text, e in by_text.items() if (e["rise"] or 0) > judges.RISE]
+    if slow:
+        what = f"{settings.updates} updates were too few for {', '.join(slow)}"
+        lines.append(f"{what}: raise segment.updates before you trust a difference.")
+    kinds = {its["kind"] for e in by_text.values() for its in e["tests"].values()} or {"none"}
+    spread = "for each seed" if config.table.refit else "(its spread is in no interval)"
+    return [
+        *lines,
+        f"{done}. Intervals: {', '.join(sorted(kinds))}; {config.table.seeds} seeds, one generator "
+        f"{spread}; every V-Net has {settings.updates} updates of {settings.batch_size} pairs at "
+        f"{config.model.resolution}^3, with augmentation but in rows that say plain.",
+        "train: the V-Net's own pairs. learnt from (paper: validation): the generators' pairs. "
+        "test: skulls that only the ceiling was trained on. A mixture draws equally from its "
+        "parts. still rose by: Dice on the split `validation` in the last quarter of training.",
+        f"best control: {best or '-'}, chosen on the split `validation`, which judges nothing "
+        "(the last, where there is none; in `best + ...` fold by fold).",
+    ]
+
+
+def figures(config: ConfigDict, folder: Path, jobs: list[Job], done: Collection[str]) -> None:
+    """Figures 3 and 5: the generators in one map, a test case by one V-Net of each row."""
+    firsts = {one.text: next(iter(folds[0])) for one, folds in _rows(jobs, done).items()}
+    if FLOOR not in firsts:
+        return
+    path = folder / "real.zarr"
+    stages.link(folder / firsts[FLOOR] / path.name, path, config.model.resolution)
+    makes, nets = {job.name: job.make for job in jobs}, {}
+    for text, name in firsts.items():
+        if BEST not in text:
+            own = makes[name]()
+            nets[text] = judges.load(own.segment, own.model.resolution, folder / name)["vnet"]
+    alone = {text: net.parts[0].store for text, net in nets.items() if len(net.parts) == 1}
+    generated = {text: one for text, one in alone.items() if one.path.name == "generated.zarr"}
+    real = store.Store(path)
+    pictures.maps(folder, real, generated, [nets[FLOOR]], config.explore)
+    pictures.segmentations(folder, real, nets, config.evaluate.threshold)
