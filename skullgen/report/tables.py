@@ -73,7 +73,8 @@ def verdict(verdict: dict[str, Any]) -> Table:
         native = f"{mean.get('dice_native', '-')} ({mean.get('ceiling_native', '-')})"
         distance = number(its.get("hd95_mm", {}).get("mean"), digits=1)
         cells = [span(dice), mean.get("dice_512", "-"), native, mean.get("bdsc", "-"), distance]
-        place = [net, COLUMNS.get(column, column)]
+        rising = verdict.get("nets", {}).get(net, {}).get("converged") is False
+        place = [net + " (not converged)" * rising, COLUMNS.get(column, column)]
         lines.append([*place, *cells, str(dice["cases"]), str(dice["skulls"])])
         own = [(metric, row) for metric, row in its.items() if "." in metric]
         notes += [f"{m}, {net}, {column}: {span(r)} ({r['skulls']} skulls)" for m, r in own]
@@ -81,12 +82,29 @@ def verdict(verdict: dict[str, Any]) -> Table:
         if row["metric"] == "dice":
             what = f"{row['net']} minus {row['minus']}, {row['column']}, Dice"
             notes.append(f"{what}: {span(row, '+')} ({row['skulls']} skulls, {row['interval']})")
+    notes += [*_headroom(verdict.get("headroom", ())), *_curves(verdict.get("nets", {}))]
     title = (
         f"mean [95 % interval] over skulls; grids: {verdict['voxel_mm']:.3g} mm (the model's), "
         "512^3 (prediction and truth both upsampled), native"
     )
     names = "net, column, Dice, Dice 512^3, native (ceiling), bDSC, HD95 mm, cases, skulls"
     return Table(title, names.split(", "), lines, notes)
+
+
+def _headroom(rows):
+    """How much there is to gain on each test, and who gains which share of it."""
+    for row in rows:
+        shares = {net: share for net, share in row["shares"].items() if share}
+        says = ", ".join(f"{net} {span(share)}" for net, share in shares.items())
+        says = f"of it close: {says}" if says else "within noise, nothing can be told apart here"
+        yield f"headroom on {row['column']}: {span(row, '+')} ({row['skulls']} skulls); {says}"
+
+
+def _curves(nets):
+    for net, its in nets.items():
+        if its.get("curve"):
+            dices = " ".join(number(dice) for _, dice in its["curve"])
+            yield f"{net}, Dice on selection skulls along its {its['updates']} updates: {dices}"
 
 
 def fidelity(quality: dict[str, Any]) -> Table:

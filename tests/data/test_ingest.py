@@ -7,6 +7,7 @@ import pytest
 
 from skullgen.core.errors import UserError
 from skullgen.data import defects, grids, ingest, phantom, sources, store, volumes
+from skullgen.evaluation import metrics
 from tests.data.test_sources import config_of, write_skullbreak
 from tests.data.test_store import content, truth_of
 
@@ -180,13 +181,6 @@ def test_other_data_are_refused_and_fields_of_no_pair_may_change(tmp_path, noise
     assert content(again.path) == first
 
 
-def test_a_split_without_a_skull_is_refused(tmp_path):
-    config = config_of(skulls=3, test_fraction=0.0, validation_fraction=0.0, splits=("test",))
-    with pytest.raises(UserError, match=r"data\.splits is .*'test'.*: no skull is in it"):
-        run(tmp_path / "a.zarr", config)
-    assert not (tmp_path / "a.zarr").exists()
-
-
 @pytest.mark.parametrize(
     ("field", "value"), [("threshold", 0.0), ("skulls", 0), ("cuts", 0), ("test_fraction", -0.1)]
 )
@@ -195,38 +189,67 @@ def test_bounds_are_checked_before_any_work(field, value):
         ingest.check(config_of(**{field: value}))
 
 
-def test_fresh_defects_are_others_on_the_same_training_skulls(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "NATIVE_SIDE", 48)
-    config = config_of(skulls=3, test_fraction=0.34, kinds=("bilateral", "random_1", "random_2"))
-    real = run(tmp_path / "real.zarr", config)
-    ingest.fresh(tmp_path / "fresh.zarr", 16, config, 2, ONE)
-    assert config.cuts == 1 and not config.splits  # the caller's is as it was
-    fresh = store.Store(tmp_path / "fresh.zarr")
-    assert len(fresh.rows()) == len(fresh.rows("train")) == 2 * 3 * 2 and fresh.native(0) is None
-    complete, keys = [], []
-    for opened in (real, fresh):
-        rows = opened.rows("train")
-        pairs = store.unpack(opened.load(rows), 16)
-        names = opened.names(opened.column("skull")[rows])
-        complete.append({n: p.any(axis=-1).tobytes() for n, p in zip(names, pairs, strict=True)})
-        keys.append({pair.tobytes() for pair in pairs})
-    assert complete[0] == complete[1]
+def _names_and_skulls(opened, rows):
+    """The names of some pairs' skulls, each with the complete one."""
+    pairs = store.unpack(opened.load(rows), opened.size)
+    names = opened.names(opened.column("skull")[rows])
+    return {n: p.any(axis=-1).tobytes() for n, p in zip(names, pairs, strict=True)}
+
+
+@pytest.mark.parametrize("name", ["fresh", "transplants", "ceiling"])
+def test_controls_are_other_defects_on_the_same_skulls(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 64)
+    kinds = ("bilateral", "random_1", "random_2")
+    config = config_of(skulls=4, test_fraction=0.25, kinds=kinds)
+    source = ingest.run(tmp_path / "real.zarr", 16, config, ONE)
+    real = store.Store(tmp_path / "real.zarr")
+    ingest.control(tmp_path / f"{name}.zarr", source, 11, config, ONE)
+    pairs = store.Store(tmp_path / f"{name}.zarr")
+    skulls = 4 if name == "ceiling" else 3
+    many = 4 * skulls if name == "transplants" else 3 * skulls * (2 if name == "fresh" else 1)
+    assert len(pairs.rows()) == many and pairs.native(0) is None
+    assert len(pairs.rows("train")) == many * 3 // skulls
+    whole = _names_and_skulls(real, real.rows() if name == "ceiling" else real.rows("train"))
+    assert _names_and_skulls(pairs, pairs.rows()) == whole
+    own, others = (store.unpack(one.load(one.rows()), 16) for one in (pairs, real))
+    assert not (own[..., 0] & own[..., 1]).any() and own[..., 1].any((1, 2, 3)).all()
     # At 16^3 two different cuts may reduce to one defect; most do not.
-    assert len(keys[0] & keys[1]) <= 1 and len(keys[1]) >= 10
+    keys, of_real = ({pair.tobytes() for pair in part} for part in (own, others))
+    assert len(keys & of_real) <= 1 and len(keys) >= many - 2
+    before = content(pairs.path)
+    ingest.control(pairs.path, source, 11, config, ONE)  # is there
+    assert content(pairs.path) == before
+    with pytest.raises(UserError, match=r"made with control\.pairs 11, now 40"):
+        ingest.control(pairs.path, source, 40, config, ONE)
 
 
-def test_fresh_defects_of_skullbreak_are_cut_into_its_complete_skulls(tmp_path, monkeypatch):
-    """In their own cubes, where its own pairs lie (test_sources), by draws of no real pair."""
-    calls = []
-    monkeypatch.setattr(ingest, "run", lambda *arguments: calls.append(arguments))
-    config = config_of(source="skullbreak", root="a", threshold=0.5, reframe=True, cuts=2)
-    ingest.fresh(tmp_path, 16, config, 3, ONE)
-    ((_, size, fresh, options),) = calls
-    expected = dict(source="skulls", root="a/train/complete_skull", reframe=False, threshold=0.5)
-    expected |= dict(cuts=3, first_cut=config.first_cut + 2, splits=("train",), folds=0)
-    assert {name: fresh[name] for name in expected} == expected
-    assert (size, fresh.test_fraction, fresh.validation_fraction) == (16, 0, 0)
-    assert not options.native and config.source == "skullbreak"
+def test_transplants_keep_the_kinds_of_their_donors(tmp_path, monkeypatch):
+    """With two donors for every skull, each carries both."""
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 64)
+    config = config_of(skulls=3, test_fraction=0.34, validation_fraction=0.34)
+    source = ingest.run(tmp_path / "real.zarr", 16, config, ONE)
+    ingest.control(tmp_path / "transplants.zarr", source, 10, config, ONE)
+    pairs = store.Store(tmp_path / "transplants.zarr")
+    assert pairs.attrs["kinds"] == list(defects.KINDS)
+    assert sorted(pairs.column("kind").tolist()) == sorted([0, 1, 2, 3, 4] * 2)
+
+
+def test_controls_of_skullbreak_are_of_its_own_cubes(skullbreak, tmp_path):
+    """Its complete skulls are the unions of its pairs, and the frame is their own."""
+    config = config_of(source="skullbreak", root=str(skullbreak), threshold=0.3)
+    source = ingest.run(tmp_path / "real.zarr", 16, config, ONE)
+    host, real = source.skulls[0], store.Store(tmp_path / "real.zarr")
+    with sources.host(host, 16, config) as own:
+        first = store.unpack(real.load([0]), 16)[0].any(-1)
+        assert metrics.dice(own.share >= 0.3, first) > 0.9
+        np.testing.assert_allclose(own.frame, real.column("affine")[0])
+
+
+def test_a_source_without_whole_skulls_has_no_controls(tmp_path, noise):
+    source = ingest.run(tmp_path / "real.zarr", 16, noise(skulls=3), ONE)
+    with pytest.raises(UserError, match="gives no whole skulls for fresh"):
+        plan = source._replace(skulls=())
+        ingest.control(tmp_path / "fresh.zarr", plan, 5, noise(skulls=3), ONE)
 
 
 def test_a_bad_case_among_good_ones_is_left_out_and_listed(skullbreak, tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from skullgen.core.types import Model
 from skullgen.data import mixture, store
-from skullgen.evaluation import metrics, verdict
+from skullgen.evaluation import intervals, verdict
 from skullgen.training.methods import Trained
 
 SIZE = 8
@@ -114,13 +114,41 @@ def test_intervals_and_differences_are_over_skulls():
     assert verdict.by_skull(ours, "dice") == pytest.approx({"x": 0.3, "y": 0.6})
     row = verdict.summary(ours)[0]
     assert row["mean"] == pytest.approx(0.45) and row["skulls"] == 2
-    low, high = metrics.interval([0.3, 0.6])[1:3]
+    low, high = intervals.interval(np.array([0.3, 0.6]))[1:3]
     assert (row["low"], row["high"]) == pytest.approx((low, high))
     assert row["interval"] == "t over skulls"
     (difference,) = verdict.differences(ours + theirs, "a")
     assert difference["mean"] == pytest.approx((0.2 + 0.1) / 2) and difference["skulls"] == 2
     # Pairs without a known skull are skulls of their own.
     assert len(verdict.by_skull([case("a", "", 0.1) | {"pair": p} for p in (0, 1)], "dice")) == 2
+
+
+def test_headroom_and_the_share_of_it_that_a_net_closes():
+    def case(net, skull, dice, column="test"):
+        place = {"net": net, "column": column, "store": "s", "pair": 0, "kind": ""}
+        return {**place, **dict.fromkeys(verdict.METRICS), "skull": skull, "dice": dice}
+
+    dices = {
+        "vnet_real": (0.5, 0.6, 0.7),
+        "vnet_ceiling": (0.6, 0.72, 0.8),
+        "half": (0.55, 0.66, 0.75),
+    }
+    cases = [case(net, s, d) for net, ds in dices.items() for s, d in zip("xyz", ds, strict=True)]
+    noisy = {"vnet_real": (0.5, 0.6), "vnet_ceiling": (0.7, 0.45), "half": (0.5, 0.5)}
+    cases += [
+        case(net, s, d, "test ct")
+        for net, ds in noisy.items()
+        for s, d in zip("xy", ds, strict=True)
+    ]
+    clear, within = verdict.headroom(cases, "vnet_real")
+    assert (clear["column"], within["column"]) == ("test", "test ct")
+    assert clear["mean"] == pytest.approx(0.32 / 3) and clear["low"] > 0
+    assert list(clear["shares"]) == ["half"]
+    assert clear["shares"]["half"]["mean"] == pytest.approx(0.5)
+    assert within["low"] < 0 and within["shares"] == {"half": None}
+    assert verdict.headroom([c for c in cases if c["net"] != "vnet_ceiling"], "vnet_real") == []
+    warning = verdict.warnings({"verdict": {"cases": [], "leaks": {"vnet_ceiling": ["x"]}}})
+    assert warning == []
 
 
 def test_columns_are_spread_over_parts_and_pairs():

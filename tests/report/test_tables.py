@@ -62,6 +62,26 @@ def test_a_verdict_has_a_line_for_each_net_and_column():
     assert "12.8 mm" in table.title
 
 
+def test_a_verdict_says_who_learnt_how_and_how_much_there_was_to_gain():
+    its = {"updates": 8, "curve": [[4, 0.3], [8, 0.45]], "converged": False}
+    share = {"mean": 0.5, "low": 0.2, "high": 0.9}
+    room = samples.row(metric="dice", mean=0.06) | {"low": 0.01, "high": 0.11}
+    judged = samples.verdict([samples.row(metric="dice", mean=0.7)], [])
+    judged["headroom"] = [
+        {**room, "column": "test", "shares": {"vnet": share, "mirror": None}},
+        {**room, "column": "test ct", "low": -0.01, "shares": {"vnet": None}},
+    ]
+    table = tables.verdict({**judged, "nets": {"vnet": its}})
+    assert table.rows[0][0] == "vnet (not converged)"
+    assert table.notes == [
+        "headroom on test: +0.060 [+0.010, +0.110] (8 skulls); of it close: vnet 0.500 "
+        "[0.200, 0.900]",
+        "headroom on test ct: +0.060 [-0.010, +0.110] (8 skulls); within noise, nothing can be "
+        "told apart here",
+        "vnet, Dice on selection skulls along its 8 updates: 0.300 0.450",
+    ]
+
+
 def test_fidelity_says_what_copies():
     table = tables.fidelity(samples.quality(0.82))
     assert table.columns == ["Dice, 5 pairs", "skull", "defect"]
