@@ -88,8 +88,8 @@ def defaults(size):
     config.segment.stores = ""  # PATH:SPLIT:PAIRS, comma-separated; "": this run's generated pairs
     config.segment.controls = ("real",)  # what it is compared with, a V-Net on each: `real` pairs;
     # `fresh` defects cut into the training skulls; `transplants`, the training defects carried onto
-    # them; `ceiling`, fresh defects in the test skulls too. Ingest makes those that are named here
-    # or in `stores` (fresh.zarr, ...)
+    # them; varied `phantoms`; `ceiling`, fresh defects in the test skulls too. Ingest makes those
+    # that are named here or in `stores` (fresh.zarr, ...)
     config.segment.control_pairs = 400  # in each of them
     config.segment.seed = config.get_oneway_ref("seed")
     config.segment.updates = 300

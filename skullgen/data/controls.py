@@ -1,8 +1,9 @@
 """What generated pairs must beat: pairs of the run's own skulls that need no network.
 
 `fresh`: the training skulls cut anew by `defects`. `transplants`: the training pairs' own defects
-carried onto all training skulls. `ceiling`: fresh defects in the test skulls, too, which no pair
-without them can beat. None of their defects is one of the real pairs'.
+carried onto all training skulls. `phantoms`: of no patient at all, varied beyond anthropometry.
+`ceiling`: fresh defects in the test skulls, too, which no pair without them can beat. None of
+their defects is one of the real pairs'.
 """
 
 import math
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import provenance
 from skullgen.core.errors import UserError
-from skullgen.data import sources, store, transplant
+from skullgen.data import defects, phantom, sources, store, transplant
 from skullgen.data.sources import Case, Pair, Plan
 
 SPLITS = {"fresh": (0,), "transplants": (0,), "ceiling": (0, 2)}  # whose skulls each is made of
@@ -25,6 +26,8 @@ def plan(
 
     source: that of the real pairs, of which `real` are. config: their `config.data`.
     """
+    if name == "phantoms":
+        return _phantoms(real.size, count, config), {"name": name, "pairs": count}
     skulls = [n for n, each in enumerate(source.names) if source.split[each] in SPLITS[name]]
     if not source.skulls:
         raise UserError(f"segment.controls, stores: data.source gives no whole skulls for {name}")
@@ -40,6 +43,16 @@ def plan(
         Case(sources.cut_skull, (source.skulls[n], numbers, size, config), kinds, n) for n in skulls
     ]
     return source._replace(cases=cases), about
+
+
+def _phantoms(size, count, config):
+    """Varied phantoms, each cut once into each kind; all are of the split `train`."""
+    config = config.copy_and_resolve_references()
+    skulls = math.ceil(count / len(defects.kinds_of(config)))
+    with config.unlocked():
+        config.update(skulls=skulls, cuts=1, test="", validation="", folds=0, fold=0)
+        config.update(test_fraction=0.0, validation_fraction=0.0)
+    return sources.phantoms("varied", phantom.VARIED, size, config)
 
 
 def _transplants(source, skulls, real, count, config):

@@ -12,7 +12,7 @@ from skullgen.core.errors import UserError, one_of
 from skullgen.data.store import SPLITS, Store
 
 OWN = tuple(
-    f"{name}.zarr" for name in "real generated fresh transplants ceiling".split()
+    f"{name}.zarr" for name in "real generated fresh transplants phantoms ceiling".split()
 )  # what a run makes in its work directory
 
 

@@ -78,6 +78,11 @@ class Variety(NamedTuple):
     rough_mm: float = 0.0  # standard deviation of both surfaces, voxel by voxel
 
 
+# Thickness of living skulls, newborns' to hyperostotic ones'; scans with and without a face, cut
+# below the vault or at the foramen magnum; MR's and CT's threshold and noise.
+VARIED = Variety(2.0, (0.5, 1.8), 0.06, 0.5, (0.0, 25.0), 8, 0.3, 0.4)
+
+
 def individual(
     seed: int, spread: float = 1.0
 ) -> tuple[np.random.Generator, Float[np.ndarray, "3"]]:

@@ -175,8 +175,15 @@ def _plan_skulls(size, config):
 
 
 def _plan_phantom(size, config):
-    names = [f"phantom_{number:04d}" for number in range(config.skulls)]
-    skulls = [Skull(name, _phantom, seed(config.seed, name), config.reframe) for name in names]
+    return phantoms("phantom", phantom.Variety(**config.variety), size, config)
+
+
+def phantoms(name: str, variety: phantom.Variety, size: int, config: ConfigDict) -> Plan:
+    """A plan of `config.skulls` phantoms, NAME_0000 and so on."""
+    names = [f"{name}_{number:04d}" for number in range(config.skulls)]
+    skulls = [
+        Skull(name, _phantom, (seed(config.seed, name), variety), config.reframe) for name in names
+    ]
     return _cut_plan(skulls, size, config)
 
 
@@ -196,9 +203,9 @@ def _file(path, config):
     return volumes.in_ras(volumes.read(path, bone_hu=config.bone_hu, label=config.label))
 
 
-def _phantom(seed, config):
-    variety = phantom.Variety(**config.variety)
-    return Volume(phantom.skull(seed, NATIVE_SIDE, variety), phantom.affine(NATIVE_SIDE))
+def _phantom(individual, config):
+    number, variety = individual
+    return Volume(phantom.skull(number, NATIVE_SIDE, variety), phantom.affine(NATIVE_SIDE))
 
 
 def prepare(

@@ -26,6 +26,7 @@ CONTROLS = {  # what pairs must beat, and what none can: name -> pairs
     "real": "real.zarr:train:all",
     "fresh": "fresh.zarr:all:all",
     "transplants": "transplants.zarr:all:all",
+    "phantoms": "phantoms.zarr:all:all",
     "ceiling": "ceiling.zarr:all:all",
 }
 NETS = ("vnet", *(f"vnet_{name}" for name in CONTROLS))

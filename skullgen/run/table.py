@@ -2,7 +2,7 @@
 
 A row is a mixture of pairs, on which a V-Net a seed is trained, all for as many updates:
 
-  real            the run's training pairs; also fresh, transplants, ceiling (`data.controls`)
+  real            the training pairs; or fresh, transplants, phantoms, ceiling (`data.controls`)
   real plain      without augmentation
   fresh@3         of three training skulls only
   vae:1000        as many pairs of a generator
@@ -72,7 +72,8 @@ class Row(NamedTuple):
     def control(self) -> bool:
         """Whether it may be the best control: of real skulls, no test skulls, no generator."""
         names = {part.name for part in self.parts}
-        return names <= judges.CONTROLS.keys() - {CEILING} and not any(p.skulls for p in self.parts)
+        real = judges.CONTROLS.keys() - {CEILING, "phantoms"}
+        return names <= real and not any(part.skulls for part in self.parts)
 
 
 def row(text: str) -> Row:

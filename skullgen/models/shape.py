@@ -1,0 +1,250 @@
+"""A localised statistical shape model: new skulls that are no one's, without adversaries.
+
+`collect` takes the training pairs into the state. `register` brings all their skulls at once to a
+common shape by diffeomorphisms (groupwise, after Joshi et al. 2004). A sample deforms one skull by
+a mixture of these that is another one in every part of the head (after Wilms et al. 2017) and
+takes the hole of a training pair, carried through the common shape: skull and defect are exclusive
+by construction.
+
+Shapes: `M` skulls, `P` pairs, `f` points a side of a velocity, `g` of the noise that mixes them.
+Velocities are in mm along the cube's axes; the cube is `FIELD_MM` a side.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from skullgen.core.types import Batch, Model, Net, State
+from skullgen.data.grids import FIELD_MM
+from skullgen.models import steps
+from skullgen.networks import modules, warp
+
+COARSE, FINE = 12, 24  # points a side of a velocity's two parts
+NOISE, NOISE_MM = 8, 30.0  # points a side of the noise, and how far it is alike (sigma)
+LARGEST = 48  # voxels a side at which skulls are registered, at most
+INNER = 20  # iterations of an update
+BLURS = (1.5, 0.8, 0.0)  # voxels, of the images, a third of the iterations each
+ALIKE = 0.97  # Dice from which two pairs are of one skull
+HOLE_MM = 6.0  # over which the share of hole is carried off the bone
+FIT, USE = 5, 6  # squarings
+
+Skulls = Float[Array, "M r r r"]
+Velocity = Float[Array, "f f f 3"]
+
+
+class Bank(NamedTuple):
+    """The training pairs, packed, and of which skull each is (-1: no pair yet)."""
+
+    pairs: UInt8[Array, "P bytes"]
+    owner: Int[Array, " P"]
+
+
+def collect(bank: Bank, bits: UInt8[Array, "B bytes"], skulls: int) -> Bank:
+    """Adds the pairs that are new, while there is room for them and for their skulls."""
+
+    def add(bank, pair):
+        there = bank.owner >= 0
+        whole, ours = ((x | x >> 1) & 0x55 for x in (bank.pairs, pair))  # channels alternate
+        count = jax.lax.population_count
+        sizes = count(whole).sum(1, dtype=jnp.int32) + count(ours).sum(dtype=jnp.int32)
+        both = 2 * count(whole & ours).sum(1, dtype=jnp.int32)
+        same = there & (both >= ALIKE * sizes)
+        number = jnp.where(same.any(), bank.owner[same.argmax()], bank.owner.max() + 1)
+        known = (there & (bank.pairs == pair).all(1)).any()
+        room = ~known & ~there.all() & (number < skulls)
+        place = jnp.where(room, there.sum(), len(there))  # out of bounds is dropped
+        pairs = bank.pairs.at[place].set(pair, mode="drop")
+        return Bank(pairs, bank.owner.at[place].set(number, mode="drop")), None
+
+    return jax.lax.scan(add, bank, bits)[0]
+
+
+def wholes(bank: Bank, skulls: int, size: int) -> tuple[Bool[Array, "M D D D"], Bool[Array, " M"]]:
+    """The complete skulls, of each its first pair's, and which of them there are."""
+    of_skull = bank.owner == jnp.arange(skulls)[:, None]
+    pairs = steps.unpack(bank.pairs[of_skull.argmax(1)], size)
+    return pairs.any(-1), of_skull.any(1)
+
+
+def images(skulls: Skulls) -> Float[Array, "M r r r 2"]:
+    """What is registered: signed distances, cut at -4 and 12 mm, and occupancies."""
+    mm = FIELD_MM / skulls.shape[1]
+    far = jax.lax.map(lambda skull: warp.distances(skull >= 0.5) * mm, skulls)
+    return jnp.stack([jnp.clip(far, -4, 12) / 4, 1.5 * skulls], -1)
+
+
+def blur(x: Float[Array, "n X Y Z C"], sigma: Any) -> Float[Array, "n X Y Z C"]:
+    """A Gaussian along three axes; sigma, in voxels, may be traced, and 0."""
+    taps = jnp.arange(-4, 5)
+    weights = jnp.exp(-0.5 * (taps / jnp.maximum(sigma, 1e-3)) ** 2)
+    weights = weights / weights.sum()
+    for axis in (1, 2, 3):
+        padded = jnp.pad(x, [(4, 4) if k == axis else (0, 0) for k in range(x.ndim)], "edge")
+        size = x.shape[axis]
+        parts = (jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(9))
+        x = sum(w * part for w, part in zip(weights, parts, strict=True))
+    return x
+
+
+def velocities(params: dict[str, Array], there: Bool[Array, " M"]) -> Float[Array, "M f f f 3"]:
+    """The skulls' velocities, from the common shape to each, without their mean."""
+    shape = params["fine"].shape
+    coarse = jax.image.resize(params["coarse"], shape, "linear")
+    field = blur(coarse, 1.0) + blur(params["fine"], 1.0)
+    weights = (there / jnp.maximum(there.sum(), 1))[:, None, None, None, None]
+    return (field - (weights * field).sum(0)) * (weights > 0)
+
+
+def flow(velocity: Velocity, squarings: int) -> Velocity:
+    """The displacement in mm of flowing along a velocity in mm."""
+    mm = FIELD_MM / len(velocity)
+    return warp.exponential(velocity / mm, squarings) * mm
+
+
+def moved(field: Velocity, places: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
+    """Places in mm from the cube's corner, after a displacement."""
+    return places + warp.sample(field, places * (len(field) / FIELD_MM) - 0.5)
+
+
+def places(size: int) -> Float[Array, "D D D 3"]:
+    """The middles of a cube's voxels in mm from its corner."""
+    return (warp.points((size,) * 3) + 0.5) * (FIELD_MM / size)
+
+
+def seen(grid: Float[Array, "D D D C"], at: Float[Array, "*n 3"]) -> Float[Array, "*n C"]:
+    """A cube's values at places in mm."""
+    return warp.sample(grid, at * (len(grid) / FIELD_MM) - 0.5)
+
+
+def misfit(params: Any, pictures: Float[Array, "M r r r 2"], there: Bool[Array, " M"]) -> Array:
+    """How far the skulls are from their mean in the common shape, and how bent the ways there."""
+    field, at = velocities(params, there), places(pictures.shape[1])
+    warped = jax.lax.map(
+        jax.checkpoint(lambda one: seen(one[1], moved(flow(one[0], FIT), at))), (field, pictures)
+    )
+    weights = there[:, None, None, None, None] / jnp.maximum(there.sum(), 1)
+    target = jax.lax.stop_gradient((weights * warped).sum(0))
+    error = (weights * jnp.square(warped - target)).sum(0).mean()
+    mm = FIELD_MM / FINE
+    slopes = [jnp.diff(field, axis=k) / mm for k in (1, 2, 3)]
+    bends = [jnp.diff(slope, axis=k) / mm for slope in slopes for k in (1, 2, 3)]
+    count = jnp.maximum(there.sum() / len(there), 1e-6)
+    rough = 0.25 * sum(jnp.square(s).mean() for s in slopes) / count
+    return error + rough + 12 * sum(jnp.square(b).mean() for b in bends) / count
+
+
+def mixtures(side: int) -> Float[np.ndarray, "f g"]:
+    """How noise is spread along an axis: rows of unit length, so that its variance stays 1."""
+    at, of = ((np.arange(n) + 0.5) * FIELD_MM / n for n in (side, NOISE))
+    rows = np.exp(-0.5 * ((at[:, None] - of) / NOISE_MM) ** 2)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def make(config: ConfigDict) -> Model:
+    """The model of `config.model` of `experiments/shape.py`; steps `collect`, then `register`."""
+    size, skulls, spread = config.resolution, config.skulls, config.spread
+    coarse, fine = config.coarse_rate, config.fine_rate
+    total = config.iterations
+    decay = optax.linear_schedule(1.0, 0.0, int(0.3 * total), int(0.7 * total))
+    rates = {
+        "coarse": lambda n: coarse * decay(n),
+        "fine": lambda n: jnp.where(n < total / 4, 0.0, fine * decay(n)),
+    }
+    tx = optax.multi_transform(
+        {name: optax.adam(rate) for name, rate in rates.items()}, {name: name for name in rates}
+    )
+
+    def init(key):
+        params = {
+            name: jnp.zeros((skulls, side, side, side, 3))
+            for name, side in (("coarse", COARSE), ("fine", FINE))
+        }
+        bank = Bank(
+            jnp.zeros((config.pairs, size**3 * 2 // 8), jnp.uint8),
+            jnp.full(config.pairs, -1, jnp.int32),
+        )
+        return steps.begin(key, {"shape": Net(params, bank._asdict(), tx.init(params))})
+
+    def collect_step(state: State, batch: Batch):
+        net = state.nets["shape"]
+        bits = jax.lax.all_gather(steps.pack(batch[0]), modules.AXIS, tiled=True)
+        bank = collect(Bank(**net.stats), bits, skulls)
+        metrics = {"skulls": bank.owner.max() + 1.0, "pairs": (bank.owner >= 0).sum() * 1.0}
+        return steps.advance(state, shape=net.replace(stats=bank._asdict())), metrics
+
+    def register(state: State, batch: Batch):
+        net = state.nets["shape"]
+        whole, there = wholes(Bank(**net.stats), skulls, size)
+        side = min(size, LARGEST)
+        pictures = jax.image.resize(whole.astype(jnp.float32), (skulls, side, side, side), "linear")
+        pictures = images(pictures)
+
+        def iterate(carry, _):
+            params, opt = carry
+            done = optax.tree.get(opt.inner_states["coarse"], "count")
+            blurs = jnp.array(BLURS)[jnp.minimum(3 * done // total, 2)]
+            loss, slope = jax.value_and_grad(misfit)(params, blur(pictures, blurs), there)
+            change, opt = tx.update(slope, opt, params)
+            return (optax.apply_updates(params, change), opt), loss
+
+        (params, opt), losses = jax.lax.scan(iterate, (net.params, net.opt), None, INNER)
+        metrics = {"misfit": losses[-1], "shift_mm": jnp.abs(velocities(params, there)).mean()}
+        return steps.advance(state, shape=Net(params, net.stats, opt)), metrics
+
+    def latents(state, keys):
+        def draw(key):
+            noise, choice = jax.random.split(key)
+            mixed = jax.random.normal(noise, (skulls * NOISE**3,))
+            return jnp.concatenate([mixed, jax.random.uniform(choice, (2,))])
+
+        return jax.vmap(draw)(keys)
+
+    def decode(state, z):
+        net = state.nets["shape"]
+        bank, axis = Bank(**net.stats), mixtures(FINE)
+        whole, there = wholes(bank, skulls, size)
+        field = velocities(net.params, there)
+        count = jnp.maximum(there.sum(), 2)
+
+        def one(z):
+            noise = z[:-2].reshape(skulls, NOISE, NOISE, NOISE)
+            noise = noise * there[:, None, None, None]
+            mixed = jnp.einsum("mabc,xa,yb,zc->mxyz", noise, axis, axis, axis)
+            own = spread / jnp.sqrt(count - 1.0) * (mixed[..., None] * field).sum(0)
+            skull, donor = (z[-2:] * jnp.array([there.sum(), (bank.owner >= 0).sum()])).astype(int)
+            fine = 2 * size
+            common = moved(flow(-own, USE), places(fine))
+            bone = whole[skull].astype(jnp.float32)
+            share = seen(sharpened(bone)[..., None], moved(flow(field[skull], USE), common))
+            share = share.reshape(size, 2, size, 2, size, 2).mean((1, 3, 5))
+            solid = share >= warp.threshold(jnp.clip(share, 0, 1), bone.sum())
+            holes = hole(steps.unpack(bank.pairs[donor][None], size)[0])
+            way = flow(field[bank.owner[donor]], USE)
+            open_ = seen(holes[..., None], moved(way, moved(flow(-own, USE), places(size))))[..., 0]
+            pair = jnp.stack([solid & (open_ < 0.5), solid & (open_ >= 0.5)], -1)
+            return pair.astype(jnp.float32)
+
+        return jax.lax.map(one, z)
+
+    return Model(init, {"collect": collect_step, "register": register}, latents, decode)
+
+
+def sharpened(x: Float[Array, "D D D"]) -> Float[Array, "D D D"]:
+    """A share minus a twelfth of its Laplacian: what linear sampling blurs away."""
+    padded = jnp.pad(x, 1, "edge")
+    around = sum(
+        jnp.roll(padded, step, axis)[1:-1, 1:-1, 1:-1] for step in (-1, 1) for axis in (0, 1, 2)
+    )
+    return x - (around - 6 * x) / 12
+
+
+def hole(pair: Bool[Array, "D D D 2"]) -> Float[Array, "D D D"]:
+    """The share of hole among the bone around each place, carried a little beyond the bone."""
+    sigma = HOLE_MM * len(pair) / FIELD_MM
+    near = blur(pair.astype(jnp.float32)[None], sigma)[0]
+    return near[..., 1] / jnp.maximum(near.sum(-1), 1e-4)

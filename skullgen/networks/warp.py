@@ -1,0 +1,75 @@
+"""Warping: trilinear sampling, diffeomorphisms from velocities, thresholds that keep an amount.
+
+Shapes: `X Y Z` a grid, `C` its channels. Points and displacements are in voxels of the grid that
+they are of; beyond its outer voxels a grid is constant.
+"""
+
+import itertools
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Grid = Float[Array, "X Y Z C"]
+Field = Float[Array, "X Y Z 3"]
+
+
+def points(shape: tuple[int, int, int]) -> Field:
+    """The places of a grid's own voxels."""
+    return jnp.stack(jnp.meshgrid(*map(jnp.arange, shape), indexing="ij"), -1).astype(jnp.float32)
+
+
+def rescaled(shape: tuple[int, int, int], size: tuple[int, int, int]) -> Field:
+    """Where the voxels of a grid of `shape` lie on one of `size` voxels over the same box."""
+    ratio = jnp.array(size) / jnp.array(shape)
+    return (points(shape) + 0.5) * ratio - 0.5
+
+
+def sample(grid: Grid, places: Float[Array, "*n 3"]) -> Float[Array, "*n C"]:
+    """A grid at places, trilinear."""
+    shape = grid.shape[:3]
+    places = jnp.clip(places, 0, jnp.array(shape) - 1)
+    low = jnp.minimum(places.astype(jnp.int32), jnp.array(shape) - 2)
+    part, flat = places - low, grid.reshape(-1, grid.shape[-1])
+    first, total = (low[..., 0] * shape[1] + low[..., 1]) * shape[2] + low[..., 2], 0.0
+    for corner in itertools.product((0, 1), repeat=3):
+        weight = math.prod(part[..., k] if c else 1 - part[..., k] for k, c in enumerate(corner))
+        step = (corner[0] * shape[1] + corner[1]) * shape[2] + corner[2]
+        total += weight[..., None] * flat[first + step]
+    return total
+
+
+def exponential(velocity: Field, squarings: int) -> Field:
+    """The displacement of flowing along a velocity for unit time: scaling and squaring.
+
+    That of `-velocity` is its inverse (Arsigny et al. 2006).
+    """
+    field, places = velocity / 2**squarings, points(velocity.shape[:3])
+    for _ in range(squarings):
+        field = field + sample(field, places + field)
+    return field
+
+
+def threshold(share: Float[Array, "*grid"], amount: Float[Array, ""]) -> Float[Array, ""]:
+    """The highest value that `amount` voxels or more of a share in 0..1 reach, to 0.0005."""
+    low, high = jnp.zeros(()), jnp.ones(())
+    for _ in range(11):
+        middle = (low + high) / 2
+        many = (share >= middle).sum() >= amount
+        low, high = jnp.where(many, middle, low), jnp.where(many, high, middle)
+    return jnp.where(low > 0, low, high)
+
+
+def distances(mask: Bool[Array, "X Y Z"]) -> Float[Array, "X Y Z"]:
+    """Signed distances in voxels to a mask's surface, negative inside; exact, axis by axis."""
+    far = float(sum(n**2 for n in mask.shape))
+
+    def squared(inside):
+        best = jnp.where(inside, 0.0, far)
+        for axis, count in enumerate(mask.shape):
+            steps = jnp.arange(count)[:, None] - jnp.arange(count)
+            lines = jnp.moveaxis(best, axis, -1)[..., None, :] + steps**2
+            best = jnp.moveaxis(lines.min(-1), -1, axis)
+        return best
+
+    return jnp.sqrt(squared(mask)) - jnp.sqrt(squared(~mask))
