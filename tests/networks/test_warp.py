@@ -12,14 +12,15 @@ from skullgen.networks import warp
 SHAPE = (7, 6, 5)
 
 
-def _smooth(seed, scale, shape=(12, 12, 12)):
+def _smooth(seed, scale, shape=(24, 24, 24)):
     """A smooth field, 0 at the border."""
     noise = np.random.default_rng(seed).normal(size=(*shape, 3))
-    field = np.stack([ndimage.gaussian_filter(noise[..., k], 2.0) for k in range(3)], -1)
+    field = np.stack([ndimage.gaussian_filter(noise[..., k], 4.0) for k in range(3)], -1)
     window = np.prod(
         [np.sin(np.pi * (g + 0.5) / n) for g, n in zip(np.indices(shape), shape, strict=True)], 0
     )
-    return jnp.asarray(scale * window[..., None] * field / np.abs(field).max(), jnp.float32)
+    field = field * window[..., None]
+    return jnp.asarray(scale * field / np.abs(field).max(), jnp.float32)
 
 
 def test_sampling_equals_scipys():
@@ -49,9 +50,9 @@ def test_nothing_flows_without_velocity_and_a_constant_one_shifts():
 def test_the_flow_back_is_the_inverse():
     velocity = _smooth(1, 2.0)
     there, back = (warp.exponential(sign * velocity, 6) for sign in (1, -1))
-    places = warp.points((12, 12, 12)) + there
+    places = warp.points((24, 24, 24)) + there
     rest = there + warp.sample(back, places)
-    assert np.abs(there).max() > 1 and np.abs(rest).max() < 0.05
+    assert np.abs(there).max() > 1 and np.abs(rest).max() < 0.1
     assert np.abs(warp.exponential(velocity, 8) - there).max() < 0.02
 
 
@@ -59,7 +60,8 @@ def test_gradients_are_those_of_finite_differences():
     rng = np.random.default_rng(2)
     grid = jnp.asarray(rng.normal(size=(4, 4, 4, 2)), jnp.float32)
     places = jnp.asarray(rng.integers(0, 3, (5, 3)) + rng.uniform(0.3, 0.7, (5, 3)), jnp.float32)
-    check_grads(warp.sample, (grid, places), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+    sample = jax.jit(warp.sample)
+    check_grads(sample, (grid, places), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
     velocity = 0.4 * _smooth(3, 1.0, (4, 4, 4)) + 0.05
     flow = jax.jit(lambda v: warp.exponential(v, 3))
     check_grads(flow, (velocity,), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-3)
