@@ -147,17 +147,13 @@ def mixtures(side: int) -> Float[np.ndarray, "f g"]:
 
 def make(config: ConfigDict) -> Model:
     """The model of `config.model` of `experiments/shape.py`; steps `collect`, then `register`."""
-    size, skulls, spread = config.resolution, config.skulls, config.spread
-    coarse, fine = config.coarse_rate, config.fine_rate
-    total = config.iterations
+    size, skulls, spread, total = config.resolution, config.skulls, config.spread, config.iterations
     decay = optax.linear_schedule(1.0, 0.0, int(0.3 * total), int(0.7 * total))
+    tx = optax.scale_by_adam()
     rates = {
-        "coarse": lambda n: coarse * decay(n),
-        "fine": lambda n: jnp.where(n < total / 4, 0.0, fine * decay(n)),
+        "coarse": lambda n: config.coarse_rate * decay(n),
+        "fine": lambda n: jnp.where(n < total / 4, 0.0, config.fine_rate * decay(n)),
     }
-    tx = optax.multi_transform(
-        {name: optax.adam(rate) for name, rate in rates.items()}, {name: name for name in rates}
-    )
 
     def init(key):
         params = {
@@ -186,10 +182,10 @@ def make(config: ConfigDict) -> Model:
 
         def iterate(carry, _):
             params, opt = carry
-            done = optax.tree.get(opt.inner_states["coarse"], "count")
-            blurs = jnp.array(BLURS)[jnp.minimum(3 * done // total, 2)]
-            loss, slope = jax.value_and_grad(misfit)(params, blur(pictures, blurs), there)
-            change, opt = tx.update(slope, opt, params)
+            sigma = jnp.array(BLURS)[jnp.minimum(3 * opt.count // total, 2)]
+            loss, slope = jax.value_and_grad(misfit)(params, blur(pictures, sigma), there)
+            change, opt = tx.update(slope, opt)
+            change = {name: -rates[name](opt.count - 1) * step for name, step in change.items()}
             return (optax.apply_updates(params, change), opt), loss
 
         (params, opt), losses = jax.lax.scan(iterate, (net.params, net.opt), None, INNER)
