@@ -36,15 +36,6 @@ if os.environ.get("SKULLGEN_TEST_HINTS") != "0":
 SHARED = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A toy run of launch.py never stopped, and the seconds of its stages; only to be read."""
-    from tests.faults import faults
-
-    work = tmp_path_factory.mktemp("finished") / "run"
-    return work, faults.reference(faults.TOY, work)
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _forget():
     """Drops a module's compiled programs: each maps memory, and a process has 65,530 maps."""
