@@ -21,6 +21,7 @@ from tests.models.common import SIZE
 
 pytestmark = pytest.mark.usefixtures("lax")
 KEY, SLOW = jax.random.key(0), pytest.mark.slow
+RECONSTRUCTION = ("reconstruction", "occupancy_skull")
 WGAN = ("critic_distance", "penalty", "generator_loss")
 
 
@@ -55,9 +56,9 @@ def test_two_devices_with_half_a_batch_equal_one(module, name, batches, fields, 
 @pytest.mark.parametrize(
     ("module", "name", "batches", "watched"),
     [
-        (vae, "vae", 1, ("reconstruction", "occupancy_skull")),
+        pytest.param(vae, "vae", 1, RECONSTRUCTION, marks=SLOW),
         pytest.param(wgan_gp, "wgan", 5, WGAN, marks=SLOW),
-        pytest.param(introvae, "intro", 1, ("reconstruction", "occupancy_skull"), marks=SLOW),
+        pytest.param(introvae, "intro", 1, RECONSTRUCTION, marks=SLOW),
         (vnet, "segment", 1, ("loss",)),
     ],
 )

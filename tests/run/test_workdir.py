@@ -8,7 +8,7 @@ import pytest
 
 from skullgen.core import files
 from skullgen.core.errors import UserError
-from skullgen.data import sources, store
+from skullgen.data import store
 from skullgen.report import page
 from skullgen.run import config as command
 from skullgen.run import workdir
@@ -23,14 +23,6 @@ def _toy(*names, **fields):
     with config.ignore_type():
         config.update_from_flattened_dict(fields)
     return config
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _small():
-    """Phantoms that grow in no time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "NATIVE_SIDE", 64)
-        yield
 
 
 @pytest.fixture(scope="module")
