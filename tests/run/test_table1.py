@@ -11,6 +11,7 @@ from experiments import common
 from experiments import table1 as experiment
 from skullgen.core import files
 from skullgen.core.errors import UserError
+from skullgen.data import sources
 from skullgen.evaluation import metrics
 from skullgen.report import tables
 from skullgen.run import config as command
@@ -26,7 +27,7 @@ def _config(**fields):
     config.table.fresh = 15
     config.generators = ml_collections.ConfigDict({"toy": toy_config.get_config()})
     config.model.resolution = 8
-    config.data.source = "tests.toy_source"
+    config.data.threshold = 0.1
     config.data.skulls = 4
     config.data.validation_fraction = config.data.test_fraction = 0.25
     config.workers = 1
@@ -75,7 +76,10 @@ def _done(config, folder, capsys):
     return {words[2] for words in lines if words[-1] == "done"}
 
 
-def test_a_table_is_run_listed_and_what_was_made_again_makes_its_nets_undone(tmp_path, capsys):
+def test_a_table_is_run_listed_and_what_was_made_again_makes_its_nets_undone(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 48)
     config = _config(**{"table.counts": (4,)})
     with pytest.raises(UserError, match="job 2 needs 0"):
         sweep.sweep(config, tmp_path, "2", NAMED)
