@@ -130,9 +130,9 @@ def _launch(words, monkeypatch, quick):
     values = _parsed(smaller, monkeypatch)
     config, which = values.config, values.sweep
     config.workers = 1
-    if config.data.source == "phantom":
+    if config.data.source == "phantom" and "table" not in config:
         config.data.source = "tests.toy_source"
-    elif quick and not config.data.kinds:
+    elif quick and config.data.source == "skulls" and not config.data.kinds:
         config.data.kinds = ("random_1",)
     if quick and not any("--config.stages" in word for word in words):
         config.stages = tuple(name for name in config.stages if name not in LONG | {"generate"})
@@ -144,7 +144,7 @@ def _launch(words, monkeypatch, quick):
         if not (folder / "real.zarr").exists():  # of phantoms, all runs have the same
             (folder / "real.zarr").symlink_to(pathlib.Path("runs/vae_wgan/real.zarr").resolve())
     if sweeping:
-        sweep.sweep(config, folder, which or ("list" if quick else "all"), named)
+        sweep.sweep(config, folder, "list" if quick else which or "all", named)
         return
     released = config.generate.weights == "demo"  # by keys of the kind threefry
     with jax.default_prng_impl("threefry2x32" if released else jax.config.jax_default_prng_impl):
