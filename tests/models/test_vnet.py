@@ -115,7 +115,7 @@ def test_on_the_way_up_the_doubled_grid_is_added(pairs):
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+@pytest.mark.parametrize("norm", ["group", "batch"])
 def test_predictions_are_probabilities_and_features_the_bottleneck(norm, pairs):
     model, state = _start(norm=norm)
     assert (norm == "batch") == bool(jax.tree.leaves(state.nets["vnet"].stats))

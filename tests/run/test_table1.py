@@ -79,7 +79,7 @@ def _done(config, folder, capsys):
 def test_a_table_is_run_listed_and_what_was_made_again_makes_its_nets_undone(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(sources, "NATIVE_SIDE", 64)
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 48)
     config = _config(**{"table.counts": (4,)})
     with pytest.raises(UserError, match="job 2 needs 0"):
         sweep.sweep(config, tmp_path, "2", NAMED)
