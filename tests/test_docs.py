@@ -1,8 +1,8 @@
 """What README and docs show is run as shown: Python as it stands, commands at size smoke.
 
 bash runs each block with stand-ins for `python`, `pip`, `srun` and `sbatch` that note how they are
-called; a noted `python launch.py` is then run in this process. The quick tests leave out the stages
-in LONG, and ingest other data only; `pytest -m slow` runs all.
+called; a noted `python launch.py` is then run in this process, with boxes for phantoms. The quick
+tests leave out the stages in LONG; `pytest -m slow` runs all.
 """
 
 import hashlib
@@ -34,7 +34,14 @@ from skullgen.run import stages, sweep, workdir
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [page for page in PAGES if page.name != "extending.md"]  # tests/test_extending.py runs it
-LONG = {"segment", "evaluate", "explore", "gallery", "report"}  # what quick tests leave out
+LONG = {
+    "train",
+    "segment",
+    "evaluate",
+    "explore",
+    "gallery",
+    "report",
+}  # what quick tests leave out
 SMALLER = {  # what a run of 20 generated and 30 real pairs of 16^3 has not
     ":all:200": ":all:20",
     "model.resolution=32": "model.resolution=16",
@@ -63,6 +70,7 @@ def home(tmp_path_factory):
     volumes.write(home / "DEFECTIVE.nii.gz", defective, phantom.affine(64))
     config = vae_wgan.get_config("smoke")
     config.stages, config.workers = ("ingest", "train", "generate", "segment", "evaluate"), 1
+    config.data.source = "tests.toy_source"
     config.segment.updates, config.evaluate.cases, config.evaluate.rules = 2, 1, False
     workdir.run(config, home / "runs" / "vae_wgan")
     real = home / "runs/vae_wgan/real.zarr"
@@ -122,13 +130,12 @@ def _launch(words, monkeypatch, quick):
     values = _parsed(smaller, monkeypatch)
     config, which = values.config, values.sweep
     config.workers = 1
-    if quick and folder != pathlib.Path("runs/vae_wgan"):
-        config.phases = [{**phase, "updates": 2} for phase in config.phases]
+    if config.data.source == "phantom" and "table" not in config:
+        config.data.source = "tests.toy_source"
+    elif quick and config.data.source == "skulls" and not config.data.kinds:
+        config.data.kinds = ("random_1",)
     if quick and not any("--config.stages" in word for word in words):
-        left_out = LONG - {"segment"} if "vnet.py" in " ".join(words) else LONG
-        if any("config.data.root" in word for word in words):  # after that, all are alike
-            left_out = LONG | {"train", "generate"}
-        config.stages = tuple(name for name in config.stages if name not in left_out)
+        config.stages = tuple(name for name in config.stages if name not in LONG | {"generate"})
     elif quick and LONG.intersection(plugins.listed(config.stages)):
         return  # its fields are checked; the slow test runs it
     sweeping = which or config.get("table")
@@ -137,7 +144,7 @@ def _launch(words, monkeypatch, quick):
         if not (folder / "real.zarr").exists():  # of phantoms, all runs have the same
             (folder / "real.zarr").symlink_to(pathlib.Path("runs/vae_wgan/real.zarr").resolve())
     if sweeping:
-        sweep.sweep(config, folder, which or ("list" if quick else "all"), named)
+        sweep.sweep(config, folder, "list" if quick else which or "all", named)
         return
     released = config.generate.weights == "demo"  # by keys of the kind threefry
     with jax.default_prng_impl("threefry2x32" if released else jax.config.jax_default_prng_impl):

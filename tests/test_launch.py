@@ -1,5 +1,6 @@
-"""The command line: what a run leaves, going on by its own config, a signal, mistakes."""
+"""launch.py: what a run leaves, stops and full disks that lose nothing, one line for mistakes."""
 
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -10,7 +11,7 @@ from experiments import again
 from skullgen.core import files
 from skullgen.run import config as command
 from skullgen.training import checkpoint
-from tests.faults import faults
+from tests.faults import disk, faults
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = ["--config", "tests/toy_config.py", "--config.compilation_cache=", "--config.workers=1"]
@@ -23,42 +24,100 @@ def _run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def whole(finished, tmp_path_factory):
-    """A copy of the run that was never stopped, and what its last stages print."""
-    work = shutil.copytree(finished[0], tmp_path_factory.mktemp("whole") / "run")
-    code, out, err = _run(*TOY, "--workdir", work, "--config.stages=evaluate,report")
-    assert code == 0, err
-    return work, out
+def finished(tmp_path_factory):
+    """A run that was never stopped, and the seconds of its stages; only to be read."""
+    work = tmp_path_factory.mktemp("finished") / "run"
+    return work, faults.reference(faults.TOY, work)
 
 
 def _lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def test_a_run_leaves_all_that_a_user_looks_for(whole):
-    work, out = whole
-    for name in ("real.zarr", "generated.zarr", "config.json", "versions.json", "metrics.json"):
+def test_a_run_goes_on_by_its_own_config_and_leaves_all_that_a_user_looks_for(finished, tmp_path):
+    work = shutil.copytree(finished[0], tmp_path / "run")
+    stages = files.read_json(work / "config.json")["stages"]
+    own = ["--config", work / "config.json", "--config.compilation_cache="]
+    code, out, err = _run(
+        *own, "--config.stages=report,export", "--config.export.format=skullbreak"
+    )
+    assert code == 0, err
+    assert "warning" not in err and f"work directory: {work}\n" in out
+    for name in ("real.zarr", "generated.zarr", "versions.json", "metrics.json", "report.html"):
         assert (work / name).exists()
     assert _lines(work / "train.jsonl") == 70
     pictures = {p.name for p in (work / "figures").iterdir()}
     assert {"real_pairs.png", "generated_pairs.png", "closest.png"} <= pictures
-    assert (work / "report.html").exists()
-    assert "nearest training pair: held-out real" in out
     versions = files.read_json(work / "versions.json")
     assert versions["jax"] and versions["commit"] and versions["devices"]
-
-
-def test_a_run_goes_on_by_its_own_config_where_it_lies(whole):
-    work, _ = whole
-    stages = files.read_json(work / "config.json")["stages"]
-    own = ["--config", work / "config.json", "--config.compilation_cache="]
-    code, out, err = _run(*own, "--config.stages=export", "--config.export.format=skullbreak")
-    assert code == 0, err
-    assert "warning" not in err and f"work directory: {work}\n" in out
     assert (work / "export" / "skullbreak" / "pairs.csv").exists()
-    assert files.read_json(work / "config.json")["stages"] == stages
+    assert files.read_json(work / "config.json")["stages"] == [*stages, "report"]
     # Settings of what is handed out are those of the config file, each time.
     assert again.get_config(work / "config.json").export.format == ("nifti",)
+
+
+STOPS = (
+    (signal.SIGKILL, ("ingest", 0.9)),
+    (signal.SIGKILL, ("save", 4)),
+    (signal.SIGKILL, ("generate", 0.7)),
+    (signal.SIGTERM, ("segment", 0.5)),
+    (signal.SIGINT, ("evaluate", 0.5)),
+)
+
+
+def _instant(place, times):
+    stage, share = place
+    return stage, share * times.get(stage, 1)
+
+
+def test_a_run_stopped_in_every_stage_ends_as_one_that_was_not(finished, tmp_path):
+    done, times = finished
+    for number, place in STOPS[:-1]:
+        result = faults.interrupt(faults.TOY, tmp_path / "run", number, _instant(place, times))
+        assert not result["lost"], result
+    result = faults.trial(faults.TOY, done, tmp_path / "run", *STOPS[-1])
+    assert not result["lost"], result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "place"), STOPS)
+def test_a_run_stopped_once_ends_as_one_that_was_not(number, place, finished, tmp_path):
+    done, times = finished
+    instant = _instant(place, times)
+    result = faults.trial(faults.TOY, done, tmp_path / "run", number, instant)
+    assert not result["lost"], result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGINT]])
+def test_many_stops_at_random_instants(numbers, tmp_path):
+    results = faults.stop("experiments/vae_wgan.py:smoke", 6, numbers, seed=7, folder=tmp_path)
+    assert not [result for result in results if result["lost"]]
+
+
+@pytest.mark.skipif(not disk.possible(), reason="no tmpfs can be mounted here (unshare -rm)")
+@pytest.mark.parametrize("names", [["train"], pytest.param(disk.STAGES, marks=pytest.mark.slow)])
+def test_a_full_disk_is_told_and_loses_nothing(names, finished, tmp_path):
+    if "ingest" not in names:
+        shutil.copytree(finished[0] / "real.zarr", tmp_path / "whole" / "run" / "real.zarr")
+    results = disk.outside(faults.TOY, tmp_path, names)
+    assert [result["stopped in"] for result in results] == list(names)
+    assert not [result for result in results if result["lost"]], results
+
+
+def test_memory_that_runs_out_names_the_field_to_lower(tmp_path):
+    fields = ["stages=ingest,train", "batch_size=30000", "data.skulls=3", "workers=1"]
+    fields += ["data.source=tests.toy_source"]
+    process = faults.start(
+        "experiments/vae.py:smoke",
+        tmp_path / "run",
+        *[f"--config.{field}" for field in fields],
+        before=lambda: resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30,) * 2),
+    )
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "Traceback" not in err
+    assert "error: train: out of memory on cpu (RESOURCE_EXHAUSTED" in err
+    assert "lower config.batch_size or config.budget_mb" in err
 
 
 def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(tmp_path):

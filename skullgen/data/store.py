@@ -35,7 +35,7 @@ COLUMNS = {
 SPLITS = ("train", "validation", "test")
 LEFT_OUT = -2
 # A store that claims more was made to exhaust memory, or is damaged.
-MAX_SIDE, MAX_PAIRS, MAX_SHARD, MAX_GRID = 512, 10**7, 4096, 2**31
+MAX_SIDE, MAX_PAIRS, MAX_SHARD, MAX_FILES, MAX_GRID = 512, 10**7, 4096, 50_000, 2**31
 CODECS = BytesCodec, BloscCodec, ZstdCodec, Crc32cCodec, ShardingCodec  # they decode numbers only
 
 Packed = UInt8[np.ndarray, "n bytes"]
@@ -365,6 +365,9 @@ def _check_bounds(path, shape):
     for value, (what, most) in zip(shape, limits.items(), strict=True):
         if not 0 < value <= most:
             raise UserError(f"{path}: {value} {what}: it must be 1 to {most}")
+    if -(-shape.count // shape.shard) > MAX_FILES:
+        what = f"{shape.count} pairs, {shape.shard} a file"
+        raise UserError(f"{path}: {what}: more than {MAX_FILES} files")
 
 
 def _attributes(path):

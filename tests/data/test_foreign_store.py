@@ -59,6 +59,7 @@ CHANGED = [  # folder of the zarr.json, place in it, value, words of the error
     ("", "node_type", "array", "node_type"),
     ("pairs", "shape", [6], "shape"),
     ("pairs", "shape.0", 2**40, "1099511627776 pairs: it must be 1 to 10000000"),
+    ("pairs", "shape.0", 10**7, "more than 50000 files"),
     ("pairs", "shape.0", 0, "0 pairs: it must be 1 to 10000000"),
     ("pairs", "shape.1", 4096, "4096 voxels a side: it must be 1 to 512"),
     ("pairs", f"{CHUNKS}.0", 2**40, "pairs a file: it must be 1 to 4096"),

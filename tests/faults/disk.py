@@ -1,6 +1,5 @@
 """A disk that is full in the middle of a stage: a small tmpfs in a mount namespace of its own."""
 
-import itertools
 import json
 import os
 import pathlib
@@ -23,7 +22,10 @@ def possible():
 
 
 def outside(config, folder, names):
-    """One result for each of the stages `names`, as `faults.trial` returns them."""
+    """One result for each of the stages `names`, as `faults.trial` returns them.
+
+    What the stages before them made lies in `folder / "whole" / "run"`.
+    """
     ask = ["unshare", "-rm", sys.executable, "-m", "tests.faults.disk", config, folder, *names]
     done = subprocess.run(
         list(map(str, ask)), cwd=faults.ROOT, capture_output=True, encoding="utf-8"
@@ -34,24 +36,27 @@ def outside(config, folder, names):
 
 def inside(config, folder, names):
     """Runs every stage once on a disk that fills up, and again with room; prints the results."""
-    whole, disk = folder / "whole" / "run", folder / "disk"
-    through, sizes = STAGES[: 1 + max(map(STAGES.index, names))], [0]
-    for name in through:
-        code, _, err = faults.run(config, whole, faults.stages([name]))
-        assert code == 0, err
-        sizes.append(sum(map(len, faults.content(whole).values())))
+    whole, disk, results = folder / "whole" / "run", folder / "disk", []
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "none", disk], check=True)
-    results = []
-    for name, (before, after) in zip(through, itertools.pairwise(sizes), strict=True):
-        if name in names:
-            results.append(_filled(config, disk, name, (after - before) // 3))
+    if whole.exists():
+        shutil.copytree(whole, disk / "run")
+    for name in names:
+        sizes = [_size(whole)]
+        code, _, err = faults.run(config, whole, faults.stages([name]))
+        assert code == 0, err
+        sizes.append(_size(whole))
+        results.append(_filled(config, disk, name, (sizes[1] - sizes[0]) // 3))
         code, _, err = faults.run(config, disk / "run", faults.stages([name]))
         if code:
             results[-1]["lost"].append(f"did not go on: {err.strip()[-500:]}")
     lost = [name for name in faults.differences(disk / "run", whole) if "report" not in name]
     results[-1]["lost"] += lost
     print(json.dumps(results))
+
+
+def _size(folder):
+    return sum(map(len, faults.content(folder).values()))
 
 
 def _filled(config, disk, stage, room):

@@ -107,8 +107,8 @@ def reference(config, work):
     return dict(zip(begun, np.diff([*begun.values(), time.monotonic()]).tolist(), strict=True))
 
 
-def trial(config, whole, work, number, instant):
-    """Stops a run by the signal `number`, starts it again, and says what became of it.
+def interrupt(config, work, number, instant):
+    """Stops a run by the signal `number`, and says what became of it.
 
     instant: (stage, seconds after it began), or ("save", n): in the middle of the n-th save seen.
     """
@@ -134,11 +134,9 @@ def trial(config, whole, work, number, instant):
     seconds = time.monotonic() - begin
     reader.join()
     last = [line.split()[1].rstrip(":") for line in lines if line.startswith("== ")]
-    code, _, words = run(config, work, stages())
-    problems = [f"did not go on: {words.strip()[-300:]}"] if code else differences(work, whole)
-    ends = {0} if finished else CODES[number] | {0}
+    ends, problems = {0} if finished else CODES[number] | {0}, []
     if process.returncode not in ends or "Traceback" in err:
-        problems.append(f"exit code {process.returncode}: {err.strip()[-300:]}")
+        problems = [f"exit code {process.returncode}: {err.strip()[-300:]}"]
     return {
         "signal": signal.Signals(number).name,
         "stopped in": f"a save in {last[-1]}" if stage == "save" else (last or ["start"])[-1],
@@ -146,6 +144,16 @@ def trial(config, whole, work, number, instant):
         "seconds to the end": round(seconds, 2),
         "lost": problems,
     }
+
+
+def trial(config, whole, work, number, instant):
+    """Stops a run, starts it again, and says what became of it."""
+    result = interrupt(config, work, number, instant)
+    code, _, words = run(config, work, stages())
+    result["lost"] += (
+        [f"did not go on: {words.strip()[-300:]}"] if code else differences(work, whole)
+    )
+    return result
 
 
 def stop(config, count, numbers, seed, folder):

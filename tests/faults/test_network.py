@@ -1,11 +1,17 @@
-"""No network at run time: a whole run in processes that any use of it ends."""
+"""A whole run of hostile names, in processes that any use of a network ends."""
 
 import os
+import re
 import subprocess
 import sys
 
+import nibabel
+import numpy as np
 import pytest
+from plotly.offline import get_plotlyjs
 
+from skullgen.core import files
+from skullgen.data import phantom
 from tests.test_launch import ROOT, TOY
 
 # An audit hook sees every socket of a process, whatever library opens it in Python, and its
@@ -22,15 +28,25 @@ def guard(event, arguments):
 
 sys.addaudithook(guard)
 """
-STAGES = "ingest,train,generate,segment,evaluate,explore,report"
-SMALL = ("generate.count=9", "segment.updates=5", "phases[1].updates=5", "explore.pairs=9")
 
 
 def _guarded(folder, *command):
     (folder / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}
+    environment |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": "ascii"}
     how = dict(cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     return subprocess.run([sys.executable, *map(str, command)], **how)
+
+
+NAMES = (
+    b"\x1b[2J\x1b]0;mine\x07",
+    "\u202egnp.exe".encode(),
+    b"<img src=x onerror=alert(1)>",
+    b"two\nlines\rand\ttabs",
+    b"not \xff utf-8",
+    rb"$\frac{1}$ $& {{body}} \u0041",
+    "née 頭蓋 ' \" ; --config.seed=3".encode(),
+)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +64,31 @@ def test_the_guard_sees_the_network(use, tmp_path):
     assert done.returncode == 99 and "network: " in done.stderr
 
 
-def test_a_whole_run_uses_no_network(tmp_path):
-    fields = [f"--config.{field}" for field in (*SMALL, f"stages={STAGES}", "workers=2")]
-    done = _guarded(tmp_path, ROOT / "launch.py", *TOY, *fields, "--workdir", tmp_path / "run")
+def test_hostile_names_go_through_a_whole_run_without_a_network(tmp_path):
+    """In a terminal that knows ASCII only: each skull's file has one of the names."""
+    (tmp_path / "skulls").mkdir()
+    folder = os.fsencode(tmp_path / "skulls")
+    for number, name in enumerate(NAMES):
+        image = nibabel.Nifti1Image(phantom.skull(number, 48).astype(np.uint8), phantom.affine(48))
+        nibabel.save(image, tmp_path / "skull.nii")
+        os.rename(tmp_path / "skull.nii", os.path.join(folder, name + b".nii"))
+        open(os.path.join(folder, name + b".txt"), "w").close()
+    work = tmp_path / "run"
+    stages = "ingest,train,generate,segment,evaluate,explore,report"
+    fields = {"stages": stages, "data.source": "skulls", "data.root": tmp_path / "skulls"}
+    fields |= {"data.kinds": "random_1", "data.test_fraction": 0.4, "evaluate.cases": 9}
+    fields |= {"generate.count": 9, "segment.updates": 5, "phases[0].updates": 5}
+    fields |= {"phases[1].updates": 5, "explore.pairs": 9, "workers": 2}
+    command = [*TOY, "--workdir", work, *(f"--config.{k}={value}" for k, value in fields.items())]
+    done = _guarded(tmp_path, ROOT / "launch.py", *command)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "report.html").exists()
+    out, err = done.stdout, done.stderr
+    assert not re.search(r"[^\n\r -~]", out + err)  # tqdm ends its lines with \r
+    assert out.count("note: ") == len(NAMES) and r"note: \x1b[2J\x1b]0;mine\x07.txt" in out
+    page = (work / "report.html").read_text(encoding="utf-8").replace(get_plotlyjs(), "")
+    assert "<img src=x" not in page and "&lt;img src=x" in page
+    assert not re.search("[\x1b\x07\u202e\ud800-\udfff]", page) and r"\u202egnp" in page
+    verdict = files.read_json(work / "metrics.json")["verdict"]
+    skulls = {case["skull"] for case in verdict["cases"]} - {""}  # generated pairs have none
+    assert len(skulls) == len(NAMES) and all(map(str.isprintable, skulls))
+    assert (work / "figures" / "closest.png").exists() and (work / "maps.json").exists()

@@ -14,6 +14,7 @@ from skullgen.networks.modules import AXIS
 from tests.models import common
 from tests.models.common import SIZE
 
+pytestmark = pytest.mark.usefixtures("lax")
 ENCODER, DECODER = 0, 1  # the losses' arguments
 
 

@@ -149,7 +149,7 @@ def test_on_the_way_up_the_doubled_grid_is_added(pairs):
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+@pytest.mark.parametrize("norm", ["group", "batch"])
 def test_predictions_are_probabilities_and_features_the_bottleneck(norm, pairs):
     model, state = _start(norm=norm)
     assert (norm == "batch") == bool(jax.tree.leaves(state.nets["vnet"].stats))
@@ -190,7 +190,8 @@ def test_two_pairs_are_learnt_by_heart(pairs):
     state, last = _run(model, state, pairs[:2], updates=80)
     assert first["dice"] < 0.5 and last["dice"] > 0.9 and last["loss"] < 0.2
     mask = np.asarray(model.predict(state, jnp.asarray(pairs[:2, ..., 0]))) >= 0.5
-    assert metrics.dice(mask, pairs[:2, ..., 1]) > 0.9
+    mask, truth = (np.reshape(x, (-1, SIZE, SIZE)) for x in (mask, pairs[:2, ..., 1]))
+    assert metrics.dice(mask, truth) > 0.9
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 from experiments import vae_wgan
 from skullgen.core import files
 from skullgen.core.errors import UserError
-from skullgen.data import sources
 from skullgen.run import config as command
 from skullgen.run import sweep, table, workdir
 from tests import toy_config
@@ -35,9 +34,7 @@ def _named(declare, **overrides):
 def pairs(tmp_path_factory):
     """The fields of a store that all runs share."""
     folder = tmp_path_factory.mktemp("pairs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "NATIVE_SIDE", 64)
-        workdir.run(_config(stages=("ingest",)), folder)
+    workdir.run(_config(stages=("ingest",)), folder)
     return {"data.source": "store", "data.root": str(folder / "real.zarr")}
 
 

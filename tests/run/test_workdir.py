@@ -25,14 +25,6 @@ def _toy(*names, **fields):
     return config
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _small():
-    """Phantoms that grow in no time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "NATIVE_SIDE", 64)
-        yield
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     path = tmp_path_factory.mktemp("work")
@@ -170,13 +162,14 @@ def test_another_runs_store_can_be_the_data(work, tmp_path):
         linked(tmp_path / "other.zarr")
 
 
-def test_fresh_pairs_are_made_and_refused_for_other_cuts(work, tmp_path):
-    shutil.copytree(work / "real.zarr", tmp_path / "real.zarr")
-    workdir.run(_toy("ingest", **{"segment.fresh": 10}), tmp_path)
+def test_fresh_pairs_are_made_and_refused_for_other_cuts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "NATIVE_SIDE", 48)
+    phantoms = {"data.source": "phantom"}
+    workdir.run(_toy("ingest", **{"segment.fresh": 10}, **phantoms), tmp_path)
     assert len(store.Store(tmp_path / "fresh.zarr").rows()) == 15  # 3 skulls, 5 kinds
     assert not (tmp_path / "fresh.zarr" / "native").exists()
     with pytest.raises(UserError, match=r"fresh\.zarr: made with data\.cuts 1, now 2"):
-        workdir.run(_toy("ingest", **{"segment.fresh": 16}), tmp_path)
+        workdir.run(_toy("ingest", **{"segment.fresh": 16}, **phantoms), tmp_path)
 
 
 def test_pairs_that_grew_are_described_though_no_net_judged_them(copy, capsys):

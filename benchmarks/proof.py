@@ -1,7 +1,7 @@
 """What a checkout makes, in sums and numbers: two checkouts that agree here changed no result.
 
-  python tests/proof.py record before.json [NAME ...]
-  python tests/proof.py compare before.json after.json
+  python benchmarks/proof.py record before.json [NAME ...]
+  python benchmarks/proof.py compare before.json after.json
 
 A record holds, of each run, the SHA-256 of the voxels of its stores, every number of `quality` and
 `verdict` in `metrics.json`, and the last line of each log. Run it in the checkout that is asked.
