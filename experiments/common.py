@@ -193,6 +193,8 @@ def defaults(size):
         config.segment.model.down = (2, 2, 3, 3, 3)
         config.segment.model.up = (3, 3, 2, 1)
         config.segment.model.groups = 8
+        config.segment.model.decay_steps = 0
+        config.segment.model.augment = False
         config.evaluate.cases = 600
         config.explore.umap = True
     return config

@@ -47,7 +47,7 @@ def _run(folder, *arguments):
     flags = "--xla_backend_optimization_level=0"
     environment = {**os.environ, "PYTHONPATH": str(folder), "XLA_FLAGS": flags}
     fewer = ["data.skulls=4", "evaluate.rules=False", "evaluate.cases=1", "compilation_cache="]
-    fewer += ["segment.reference=False"]
+    fewer += ["segment.controls=()"]
     if "data.kinds" not in str(arguments):  # there, worker processes import mylab, too
         fewer += ["workers=1", "data.kinds=bilateral,random_1"]
     command = [sys.executable, *arguments, *(f"--config.{field}" for field in fewer)]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-TABLE = ["--config", "experiments/table1.py:smoke", "--config.table.counts=4"]
+TABLE = ["--config", "experiments/table1.py:smoke", "--config.table.rows=real,vae:4"]
 
 
 def _script(folder, name, text):

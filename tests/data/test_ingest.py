@@ -147,7 +147,6 @@ def test_names_and_links_of_any_kind_go_through_a_whole_ingest(tmp_path):
     ("fields", "words"),
     [
         (dict(test_fraction=0.0), "note: no skull of split test: nothing is judged on it; data.te"),
-        (dict(test_fraction=0.0, splits=("train",)), None),
         ({}, None),
     ],
 )

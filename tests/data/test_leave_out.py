@@ -69,7 +69,7 @@ def test_training_goes_on_only_with_its_list_and_pairs_are_compared_with_what_wa
 
 
 def test_a_store_that_grows_keeps_its_list_and_a_net_of_other_pairs_is_refused(tmp_path, capsys):
-    fields = {"segment.updates": 2, "segment.reference": False, "segment.batch_size": 2}
+    fields = {"segment.updates": 2, "segment.controls": (), "segment.batch_size": 2}
     workdir.run(_toy("ingest", "train", "generate", "segment", **fields), tmp_path)
     generated = tmp_path / "generated.zarr"
     _list(generated, "1\n4\n")

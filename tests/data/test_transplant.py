@@ -19,11 +19,12 @@ def skulls():
 def _donor(skull, kind, affine=AFFINE):
     _, implant = defects.cut(skull, kind, 1, voxel_mm=1.6)
     frame = grids.frame(skull, AFFINE, SIZE)
-    return implant, transplant.donor(implant, affine, frame, SIZE)
+    return implant, transplant.donor(np.argwhere(implant), affine, frame, SIZE)
 
 
 def _transplant(skull, donor, seed=0):
-    return transplant.transplant(skull, AFFINE, grids.frame(skull, AFFINE, SIZE), SIZE, donor, seed)
+    vault = transplant.vault(skull, AFFINE, grids.frame(skull, AFFINE, SIZE))
+    return transplant.transplant(vault, donor, seed)
 
 
 @pytest.mark.parametrize("kind", defects.KINDS)
@@ -56,7 +57,7 @@ def test_a_donor_is_where_its_hole_is_whatever_its_voxels(skulls):
     assert donor.middle @ away / np.linalg.norm(away) > np.cos(np.deg2rad(4))
     assert not donor.several
     coarse = grids.reduce(implant, AFFINE, frame, SIZE) > 0.5
-    of_model = transplant.donor(coarse, frame, frame, SIZE)
+    of_model = transplant.donor(np.argwhere(coarse), frame, frame, SIZE)
     assert of_model.middle @ donor.middle > np.cos(np.deg2rad(3))
     inside = [one.field < 0 for one in (donor, of_model)]
     assert metrics.dice(*inside) > 0.8
@@ -66,4 +67,4 @@ def test_what_lies_below_the_vault_is_no_donor(skulls):
     floor = np.zeros_like(skulls[0])
     floor[60:68, 60:68, :3] = True
     with pytest.raises(UserError, match="below the vault"):
-        transplant.donor(floor, AFFINE, grids.frame(skulls[0], AFFINE, SIZE), SIZE)
+        transplant.donor(np.argwhere(floor), AFFINE, grids.frame(skulls[0], AFFINE, SIZE), SIZE)

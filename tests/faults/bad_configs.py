@@ -106,7 +106,7 @@ def _a_file_above_the_data(folder, config):
 
 def _fresh_of_a_store(folder, config):
     _linked()(folder, config)
-    config.segment.fresh = 5
+    config.segment.controls = ("fresh",)
 
 
 STAGES = (
@@ -161,7 +161,6 @@ SET = (
     # Sources and stores.
     ("ingest", "data.source", "dicom", r"data\.source is 'dicom': choose one of .*"),
     ("ingest", "data.source", "skulls", r"data\.root is empty: give a folder .*"),
-    ("ingest", "data.splits", "train,tset", r"data\.splits is 'tset': choose one .*"),
     ("ingest", "data.test", "phantom_9", r".* names 'phantom_9': no such skull"),
     ("ingest", "data.test_fraction", 1.0, r"data\.source=phantom: 8 skulls, none of them to .*"),
     (SEGMENT, NETS, "real.zarr:train:all,runs/a.zarr:all:5", NO_STORE),
@@ -188,7 +187,7 @@ ROWS = (
     ("a store that cannot train", _linked(split=2), r".*/other\.zarr: it has no pair of .*"),
     ("no store", _linked_to_a_folder, r".*/other\.zarr: no store of pairs here; .*"),
     ("half a store", _half_a_store, r".*/other\.zarr: 4 pairs are not made yet: .*"),
-    ("fresh defects of a store", _fresh_of_a_store, r"segment\.fresh needs complete skulls .*"),
+    ("fresh defects of a store", _fresh_of_a_store, r"segment\.controls, stores: fresh need whole skulls.*"),
     ("stores of two sizes", _net_of_another_size, r".*/other\.zarr: .* not of the size .*"),
     ("a net of too many pairs", _too_many_pairs, r".*/real\.zarr: .*"),
     ("a file is the workdir", _a_file_is_the_workdir, r".*/run: .*"),

@@ -162,18 +162,20 @@ def test_another_runs_store_can_be_the_data(work, tmp_path):
         linked(tmp_path / "other.zarr")
 
 
-def test_fresh_pairs_are_made_and_refused_for_other_cuts(tmp_path, monkeypatch):
+def test_controls_are_made_where_a_net_learns_from_them(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "NATIVE_SIDE", 48)
-    phantoms = {"data.source": "phantom"}
-    workdir.run(_toy("ingest", **{"segment.fresh": 10}, **phantoms), tmp_path)
+    fields = {"data.source": "phantom", "segment.control_pairs": 10}
+    stores = {"segment.stores": "fresh.zarr:all:4", "segment.controls": ("real",)}
+    workdir.run(_toy("ingest", **fields, **stores), tmp_path)
+    assert {path.name for path in tmp_path.glob("*.zarr")} == {"real.zarr", "fresh.zarr"}
     assert len(store.Store(tmp_path / "fresh.zarr").rows()) == 15  # 3 skulls, 5 kinds
     assert not (tmp_path / "fresh.zarr" / "native").exists()
-    with pytest.raises(UserError, match=r"fresh\.zarr: made with data\.cuts 1, now 2"):
-        workdir.run(_toy("ingest", **{"segment.fresh": 16}, **phantoms), tmp_path)
+    with pytest.raises(UserError, match=r"fresh\.zarr: made with control\.pairs 10, now 16"):
+        workdir.run(_toy("ingest", **{**fields, **stores, "segment.control_pairs": 16}), tmp_path)
 
 
 def test_pairs_that_grew_are_described_though_no_net_judged_them(copy, capsys):
-    fields = {"segment.updates": 2, "segment.reference": False}
+    fields = {"segment.updates": 2, "segment.controls": ()}
     workdir.run(_toy("segment", **fields, **{"generate.count": 70}), copy)
     workdir.run(_toy("generate", "evaluate", **fields, **{"generate.count": 80}), copy)
     assert "no verdict: " in (out := capsys.readouterr().out)
