@@ -6,6 +6,9 @@
   python launch.py --config experiments/shape.py:paper --config.data.root=SKULLBREAK
 
 It trains no network: its weights are deformations between the training skulls, and hold these.
+
+Demo, the phases alone: 2 minutes on 2 slow cores, of 54 phantoms at 32^3; Dice of two skulls .63,
+in the common shape .87. What its pairs are worth was not measured yet. Paper: not run here.
 """
 
 from experiments import common
@@ -22,7 +25,7 @@ def get_config(size="demo"):
     config.model.spread = 1.0  # of the deformations, in standard deviations
     config.model.coarse_rate = 0.35  # Adam's, in mm
     config.model.fine_rate = 0.25
-    config.model.iterations = {"smoke": 20, "demo": 120, "paper": 260}[size]  # 20 an update
+    config.model.iterations = {"smoke": 20, "demo": 60, "paper": 260}[size]  # 20 an update
     config.phases = [
         dict(step="collect", epochs=1),
         dict(step="register", updates=config.model.iterations // 20),

@@ -12,7 +12,7 @@ trained on a mixture of pairs (`skullgen/run/table.py`). A curve over the number
 
 from ml_collections import ConfigDict
 
-from experiments import shape, vae_wgan, vnet
+from experiments import common, shape, vae_wgan, vnet
 
 GENERATORS = {"shape": shape, "vae_wgan": vae_wgan}
 
@@ -20,6 +20,8 @@ GENERATORS = {"shape": shape, "vae_wgan": vae_wgan}
 def get_config(size="demo"):
     """The table at a size: `smoke`, `demo`, `paper`."""
     config = vnet.get_config(size)
+    if size == "demo":
+        common.judge(config)
     count = {"smoke": 8, "demo": 1000, "paper": 40_000}[size]
     config.table = ConfigDict()
     config.table.rows = (

@@ -13,7 +13,9 @@ from skullgen.training import logs, methods
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "common"))
-NAMES = [name for name in FILES if name not in ("again", "table1", "vnet", "worth")]  # the generators
+NAMES = [
+    name for name in FILES if name not in ("again", "table1", "vnet", "worth")
+]  # the generators
 
 
 @pytest.fixture(scope="module")

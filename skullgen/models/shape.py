@@ -24,14 +24,14 @@ from skullgen.data.grids import FIELD_MM
 from skullgen.models import steps
 from skullgen.networks import modules, warp
 
-COARSE, FINE = 12, 24  # points a side of a velocity's two parts
+COARSE, FINE = 8, 16  # points a side of a velocity's two parts
 NOISE, NOISE_MM = 8, 30.0  # points a side of the noise, and how far it is alike (sigma)
 LARGEST = 48  # voxels a side at which skulls are registered, at most
 INNER = 20  # iterations of an update
 BLURS = (1.5, 0.8, 0.0)  # voxels, of the images, a third of the iterations each
 ALIKE = 0.97  # Dice from which two pairs are of one skull
 HOLE_MM = 6.0  # over which the share of hole is carried off the bone
-FIT, USE = 5, 6  # squarings
+FIT, USE = 4, 5  # squarings
 
 Skulls = Float[Array, "M r r r"]
 Velocity = Float[Array, "f f f 3"]
@@ -123,10 +123,13 @@ def seen(grid: Float[Array, "D D D C"], at: Float[Array, "*n 3"]) -> Float[Array
 
 def misfit(params: Any, pictures: Float[Array, "M r r r 2"], there: Bool[Array, " M"]) -> Array:
     """How far the skulls are from their mean in the common shape, and how bent the ways there."""
-    field, at = velocities(params, there), places(pictures.shape[1])
-    warped = jax.lax.map(
-        jax.checkpoint(lambda one: seen(one[1], moved(flow(one[0], FIT), at))), (field, pictures)
-    )
+    field, side = velocities(params, there), pictures.shape[1]
+
+    def brought(own, picture):
+        away = jax.image.resize(flow(own, FIT), (side, side, side, 3), "linear")
+        return seen(picture, places(side) + away)
+
+    warped = jax.vmap(brought)(field, pictures)
     weights = there[:, None, None, None, None] / jnp.maximum(there.sum(), 1)
     target = jax.lax.stop_gradient((weights * warped).sum(0))
     error = (weights * jnp.square(warped - target)).sum(0).mean()

@@ -7,6 +7,7 @@ they are of; beyond its outer voxels a grid is constant.
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -39,15 +40,33 @@ def sample(grid: Grid, places: Float[Array, "*n 3"]) -> Float[Array, "*n C"]:
     return total
 
 
-def exponential(velocity: Field, squarings: int) -> Field:
-    """The displacement of flowing along a velocity for unit time: scaling and squaring.
+def beside(grid: Grid, step: Field) -> Grid:
+    """A grid at places at most a voxel away from its own, `step` in -1..1: dense, no look-ups.
 
-    That of `-velocity` is its inverse (Arsigny et al. 2006).
+    Its gradients are dense, too: those of `sample` are scattered, which takes CPUs ten times as
+    long. A longer step counts as one voxel.
     """
-    field, places = velocity / 2**squarings, points(velocity.shape[:3])
-    for _ in range(squarings):
-        field = field + sample(field, places + field)
-    return field
+    step, shape = jnp.clip(step, -1, 1), grid.shape[:3]
+    padded = jnp.pad(grid, [(1, 1)] * 3 + [(0, 0)], "edge")
+    hats = [jnp.maximum(0, 1 - jnp.abs(step - offset)) for offset in (-1, 0, 1)]
+    total = 0.0
+    for corner in itertools.product(range(3), repeat=3):
+        weight = math.prod(hats[c][..., axis] for axis, c in enumerate(corner))
+        part = padded[tuple(slice(c, c + n) for c, n in zip(corner, shape, strict=True))]
+        total += weight[..., None] * part
+    return total
+
+
+def exponential(velocity: Field, squarings: int) -> Field:
+    """The displacement, of two voxels at most, of flowing along a velocity for unit time.
+
+    By scaling and squaring; that of `-velocity` is its inverse (Arsigny et al. 2006).
+    """
+
+    def square(field, _):
+        return field + beside(field, field), None
+
+    return jax.lax.scan(square, velocity / 2**squarings, None, squarings)[0]
 
 
 def threshold(share: Float[Array, "*grid"], amount: Float[Array, ""]) -> Float[Array, ""]:

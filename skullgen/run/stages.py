@@ -27,7 +27,9 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
         ingest.check(config.data)
         if config.data.source == "store" and (wanted := judges.controls(config.segment)):
             what = f"{', '.join(wanted)} need whole skulls, which data.source=store has not"
-            raise UserError(f"segment.controls, stores: {what}: name another run's store by its path")
+            raise UserError(
+                f"segment.controls, stores: {what}: name another run's store by its path"
+            )
     if config.model_name and {"generate", "explore"}.intersection(names):
         whose, _ = release.chosen(config, workdir)
         model = methods.load_model(whose.model_name, whose.model)

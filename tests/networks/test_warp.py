@@ -34,6 +34,17 @@ def test_sampling_equals_scipys():
     assert np.array_equal(warp.sample(jnp.asarray(grid), warp.points(SHAPE)), grid)
 
 
+def test_beside_equals_sampling_for_short_steps():
+    rng = np.random.default_rng(5)
+    grid = jnp.asarray(rng.random((*SHAPE, 2)), jnp.float32)
+    step = jnp.asarray(rng.uniform(-1, 1, (*SHAPE, 3)), jnp.float32)
+    found = warp.sample(grid, warp.points(SHAPE) + step)
+    np.testing.assert_allclose(warp.beside(grid, step), found, atol=1e-5)
+    np.testing.assert_array_equal(
+        warp.beside(grid, 3 * jnp.sign(step)), warp.beside(grid, jnp.sign(step))
+    )
+
+
 def test_a_grid_over_the_same_box_has_its_own_voxels_middles():
     places = np.asarray(warp.rescaled((2, 2, 2), (4, 4, 4)))
     assert places[..., 0].ravel().tolist() == [0.5] * 4 + [2.5] * 4
