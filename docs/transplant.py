@@ -10,7 +10,7 @@ from skullgen.report import figures
 SIZE, AFFINE = 32, phantom.affine(128)
 
 
-def main():
+def _draw():
     skulls = [phantom.skull(seed, 128) for seed in range(7)]
     frames = [grids.frame(skull, AFFINE, SIZE) for skull in skulls]
     _, piece = defects.cut(skulls[0], "frontoorbital", 0, voxel_mm=1.6)
@@ -24,4 +24,4 @@ def main():
     figures.pair_sheet(path, np.stack(pairs), "One defect on six skulls")
 
 
-main()
+_draw()

@@ -118,3 +118,15 @@ def test_table_1_has_the_papers_models_and_counts(size):
     if size == "demo":
         assert counts["vae"] == ["vae:100", "vae:1000"] and config.table.seeds == 3
         assert (config.model.resolution, config.segment.model.kernel) == (16, 3)
+
+
+@pytest.mark.parametrize("size", ["smoke", "demo", "paper"])
+def test_worth_has_controls_a_ceiling_a_curve_and_generators(size, tmp_path):
+    config = importlib.import_module("experiments.worth").get_config(size)
+    jobs = table.plan(config, tmp_path)
+    rows = {job.row[0].text for job in jobs if job.row}
+    assert {"real plain", "real", "transplants", "phantoms", "ceiling", "fresh@1"} <= rows
+    nets = [job.make().segment for job in jobs if job.row and "best" not in job.name]
+    assert len({(net.updates, net.batch_size) for net in nets}) == 1
+    assert size != "demo" or all(net.model.stem == 2 for net in nets)
+    assert size == "smoke" or config.table.seeds >= 3
