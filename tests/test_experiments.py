@@ -8,7 +8,7 @@ import pytest
 from experiments import common
 from skullgen.core import files, provenance
 from skullgen.data import sources, store
-from skullgen.run import workdir
+from skullgen.run import table, workdir
 from skullgen.training import logs, methods
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments"
