@@ -27,7 +27,7 @@ def get_config(size="demo"):
     config.model.fine_rate = 0.25
     config.model.iterations = {"smoke": 20, "demo": 60, "paper": 260}[size]  # 20 an update
     config.phases = [
-        dict(step="collect", epochs=1),
+        dict(step="collect", updates=10) if size == "smoke" else dict(step="collect", epochs=1),
         dict(step="register", updates=config.model.iterations // 20),
     ]
     config.generate.batch_size = 8

@@ -51,9 +51,10 @@ def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[mixture.Part
 
 def controls(settings: ConfigDict) -> list[str]:
     """The controls whose pairs `ingest` makes: those that a network is to learn from."""
-    stores = [Path(name).stem for name, *_ in mixture.named(settings.stores)]
-    wanted = {*plugins.listed(settings.controls), *stores}
-    return [name for name in CONTROLS if name in wanted and name != "real"]
+    stores = {name for name, *_ in mixture.named(settings.stores)}
+    wanted = plugins.listed(settings.controls)
+    every = [name for name in CONTROLS if name in wanted or f"{name}.zarr" in stores]
+    return [name for name in every if name != "real"]
 
 
 def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:

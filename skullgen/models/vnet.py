@@ -134,7 +134,7 @@ def network(config: ConfigDict) -> VNet:
     groups = config.groups
     if config.norm == "group" and (groups < 1 or any(width % groups for width in widths)):
         raise UserError(f"segment.model.groups is {groups}: give a divisor of all widths {widths}")
-    stem = one_of("segment.model.stem", config.stem, (1, 2, 4))
+    stem = one_of("segment.model.stem", config.get("stem", 1), (1, 2, 4))
     if config.resolution % stem or widths[0] % stem**3:
         what = f"it must divide the grid's {config.resolution} voxels a side"
         what = f"{what}, and its cube the first of widths {widths}"

@@ -79,7 +79,8 @@ def test_a_skull_is_ingested_and_prepared_to_the_same_bits(tmp_path, turn):
     volumes.write(tmp_path / "a.nrrd", *_stored(phantom.skull(2, 64), phantom.affine(64), turn))
     config = common.defaults("smoke").data
     config.threshold = 0.3
-    ingested = sources._cut_file(tmp_path / "a.nrrd", "a", 16, config)
+    whole = sources.Skull("a", sources._file, tmp_path / "a.nrrd")
+    ingested = sources.cut_skull(whole, range(1), 16, config)
     skull, implant = _brought(tmp_path / "a.nrrd", 0.3, True)
     assert len(ingested) == 5
     for pair in ingested:

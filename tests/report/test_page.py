@@ -58,7 +58,7 @@ def filled(folder):
         "versions": {"commit": "abc123", "devices": ["cpu"], "jax": "0.10"},
         "metrics": written_metrics(),
         "maps": {"maps": [{"title": HOSTILE, "points": points}]},
-        "table1": {"title": HOSTILE, "columns": ["row", HOSTILE], "rows": cells, "notes": ["note"]},
+        "table": {"title": HOSTILE, "columns": ["row", HOSTILE], "rows": cells, "notes": ["note"]},
     }
     for name, value in contents.items():
         files.write_json(folder / f"{name}.json", value)

@@ -126,7 +126,7 @@ def test_sheets_change_nothing_of_training(tmp_path, capsys):
     for name, watch in (("with", _watch(model, tmp_path, minutes=1e-9)), ("without", None)):
         place = loop.Place(tmp_path / f"{name}.jsonl", tmp_path / name, {})
         options = loop.Options(0, 2, 2, 4, 1, 64, tmp_path / f"{name}-board")
-        states.append(loop.train(model, plan, parts, place, options, watch))
+        states.append(loop.train(model, plan, parts, place, options, loop.Watch(watch)))
         events.append(b"".join(x.read_bytes() for x in options.tensorboard.iterdir()))
     assert checkpoint.fingerprint(states[0]) == checkpoint.fingerprint(states[1])
     assert logs.read(tmp_path / "with.jsonl") == logs.read(tmp_path / "without.jsonl")

@@ -154,11 +154,11 @@ def test_a_seeds_row_by_hand(tmp_path):
         "b": {"generate.count": 9, "seed": 0},
     }
     jobs = [table.Job(name, (), dict, fields) for name, fields in runs.items()]
-    table = sweep.gather(_config(), tmp_path, jobs, list(values))
+    result = sweep.gather(_config(), tmp_path, jobs, list(values))
     titles = ["generate.count", "runs", "test Dice", "empty defects", "mylab.m.error"]
-    assert table.columns == titles
+    assert result.columns == titles
     shown = f"0.600 ± {np.std([0.5, 0.7], ddof=1):.3f}"
-    assert table.rows == [
+    assert result.rows == [
         ["8", "2", shown, "0.000 ± 0.000", shown],
         ["9", "1", "0.900", "0.000", "0.900"],
     ]
