@@ -23,11 +23,12 @@ def get_config(size="demo"):
     models = tuple(GENERATORS) if size == "paper" else ("vae", "vae_wgan")
     counts = {"smoke": (8,), "demo": (100, 1000), "paper": (500, 1000, 3000, 40_000)}[size]
     config.table = ConfigDict()
-    config.table.rows = (
+    rows = (
         *("real plain", "real", "fresh", "transplants", "ceiling"),
         *(f"{model}:{count}" for model in models for count in counts),
         *(f"{control} + {model}:{counts[-1]}" for model in models for control in ("real", "best")),
     )
+    config.table.rows = ", ".join(rows)
     config.table.pairs = {"smoke": 40, "demo": 1000, "paper": 40_000}[size]  # of each control
     config.table.seeds = {"smoke": 1, "demo": 3, "paper": 3}[size]
     config.table.refit = False  # a generator of its own for each seed

@@ -24,12 +24,13 @@ def get_config(size="demo"):
         common.judge(config)
     count = {"smoke": 8, "demo": 1000, "paper": 40_000}[size]
     config.table = ConfigDict()
-    config.table.rows = (
+    rows = (
         *("real plain", "real", "fresh", "transplants", "phantoms", "ceiling"),
         *("fresh@1", "fresh@3", "fresh@6"),
         *(f"{name}:{count}" for name in GENERATORS),
         *("best + phantoms", *(f"best + {name}:{count}" for name in GENERATORS)),
     )
+    config.table.rows = ", ".join(rows)
     config.table.pairs = count
     config.table.seeds = {"smoke": 1, "demo": 3, "paper": 3}[size]
     config.table.refit = False

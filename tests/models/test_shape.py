@@ -70,7 +70,7 @@ def test_registration_brings_skulls_to_one_shape(states):
     net = states[1][1][0]
     bank, there = shape.Bank(**jax.tree.map(jnp.asarray, net.stats)), jnp.ones(SKULLS, bool)
     whole, _ = shape.wholes(bank, SKULLS, SIZE)
-    field, at = shape.velocities(net.params, there), shape.places(SIZE)
+    field, at = shape.velocities(jax.tree.map(jnp.asarray, net.params), there), shape.places(SIZE)
     np.testing.assert_allclose(field.mean(0), 0, atol=1e-5)
     warped = [
         np.asarray(

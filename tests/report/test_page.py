@@ -17,7 +17,7 @@ from tests.report.samples import HOSTILE, WAYS
 NETS = ("vnet", "vnet_real", f"net {HOSTILE}")
 SECTIONS = (
     *("warnings", "what-was-run", "pairs-to-leaf-through", "verdict"),
-    *("by-kind-of-defect", "table-1", "copies", "generated-pairs-in-numbers", "maps"),
+    *("by-kind-of-defect", "what-pairs-are-worth", "copies", "generated-pairs-in-numbers", "maps"),
     *("pictures", "training"),
 )
 

@@ -24,7 +24,7 @@ ROWS = ("real plain", "real", "fresh", "toy:4", "toy:8", "real + toy:8", "best +
 def _config(**fields):
     """A table of the toy model: every run in a second."""
     config = experiment.get_config("smoke")
-    config.table.rows = ROWS
+    config.table.rows = ", ".join(ROWS)
     config.table.pairs = 15
     config.generators = ml_collections.ConfigDict({"toy": toy_config.get_config()})
     config.model.resolution = 8
@@ -45,7 +45,7 @@ NAMED = command.Named(Path(experiment.__file__), "smoke", {})
 def test_the_plan_has_every_row_once_and_needs_come_first(tmp_path):
     config = _config()
     config.table.seeds, config.table.folds, config.table.refit = 2, 2, True
-    config.table.rows = (*ROWS, "toy:4", "fresh@2:9", "ceiling")
+    config.table.rows = ", ".join((*ROWS, "toy:4", "fresh@2:9", "ceiling"))
     jobs = table.plan(config, tmp_path)
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names)
