@@ -46,6 +46,7 @@ LONG = {
 SMALLER = {  # what a run of 20 generated and 30 real pairs of 16^3 has not
     ":all:200": ":all:20",
     "model.resolution=32": "model.resolution=16",
+    "control_pairs=1000": "control_pairs=4",
     "generate.count=5000": "generate.count=20",
     "generate.count=10000": "generate.count=20",
     "evaluate.cases=30": "evaluate.cases=3",

@@ -126,6 +126,7 @@ def test_table_1_has_the_papers_models_and_counts(size):
 @pytest.mark.parametrize("size", ["smoke", "demo", "paper"])
 def test_worth_has_controls_a_ceiling_a_curve_and_generators(size, tmp_path):
     config = importlib.import_module("experiments.worth").get_config(size)
+    config.explore.umap = False  # an extra
     jobs = table.plan(config, tmp_path)
     rows = {job.row[0].text for job in jobs if job.row}
     assert {"real plain", "real", "transplants", "phantoms", "ceiling", "fresh@1"} <= rows
