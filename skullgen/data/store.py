@@ -238,7 +238,7 @@ class Store:
         """A pair's implant at its source's grid, or None without; UserError where it was lost."""
         place = self.path / "native" / f"{row:06d}"
         if not (place / "zarr.json").exists():
-            if not self.attrs.get("native"):
+            if not (self.attrs.get("native") and place.parent.exists()):  # a source may give none
                 return None
             file = self._file("pairs", row)
             raise UserError(f"{place / 'zarr.json'}: missing: {file}: {_REMAKE}")

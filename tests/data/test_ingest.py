@@ -172,6 +172,14 @@ def test_ingest_goes_on_and_ends_equal_with_any_number_of_workers(tmp_path, monk
     assert content(shared.path) == whole
 
 
+def test_a_source_may_give_no_native_implants(tmp_path, noise, monkeypatch):
+    """As that of docs/extending.md: its pairs are scored on the model's grid alone."""
+    draw = _draw
+    monkeypatch.setattr(f"{__name__}._draw", lambda *n: [p._replace(native=None) for p in draw(*n)])
+    real = run(tmp_path / "a.zarr", noise(skulls=3))
+    assert real.attrs["native"] and real.native(0) is None
+
+
 def test_other_data_are_refused_and_fields_of_no_pair_may_change(tmp_path, noise):
     first = content(run(tmp_path / "a.zarr", noise(skulls=3)).path)
     with pytest.raises(UserError, match=r"made with data.seed 0, now 1: set it back"):
