@@ -21,6 +21,8 @@ def defaults(size):
         *("ingest", "train", "generate", "segment", "evaluate", "explore", "gallery", "report"),
     )
     config.seed = 0  # generate.seed, segment.seed and explore.seed are this one unless they are set
+    config.stores = ""  # what a generator learns from: PATH:SPLIT:PAIRS, comma-separated, of any
+    # run, or of the controls below (transplants.zarr:all:all); "": the training pairs
     config.batch_size = 16  # over all devices
     config.workers = 0  # processes for ingest and generate; 0: one a core
     config.log_every = 20  # updates between fetches of the metrics
@@ -106,10 +108,12 @@ def defaults(size):
     config.segment.model.precision = "float32"
     config.segment.model.learning_rate = 1e-3
     config.segment.model.decay_steps = 0  # updates of a cosine decay to 0; 0: constant
-    config.segment.model.augment = False  # flips, and the three below at random
-    config.segment.model.rotation_degrees = 8.0  # about an axis of any direction, at most
-    config.segment.model.scaling = 0.08  # of each axis, at most
-    config.segment.model.shift_mm = 6.0  # along each axis, at most
+
+    for model in (config.model, config.segment.model):
+        model.augment = False  # pairs that are learnt from: flips, and the three below at random
+        model.rotation_degrees = 8.0  # about an axis of any direction, at most
+        model.scaling = 0.08  # of each axis, at most
+        model.shift_mm = 6.0  # along each axis, at most
 
     config.evaluate = ConfigDict()
     config.evaluate.pairs = 200  # generated pairs that are compared, at most

@@ -7,14 +7,15 @@
 
 How much is there to gain, what gains it, and what may be given away: every row is a V-Net a seed,
 trained on a mixture of pairs (`skullgen/run/table.py`). A curve over the number of skulls
-(`fresh@3`); generators alone; phantoms, which no patient is in; halves of each.
+(`fresh@3`); generators alone, one of them also trained on transplants and augmented; phantoms,
+which no patient is in; halves of each.
 """
 
 from ml_collections import ConfigDict
 
 from experiments import common, shape, vae_wgan, vnet
 
-GENERATORS = {"shape": shape, "vae_wgan": vae_wgan}
+GENERATORS = {"shape": shape, "vae_wgan": vae_wgan, "vae_wgan_transplants": vae_wgan}
 
 
 def get_config(size="demo"):
@@ -28,7 +29,7 @@ def get_config(size="demo"):
         *("real plain", "real", "fresh", "transplants", "phantoms", "ceiling"),
         *("fresh@1", "fresh@3", "fresh@6"),
         *(f"{name}:{count}" for name in GENERATORS),
-        *("best + phantoms", *(f"best + {name}:{count}" for name in GENERATORS)),
+        *("best + phantoms", f"best + shape:{count}", f"best + vae_wgan:{count}"),
     )
     config.table.rows = ", ".join(rows)
     config.table.pairs = count
@@ -39,4 +40,6 @@ def get_config(size="demo"):
     config.generators = ConfigDict(
         {name: module.get_config(size) for name, module in GENERATORS.items()}
     )
+    config.generators.vae_wgan_transplants.stores = "transplants.zarr:all:all"
+    config.generators.vae_wgan_transplants.model.augment = True
     return config

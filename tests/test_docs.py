@@ -132,7 +132,7 @@ def _launch(words, monkeypatch, quick):
     values = _parsed(smaller, monkeypatch)
     config, which = values.config, values.sweep
     config.workers = 1
-    own = "table" in config or judges.controls(config.segment)  # boxes cannot be cut anew
+    own = "table" in config or judges.controls(config)  # boxes cannot be cut anew
     if own:
         config.data.skulls, config.data.kinds = 4, ("random_1",)
     elif config.data.source == "phantom":

@@ -49,10 +49,10 @@ def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[mixture.Part
     return {name: mixture.parts(stores, workdir, settings.seed) for name, stores in nets.items()}
 
 
-def controls(settings: ConfigDict) -> list[str]:
-    """The controls whose pairs `ingest` makes: those that a network is to learn from."""
-    stores = {name for name, *_ in mixture.named(settings.stores)}
-    wanted = plugins.listed(settings.controls)
+def controls(config: ConfigDict) -> list[str]:
+    """The controls whose pairs `ingest` makes: those that any network is to learn from."""
+    named = (*mixture.named(config.stores, "stores"), *mixture.named(config.segment.stores))
+    stores, wanted = {name for name, *_ in named}, plugins.listed(config.segment.controls)
     every = [name for name in CONTROLS if name in wanted or f"{name}.zarr" in stores]
     return [name for name in every if name != "real"]
 

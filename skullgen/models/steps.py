@@ -12,14 +12,15 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from skullgen.core.errors import one_of
-from skullgen.core.types import Metrics, Net, State
-from skullgen.networks import modules
+from skullgen.core.types import Metrics, Net, State, Step
+from skullgen.data.grids import FIELD_MM
+from skullgen.networks import augment, modules
 
 Loss = Callable[[Any], tuple[Float[Array, ""], tuple[Any, Metrics]]]  # of params; stats, metrics
 Optimiser = optax.GradientTransformation
 Update = int | Int[Array, ""]
-# Streams of random draws: latents, the penalty's u, the noise of a VAE's own posterior.
-Z, U, NOISE = 0, 1, 2
+# Streams of random draws: latents, the penalty's u, a VAE's own posterior's noise, augmentation.
+Z, U, NOISE, AUGMENT = 0, 1, 2, 3
 
 
 def dtype(precision: str, section: str = "model") -> jnp.dtype:
@@ -85,6 +86,24 @@ def keys(state: State, stream: int, count: int, update: Update = 0) -> Key[Array
         key = jax.random.fold_in(key, number)
     index = jax.lax.axis_index(modules.AXIS) * count + jnp.arange(count)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def augmented(step: Step, config: ConfigDict) -> Step:
+    """A step that sees each pair flipped, turned, scaled and shifted, another way every time."""
+    amounts = (
+        config.rotation_degrees,
+        config.scaling,
+        config.shift_mm * config.resolution / FIELD_MM,
+    )
+
+    def run(state, batch):
+        def anew(update):
+            own = keys(state, AUGMENT, batch.shape[1], update)
+            return augment.augment(own, batch[update], *amounts)
+
+        return step(state, jax.lax.map(anew, jnp.arange(len(batch))))
+
+    return run
 
 
 def normal(keys: Key[Array, " B"], size: int) -> Float[Array, "B {size}"]:

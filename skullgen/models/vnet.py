@@ -16,16 +16,14 @@ from ml_collections import ConfigDict
 
 from skullgen.core.errors import UserError, one_of
 from skullgen.core.types import Batch, Model, State
-from skullgen.data.grids import FIELD_MM
 from skullgen.models import steps
-from skullgen.networks import augment, conv, losses, modules
+from skullgen.networks import conv, losses, modules
 
 Kernel = Float[Array, "2 2 2 C O"]
 Skulls = Shaped[Array, "B D D D"]
 Logits = Float[Array, "B D D D"]
 Added = Float[Array, "B ..."] | int
 Blocks = Float[Array, "B x y z c"]
-AUGMENT = 0  # stream of random draws
 
 
 def halve(x: modules.Grid, w: Kernel) -> Float[Array, "B X//2 Y//2 Z//2 O"]:
@@ -146,7 +144,6 @@ def network(config: ConfigDict) -> VNet:
 def make(config: ConfigDict) -> Model:
     """The V-Net; `config` is `config.segment.model` of `experiments/vnet.py`."""
     module = network(config)
-    shift = config.shift_mm * config.resolution / FIELD_MM  # voxels
     rate, length = config.learning_rate, config.decay_steps
     tx = optax.adam(optax.cosine_decay_schedule(rate, length) if length else rate)
 
@@ -157,9 +154,6 @@ def make(config: ConfigDict) -> Model:
 
     def step(state: State, batch: Batch):
         net, pairs = state.nets["vnet"], batch[0]
-        if config.augment:
-            keys = steps.keys(state, AUGMENT, len(pairs))
-            pairs = augment.augment(keys, pairs, config.rotation_degrees, config.scaling, shift)
         skulls, target = pairs[..., 0], pairs[..., 1]
 
         def loss(params):

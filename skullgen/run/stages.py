@@ -25,7 +25,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     """UserError for what the stages `names` would find wrong with the config, hours later maybe."""
     if "ingest" in names:
         ingest.check(config.data)
-        if config.data.source == "store" and (wanted := judges.controls(config.segment)):
+        if config.data.source == "store" and (wanted := judges.controls(config)):
             what = f"{', '.join(wanted)} need whole skulls, which data.source=store has not"
             raise UserError(
                 f"segment.controls, stores: {what}: name another run's store by its path"
@@ -42,6 +42,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
                 cure = "set it back, or choose another --workdir"
                 raise UserError(f"{workdir}: {what}: {cure}")
         loop.check(_options(config, workdir))
+        mixture.require_there([part[0] for part in mixture.named(config.stores, "stores")], workdir)
         methods.check(config.model_name, config.model, config.model.resolution, config.phases)
     if "segment" in names:
         options = _options(config, workdir)
@@ -83,7 +84,7 @@ def _ingest(config, workdir):
         return
     source, pairs = ingest.run(path, size, config.data, options), config.segment.control_pairs
     _wait(path)
-    for name in judges.controls(config.segment):
+    for name in judges.controls(config):
         ingest.control(workdir / f"{name}.zarr", source, pairs, config.data, options)
         _wait(workdir / f"{name}.zarr")
 
@@ -118,16 +119,16 @@ def link(source: Path, path: Path, size: int) -> None:
 def _train(config, workdir):
     name, real, watch = config.model_name, store.Store(workdir / "real.zarr"), loop.Watch()
     real.require_whole("ingest")
-    rows = real.rows("train")
-    if count := len(real.every("train")) - len(rows):
+    if count := len(real.every("train")) - len(real.rows("train")):
         print(f"{real.path}: {count} training pairs are left out")
+    parts = mixture.parts(config.stores or judges.CONTROLS["real"], workdir, config.seed, "stores")
     model, folder = methods.load_model(name, config.model), workdir / "checkpoints" / name
     place = loop.Place(workdir / "train.jsonl", folder, methods.recipe(name, config.model))
     if hosts.lead():
         sheets = preview.watcher(model, real, workdir / "figures" / "training", config)
         watch = loop.Watch(sheets)
     plan, options = methods.phases(config.phases, model), _options(config, workdir)
-    loop.train(model, plan, [mixture.Part(real, rows)], place, options, watch)
+    loop.train(model, plan, parts, place, options, watch)
 
 
 def _generate(config, workdir):

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files, plugins
 from skullgen.core.errors import UserError, in_range, one_of
-from skullgen.data import store
+from skullgen.data import mixture, store
 from skullgen.evaluation import explore, intervals, judges, verdict
 from skullgen.report import pictures, tables
 from skullgen.run import stages
@@ -101,12 +101,14 @@ def _fold(config, folder, rows, number):
     table, place = config.table, f"fold{number}/" * bool(config.table.folds)
     data, generators, nets = f"{place}data", [], []
     used = dict.fromkeys(part.name for one in rows for part in one.parts)
-    for model in [name for name in used if name in config.generators]:
+    models = [name for name in used if name in config.generators]
+    learnt = [p[0] for m in models for p in mixture.named(config.generators[m].stores, "stores")]
+    for model in models:
         for seed in range(table.seeds if table.refit else 1):
             make = partial(_generator, config, folder / data, model, seed)
             generators.append(Job(f"{place}{model}-s{seed}", (data,), make))
     names = {(one, seed): place + _name(one, seed) for one in rows for seed in range(table.seeds)}
-    controls = {one: [names[one, s] for s in range(table.seeds)] for one in rows if one.control}
+    contenders = {one: [names[one, s] for s in range(table.seeds)] for one in rows if one.control}
     for (one, seed), name in names.items():
         needs, made = [data], {}
         for part in one.parts:
@@ -114,11 +116,12 @@ def _fold(config, folder, rows, number):
                 needs.append(f"{place}{part.name}-s{seed if table.refit else 0}")
                 made[part.name] = folder / needs[-1] / "generated.zarr"
             elif part.name == BEST:
-                needs += [name for names in controls.values() for name in names]
-        choose = partial(best_control, folder, controls)  # when they are scored
+                needs += [name for names in contenders.values() for name in names]
+        choose = partial(best_control, folder, contenders)  # when they are scored
         make = partial(_net, config, folder / data, (one, seed), made, choose)
         nets.append(Job(name, tuple(needs), make, (one, number)))
-    make = partial(_data, config, number, [name for name in judges.CONTROLS if name in used])
+    controls = [n for n in judges.CONTROLS if n in used or f"{n}.zarr" in learnt]
+    make = partial(_data, config, number, controls)
     return [Job(data, (), make), *generators, *nets]
 
 
@@ -182,10 +185,17 @@ def _generator(config, data, model, seed):
     base = _base(config, ("ingest", "train", "generate"), data, model)
     base.model.resolution, base.workers = config.model.resolution, config.workers
     base.seed = base.generate.seed = seed
+    parts = [filter(None, part) for part in mixture.named(base.stores, "stores")]
+    base.stores = ",".join(":".join([_of(data, name), *rest]) for name, *rest in parts)
     rows = [row(text) for text in plugins.listed(config.table.rows)]
     counts = [int(p.pairs or 0) for one in rows for p in one.parts if p.name == model]
     base.generate.count = max([*counts, config.table.pairs * (0 in counts)])
     return base
+
+
+def _of(data, name):
+    """The path of a store that a generator learns from: one of the fold's own, or any."""
+    return str(data / name) if name in mixture.OWN else name
 
 
 def _net(config, data, own, made, choose):

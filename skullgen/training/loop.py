@@ -152,11 +152,16 @@ def recipe(plan: Plan, parts: Parts, network: Recipe, seed: int, batch: int) -> 
 
 
 def training_rows(workdir: Path, name: str) -> Int[np.ndarray, " n"]:
-    """Rows of `real.zarr` that the generator `name` learnt from, or V-Nets where it is ""."""
+    """Rows of `real.zarr` that the generator `name` learnt from, or V-Nets where it is "".
+
+    All training pairs where it learnt from what was made of them.
+    """
+    real, rows = store.Store(workdir / "real.zarr"), []
     trained = provenance.read(workdir / "checkpoints" / name) if name else None
-    if not trained:
-        return store.Store(workdir / "real.zarr").rows("train")
-    return np.concatenate([np.arange(*run) for run in trained["stores"]["0"]["rows"]])
+    for part in trained["stores"].values() if trained else ():
+        if part["recipe"] == provenance.digest(real.recipe):
+            rows += [np.arange(*run) for run in part["rows"]]
+    return np.unique(np.concatenate(rows)) if rows else real.rows("train")
 
 
 def _claim(folder, now):

@@ -13,6 +13,7 @@ from skullgen.core import files, plugins, provenance
 from skullgen.core.errors import UserError, one_of
 from skullgen.core.types import Model, Phase, State
 from skullgen.data import mixture
+from skullgen.models import steps
 from skullgen.networks import modules
 from skullgen.training import checkpoint
 
@@ -58,6 +59,9 @@ def load_model(name: str, config: ConfigDict, section: str = "") -> Model:
             if not isinstance(model, Model):
                 raise UserError(f"{path}: make returned {type(model).__name__}, not a types.Model")
             jax.eval_shape(model.init, jax.random.key(0))  # wrong sizes are found here
+            if config.get("augment", False):
+                own = {step: steps.augmented(run, config) for step, run in model.steps.items()}
+                model = model._replace(steps=own)
     except ours as error:
         words = " ".join(str(error).split())
         raise UserError(f"config.{section}model does not fit {path}: {words}") from error

@@ -9,7 +9,7 @@ from jax import lax
 from skullgen.core.errors import UserError
 from skullgen.data import store
 from skullgen.evaluation import metrics
-from skullgen.models import vnet
+from skullgen.models import steps, vnet
 from skullgen.networks import conv
 from skullgen.training import parallel
 from tests.models import common
@@ -164,8 +164,8 @@ def test_predictions_are_probabilities_and_features_the_bottleneck(norm, pairs):
 
 
 def test_augmentation_is_drawn_anew_at_every_step_with_millimetres_as_voxels(pairs, monkeypatch):
-    shifts, augment = [], vnet.augment.augment
-    monkeypatch.setattr(vnet.augment, "augment", lambda *a: shifts.append(a[4]) or augment(*a))
+    shifts, augment = [], steps.augment.augment
+    monkeypatch.setattr(steps.augment, "augment", lambda *a: shifts.append(a[4]) or augment(*a))
     losses = []
     for augmented in (False, True):
         model, state = _start(augment=augmented, learning_rate=0.0, shift_mm=2 * 204.8 / SIZE)

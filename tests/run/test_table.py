@@ -33,7 +33,7 @@ def _config(**fields):
     config.data.validation_fraction = config.data.test_fraction = 0.25
     config.workers = 1
     config.segment.model_name = "tests.toy_net"
-    config.segment.model = ml_collections.ConfigDict({"learning_rate": 0.1, "augment": False})
+    config.segment.model.learning_rate = 0.1
     with config.ignore_type():
         config.update_from_flattened_dict(fields)
     return config

@@ -21,7 +21,7 @@ OPTIONS = loop.Options(seed=3, batch=4, log_every=3, save_every=4, keep=2, budge
 
 def make_store(path, count=10, train_pairs=8):
     rng = np.random.default_rng(0)
-    real = store.create(path, store.Shape(count, SIZE, 4), {}, {"seed": 0})
+    real = store.create(path, store.Shape(count, SIZE, 4), {}, {"name": path.name})
     split = np.where(np.arange(count) < train_pairs, 0, 2)
     for shard in real.missing():
         pairs = rng.random((len(shard), SIZE, SIZE, SIZE, 2)) < (0.3, 0.05)
@@ -183,3 +183,14 @@ def test_notes_are_told_at_the_end_of_epochs_and_phases(work, capsys):
     assert [line.split(": ")[-1] for line in lines if line.startswith(("warning", "note"))] == (
         ["toy 1", "toy 2", "note toy 2 of 2", "more 1", "more 2", "more 3", "note more 3 of 1"]
     )  # five updates are two epochs and a half
+
+
+@pytest.mark.parametrize("stores", [("transplants.zarr",), ("transplants.zarr", "real.zarr")])
+def test_who_learnt_from_what_was_made_of_all_training_pairs_learnt_from_them(work, stores):
+    train(work, stores=stores)
+    (work / "checkpoints").mkdir()
+    (work / "ck").rename(work / "checkpoints" / "toy")
+    real = (
+        store.Store(work / "real.zarr") if "real.zarr" in stores else make_store(work / "real.zarr")
+    )
+    assert loop.training_rows(work, "toy").tolist() == real.rows("train").tolist()
