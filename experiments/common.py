@@ -92,21 +92,21 @@ def defaults(size):
     # `fresh` defects cut into the training skulls; `transplants`, the training defects carried onto
     # them; varied `phantoms`; `ceiling`, fresh defects in the test skulls too. Ingest makes those
     # that are named here or in `stores` (fresh.zarr, ...)
-    config.segment.control_pairs = 400  # in each of them
+    config.segment.control_pairs = 300  # in each of them, about
     config.segment.seed = config.get_oneway_ref("seed")
-    config.segment.updates = 300
+    config.segment.updates = 500
     config.segment.batch_size = 8  # over all devices
     config.segment.save_every = 100
     config.segment.model = ConfigDict()
-    config.segment.model.widths = (8, 16, 32, 64)  # channels, finest to coarsest
-    config.segment.model.stem = 1  # 2: blocks of 2^3 voxels are channels of the finest stage
+    config.segment.model.widths = (16, 32, 64)  # channels, finest to coarsest
+    config.segment.model.stem = 2  # blocks of 2^3 voxels are channels of the finest stage; 1: none
     config.segment.model.kernel = 3
-    config.segment.model.down = (1, 2, 2, 2)  # convolutions of each stage
-    config.segment.model.up = (2, 2, 1)  # from the coarsest but one to the finest
+    config.segment.model.down = (1, 2, 2)  # convolutions of each stage
+    config.segment.model.up = (2, 1)  # from the coarsest but one to the finest
     config.segment.model.norm = "group"  # or batch, none
     config.segment.model.groups = 4
     config.segment.model.precision = "float32"
-    config.segment.model.learning_rate = 1e-3
+    config.segment.model.learning_rate = 4e-3
     config.segment.model.decay_steps = 0  # updates of a cosine decay to 0; 0: constant
 
     for model in (config.model, config.segment.model):
@@ -117,7 +117,7 @@ def defaults(size):
 
     config.evaluate = ConfigDict()
     config.evaluate.pairs = 200  # generated pairs that are compared, at most
-    config.evaluate.cases = 60  # pairs scored that nets or generators learnt from, at most; 0: all
+    config.evaluate.cases = 40  # pairs scored that nets or generators learnt from, at most; 0: all
     config.evaluate.batch_size = 8  # pairs that a V-Net takes at once
     config.evaluate.stores = ""  # more to test on, a column each: PATH:SPLIT:PAIRS, comma-separated
     config.evaluate.rules = True  # score the mean skull and the mirror image too
@@ -155,6 +155,10 @@ def defaults(size):
     config.export.voxel_mm = 0.0  # a finer grid, interpolated; 0: the store's own
     config.export.dataset = "Dataset501_Skullgen"  # nnU-Net's folder of it
 
+    if size == "demo":  # a judge that converges in minutes: blocks of voxels, augmentation, decay
+        config.segment.controls = ("real", "transplants", "ceiling")
+        config.segment.model.augment = True
+        config.segment.model.decay_steps = config.segment.get_oneway_ref("updates")
     if size == "smoke":
         config.batch_size = 4
         config.log_every = 2
@@ -169,6 +173,7 @@ def defaults(size):
         config.segment.updates = 4
         config.segment.batch_size = 4
         config.segment.model.widths = (4, 8)
+        config.segment.model.stem = 1
         config.segment.model.down = (1, 1)
         config.segment.model.up = (1,)
         config.evaluate.cases = 3
@@ -191,6 +196,8 @@ def defaults(size):
         config.generate.dust_mm3 = 409.6  # 100 voxels of 1.6 mm
         config.segment.updates = 20_000
         config.segment.save_every = 1000
+        config.segment.model.stem = 1
+        config.segment.model.learning_rate = 1e-3
         config.segment.model.widths = (8, 16, 32, 64, 128)
         config.segment.model.kernel = 5
         config.segment.model.down = (2, 2, 3, 3, 3)
@@ -198,15 +205,6 @@ def defaults(size):
         config.segment.model.groups = 8
         config.evaluate.cases = 600
         config.explore.umap = True
-    return config
-
-
-def judge(config):
-    """Sets a V-Net that converges in minutes: a stem, augmentation, a cosine decay."""
-    config.segment.update(updates=800, batch_size=4, save_every=200)
-    config.segment.model.update(stem=2, widths=(16, 32, 64), down=(1, 2, 2), up=(2, 1))
-    config.segment.model.update(learning_rate=3e-3, augment=True)
-    config.segment.model.decay_steps = config.segment.get_oneway_ref("updates")
     return config
 
 

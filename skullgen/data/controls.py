@@ -16,6 +16,11 @@ from skullgen.core.errors import UserError
 from skullgen.data import defects, phantom, sources, store, transplant
 from skullgen.data.sources import Case, Pair, Plan
 
+
+class Impossible(UserError):
+    """A control that these pairs give nothing to make of."""
+
+
 SPLITS = {"fresh": (0,), "transplants": (0,), "ceiling": (0, 2)}  # whose skulls each is made of
 
 
@@ -24,13 +29,14 @@ def plan(
 ) -> tuple[Plan, provenance.Recipe]:
     """The cases of a control of about `count` pairs, and what determines it beside the source.
 
-    source: that of the real pairs, of which `real` are. config: their `config.data`.
+    source: that of the real pairs, of which `real` are. config: their `config.data`. Raises
+    Impossible.
     """
     if name == "phantoms":
         return _phantoms(real.size, count, config), {"name": name, "pairs": count}
     skulls = [n for n, each in enumerate(source.names) if source.split[each] in SPLITS[name]]
     if not source.skulls:
-        raise UserError(f"segment.controls, stores: data.source gives no whole skulls for {name}")
+        raise Impossible(f"no {name}: data.source={config.source} gives no whole skulls to cut")
     about, size = {"name": name, "pairs": count}, real.size
     if name == "transplants":
         about["donors"] = provenance.digest(real.recipe)
@@ -60,7 +66,7 @@ def _transplants(source, skulls, real, count, config):
     rows, frames = real.rows("train"), real.column("affine")
     donors = {row: found for row in rows.tolist() if (found := _donor(real, row, frames[row]))}
     if not donors:
-        raise UserError(f"{real.path}: no training pair has a defect of the vault to carry")
+        raise Impossible(f"no transplants: no defect of {real.path} is in the vault, to be carried")
     rows, many, cases = np.array(list(donors)), math.ceil(count / len(skulls)), []
     for number in skulls:
         draw = np.random.default_rng([config.seed, number])

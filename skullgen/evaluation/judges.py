@@ -39,12 +39,16 @@ class Unfinished(UserError):
 
 
 def mixtures(settings: ConfigDict, workdir: Path) -> dict[str, list[mixture.Part]]:
-    """The pairs of each network, by its name; no stores means the run's `generated.zarr`."""
+    """The pairs of each network, by its name; no stores means the run's `generated.zarr`.
+
+    A control that ingest could not make, and said so, has no network.
+    """
     if not settings.stores:
         store.Store(workdir / "generated.zarr").require_whole("generate")
     nets = {"vnet": settings.stores or "generated.zarr:all:all"}
     for name in plugins.listed(settings.controls):
-        if CONTROLS[name] != settings.stores:
+        there = store.exists(workdir / CONTROLS[name].partition(":")[0])
+        if there and CONTROLS[name] != settings.stores:
             nets[f"vnet_{name}"] = CONTROLS[name]
     return {name: mixture.parts(stores, workdir, settings.seed) for name, stores in nets.items()}
 
@@ -91,7 +95,11 @@ def _load(settings, size):
 def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
     """Trains what is not trained yet, or goes on; options: the run's own."""
     (model, network, plan), board = _load(settings, size), options.tensorboard
-    for name, parts in mixtures(settings, workdir).items():
+    nets = mixtures(settings, workdir)
+    for name in plugins.listed(settings.controls):
+        if f"vnet_{name}" not in nets and CONTROLS[name] != settings.stores:
+            print(f"note: no V-Net of {name}: ingest makes its pairs, or says why not")
+    for name, parts in nets.items():
         folder, pairs = _folder(workdir, name), sum(len(part.rows) for part in parts)
         done = hosts.first(checkpoint.newest(folder)) == settings.updates
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")

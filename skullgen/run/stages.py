@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from skullgen.core import files, hosts, jobs, plugins, provenance
 from skullgen.core.errors import UserError, plain
 from skullgen.data import ingest, mixture, store
+from skullgen.data.controls import Impossible
 from skullgen.delivery import export, predict, release
 from skullgen.evaluation import explore, fidelity, judges, metrics, verdict
 from skullgen.generation import generate
@@ -25,11 +26,6 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     """UserError for what the stages `names` would find wrong with the config, hours later maybe."""
     if "ingest" in names:
         ingest.check(config.data)
-        if config.data.source == "store" and (wanted := judges.controls(config)):
-            what = f"{', '.join(wanted)} need whole skulls, which data.source=store has not"
-            raise UserError(
-                f"segment.controls, stores: {what}: name another run's store by its path"
-            )
     if config.model_name and {"generate", "explore"}.intersection(names):
         whose, _ = release.chosen(config, workdir)
         model = methods.load_model(whose.model_name, whose.model)
@@ -80,13 +76,21 @@ def _ingest(config, workdir):
     path, size = workdir / "real.zarr", config.model.resolution
     options = ingest.Options(config.workers, versions(), share=_share())
     if config.data.source == "store":
-        link(Path(config.data.root), path, size)
+        root = Path(config.data.root)
+        link(root, path, size)
+        for store_name in (f"{name}.zarr" for name in judges.controls(config)):
+            if store.exists(root.parent / store_name):
+                link(root.parent / store_name, workdir / store_name, size)
         return
     source, pairs = ingest.run(path, size, config.data, options), config.segment.control_pairs
     _wait(path)
     for name in judges.controls(config):
-        ingest.control(workdir / f"{name}.zarr", source, pairs, config.data, options)
-        _wait(workdir / f"{name}.zarr")
+        try:
+            ingest.control(workdir / f"{name}.zarr", source, pairs, config.data, options)
+        except Impossible as error:
+            print(f"note: {error}")
+        else:
+            _wait(workdir / f"{name}.zarr")
 
 
 def _wait(path):

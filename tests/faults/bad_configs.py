@@ -104,11 +104,6 @@ def _a_file_above_the_data(folder, config):
     config.data.source, config.data.root = "skulls", str(folder / "skulls" / "more")
 
 
-def _fresh_of_a_store(folder, config):
-    _linked()(folder, config)
-    config.segment.controls = ("fresh",)
-
-
 STAGES = (
     "name some of ingest, train, generate, segment, evaluate, explore, gallery, report, release, "
     "predict, export, comma-separated"
@@ -187,11 +182,6 @@ ROWS = (
     ("a store that cannot train", _linked(split=2), r".*/other\.zarr: it has no pair of .*"),
     ("no store", _linked_to_a_folder, r".*/other\.zarr: no store of pairs here; .*"),
     ("half a store", _half_a_store, r".*/other\.zarr: 4 pairs are not made yet: .*"),
-    (
-        "fresh defects of a store",
-        _fresh_of_a_store,
-        r"segment\.controls, stores: fresh need whole skulls.*",
-    ),
     ("stores of two sizes", _net_of_another_size, r".*/other\.zarr: .* not of the size .*"),
     ("a net of too many pairs", _too_many_pairs, r".*/real\.zarr: .*"),
     ("a file is the workdir", _a_file_is_the_workdir, r".*/run: .*"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from skullgen.core import files
+from skullgen.core import files, provenance
 from skullgen.core.errors import UserError
 from skullgen.data import sources, store
 from skullgen.report import page
@@ -172,6 +172,36 @@ def test_controls_are_made_where_a_net_learns_from_them(tmp_path, monkeypatch):
     assert not (tmp_path / "fresh.zarr" / "native").exists()
     with pytest.raises(UserError, match=r"fresh\.zarr: made with control\.pairs 10, now 16"):
         workdir.run(_toy("ingest", **{**fields, **stores, "segment.control_pairs": 16}), tmp_path)
+
+
+def test_controls_that_a_source_cannot_give_are_done_without(tmp_path, work, capsys):
+    fields = {"segment.controls": ("real", "transplants"), "segment.updates": 2}
+    workdir.run(_toy("ingest", "train", "generate", "segment", **fields), tmp_path / "new")
+    said = capsys.readouterr().out
+    assert "note: no transplants: data.source=tests.toy_source gives no whole skulls" in said
+    assert "note: no V-Net of transplants: ingest makes its pairs, or says why not" in said
+    nets = {path.name for path in (tmp_path / "new" / "checkpoints").iterdir()}
+    assert nets == {"tests.toy", "vnet", "vnet_real"}
+
+
+def test_controls_beside_another_runs_store_are_taken_with_it(work, tmp_path):
+    for name in ("real", "transplants"):
+        shutil.copytree(work / "real.zarr", tmp_path / f"{name}.zarr")
+    fields = {"data.source": "store", "data.root": str(tmp_path / "real.zarr")}
+    fields["segment.controls"] = ("real", "transplants", "ceiling")
+    workdir.run(_toy("ingest", **fields), tmp_path / "new")
+    assert (tmp_path / "new" / "transplants.zarr").samefile(tmp_path / "transplants.zarr")
+    assert not (tmp_path / "new" / "ceiling.zarr").exists()
+
+
+def test_a_generator_learns_from_what_stores_names(work, tmp_path):
+    shutil.copytree(work / "real.zarr", tmp_path / "more.zarr")
+    stores = f"{tmp_path / 'more.zarr'}:all:5"
+    workdir.run(_toy("ingest", "train", "generate", stores=stores), tmp_path / "new")
+    learnt = provenance.read(tmp_path / "new" / "checkpoints" / "tests.toy")["stores"]["0"]
+    assert sum(stop - start for start, stop in learnt["rows"]) == 5
+    with pytest.raises(UserError, match=r"stores: 'more\.zarr' names no pairs"):
+        workdir.run(_toy("train", stores="more.zarr"), tmp_path / "other")
 
 
 def test_pairs_that_grew_are_described_though_no_net_judged_them(copy, capsys):
