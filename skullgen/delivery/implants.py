@@ -15,12 +15,11 @@ from skimage.measure import perimeter
 
 from skullgen.data import grids
 from skullgen.data.grids import Affine, Mask
-
-GAP = 0.75  # of a voxel of the net's grid: narrower gaps to the bone are filled
-PIXEL_MM = 2.0  # of the outline, by which contact is judged
+from skullgen.delivery import surfaces, vault
 
 Share = Float[np.ndarray, "D D D"]
 Point = Float[np.ndarray, " 3"]
+PIXEL_MM = surfaces.PIXEL_MM  # of the outline, by which contact is judged
 
 
 def fit(
@@ -28,23 +27,39 @@ def fit(
 ) -> Mask:
     """A net's answer at a skull's own grid: outside of the bone, and only pieces that touch it.
 
-    Gaps to the bone that the net's grid `frame` is too coarse for (`GAP`) are filled. settings:
-    `config.predict`.
+    Their surfaces go on from those of the bone (`surfaces`). settings: `config.predict`.
     """
-    spacing, gap = np.linalg.norm(affine[:3, :3], axis=0), GAP * np.linalg.norm(frame[:3, 0])
-    implant = grids.enlarge(probability, frame, affine, skull.shape, threshold=settings.threshold)
-    implant &= ~skull
-    sides = _around(implant, np.ceil(gap / spacing).astype(int) + 1)
-    part, bone = implant[sides], skull[sides]
-    if part.any() and bone.any():
-        away = sum(ndimage.distance_transform_edt(~mask, spacing) for mask in (part, bone))
-        part |= ~bone & (away <= gap * (1 + 1e-5))  # float32 headers
-    labels, count = ndimage.label(part)
+    spacing, step = np.linalg.norm(affine[:3, :3], axis=0), np.linalg.norm(frame[:3, 0])
+    answer = grids.enlarge(probability, frame, affine, skull.shape, threshold=settings.threshold)
+    answer &= ~skull
+    middle, implant = vault.middle(frame, len(probability)), np.zeros_like(answer)
+    for piece in _pieces(answer, spacing, settings.dust_mm3):
+        sides = _around(piece, np.ceil((surfaces.RING_MM + step) / spacing).astype(int))
+        own = surfaces.chart(np.argwhere(piece[sides]), _part(affine, sides), middle)
+        implant[sides] |= surfaces.continued(own, piece[sides], skull[sides], step)
+    if not implant.any():
+        return implant
+    sides = _around(implant, 2)
+    touch, near = np.zeros_like(implant), _grown(skull[sides])
+    for piece in _pieces(implant[sides], spacing, settings.dust_mm3):
+        if (piece & near).any():
+            touch[sides] |= piece
+    return touch
+
+
+def _pieces(mask, spacing, least):
+    """The connected pieces of a mask, of `least` mm^3 or more."""
+    labels, _ = ndimage.label(mask)
     sizes = np.bincount(labels.ravel()) * np.prod(spacing)
-    touching = np.setdiff1d(labels[_grown(bone)], 0)
-    keep = np.isin(np.arange(count + 1), touching) & (sizes >= settings.dust_mm3)
-    implant[sides] = keep[labels]
-    return implant
+    sizes[0] = 0
+    return (labels == number for number in np.flatnonzero(sizes >= max(least, 1e-9)))
+
+
+def _part(affine, sides):
+    """The affine of a part of a grid."""
+    here = affine.copy()
+    here[:3, 3] = (affine @ [*(side.start for side in sides), 1])[:3]
+    return here
 
 
 def _around(mask, margin):
@@ -62,8 +77,7 @@ def measure(implant: Mask, skull: Mask, affine: Affine, middle: Point) -> dict[s
     middle: the braincase's, in RAS mm, from which outlines are seen.
     """
     sides = _around(implant, 2)
-    part, here = np.ascontiguousarray(implant[sides]), affine.copy()
-    here[:3, 3] = (affine @ [*(side.start for side in sides), 1])[:3]
+    part, here = np.ascontiguousarray(implant[sides]), _part(affine, sides)
     touch = part & _grown(skull[sides])
     labels, count = ndimage.label(part)
     pieces = [_piece(labels == k, touch, here, middle) for k in range(1, count + 1)]
@@ -96,15 +110,7 @@ def _rim(piece, touch, affine, middle):
     """A piece's outline, seen from the middle of the head: length in mm, and share with contact."""
     points = np.argwhere(piece)
     pixel = max(PIXEL_MM, 1.5 * np.linalg.norm(affine[:3, :3], axis=0).max())
-    rays = points @ affine[:3, :3].T + affine[:3, 3] - middle
-    far = np.linalg.norm(rays, axis=1)
-    rays /= np.maximum(far, 1e-6)[:, None]
-    axis = rays.mean(0) / max(np.linalg.norm(rays.mean(0)), 1e-6)
-    side = np.cross(axis, np.eye(3)[np.abs(axis).argmin()])
-    side /= np.linalg.norm(side)
-    across = rays @ np.stack([side, np.cross(axis, side)]).T
-    angle = np.arctan2(np.linalg.norm(across, axis=1), rays @ axis)
-    across *= (far.mean() * angle / np.maximum(np.linalg.norm(across, axis=1), 1e-6))[:, None]
+    across, _ = surfaces.chart(points, affine, middle).place(points)
     cells = np.floor((across - across.min(0)) / pixel).astype(int) + 2
     seen = np.zeros(cells.max(0) + 3, bool)
     meets = seen.copy()

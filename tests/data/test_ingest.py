@@ -254,7 +254,7 @@ def test_controls_of_skullbreak_are_of_its_own_cubes(skullbreak, tmp_path):
 
 def test_a_source_without_whole_skulls_has_no_controls(tmp_path, noise):
     source = ingest.run(tmp_path / "real.zarr", 16, noise(skulls=3), ONE)
-    with pytest.raises(controls.Impossible, match="no fresh: .* gives no whole skulls to cut"):
+    with pytest.raises(controls.Impossible, match=r"no fresh: .* gives no whole skulls to cut"):
         plan = source._replace(skulls=())
         ingest.control(tmp_path / "fresh.zarr", plan, 5, noise(skulls=3), ONE)
 

@@ -1,0 +1,136 @@
+"""Implants whose surfaces go on from the bone around a hole, on a chart of directions.
+
+A net on a coarse grid says where a hole is; how thick an implant is there, and how bent, the bone
+around the hole says better (thin-plate splines over a hole: Carr et al. 1997, 10.1109/42.552059).
+Masks are [X, Y, Z] in RAS order; an affine [4, 4] maps voxel centres to RAS mm.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import ndimage
+from scipy.interpolate import RBFInterpolator
+
+from skullgen.data.grids import Affine, Mask
+
+PIXEL_MM = 2.0  # of maps, at least
+RING_MM = 15.0  # of bone around a hole, by which its surfaces go on
+WINDOW_MM = 12.0  # of bone about a net's answer, along the rays: not the face, or the other side
+SMOOTH = 1.0, 3000.0  # smoothing of the spline of the bone's middle, and of its thickness
+POINTS, LEAST = 500, 40  # pixels of bone that a spline goes by: at most, at least
+
+Points = Int[np.ndarray, "n 3"]
+
+
+class Chart(NamedTuple):
+    """Directions from the head's middle about those of a piece, azimuthal equidistant.
+
+    axes: rows, the chart's two and the one through its centre. radius: where its lengths are mm.
+    pixel: of maps on it, mm.
+    """
+
+    affine: Affine
+    middle: Float[np.ndarray, "3"]
+    axes: Float[np.ndarray, "3 3"]
+    radius: float
+    pixel: float
+
+    def place(self, points: Points) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
+        """Where voxels lie on it, and how far from the middle, in mm."""
+        rays = points @ self.affine[:3, :3].T + self.affine[:3, 3] - self.middle
+        far = np.linalg.norm(rays, axis=1)
+        across = rays @ self.axes.T
+        length = np.linalg.norm(across[:, :2], axis=1)
+        scale = self.radius * np.arctan2(length, across[:, 2]) / np.maximum(length, 1e-6)
+        return across[:, :2] * scale[:, None], far
+
+
+def chart(points: Points, affine: Affine, middle: Float[np.ndarray, "3"]) -> Chart:
+    """The chart about the voxels of a piece."""
+    rays = points @ affine[:3, :3].T + affine[:3, 3] - middle
+    far = np.linalg.norm(rays, axis=1)
+    axis = (rays / np.maximum(far, 1e-6)[:, None]).mean(0)
+    axis /= max(np.linalg.norm(axis), 1e-6)
+    side = np.cross(axis, np.eye(3)[np.abs(axis).argmin()])
+    side /= np.linalg.norm(side)
+    pixel = max(PIXEL_MM, 1.5 * np.linalg.norm(affine[:3, :3], axis=0).max())
+    return Chart(affine, middle, np.stack([side, np.cross(axis, side), axis]), far.mean(), pixel)
+
+
+def continued(own: Chart, piece: Mask, bone: Mask, step: float) -> Mask:
+    """A net's piece between surfaces that go on from those of the bone around it.
+
+    The middle of the bone in a ring and its thickness are carried on over the hole, whatever the
+    net makes of them. The hole is where less than half of that thickness is bone: at most `step` mm
+    beyond the piece, but all of an opening that the piece fills half of. The piece itself where
+    there is too little bone around it.
+    """
+    across, far = own.place(np.indices(piece.shape).reshape(3, -1).T)
+    ours, theirs = piece.ravel(), bone.ravel()
+    margin = int((RING_MM + step) / own.pixel) + 3
+    low = across[ours].min(0) - margin * own.pixel
+    cells = np.floor((across - low) / own.pixel).astype(int)
+    shape = tuple((cells[ours].max(0) + margin + 1).tolist())
+    ahead = (np.abs(far - own.radius) < 5 * WINDOW_MM) & ((cells >= 0) & (cells < shape)).all(1)
+    pixel = np.ravel_multi_index(tuple(cells.T), shape, mode="clip")
+
+    def mapped(mask, values):
+        """Sums of values of voxels, by pixel."""
+        return np.bincount(pixel[mask], values, np.prod(shape)).reshape(shape)
+
+    count = mapped(ours, np.ones(ours.sum()))
+    net = mapped(ours, far[ours]) / np.maximum(count, 1)
+    seen = ndimage.binary_fill_holes(count > 0)
+    beyond = ndimage.distance_transform_edt(~seen) * own.pixel
+    near = theirs & ahead
+    about = ndimage.gaussian_filter(_spread(net, count > 0), 2).ravel()
+    near[near] = np.abs(far[near] - about[pixel[near]]) <= WINDOW_MM
+    weights = (own.radius / far[near]) ** 2  # of a voxel, so that sums over a pixel are lengths
+    amount = mapped(near, weights)
+    centre = mapped(near, weights * far[near]) / np.maximum(amount, 1e-6)
+    thick = amount * np.abs(np.linalg.det(own.affine[:3, :3])) / own.pixel**2
+    field = beyond <= RING_MM + step
+    common = np.median(thick[field & (amount > 0)]) if (field & (amount > 0)).any() else 0
+    ring = field & ndimage.binary_erosion(thick > common / 2)
+    if np.count_nonzero(ring) < LEAST:
+        return piece
+    middle, width = _carried(own.pixel, field, ring, centre, thick)
+    width = np.clip(width, *np.percentile(thick[ring], (5, 95)))
+    hole = _hole(field & (thick < width / 2), field, seen, beyond <= step)
+    inner = np.flatnonzero(ahead & ~theirs)
+    inner = inner[hole.ravel()[pixel[inner]]]
+    places = ((across[inner] - low) / own.pixel - 0.5).T
+    middle, width = (
+        ndimage.map_coordinates(_spread(x, field), places, order=1, mode="nearest")
+        for x in (middle, width)
+    )
+    result = np.zeros(piece.size, bool)
+    result[inner] = np.abs(far[inner] - middle) <= width / 2
+    return result.reshape(piece.shape)
+
+
+def _spread(values, known):
+    """A map with each pixel that is not known as the nearest one that is."""
+    return values[tuple(ndimage.distance_transform_edt(~known, return_indices=True)[1])]
+
+
+def _carried(pixel, field, ring, *maps):
+    """Maps of bone in a ring carried on, by splines, over a field of pixels (0 elsewhere)."""
+    rim = np.argwhere(ring)
+    rim = rim[np.linspace(0, len(rim) - 1, min(POINTS, len(rim))).astype(int)]
+    for values, smoothing in zip(maps, SMOOTH, strict=True):
+        spline = RBFInterpolator(rim * pixel, values[tuple(rim.T)], smoothing=smoothing)
+        carried = np.zeros(field.shape)
+        carried[field] = spline(np.argwhere(field) * pixel)
+        yield carried
+
+
+def _hole(open_, field, seen, close):
+    """The pixels that an implant fills, of the openings that the net's piece meets."""
+    labels, count = ndimage.label(open_)
+    met = np.bincount(labels[seen], minlength=count + 1)
+    met[0] = 0
+    ends = np.isin(np.arange(count + 1), labels[~ndimage.binary_erosion(field)])
+    whole = (met >= 0.5 * np.bincount(labels.ravel())) & ~ends
+    return ndimage.binary_fill_holes((met > 0)[labels] & (whole[labels] | close))
