@@ -31,7 +31,6 @@ def defaults(size):
     config.budget_mb = 2048  # packed pairs kept on the device; more are streamed
     config.deterministic = False  # True: a GPU's sums in one order, so that runs are bit-equal
     config.preview_minutes = 2.0  # between sheets of samples while training, at least; 0: none
-    config.tensorboard = False  # needs the extra `tensorboard`
     config.compilation_cache = "~/.cache/skullgen"  # "": none
 
     config.data = ConfigDict()

@@ -90,14 +90,14 @@ def _load(settings, size):
 
 def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
     """Trains what is not trained yet, or goes on; options: the run's own."""
-    (model, network, plan), board = _load(settings, size), options.tensorboard
+    model, network, plan = _load(settings, size)
     for name, parts in mixtures(settings, workdir).items():
         folder, pairs = _folder(workdir, name), sum(len(part.rows) for part in parts)
         done = hosts.first(checkpoint.newest(folder)) == settings.updates
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
         place = loop.Place(workdir / f"segment-{name}.jsonl", folder, network)
-        own = _own(settings, options)._replace(tensorboard=board and board / name)
-        loop.train(model, plan, parts, place, own, loop.Watch(scores=_scorer(model, workdir, size)))
+        watch = loop.Watch(scores=_scorer(model, workdir, size))
+        loop.train(model, plan, parts, place, _own(settings, options), watch)
 
 
 def _scorer(model, workdir, size):

@@ -1,4 +1,4 @@
-"""What a generator makes of the same latents again and again while it trains.
+"""Pictures of what a generator makes of the same latents again and again while it trains.
 
 Collapse shows in a number: the Dice of two samples, 1 where all samples are one.
 """
@@ -6,14 +6,11 @@ Collapse shows in a number: the Dice of two samples, 1 where all samples are one
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
-from skullgen.core import files
 from skullgen.core.types import Model, State
 from skullgen.data import store
 from skullgen.data.store import Store
@@ -24,17 +21,15 @@ from skullgen.training import methods
 
 PAIRS = 8  # of a sheet: the first that `generate` draws with seed 0
 SHARE = 0.02  # of the time that sheets may take
-Watch = Callable[[State, str], list[dict[str, Any]]]
 
 
 def watcher(
     model: Model, real: Store, folder: Path, config: ConfigDict, clock: Callable = time.monotonic
-) -> Watch | None:
-    """`watch(state, phase) -> records`, for `loop.train`; None where there is nothing to see.
+) -> Callable[[State, str], str] | None:
+    """`watch(state, phase) -> line`, for `loop.train`; None where there is nothing to see.
 
-    folder: of the sheets, `<phase>-<update>.png` and `latest.png`, one each
-    `config.preview_minutes` (0: none) or fewer, so that they take 2 % of the time. A record has the
-    sheet (uint8 [H, W, 3]), the mean Dice of two samples, and `says`, a line of text.
+    Draws the sheet `<phase>-<update>.png` in `folder` each `config.preview_minutes` (0: never) or
+    fewer, so that sheets take 2 % of the time; the line is "" where it draws none.
     """
     pause = 60 * config.preview_minutes
     if not pause or model.decode is None or model.latents is None:
@@ -48,19 +43,21 @@ def watcher(
         nonlocal due
         start = clock()
         if start < due:
-            return []
+            return ""
         decode = (model.drafts or {}).get(phase, model.decode)
         if decode not in draws:
             draws[decode] = generate.drawer(model._replace(decode=decode), rules)
         bits, step = _draw(draws[decode], state), int(state.step)
-        dices, path = alike(bits, real.size), folder / f"{phase}-{step:06d}.png"
-        says = f"{phase}, update {step}: {_words(dices, truth)}"
+        dices = [
+            f"{name}s {tables.number(dice)} (real {tables.number(truth[name])})"
+            for name, dice in alike(bits, real.size).items()
+        ]
+        says = f"{phase}, update {step}: Dice of two samples, 1 is collapse: {', '.join(dices)}"
+        path = folder / f"{phase}-{step:06d}.png"
         figures.pair_sheet(path, store.unpack(bits, real.size), says)
-        files.replace(folder / "latest.png", path.read_bytes())
-        picture, end = np.asarray(Image.open(path).convert("RGB")), clock()
+        end = clock()
         due = end + max(pause, (end - start) / SHARE)
-        values = {f"samples_dice_{name}": dice for name, dice in dices.items() if dice is not None}
-        return [{"phase": phase, "step": step, "sheet": picture, "says": says, **values}]
+        return says
 
     return watch
 
@@ -80,9 +77,3 @@ def alike(bits: store.Packed, size: int) -> dict[str, float | None]:
         both = some[:, None, channel] & some[None, :, channel] & ~np.eye(len(bits), dtype=bool)
         means[name] = float(dice[channel][both].mean()) if both.any() else None
     return means
-
-
-def _words(dices, truth):
-    number = tables.number
-    words = [f"{name}s {number(dice)} (real {number(truth[name])})" for name, dice in dices.items()]
-    return f"Dice of two samples, 1 is collapse: {', '.join(words)}"

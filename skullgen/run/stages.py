@@ -41,11 +41,11 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
                 what = f"made with model_name {folder.name!r}, now {config.model_name!r}"
                 cure = "set it back, or choose another --workdir"
                 raise UserError(f"{workdir}: {what}: {cure}")
-        loop.check(_options(config, workdir))
+        loop.check(_options(config))
         mixture.require_there([part[0] for part in mixture.named(config.stores, "stores")], workdir)
         methods.check(config.model_name, config.model, config.model.resolution, config.phases)
     if "segment" in names:
-        options = _options(config, workdir)
+        options = _options(config)
         judges.check(config.segment, config.model.resolution, workdir, options)
     own = {"generate": generate, "evaluate": metrics, "explore": explore}
     for stage in [name for name in own if name in names]:
@@ -70,10 +70,9 @@ def _share():
     return jax.process_index(), jax.process_count()
 
 
-def _options(config, workdir):
+def _options(config):
     fields = config.log_every, config.save_every, config.keep, config.budget_mb
-    board = workdir / "tensorboard" if config.tensorboard else None
-    return loop.Options(config.seed, config.batch_size, *fields, board)
+    return loop.Options(config.seed, config.batch_size, *fields)
 
 
 def _ingest(config, workdir):
@@ -127,7 +126,7 @@ def _train(config, workdir):
     if hosts.lead():
         sheets = preview.watcher(model, real, workdir / "figures" / "training", config)
         watch = loop.Watch(sheets)
-    plan, options = methods.phases(config.phases, model), _options(config, workdir)
+    plan, options = methods.phases(config.phases, model), _options(config)
     loop.train(model, plan, parts, place, options, watch)
 
 
@@ -157,7 +156,7 @@ def _generate(config, workdir):
 
 
 def _segment(config, workdir):
-    options = _options(config, workdir)
+    options = _options(config)
     judges.train(config.segment, config.model.resolution, workdir, options)
 
 

@@ -30,7 +30,7 @@ from skullgen.report import page, tables
 from skullgen.run import config as command
 from skullgen.run import stages, table, workdir
 
-FREE = "workers explore tensorboard compilation_cache log_every keep budget_mb".split()
+FREE = "workers explore compilation_cache log_every keep budget_mb".split()
 SHOWN = {  # title of a column that is printed -> the number in it
     "test Dice": "vnet.test.dice",
     "at 512³": "vnet.test.dice_512",

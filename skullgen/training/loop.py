@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +31,8 @@ Parts, Plan, Recipe = list[mixture.Part], list[Phase], provenance.Recipe
 class Watch(NamedTuple):
     """What process 0 looks at while a network trains."""
 
-    # `(state, phase's step) -> records` for TensorBoard, whose `says` is printed.
-    sheets: Callable[[State, str], Iterable[logs.Record]] | None = None
+    # `(state, phase's step) -> line`, where metrics are fetched; what it says is printed.
+    sheets: Callable[[State, str], str] | None = None
     # `state -> metrics` for the log, at `POINTS` updates of each phase: a learning curve.
     scores: Callable[[State], Mapping[str, float]] | None = None
 
@@ -46,7 +46,6 @@ class Options(NamedTuple):
     save_every: int  # updates between checkpoints
     keep: int  # newest checkpoints that stay
     budget_mb: int  # packed pairs of up to this size stay on the device, more are streamed
-    tensorboard: Path | None = None  # its folder
 
 
 class Place(NamedTuple):
@@ -72,7 +71,6 @@ class _Run(NamedTuple):
     place: Place
     options: Options
     manager: Any  # of checkpoints; None but in process 0
-    board: Callable[[list[logs.Record]], None]
     watch: Watch
     recent: list[logs.Record]  # of the epoch in progress
     said: set[str]
@@ -120,9 +118,8 @@ def train(
         print(f"training: goes on from the checkpoint of update {first}")
     own = checkpoint.manager(place.folder, options.keep) if lead else None
     recent, watch = (logs.cut(place.log, first), watch) if lead else ([], Watch())
-    board_file = logs.tensorboard(options.tensorboard if lead else None)
-    with own or contextlib.nullcontext(), board_file as board:
-        run = _Run(model, parts, place, options, own, board, watch, recent, set())
+    with own or contextlib.nullcontext():
+        run = _Run(model, parts, place, options, own, watch, recent, set())
         for span in whole:
             if int(state.step) < span.end:
                 state = _phase(run, span, state)
@@ -215,9 +212,8 @@ def _phase(run, span, state):
                 _save(run, state, stop)
             if stop:
                 raise jobs.Stopped(stop, agreed=True)
-            for record in run.watch.sheets(state, name) if fetch and run.watch.sheets else ():
-                run.board([record])
-                bar.write(record["says"])
+            if fetch and run.watch.sheets and (says := run.watch.sheets(state, name)):
+                bar.write(says)
     return state
 
 
@@ -232,7 +228,6 @@ def _fetch(run, span, pending, bar):
     good = list(itertools.takewhile(lambda record: not _infinite(record), records))
     if hosts.lead():
         logs.append(run.place.log, good)
-    run.board(good)
     if len(good) < len(records):
         raise _diverged(run, records[len(good)])
     *whole, last = epochs([*run.recent, *records])

@@ -166,13 +166,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(work):
     assert [r["step"] for r in logs.read(work / "train.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_tensorboard_gets_every_metric(work):
-    pytest.importorskip("tensorboardX")
-    train(work, tensorboard=work / "tensorboard")
-    content = b"".join(file.read_bytes() for file in (work / "tensorboard").iterdir())
-    assert b"toy/loss" in content and b"more/toy_update_norm" in content
-
-
 def test_notes_are_told_at_the_end_of_epochs_and_phases(work, capsys):
     def notes(records):
         where = f"{records[0]['phase']} {records[0]['epoch']}"
