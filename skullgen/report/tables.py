@@ -1,11 +1,9 @@
-"""Tables as lines of text or Markdown, and the two that every evaluation makes."""
+"""Tables as lines of text, and the two that every evaluation makes."""
 
 import collections
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-from skullgen.core.errors import plain
 
 COLUMNS = {"validation": "learnt from"}  # the paper's word is that of a store's split, too
 DICES = {  # title -> place in the numbers of `fidelity.fidelity`
@@ -46,20 +44,6 @@ def text(table: Table) -> list[str]:
         columns.append([cell.rjust(wide) if numbers else cell.ljust(wide) for cell in cells])
     lines = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
     return [*[table.title] * bool(table.title), *lines, *table.notes]
-
-
-def markdown(table: Table) -> str:
-    """A Markdown table that shows its cells as they are, whatever they hold."""
-    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-    lines = [f"| {' | '.join(map(escape, cells))} |" for cells in rows]
-    lines = [*[escape(table.title), ""] * bool(table.title), *lines, ""]
-    notes = [f"- {escape(note)}" for note in table.notes]
-    return "\n".join([*lines, *notes, *[""] * bool(notes)])
-
-
-def escape(value: Any) -> str:
-    """Any value as one line that Markdown shows as it is."""
-    return re.sub(r"([\\`*<>|~&$]|\](?=[\[(:]))", r"\\\1", plain(str(value)))
 
 
 def verdict(verdict: dict[str, Any]) -> Table:

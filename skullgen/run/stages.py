@@ -165,7 +165,7 @@ def _evaluate(config, workdir):
     result, lines, notes, nets = {}, [], [], {}
     if store.exists(path):
         pairs, rows = store.Store(path), loop.training_rows(workdir, config.model_name)
-        result["generated"] = card.identity(pairs)
+        result["generated"] = {"recipe": pairs.recipe, "pairs": pairs.count}
         result["quality"] = fidelity.fidelity(real, pairs, config.evaluate.pairs, rows)
         lines += tables.text(tables.fidelity(result["quality"]))
     try:
@@ -188,8 +188,6 @@ def _evaluate(config, workdir):
     result["commit"], result["config"] = provenance.commit(), as_json(config)
     result["warnings"] = [*notes, *_notes(config, workdir, real), *verdict.warnings(result)]
     files.write_json(workdir / "metrics.json", result)
-    if "quality" in result:
-        card.write(path)
     lines += [f"warning: {line}" for line in result["warnings"]]
     print("\n".join(map(plain, lines)))
 
