@@ -45,8 +45,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
         mixture.require_there([part[0] for part in mixture.named(config.stores, "stores")], workdir)
         methods.check(config.model_name, config.model, config.model.resolution, config.phases)
     if "segment" in names:
-        options = _options(config)
-        judges.check(config.segment, config.model.resolution, workdir, options)
+        judges.check(config.segment, config.model.resolution, workdir, _options(config))
     own = {"generate": generate, "evaluate": metrics, "explore": explore}
     for stage in [name for name in own if name in names]:
         own[stage].check(config[stage])
@@ -116,18 +115,15 @@ def link(source: Path, path: Path, size: int) -> None:
 
 
 def _train(config, workdir):
-    name, real, watch = config.model_name, store.Store(workdir / "real.zarr"), loop.Watch()
+    name, real = config.model_name, store.Store(workdir / "real.zarr")
     real.require_whole("ingest")
     if count := len(real.every("train")) - len(real.rows("train")):
         print(f"{real.path}: {count} training pairs are left out")
     parts = mixture.parts(config.stores or judges.CONTROLS["real"], workdir, config.seed, "stores")
     model, folder = methods.load_model(name, config.model), workdir / "checkpoints" / name
     place = loop.Place(workdir / "train.jsonl", folder, methods.recipe(name, config.model))
-    if hosts.lead():
-        sheets = preview.watcher(model, real, workdir / "figures" / "training", config)
-        watch = loop.Watch(sheets)
-    plan, options = methods.phases(config.phases, model), _options(config)
-    loop.train(model, plan, parts, place, options, watch)
+    watch = loop.Watch(preview.watcher(model, workdir / "figures" / "training", config))
+    loop.train(model, methods.phases(config.phases, model), parts, place, _options(config), watch)
 
 
 def _generate(config, workdir):
@@ -156,8 +152,7 @@ def _generate(config, workdir):
 
 
 def _segment(config, workdir):
-    options = _options(config)
-    judges.train(config.segment, config.model.resolution, workdir, options)
+    judges.train(config.segment, config.model.resolution, workdir, _options(config))
 
 
 def _evaluate(config, workdir):

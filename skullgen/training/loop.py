@@ -31,8 +31,8 @@ Parts, Plan, Recipe = list[mixture.Part], list[Phase], provenance.Recipe
 class Watch(NamedTuple):
     """What process 0 looks at while a network trains."""
 
-    # `(state, phase's step) -> line`, where metrics are fetched; what it says is printed.
-    sheets: Callable[[State, str], str] | None = None
+    # `(state, phase's step)`, called where metrics are fetched.
+    sheets: Callable[[State, str], None] | None = None
     # `state -> metrics` for the log, at `POINTS` updates of each phase: a learning curve.
     scores: Callable[[State], Mapping[str, float]] | None = None
 
@@ -212,8 +212,8 @@ def _phase(run, span, state):
                 _save(run, state, stop)
             if stop:
                 raise jobs.Stopped(stop, agreed=True)
-            if fetch and run.watch.sheets and (says := run.watch.sheets(state, name)):
-                bar.write(says)
+            if fetch and run.watch.sheets:
+                run.watch.sheets(state, name)
     return state
 
 
