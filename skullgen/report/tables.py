@@ -66,7 +66,7 @@ def verdict(verdict: dict[str, Any]) -> Table:
         if row["metric"] == "dice":
             what = f"{row['net']} minus {row['minus']}, {row['column']}, Dice"
             notes.append(f"{what}: {span(row, '+')} ({row['skulls']} skulls, {row['interval']})")
-    notes += [*_headroom(verdict.get("headroom", ())), *_curves(verdict.get("nets", {}))]
+    notes += _headroom(verdict.get("headroom", ()))
     title = (
         f"mean [95 % interval] over skulls; grids: {verdict['voxel_mm']:.3g} mm (the model's), "
         "512^3 (prediction and truth both upsampled), native"
@@ -82,13 +82,6 @@ def _headroom(rows):
         says = ", ".join(f"{net} {span(share)}" for net, share in shares.items())
         says = f"of it close: {says}" if says else "within noise, nothing can be told apart here"
         yield f"headroom on {row['column']}: {span(row, '+')} ({row['skulls']} skulls); {says}"
-
-
-def _curves(nets):
-    for net, its in nets.items():
-        if its.get("curve"):
-            dices = " ".join(number(dice) for _, dice in its["curve"])
-            yield f"{net}, Dice on selection skulls along its {its['updates']} updates: {dices}"
 
 
 def fidelity(quality: dict[str, Any]) -> Table:

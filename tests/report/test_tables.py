@@ -65,7 +65,6 @@ def test_a_verdict_says_who_learnt_how_and_how_much_there_was_to_gain():
         "[0.200, 0.900]",
         "headroom on test ct: +0.060 [-0.010, +0.110] (8 skulls); within noise, nothing can be "
         "told apart here",
-        "vnet, Dice on selection skulls along its 8 updates: 0.300 0.450",
     ]
 
 
