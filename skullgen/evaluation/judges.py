@@ -95,9 +95,9 @@ def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
         folder, pairs = _folder(workdir, name), sum(len(part.rows) for part in parts)
         done = hosts.first(checkpoint.newest(folder)) == settings.updates
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
-        place = loop.Place(workdir / f"segment-{name}.jsonl", folder, network)
-        watch = loop.Watch(scores=_scorer(model, workdir, size))
-        loop.train(model, plan, parts, place, _own(settings, options), watch)
+        log, scores = workdir / f"segment-{name}.jsonl", _scorer(model, workdir, size)
+        place = loop.Place(log, folder, network, scores=scores)
+        loop.train(model, plan, parts, place, _own(settings, options))
 
 
 def _scorer(model, workdir, size):

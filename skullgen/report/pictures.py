@@ -56,11 +56,7 @@ def _closest(real, made, rows):
 def maps(
     workdir: Path, real: Store, stores: dict[str, Store], nets: list[Trained], settings: ConfigDict
 ) -> Path:
-    """Figure 3 as `maps.json`, for the report: real pairs and those of generated stores; its path.
-
-    nets: that saw only real pairs: the first one's features are mapped, where it has some.
-    settings: `config.explore`.
-    """
+    """Figure 3 as `maps.json`: real and generated pairs, by the features of the first of `nets`."""
     groups = [("real, train", real, ("train",)), ("real, held out", real, ("validation", "test"))]
     groups += [(name, pairs, ()) for name, pairs in stores.items()]
     groups = [

@@ -70,8 +70,8 @@ def _share():
 
 
 def _options(config):
-    fields = config.log_every, config.save_every, config.keep, config.budget_mb
-    return loop.Options(config.seed, config.batch_size, *fields)
+    fields = "seed", "batch_size", "log_every", "save_every", "budget_mb"
+    return loop.Options(*(config[name] for name in fields))
 
 
 def _ingest(config, workdir):
@@ -121,9 +121,10 @@ def _train(config, workdir):
         print(f"{real.path}: {count} training pairs are left out")
     parts = mixture.parts(config.stores or judges.CONTROLS["real"], workdir, config.seed, "stores")
     model, folder = methods.load_model(name, config.model), workdir / "checkpoints" / name
-    place = loop.Place(workdir / "train.jsonl", folder, methods.recipe(name, config.model))
-    watch = loop.Watch(preview.watcher(model, workdir / "figures" / "training", config))
-    loop.train(model, methods.phases(config.phases, model), parts, place, _options(config), watch)
+    sheets = preview.watcher(model, workdir / "figures" / "training", config)
+    network = methods.recipe(name, config.model)
+    place = loop.Place(workdir / "train.jsonl", folder, network, sheets)
+    loop.train(model, methods.phases(config.phases, model), parts, place, _options(config))
 
 
 def _generate(config, workdir):

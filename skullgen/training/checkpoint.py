@@ -21,14 +21,15 @@ from skullgen.core.errors import UserError
 from skullgen.core.types import Model, State
 
 DELETED = "deleted.partial"  # `files.clear` knows it by its ending
+KEEP = 2  # newest checkpoints that stay, should one be damaged
 DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND")  # what tensorstore says of changed files
 
 
-def manager(folder: Path, keep: int = 1) -> ocp.CheckpointManager:
-    """What saves in `folder`, for this process alone: the newest `keep` checkpoints stay."""
+def manager(folder: Path) -> ocp.CheckpointManager:
+    """What saves in `folder`, for this process alone."""
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
+        max_to_keep=KEEP,
         create=False,
         cleanup_tmp_directories=True,
         todelete_subdir=DELETED,  # moved there at once: a kill leaves no step half deleted

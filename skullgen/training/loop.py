@@ -28,15 +28,6 @@ POINTS = 8  # of a learning curve, evenly over a phase
 Parts, Plan, Recipe = list[mixture.Part], list[Phase], provenance.Recipe
 
 
-class Watch(NamedTuple):
-    """What process 0 looks at while a network trains."""
-
-    # `(state, phase's step)`, called where metrics are fetched.
-    sheets: Callable[[State, str], None] | None = None
-    # `state -> metrics` for the log, at `POINTS` updates of each phase: a learning curve.
-    scores: Callable[[State], Mapping[str, float]] | None = None
-
-
 class Options(NamedTuple):
     """How a network is trained: fields of a config, of those names."""
 
@@ -44,16 +35,19 @@ class Options(NamedTuple):
     batch: int  # pairs of an update, over all devices
     log_every: int  # updates between fetches of the metrics
     save_every: int  # updates between checkpoints
-    keep: int  # newest checkpoints that stay
     budget_mb: int  # packed pairs of up to this size stay on the device, more are streamed
 
 
 class Place(NamedTuple):
-    """Where a network's metrics and checkpoints lie, and what it is (`methods.recipe`)."""
+    """Where a network's metrics and checkpoints lie, what it is, and how it is looked at."""
 
     log: Path
     folder: Path
-    recipe: Recipe
+    recipe: Recipe  # `methods.recipe`
+    # `(state, phase's step)`, called by process 0 where metrics are fetched.
+    sheets: Callable[[State, str], None] | None = None
+    # `state -> metrics` for its log, at `POINTS` updates of each phase: a learning curve.
+    scores: Callable[[State], Mapping[str, float]] | None = None
 
 
 class Span(NamedTuple):
@@ -71,7 +65,6 @@ class _Run(NamedTuple):
     place: Place
     options: Options
     manager: Any  # of checkpoints; None but in process 0
-    watch: Watch
     recent: list[logs.Record]  # of the epoch in progress
     said: set[str]
 
@@ -79,7 +72,6 @@ class _Run(NamedTuple):
 def check(options: Options, section: str = "") -> None:
     """UserError for an option that is out of bounds; section: "segment." for a V-Net's own."""
     in_range("log_every", options.log_every, 1)
-    in_range("keep", options.keep, 1)
     in_range(f"{section}save_every", options.save_every, 1)
     in_range(f"{section}batch_size", options.batch, 1)
     if options.batch % jax.device_count():
@@ -94,18 +86,10 @@ def spans(plan: Plan, pairs: int, batch: int) -> list[Span]:
     return [Span(*each) for each in zip(plan, range(len(plan)), ends[:-1], ends[1:], strict=True)]
 
 
-def train(
-    model: Model,
-    plan: Plan,
-    parts: Parts,
-    place: Place,
-    options: Options,
-    watch: Watch = Watch(),  # noqa: B008
-) -> State:
+def train(model: Model, plan: Plan, parts: Parts, place: Place, options: Options) -> State:
     """Trains `model` through `plan` on a mixture of stores of one size, or goes on.
 
-    Raises UserError where `place` holds a network of another recipe, Diverged, and jobs.Stopped
-    after a checkpoint where a signal came.
+    UserError where `place` holds another network; jobs.Stopped, after a checkpoint, on a signal.
     """
     check(options)
     lead, whole = hosts.lead(), spans(plan, _count(parts), options.batch)
@@ -116,10 +100,10 @@ def train(
     first = int(state.step)
     if 0 < first < whole[-1].end:
         print(f"training: goes on from the checkpoint of update {first}")
-    own = checkpoint.manager(place.folder, options.keep) if lead else None
-    recent, watch = (logs.cut(place.log, first), watch) if lead else ([], Watch())
+    own = checkpoint.manager(place.folder) if lead else None
+    recent = logs.cut(place.log, first) if lead else []
     with own or contextlib.nullcontext():
-        run = _Run(model, parts, place, options, own, watch, recent, set())
+        run = _Run(model, parts, place, options, own, recent, set())
         for span in whole:
             if int(state.step) < span.end:
                 state = _phase(run, span, state)
@@ -180,25 +164,20 @@ def _until(recipe, step):
     return {**recipe, "phases": phases}
 
 
-def points_of(span: Span) -> list[int]:
-    """The updates of a phase that its learning curve has, the last one among them."""
-    length = span.end - span.begin
-    return sorted({span.begin + math.ceil(length * k / POINTS) for k in range(1, POINTS + 1)})
-
-
 # --- A phase, update by update -------------------------------------------------------------------
 
 
 def _phase(run, span, state):
     first, options, name = int(state.step), run.options, span.phase.step
+    place = run.place if hosts.lead() else run.place._replace(sheets=None, scores=None)
     update, pending = parallel.data_parallel(run.model.steps[name], run.parts[0].store.size), []
     length, done = span.end - span.begin, first - span.begin
-    points = points_of(span) if run.watch.scores else ()
+    points = {span.begin + math.ceil(length * k / POINTS) for k in range(1, POINTS + 1)}
     with jobs.progress(length, done, f"train {name}", "update") as bar:
         for step, batch in enumerate(_batches(run, span, first), first + 1):
             state, metrics = update(state, *batch)
-            if step in points:
-                metrics = {**metrics, **run.watch.scores(state)}
+            if place.scores and step in points:
+                metrics = {**metrics, **place.scores(state)}
             pending.append((step, metrics))
             due = step % options.save_every == 0 or step == span.end
             fetch = len(pending) >= options.log_every or due
@@ -212,8 +191,8 @@ def _phase(run, span, state):
                 _save(run, state, stop)
             if stop:
                 raise jobs.Stopped(stop, agreed=True)
-            if fetch and run.watch.sheets:
-                run.watch.sheets(state, name)
+            if fetch and place.sheets:
+                place.sheets(state, name)
     return state
 
 

@@ -108,10 +108,7 @@ def phases(specs: Specs, model: Model) -> list[Phase]:
 
 
 def recipe(name: str, config: ConfigDict, section: str = "") -> provenance.Recipe:
-    """What a network is, whatever it learns from: its model, and the sum of a user's own file.
-
-    section: as of `load_model`, so that a field that differs is told as it is set.
-    """
+    """What a network is, whatever it learns from: its model, and the sum of a user's own file."""
     if "." in name:
         plugins.module("model_name", name, name)  # what is not imported has no sum
     model = json.loads(config.to_json_best_effort())
@@ -162,10 +159,7 @@ def check(
 
 
 def check_shapes(model: Model, name: str, size: int, batches: Mapping[str, int]) -> None:
-    """UserError where a function of a `Model` returns other shapes than `core.types` says.
-
-    size: `D`. batches: step -> `Phase.batches`.
-    """
+    """UserError where a function returns other shapes than `core.types` says; size: `D`."""
     shape, ask = jax.ShapeDtypeStruct, jax.eval_shape
     skulls, pairs = shape((B, *(size,) * 3), "float32"), shape((B, *(size,) * 3, 2), "float32")
     state = ask(model.init, jax.random.key(0))

@@ -112,10 +112,10 @@ def test_sheets_change_nothing_of_training(tmp_path):
     _pairs(tmp_path, 4)
     parts = [mixture.Part(store.Store(tmp_path / "real.zarr"), np.arange(4))]
     plan, states = methods.phases([dict(step="toy", updates=4)], model), []
-    for name, watch in (("with", _watch(model, tmp_path, minutes=1e-9)), ("without", None)):
-        place = loop.Place(tmp_path / f"{name}.jsonl", tmp_path / name, {})
-        options = loop.Options(0, 2, 2, 4, 1, 64)
-        states.append(loop.train(model, plan, parts, place, options, loop.Watch(watch)))
+    for name, sheets in (("with", _watch(model, tmp_path, minutes=1e-9)), ("without", None)):
+        place = loop.Place(tmp_path / f"{name}.jsonl", tmp_path / name, {}, sheets)
+        options = loop.Options(0, 2, 2, 4, 64)
+        states.append(loop.train(model, plan, parts, place, options))
     assert checkpoint.fingerprint(states[0]) == checkpoint.fingerprint(states[1])
     assert logs.read(tmp_path / "with.jsonl") == logs.read(tmp_path / "without.jsonl")
     assert (tmp_path / "sheets" / "toy-000002.png").exists()

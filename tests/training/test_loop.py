@@ -16,7 +16,7 @@ from skullgen.training import checkpoint, logs, loop, methods
 SIZE = 8
 TOY = {"learning_rate": 0.1, "breaks_at": -1, "resolution": SIZE}
 PLAN = [Phase("toy", epochs=2), Phase("more", updates=5, batches=3)]
-OPTIONS = loop.Options(seed=3, batch=4, log_every=3, save_every=4, keep=2, budget_mb=1)
+OPTIONS = loop.Options(seed=3, batch=4, log_every=3, save_every=4, budget_mb=1)
 
 
 def make_store(path, count=10, train_pairs=8):
