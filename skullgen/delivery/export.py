@@ -82,7 +82,8 @@ def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: in
         print(f"{empty} pairs without an implant or a skull are not exported")
     folder = folder / settings.dataset if name == "nnunet" else folder
     files.clear(folder)
-    if provenance.read(folder) is None and any(folder.glob("*")):
+    before = provenance.read(folder)
+    if before is None and any(folder.glob("*")):
         cure = "name another export.folder, or move them away"
         raise UserError(f"{folder}: holds files that no export wrote: {cure}")
     rows = np.array([entry.row for entry in entries])
@@ -93,7 +94,8 @@ def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: in
         "rows": ",".join(f"{run[0]}:{run[-1] + 1}" for run in runs),
         "store": provenance.digest(opened.recipe),
     }
-    provenance.claim(folder, recipe)
+    provenance.require_same(folder, before, recipe)
+    provenance.write(folder, recipe)
     tasks, lines = _tasks(opened, folder, entries, settings.voxel_mm), []
     answers = jobs.ordered(write_pair, tasks, min(jobs.workers(workers), len(entries)))
     with jobs.progress(len(entries), 0, f"export {name}", "pair") as bar:

@@ -63,15 +63,10 @@ class Named(NamedTuple):
     word: str
     overrides: dict[str, Any]
 
-    @property
-    def again(self) -> Path | None:
-        """The folder of the run whose `config.json` is the config, or None."""
-        return Path(self.word).parent if self.file == AGAIN else None
-
     def folder(self, sweeping: bool) -> Path:
         """`runs/<config>[-<size>][-<overrides>][-sweep]`, or the folder of a `config.json`."""
-        if self.again:
-            return self.again
+        if self.file == AGAIN:
+            return Path(self.word).parent
         fields = [f"{name}={as_text(value)}" for name, value in self.overrides.items()]
         parts = [self.file.stem, self.word, *fields, "sweep" * sweeping]
         return Path("runs") / folder_name(p for p in parts if p and not p.startswith(UNNAMED))

@@ -150,7 +150,6 @@ def _claim(folder, now):
     if step := checkpoint.newest(folder):
         before = provenance.read(folder) or {}
         provenance.require_same(folder, _until(before, step), _until(now, step))
-    folder.mkdir(parents=True, exist_ok=True)
     provenance.write(folder, now)
 
 
@@ -187,9 +186,12 @@ def _phase(run, span, state):
                 _fetch(run, span, pending, bar)
                 pending = []
             bar.update()
-            if due or stop:
-                _save(run, state, stop)
+            if run.manager and (due or stop):
+                checkpoint.save(run.manager, state)
             if stop:
+                if run.manager:
+                    checkpoint.finish(run.manager)
+                print(f"\na checkpoint of update {step} is written in {place.folder}")
                 raise jobs.Stopped(stop, agreed=True)
             if fetch and place.sheets:
                 place.sheets(state, name)
@@ -217,14 +219,6 @@ def _fetch(run, span, pending, bar):
         if line not in run.said:
             bar.write(line)
             run.said.add(line)
-
-
-def _save(run, state, stop):
-    if run.manager:
-        checkpoint.save(run.manager, state)
-        if stop:
-            checkpoint.finish(run.manager)
-            print(f"\na checkpoint of update {int(state.step)} is written in {run.place.folder}")
 
 
 def epochs(records: list[logs.Record]) -> list[list[logs.Record]]:

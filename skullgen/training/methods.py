@@ -51,34 +51,33 @@ def load_model(name: str, config: ConfigDict, section: str = "") -> Model:
         raise UserError(f"{section}model_name is '': no module is named")
     path = name if "." in name else f"skullgen.models.{name}"
     make = plugins.attribute(f"{section}model_name", name, path, "make", "(config) -> Model")
-    # A module of the user's own keeps its tracebacks.
-    ours = () if "." in name else (ArithmeticError, LookupError, TypeError, ValueError)
-    try:
-        with _fields(name, section):
-            model = make(config)
-            if not isinstance(model, Model):
-                raise UserError(f"{path}: make returned {type(model).__name__}, not a types.Model")
-            jax.eval_shape(model.init, jax.random.key(0))  # wrong sizes are found here
-            if config.get("augment", False):
-                own = {step: steps.augmented(run, config) for step, run in model.steps.items()}
-                model = model._replace(steps=own)
-    except ours as error:
-        words = " ".join(str(error).split())
-        raise UserError(f"config.{section}model does not fit {path}: {words}") from error
+    with _mistakes(name, section):
+        model = make(config)
+        if not isinstance(model, Model):
+            raise UserError(f"{path}: make returned {type(model).__name__}, not a types.Model")
+        jax.eval_shape(model.init, jax.random.key(0))  # wrong sizes are found here
+        if config.get("augment", False):
+            own = {step: steps.augmented(run, config) for step, run in model.steps.items()}
+            model = model._replace(steps=own)
     return model
 
 
 @contextlib.contextmanager
-def _fields(name, section):
-    """UserError for a field that ConfigDict itself says is lacking; no other AttributeError."""
+def _mistakes(name, section):
+    """UserError for a field that is lacking, or wrong for a model of ours; no other error."""
     try:
         yield
     except AttributeError as error:
-        if not error.args or not isinstance(error.args[0], KeyError):
+        if not error.args or not isinstance(error.args[0], KeyError):  # no field of a ConfigDict
             raise
         field = str(error.args[0].args[0]).split("\n")[0].strip("'")
         what = f"config.{section}model lacks the field {field}, which {name} reads"
         raise UserError(what) from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if "." in name:
+            raise
+        what = f"config.{section}model does not fit skullgen.models.{name}"
+        raise UserError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def phases(specs: Specs, model: Model) -> list[Phase]:
@@ -154,7 +153,7 @@ def check(
     model = load_model(name, config, section)
     plan = [] if specs is None else phases(specs, model)
     if "." in name:  # ours are tried by our tests, since that takes seconds
-        with _fields(name, section):
+        with _mistakes(name, section):
             check_shapes(model, name, size, {phase.step: phase.batches for phase in plan})
 
 
