@@ -27,9 +27,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
         ingest.check(config.data)
         if config.data.source == "store" and (wanted := judges.controls(config)):
             what = f"{', '.join(wanted)} need whole skulls, which data.source=store has not"
-            raise UserError(
-                f"segment.controls, stores: {what}: name another run's store by its path"
-            )
+            raise UserError(f"segment.controls, stores: {what}: name another run's by its path")
     if config.model_name and {"generate", "explore"}.intersection(names):
         whose, _ = release.chosen(config, workdir)
         model = methods.load_model(whose.model_name, whose.model)
@@ -39,8 +37,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
             ours = folder.name in (config.model_name, *judges.NETS)
             if not ours and checkpoint.newest(folder):
                 what = f"made with model_name {folder.name!r}, now {config.model_name!r}"
-                cure = "set it back, or choose another --workdir"
-                raise UserError(f"{workdir}: {what}: {cure}")
+                raise UserError(f"{workdir}: {what}: set it back, or choose another --workdir")
         loop.check(_options(config))
         mixture.require_there([part[0] for part in mixture.named(config.stores, "stores")], workdir)
         methods.check(config.model_name, config.model, config.model.resolution, config.phases)
@@ -208,17 +205,16 @@ def _explore(config, workdir):
     paths = [mixture.find(name, workdir) for name in plugins.listed(settings.stores)]
     paths = paths or [generated] * store.exists(generated)
     stores = dict(zip(mixture.titles(paths), map(store.Store, paths), strict=True))
-    print(pictures.maps(workdir, real, stores, of_real, settings))
-    for path in pictures.segmentations(workdir, real, nets, config.evaluate.threshold):
-        print(path)
+    pictures.maps(workdir, real, stores, of_real, settings)
+    pictures.segmentations(workdir, real, nets, config.evaluate.threshold)
     if config.model_name:
         config, folder = release.chosen(config, workdir)
-        print(pictures.interpolation(workdir, real, methods.generator(config, folder), config))
+        pictures.interpolation(workdir, real, methods.generator(config, folder), config)
+    print(f"{workdir / 'maps.json'}, {workdir / 'figures'}")
 
 
 def _report(config, workdir):
-    for path in pictures.pictures(workdir):
-        print(path)
+    pictures.pictures(workdir)
     print(page.write(workdir))
 
 

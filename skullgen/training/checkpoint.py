@@ -115,10 +115,8 @@ def read(folder: Path, model: Model, step: int) -> State:
         if not damaged and not str(error).startswith(DAMAGE):
             raise
     if state is None or about.get("crc32") != _crc(state):
-        raise UserError(
-            f"{place}: damaged (not what was saved, or of another version of its model): "
-            "delete it: training goes on from the one before"
-        )
+        what = "damaged (or of another version of its model)"
+        raise UserError(f"{place}: {what}: delete it: training goes on from the one before")
     if about.get("release"):
         state = state.replace(key=jax.random.key_data(jax.random.key(0)))
     return _keyed(state)

@@ -14,12 +14,11 @@ def read(path: Path) -> list[Record]:
     """The records of a log, [] without one; a last line that a kill cut short is left out."""
     *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
     records = []
-    try:
-        for line in lines:
+    for number, line in enumerate(lines, 1):
+        try:
             records.append(json.loads(line))
-    except ValueError:
-        what = f"{path}: line {len(records) + 1} is damaged"
-        raise UserError(f"{what}: delete it: curves lack it") from None
+        except ValueError:
+            raise UserError(f"{path}: line {number} is damaged: delete it") from None
     return records
 
 

@@ -90,15 +90,13 @@ def phases(specs: Specs, model: Model) -> list[Phase]:
         try:
             phase = Phase(**spec)
         except TypeError:
-            what = f"{where} is {spec}: its fields are"
-            raise UserError(f"{what} {', '.join(Phase._fields)}") from None
+            known = ", ".join(Phase._fields)
+            raise UserError(f"{where} is {spec}: its fields are {known}") from None
         one_of(f"{where}.step", phase.step, list(model.steps))
         whole = all(type(length) is int and length >= 0 for length in phase[1:])
         if not whole or (phase.epochs > 0) == (phase.updates > 0) or phase.batches < 1:
-            raise UserError(
-                f"{where} needs a positive `epochs` or a positive `updates`, not both, "
-                "and `batches` of 1 or more: whole numbers"
-            )
+            what = "a positive `epochs` or a positive `updates`, not both; `batches` of 1 or more"
+            raise UserError(f"{where} needs {what}: whole numbers")
         result.append(phase)
     return result
 
