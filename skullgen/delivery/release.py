@@ -124,7 +124,9 @@ def _public(config, workdir):
     """The config, with how its pairs were truly made, and without paths and names of skulls."""
     fields = json.loads(config.to_json_best_effort())
     fields["data"].update(store.Store(workdir / "real.zarr").recipe.get("data", {}))
-    for section, name in (field.split(".") for field in PRIVATE):
-        if name in fields.get(section, {}):
-            fields[section][name] = type(fields[section][name])()
+    for field in PRIVATE:
+        section, _, name = field.rpartition(".")
+        part = fields.get(section, {}) if section else fields
+        if name in part:
+            part[name] = type(part[name])()
     return fields
