@@ -60,7 +60,7 @@ def controls(config: ConfigDict) -> list[str]:
 def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
     """UserError for what the stage `segment` would find wrong with `config.segment`."""
     _load(settings, size)
-    methods.check(settings.model_name, _sized(settings, size), size, section="segment.")
+    methods.check(settings.model_name, _sized(settings, size), section="segment.")
     in_range("segment.updates", settings.updates, 1)
     in_range("segment.control_pairs", settings.control_pairs, 1)
     for name in plugins.listed(settings.controls):

@@ -40,7 +40,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
                 raise UserError(f"{workdir}: {what}: set it back, or choose another --workdir")
         loop.check(_options(config))
         mixture.require_there([part[0] for part in mixture.named(config.stores, "stores")], workdir)
-        methods.check(config.model_name, config.model, config.model.resolution, config.phases)
+        methods.check(config.model_name, config.model, config.phases)
     if "segment" in names:
         judges.check(config.segment, config.model.resolution, workdir, _options(config))
     own = {"generate": generate, "evaluate": metrics, "explore": explore}

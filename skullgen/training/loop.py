@@ -91,7 +91,6 @@ def train(model: Model, plan: Plan, parts: Parts, place: Place, options: Options
 
     UserError where `place` holds another network; jobs.Stopped, after a checkpoint, on a signal.
     """
-    check(options)
     lead, whole = hosts.lead(), spans(plan, _count(parts), options.batch)
     if lead:
         _claim(place.folder, recipe(plan, parts, place.recipe, options.seed, options.batch))

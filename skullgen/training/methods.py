@@ -144,15 +144,14 @@ def channels(config: ConfigDict) -> str:
     return config.generate.channels or ("exclusive" if head == "exclusive" else "independent")
 
 
-def check(
-    name: str, config: ConfigDict, size: int, specs: Specs | None = None, section: str = ""
-) -> None:
-    """Tries `load_model`, `phases` and, of a model of the user's own, `check_shapes`; size: `D`."""
+def check(name: str, config: ConfigDict, specs: Specs | None = None, section: str = "") -> None:
+    """Tries `load_model`, `phases` and, of a model of the user's own, `check_shapes`."""
     model = load_model(name, config, section)
     plan = [] if specs is None else phases(specs, model)
+    batches = {phase.step: phase.batches for phase in plan}
     if "." in name:  # ours are tried by our tests, since that takes seconds
         with _mistakes(name, section):
-            check_shapes(model, name, size, {phase.step: phase.batches for phase in plan})
+            check_shapes(model, name, config.resolution, batches)
 
 
 def check_shapes(model: Model, name: str, size: int, batches: Mapping[str, int]) -> None:
@@ -170,21 +169,16 @@ def check_shapes(model: Model, name: str, size: int, batches: Mapping[str, int])
             raise UserError(f"{name}: step `{step}` must return (State, metrics by name)")
         wanted = state, dict.fromkeys(answer[1], shape((), "float32"))
         _require(f"{name}: step `{step}`", (answer[0], dict(answer[1])), wanted)
-    latents = None
+    asked = {"predict": (skulls, skulls), "features": (pairs, None)}
     if model.latents:
-        latents = ask(model.latents, state, jax.random.split(jax.random.key(0), B))
-        _require(f"{name}: latents", latents, _rows(latents))
-    asked = {"decode": (latents, pairs), "encode": (pairs, latents)} if model.latents else {}
-    asked |= {"predict": (skulls, skulls), "features": (pairs, None)}
+        keys = jax.random.split(jax.random.key(0), B)
+        z = ask(model.latents, state, keys)
+        asked = {"latents": (keys, None), "decode": (z, pairs), "encode": (pairs, z), **asked}
     for what, (argument, wanted) in asked.items():
         if function := getattr(model, what):
             value = ask(function, state, argument)
-            _require(f"{name}: {what}", value, wanted or _rows(value))
-
-
-def _rows(value):
-    """The form [B, any]."""
-    return jax.ShapeDtypeStruct((B, *getattr(value, "shape", ())[-1:]), "float32")
+            any_width = shape((B, *getattr(value, "shape", ())[-1:]), "float32")
+            _require(f"{name}: {what}", value, wanted or any_width)
 
 
 def _require(where, value, wanted):
