@@ -241,12 +241,10 @@ def _diverged(run, record):
     if run.manager:
         checkpoint.finish(run.manager)
     folder, name = run.place.folder, _infinite(record)[0]
-    return Diverged(
-        f"training of {folder.name} stopped: {name} is {record[name]} at update {record['step']} "
-        f"(phase {record['phase']}): the same command replays it from update "
-        f"{checkpoint.newest(folder)}; lower the learning rate or the penalty, or compute in "
-        "float32, in a new --workdir"
-    )
+    what = f"{name} is {record[name]} at update {record['step']} (phase {record['phase']})"
+    again = f"the same command replays it from update {checkpoint.newest(folder)}"
+    cure = "lower the learning rate or the penalty, or compute in float32, in a new --workdir"
+    return Diverged(f"{folder.name}: {what}: {again}; {cure}")
 
 
 # --- Batches: packed pairs, and the rows of them that an update takes ----------------------------
