@@ -169,10 +169,9 @@ def _evaluate(config, workdir):
             raise
         notes = [f"no verdict: {error}"]
     if nets:
-        others = mixture.parts(config.evaluate.stores, workdir, 0, "evaluate.stores")
-        others = dict(
-            zip(mixture.titles([part.store.path for part in others]), others, strict=True)
-        )
+        parts = mixture.parts(config.evaluate.stores, workdir, 0, "evaluate.stores")
+        titles = mixture.titles([part.store.path for part in parts])
+        others = dict(zip(titles, parts, strict=True))
         judged = verdict.verdict(real, nets, config.evaluate, config.workers, others)
         result["verdict"] = {"nets": judges.about(config.segment, nets, workdir), **judged}
         lines += ["", *tables.text(tables.verdict(result["verdict"]))]
@@ -190,8 +189,8 @@ def _notes(config, workdir, real):
     records, notes = logs.read(workdir / "train.jsonl"), []
     if records:
         model = methods.load_model(config.model_name, config.model)
-        lines = [line.partition("warning: ") for line in loop.notes(model, loop.epochs(records))]
-        notes = [text for before, sign, text in lines if sign and not before]
+        lines = loop.notes(model, loop.epochs(records))
+        notes = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
     if count := len(real.every("test")) - len(real.rows("test")):
         notes.append(f"{count} test pairs that {real.path.name}/leave_out.txt lists are not judged")
     return notes
