@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, plugins, provenance
@@ -175,14 +175,11 @@ def _range(text, count):
 
 
 def write_pair(
-    bits: UInt8[np.ndarray, " bytes"],
-    size: int,
-    affine: Affine,
-    voxel_mm: float,
-    paths: dict[str, Path],
+    opened: store.Store, row: int, affine: Affine, voxel_mm: float, paths: dict[str, Path]
 ) -> dict[str, Any]:
     """Writes a pair's files by role where they lack; what the table says of their voxels."""
-    skull, implant = (np.ascontiguousarray(x) for x in np.moveaxis(store.unpack(bits, size), -1, 0))
+    pair = store.unpack(opened.load([row])[0], opened.size)
+    skull, implant = (np.ascontiguousarray(part) for part in np.moveaxis(pair, -1, 0))
     if voxel_mm:
         skull, implant, affine = finer(skull, implant, affine, voxel_mm)
     parts = {"skull": skull, "implant": implant, "complete": skull | implant}
@@ -234,7 +231,7 @@ def _tasks(opened, folder, entries, voxel_mm):
     owner = {file: entry.row for entry in reversed(entries) for file in entry.files.values()}
     for row, paths, _ in entries:
         own = {role: folder / file for role, file in paths.items() if owner[file] == row}
-        yield opened.load([row])[0], opened.size, affines[row], voxel_mm, own
+        yield opened, row, affines[row], voxel_mm, own
 
 
 def _write_papers(opened, folder, lines):
