@@ -27,11 +27,9 @@ def defaults(size):
     config.workers = 0  # processes for ingest and generate; 0: one a core
     config.log_every = 20  # updates between fetches of the metrics
     config.save_every = 100  # updates between checkpoints
-    config.keep = 2  # newest checkpoints kept
     config.budget_mb = 2048  # packed pairs kept on the device; more are streamed
     config.deterministic = False  # True: a GPU's sums in one order, so that runs are bit-equal
     config.preview_minutes = 2.0  # between sheets of samples while training, at least; 0: none
-    config.tensorboard = False  # needs the extra `tensorboard`
     config.compilation_cache = "~/.cache/skullgen"  # "": none
 
     config.data = ConfigDict()
@@ -151,7 +149,6 @@ def defaults(size):
     config.export.folder = ""  # with a folder of each format in it; "": export/ of the run
     config.export.rows = ""  # FIRST:STOP; "": all
     config.export.split = ""  # train, validation or test; "": all, as of generated pairs
-    config.export.kinds = ()  # of defects; none: all, as of generated pairs
     config.export.voxel_mm = 0.0  # a finer grid, interpolated; 0: the store's own
     config.export.dataset = "Dataset501_Skullgen"  # nnU-Net's folder of it
 

@@ -153,7 +153,7 @@ def test_noise_in_a_step_is_drawn_as_shown(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     fields = dict(resolution=16, widths=(8, 16), groups=4, latent=8, learning_rate=1e-3)
     config = ml_collections.ConfigDict({**fields, "channel_weights": (1.0, 4.0)})
-    methods.check("noiselab.noisy", config, 16, [dict(step="reconstruct", updates=1)])
+    methods.check("noiselab.noisy", config, [dict(step="reconstruct", updates=1)])
     method = methods.load_model("noiselab.noisy", config)
     update = parallel.data_parallel(method.steps["reconstruct"], 16, jax.local_devices()[:1])
     bits = np.zeros((4, 16**3 // 4), np.uint8)

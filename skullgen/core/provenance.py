@@ -23,23 +23,14 @@ Recipe = dict[str, Any]
 
 def read(folder: Path) -> Recipe | None:
     """The recipe of the artifact in `folder`, or None where there is none."""
-    return files.read_json(Path(folder) / FILE)
+    return files.read_json(folder / FILE)
 
 
 def write(folder: Path, recipe: Recipe) -> None:
-    """Writes the recipe of an artifact; equal recipes, equal bytes."""
+    """Writes the recipe of an artifact, and makes its folder; equal recipes, equal bytes."""
     plain = json.loads(json.dumps(recipe, sort_keys=True))
-    files.write_json(Path(folder) / FILE, plain)
-
-
-def claim(folder: Path, recipe: Recipe) -> bool:
-    """Whether `folder` holds an artifact of this recipe; if none, makes one of only the recipe."""
-    before = read(folder)
-    require_same(folder, before, recipe)
-    if before is None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write(folder, recipe)
-    return before is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / FILE, plain)
 
 
 def require_same(folder: Path, before: Recipe | None, now: Recipe) -> None:

@@ -50,25 +50,16 @@ class Run:
         return {"folder": self.folder, "config": self.config}
 
     @functools.cached_property
-    def _trained(self):
-        return methods.generator(self.config, self.folder)
-
-    @property
     def _generator(self):
-        _require_threads()
-        return self._trained
+        return methods.generator(self.config, self.folder)
 
     @functools.cached_property
     def _sampler(self):
-        return functools.lru_cache(1)(functools.partial(generate.sampler, self._trained))
+        return functools.lru_cache(1)(functools.partial(generate.sampler, self._generator))
 
     @functools.cached_property
     def _designer(self):
         return functools.cache(functools.partial(predict.designer, self.config, self.folder))
-
-    @property
-    def _size(self):
-        return self.config.model.resolution
 
     @property
     def _rules(self):
@@ -88,7 +79,8 @@ class Run:
         draw = self._sampler(rules._replace(dust=0), batch)  # dust is removed later
         draw, block = functools.partial(draw, seed=seed), batch * jax.local_device_count()
         (_, bits, _), *_ = generate.batches(draw, [range(count)], first, block)
-        return store.unpack(postprocess.clean(bits, self._size, rules), self._size)
+        size = self.config.model.resolution
+        return store.unpack(postprocess.clean(bits, size, rules), size)
 
     def stream(self, seed: int = 0, batch: int = 8) -> Iterator[Pairs]:
         """Endless batches: batch k is `sample(seed, batch, k * batch)`.
@@ -110,26 +102,28 @@ class Run:
 
     def encode(self, pairs: Any) -> Latents:
         """Latents z of pairs [n, D, D, D, 2] of 0 and 1: the mean of the posterior."""
-        model, state, _ = self._generator
+        _require_threads()
+        (model, state, _), size = self._generator, self.config.model.resolution
         if model.encode is None:
             raise UserError(f"model_name is {self.config.model_name!r}: it has no encode")
-        pairs = _shaped("pairs", pairs, *[self._size] * 3, 2)
+        pairs = _shaped("pairs", pairs, size, size, size, 2)
         if not ((pairs == 0) | (pairs == 1)).all():
             raise UserError("pairs hold other values than 0 and 1: binarise them first")
         encode = jax.jit(model.encode)
 
         def run(bits):
-            return encode(state, steps.unpack(jnp.asarray(bits), self._size).astype(jnp.float32))
+            return encode(state, steps.unpack(jnp.asarray(bits), size).astype(jnp.float32))
 
         return generate.whole_batches(run, store.pack(pairs.astype(bool)), BATCH)
 
     def decode(self, z: Any) -> Pairs:
         """Pairs of latents z [n, Z], as those of `sample`."""
-        model, state, _ = self._generator
-        run = functools.partial(jax.jit(model.decode), state)
-        return generate.pairs(generate.whole_batches(run, self._latents(z), BATCH), self._rules)
+        z = self._latents(z)
+        run = functools.partial(jax.jit(self._generator.model.decode), self._generator.state)
+        return generate.pairs(generate.whole_batches(run, z, BATCH), self._rules)
 
     def _latents(self, z):
+        _require_threads()
         model, state, _ = self._generator
         width = jax.eval_shape(model.latents, state, jax.random.key(0)[None]).shape[1]
         z = _shaped("z", z, width)
@@ -144,10 +138,7 @@ class Run:
         return self.decode(explore.spherical(*ends, np.linspace(0, 1, steps)))
 
     def predict(self, path: str | Path, net: str = "", **settings: Any) -> predict.Implant:
-        """The implant of a defective skull in a file; research only.
-
-        settings: of `config.predict`: `bone_hu`, `label`, `threshold`, `dust_mm3`.
-        """
+        """The implant of a defective skull in a file by `predict.SETTINGS`; research only."""
         _require_threads()
         for name in settings:
             one_of("the setting", name, predict.SETTINGS)

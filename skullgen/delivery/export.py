@@ -10,10 +10,10 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, plugins, provenance
@@ -75,18 +75,15 @@ def formats(settings: ConfigDict) -> list[str]:
 
 
 def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: int = 0) -> None:
-    """Exports pairs of the store `path` in the format `name`; a stopped export goes on.
-
-    settings: an experiment's `config.export`. workers: processes; 0: one a core. A folder of other
-    pairs or of other files is refused.
-    """
+    """Exports pairs of a store by `config.export`, or goes on; a folder of others is refused."""
     opened = store.Store(path)
     entries, empty = plan(opened, name, settings)
     if empty:
         print(f"{empty} pairs without an implant or a skull are not exported")
     folder = folder / settings.dataset if name == "nnunet" else folder
     files.clear(folder)
-    if provenance.read(folder) is None and any(folder.glob("*")):
+    before = provenance.read(folder)
+    if before is None and any(folder.glob("*")):
         cure = "name another export.folder, or move them away"
         raise UserError(f"{folder}: holds files that no export wrote: {cure}")
     rows = np.array([entry.row for entry in entries])
@@ -97,12 +94,14 @@ def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: in
         "rows": ",".join(f"{run[0]}:{run[-1] + 1}" for run in runs),
         "store": provenance.digest(opened.recipe),
     }
-    provenance.claim(folder, recipe)
+    provenance.require_same(folder, before, recipe)
+    provenance.write(folder, recipe)
     tasks, lines = _tasks(opened, folder, entries, settings.voxel_mm), []
     answers = jobs.ordered(write_pair, tasks, min(jobs.workers(workers), len(entries)))
     with jobs.progress(len(entries), 0, f"export {name}", "pair") as bar:
         for entry, measures in zip(entries, answers, strict=True):
-            lines.append(_line(entry, *measures))
+            paths = {f"{role}_file": file for role, file in entry.files.items()}
+            lines.append({"index": entry.row, **paths, **entry.about, **measures})
             bar.update()
     _write_papers(opened, folder, lines)
     if name == "nnunet":
@@ -115,19 +114,16 @@ def plan(opened: store.Store, name: str, settings: ConfigDict) -> tuple[list[Ent
     """What is to be written of a store in a format, rows rising, and how many pairs are empty."""
     opened.require_whole()
     _require_grid(opened, settings.voxel_mm)
-    own, wanted = opened.attrs.get("kinds", []), plugins.listed(settings.kinds)
+    own = opened.attrs.get("kinds", [])
     if settings.split:
         one_of("export.split", settings.split, store.SPLITS)
-    for kind in wanted:
-        one_of("export.kinds", kind, own)
     for kind in own:
         if not re.fullmatch(r"\w[\w .-]{,99}", kind):
             raise UserError(f"{opened.path}: kind {kind!r} is no name of a folder")
     splits = [store.SPLITS[split] if split >= 0 else "" for split in opened.column("split")]
     kinds = [own[kind] if kind >= 0 else "" for kind in opened.column("kind")]
     filled, (first, stop) = opened.column("voxels").all(1), _range(settings.rows, opened.count)
-    rows = opened.rows(settings.split or None).tolist()
-    rows = [r for r in rows if first <= r < stop and (not wanted or kinds[r] in wanted)]
+    rows = [row for row in opened.rows(settings.split or None).tolist() if first <= row < stop]
     names, cases, entries = opened.names(opened.column("skull")), _cases(opened), []
     for row in (row for row in rows if filled[row]):
         part, tag = ("test", "Ts") if splits[row] == "test" else ("train", "Tr")
@@ -136,7 +132,7 @@ def plan(opened: store.Store, name: str, settings: ConfigDict) -> tuple[list[Ent
         about = {"split": splits[row], "kind": kinds[row], "skull": names[row]}
         entries.append(Entry(row, paths, about))
     if not entries:
-        why = "check export.rows, export.split, export.kinds"
+        why = "check export.rows, export.split"
         why = f"of {len(rows)}, none has a skull and an implant" if rows else why
         raise UserError(f"{opened.path}: no pair to export: {why}")
     return entries, len(rows) - len(entries)
@@ -179,17 +175,11 @@ def _range(text, count):
 
 
 def write_pair(
-    bits: UInt8[np.ndarray, " bytes"],
-    size: int,
-    affine: Affine,
-    voxel_mm: float,
-    paths: dict[str, Path],
-) -> tuple[int, int, Affine]:
-    """Writes a pair's files by role where they lack: voxels of skull and implant, and their grid.
-
-    voxel_mm: of the files, 0 for the pair's own.
-    """
-    skull, implant = (np.ascontiguousarray(x) for x in np.moveaxis(store.unpack(bits, size), -1, 0))
+    opened: store.Store, row: int, affine: Affine, voxel_mm: float, paths: dict[str, Path]
+) -> dict[str, Any]:
+    """Writes a pair's files by role where they lack; what the table says of their voxels."""
+    pair = store.unpack(opened.load([row])[0], opened.size)
+    skull, implant = (np.ascontiguousarray(part) for part in np.moveaxis(pair, -1, 0))
     if voxel_mm:
         skull, implant, affine = finer(skull, implant, affine, voxel_mm)
     parts = {"skull": skull, "implant": implant, "complete": skull | implant}
@@ -207,7 +197,15 @@ def write_pair(
             volumes.write(path, parts[role][::-1], affine @ mirror)
         else:
             volumes.write(path, parts[role], affine)
-    return int(skull.sum()), int(implant.sum()), affine
+    ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    return {
+        "skull_voxels": skull.sum(),
+        "implant_voxels": implant.sum(),
+        "skull_ml": f"{skull.sum() * ml:.4f}",
+        "implant_ml": f"{implant.sum() * ml:.4f}",
+        "voxel_mm": " ".join(f"{mm:.6g}" for mm in np.linalg.norm(affine[:3, :3], axis=0)),
+        "affine_ras": " ".join(f"{value:.9g}" for value in affine[:3].ravel()),
+    }
 
 
 def finer(skull: Mask, implant: Mask, affine: Affine, voxel_mm: float) -> tuple[Fine, Fine, Affine]:
@@ -233,23 +231,7 @@ def _tasks(opened, folder, entries, voxel_mm):
     owner = {file: entry.row for entry in reversed(entries) for file in entry.files.values()}
     for row, paths, _ in entries:
         own = {role: folder / file for role, file in paths.items() if owner[file] == row}
-        yield opened.load([row])[0], opened.size, affines[row], voxel_mm, own
-
-
-def _line(entry, skull, implant, affine):
-    """The table's line of a pair; skull, implant: voxels."""
-    ml = abs(np.linalg.det(affine[:3, :3])) / 1000
-    return {
-        "index": entry.row,
-        **{f"{role}_file": file for role, file in entry.files.items()},
-        **entry.about,
-        "skull_voxels": skull,
-        "implant_voxels": implant,
-        "skull_ml": f"{skull * ml:.4f}",
-        "implant_ml": f"{implant * ml:.4f}",
-        "voxel_mm": " ".join(f"{mm:.6g}" for mm in np.linalg.norm(affine[:3, :3], axis=0)),
-        "affine_ras": " ".join(f"{value:.9g}" for value in affine[:3].ravel()),
-    }
+        yield opened, row, affines[row], voxel_mm, own
 
 
 def _write_papers(opened, folder, lines):

@@ -35,10 +35,8 @@ def place(where: str | Path) -> Path:
     folder = PACKAGED / where if str(where) in names else Path(os.path.expanduser(where))
     if not (folder / "config.json").exists():
         what = "no run and no weights in it" if folder.is_dir() else "no such folder"
-        raise UserError(
-            f"{where}: {what} (packaged weights: {', '.join(names) or 'none'}): name a work "
-            "directory, or a folder that the stage `release` made"
-        )
+        cure = "name a run's work directory, or a release"
+        raise UserError(f"{where}: {what} (packaged weights: {', '.join(names)}): {cure}")
     return folder
 
 
@@ -70,10 +68,8 @@ def chosen(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path]:
     fields = [{"model_name": c.model_name, "model": c.model.to_dict()} for c in (mine, theirs)]
     for field, (value, wanted) in provenance.differences(*fields).items():
         if value not in ("None", "missing") and wanted != "missing":
-            raise UserError(
-                f"config.{field} is {value}, and generate.weights={weights} were trained with "
-                f"{wanted}: leave it, or take --config {folder / 'config.json'}"
-            )
+            what = f"config.{field} is {value}, and generate.weights={weights} were trained with"
+            raise UserError(f"{what} {wanted}: leave it, or --config {folder / 'config.json'}")
     mine.model = theirs.model
     return mine, folder
 
@@ -128,7 +124,9 @@ def _public(config, workdir):
     """The config, with how its pairs were truly made, and without paths and names of skulls."""
     fields = json.loads(config.to_json_best_effort())
     fields["data"].update(store.Store(workdir / "real.zarr").recipe.get("data", {}))
-    for section, name in (field.split(".") for field in PRIVATE):
-        if name in fields.get(section, {}):
-            fields[section][name] = type(fields[section][name])()
+    for field in PRIVATE:
+        section, _, name = field.rpartition(".")
+        part = fields.get(section, {}) if section else fields
+        if name in part:
+            part[name] = type(part[name])()
     return fields

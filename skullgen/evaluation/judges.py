@@ -64,7 +64,7 @@ def controls(config: ConfigDict) -> list[str]:
 def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
     """UserError for what the stage `segment` would find wrong with `config.segment`."""
     _load(settings, size)
-    methods.check(settings.model_name, _sized(settings, size), size, section="segment.")
+    methods.check(settings.model_name, _sized(settings, size), section="segment.")
     in_range("segment.updates", settings.updates, 1)
     in_range("segment.control_pairs", settings.control_pairs, 1)
     for name in plugins.listed(settings.controls):
@@ -94,7 +94,7 @@ def _load(settings, size):
 
 def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
     """Trains what is not trained yet, or goes on; options: the run's own."""
-    (model, network, plan), board = _load(settings, size), options.tensorboard
+    model, network, plan = _load(settings, size)
     nets = mixtures(settings, workdir)
     for name in plugins.listed(settings.controls):
         if f"vnet_{name}" not in nets and CONTROLS[name] != settings.stores:
@@ -103,9 +103,9 @@ def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
         folder, pairs = _folder(workdir, name), sum(len(part.rows) for part in parts)
         done = hosts.first(checkpoint.newest(folder)) == settings.updates
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
-        place = loop.Place(workdir / f"segment-{name}.jsonl", folder, network)
-        own = _own(settings, options)._replace(tensorboard=board and board / name)
-        loop.train(model, plan, parts, place, own, loop.Watch(scores=_scorer(model, workdir, size)))
+        log, scores = workdir / f"segment-{name}.jsonl", _scorer(model, workdir, size)
+        place = loop.Place(log, folder, network, scores=scores)
+        loop.train(model, plan, parts, place, _own(settings, options))
 
 
 def _scorer(model, workdir, size):

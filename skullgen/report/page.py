@@ -29,7 +29,7 @@ class Plot(NamedTuple):
 
     title: str
     kind: str
-    figure: dict[str, Any] | list[dict[str, Any]]
+    figure: Any
 
 
 def write(workdir: Path) -> Path:
@@ -59,7 +59,10 @@ def write(workdir: Path) -> Path:
         "By kind of defect": [kinds(verdict.get("summary", []))],
         "What pairs are worth": [_table(table, table.get("title", ""))],
         "Sweep": [_table(sweep, "Its runs, seeds together")],
-        "Copies": copies(quality["copies"]) if quality else [],
+        "Copies": [
+            Plot(f"Dice to the nearest training {name}", "histogram", quality["copies"][name])
+            for name in ("skull", "pair") * bool(quality)
+        ],
         "Generated pairs in numbers": [tables.fidelity(quality)] if quality else [],
         "Maps": [Plot(one["title"], "map", one["points"]) for one in maps.get("maps", [])],
         "Pictures": list(map(picture, sorted(workdir.glob("figures/*.png")))),
@@ -104,20 +107,6 @@ def kinds(summary: list[Row]) -> Table:
     rows = [row for row in summary if (row["by"], row["column"], row["metric"]) == place]
     lines = [[row["net"], row["group"], tables.span(row), str(row["cases"])] for row in rows]
     return Table("", ["net", "kind", "test Dice", "cases"], lines)
-
-
-def copies(quality: dict[str, Any]) -> list[Plot | Table]:
-    """How near generated skulls and pairs lie to training ones: bars, and the closest."""
-    blocks, columns = [], ["generated", "training pair", "its skull", "Dice"]
-    for name in ("skull", "pair"):
-        near = quality[name]
-        plot = Plot(f"Dice to the nearest training {name}", "histogram", near)
-        blocks += [plot, Table("The closest", columns, list(map(_cells, near["closest"])))]
-    return blocks
-
-
-def _cells(copy):
-    return [str(copy["generated"]), str(copy["training"]), copy["name"], f"{copy['dice']:.3f}"]
 
 
 def picture(path: Path) -> dict[str, str]:

@@ -18,18 +18,17 @@ from skullgen.training.methods import Trained
 VIEWS = 8  # pairs in a picture
 
 
-def pictures(workdir: Path) -> list[Path]:
-    """Draws what the work directory holds into its `figures/`; returns the paths written."""
+def pictures(workdir: Path) -> None:
+    """Draws what the work directory holds into its `figures/`."""
     paths = [workdir / f"{name}.zarr" for name in ("real", "generated")]
     stores = [store.Store(path) if store.exists(path) else None for path in paths]
     sheets = {f"{one.path.stem}_pairs": _pairs(one) for one in stores if one and not one.missing()}
     quality = (files.read_json(workdir / "metrics.json") or {}).get("quality")
     if quality and all(stores):
         sheets["closest"] = _closest(*stores, quality["copies"]["skull"]["closest"])
-    places = {name: workdir / "figures" / f"{name}.png" for name in sheets if len(sheets[name][0])}
-    for name, path in places.items():
-        figures.pair_sheet(path, *sheets[name])
-    return list(places.values())
+    for name, sheet in sheets.items():
+        if len(sheet[0]):
+            figures.pair_sheet(workdir / "figures" / f"{name}.png", *sheet)
 
 
 def _pairs(pairs):
@@ -55,12 +54,8 @@ def _closest(real, made, rows):
 
 def maps(
     workdir: Path, real: Store, stores: dict[str, Store], nets: list[Trained], settings: ConfigDict
-) -> Path:
-    """Figure 3 as `maps.json`, for the report: real pairs and those of generated stores; its path.
-
-    nets: that saw only real pairs: the first one's features are mapped, where it has some.
-    settings: `config.explore`.
-    """
+) -> None:
+    """Figure 3 as `maps.json`: real and generated pairs, by the features of the first of `nets`."""
     groups = [("real, train", real, ("train",)), ("real, held out", real, ("validation", "test"))]
     groups += [(name, pairs, ()) for name, pairs in stores.items()]
     groups = [
@@ -73,16 +68,13 @@ def maps(
     options = {name: settings[name] for name in ("seed", "perplexity", "umap")}
     places = explore.maps(groups, real.size, features, **options)
     files.write_json(workdir / "maps.json", places)
-    return workdir / "maps.json"
 
 
-def segmentations(
-    workdir: Path, real: Store, nets: dict[str, Trained], threshold: float
-) -> list[Path]:
+def segmentations(workdir: Path, real: Store, nets: dict[str, Trained], threshold: float) -> None:
     """Figure 5: the test case whose defect is of the middle size, by every net and rule."""
     rows = real.rows("test")
     if not nets or not len(rows):
-        return []
+        return
     voxels = real.column("voxels")[rows, 1]
     row = int(rows[np.argsort(voxels, kind="stable")[len(rows) // 2]])
     bits = real.load([row])
@@ -97,10 +89,9 @@ def segmentations(
     pairs = np.stack([np.stack([skull, implant], -1) for implant in implants])
     path = workdir / "figures" / "segmentation.png"
     figures.pair_sheet(path, pairs, f"Test pair {row}", captions)
-    return [path]
 
 
-def interpolation(workdir: Path, real: Store, net: Trained, config: ConfigDict) -> Path:
+def interpolation(workdir: Path, real: Store, net: Trained, config: ConfigDict) -> None:
     """Figure 4: between two real skulls, best unseen ones; without an encoder, between draws."""
     settings = config.explore
     bits, names = explore.pick(real, ("test", "validation"), 2, settings.seed)
@@ -113,4 +104,3 @@ def interpolation(workdir: Path, real: Store, net: Trained, config: ConfigDict) 
     between = "two draws" if net.model.encode is None else " and ".join(names)
     path, title = workdir / "figures" / "interpolation.png", f"Between {between}, in latent space"
     figures.strip(path, dict(zip(("linear", "spherical"), ways, strict=True)), title)
-    return path

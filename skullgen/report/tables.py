@@ -1,11 +1,9 @@
-"""Tables as lines of text or Markdown, and the two that every evaluation makes."""
+"""Tables as lines of text, and the two that every evaluation makes."""
 
 import collections
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-from skullgen.core.errors import plain
 
 COLUMNS = {"validation": "learnt from"}  # the paper's word is that of a store's split, too
 DICES = {  # title -> place in the numbers of `fidelity.fidelity`
@@ -48,20 +46,6 @@ def text(table: Table) -> list[str]:
     return [*[table.title] * bool(table.title), *lines, *table.notes]
 
 
-def markdown(table: Table) -> str:
-    """A Markdown table that shows its cells as they are, whatever they hold."""
-    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-    lines = [f"| {' | '.join(map(escape, cells))} |" for cells in rows]
-    lines = [*[escape(table.title), ""] * bool(table.title), *lines, ""]
-    notes = [f"- {escape(note)}" for note in table.notes]
-    return "\n".join([*lines, *notes, *[""] * bool(notes)])
-
-
-def escape(value: Any) -> str:
-    """Any value as one line that Markdown shows as it is."""
-    return re.sub(r"([\\`*<>|~&$]|\](?=[\[(:]))", r"\\\1", plain(str(value)))
-
-
 def verdict(verdict: dict[str, Any]) -> Table:
     """Nets and columns of `verdict.verdict`; the user's own metrics and differences are notes."""
     rows = [row for row in verdict["summary"] if row["by"] == "all"]
@@ -82,7 +66,7 @@ def verdict(verdict: dict[str, Any]) -> Table:
         if row["metric"] == "dice":
             what = f"{row['net']} minus {row['minus']}, {row['column']}, Dice"
             notes.append(f"{what}: {span(row, '+')} ({row['skulls']} skulls, {row['interval']})")
-    notes += [*_headroom(verdict.get("headroom", ())), *_curves(verdict.get("nets", {}))]
+    notes += _headroom(verdict.get("headroom", ()))
     title = (
         f"mean [95 % interval] over skulls; grids: {verdict['voxel_mm']:.3g} mm (the model's), "
         "512^3 (prediction and truth both upsampled), native"
@@ -98,13 +82,6 @@ def _headroom(rows):
         says = ", ".join(f"{net} {span(share)}" for net, share in shares.items())
         says = f"of it close: {says}" if says else "within noise, nothing can be told apart here"
         yield f"headroom on {row['column']}: {span(row, '+')} ({row['skulls']} skulls); {says}"
-
-
-def _curves(nets):
-    for net, its in nets.items():
-        if its.get("curve"):
-            dices = " ".join(number(dice) for _, dice in its["curve"])
-            yield f"{net}, Dice on selection skulls along its {its['updates']} updates: {dices}"
 
 
 def fidelity(quality: dict[str, Any]) -> Table:

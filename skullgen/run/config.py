@@ -63,15 +63,10 @@ class Named(NamedTuple):
     word: str
     overrides: dict[str, Any]
 
-    @property
-    def again(self) -> Path | None:
-        """The folder of the run whose `config.json` is the config, or None."""
-        return Path(self.word).parent if self.file == AGAIN else None
-
     def folder(self, sweeping: bool) -> Path:
         """`runs/<config>[-<size>][-<overrides>][-sweep]`, or the folder of a `config.json`."""
-        if self.again:
-            return self.again
+        if self.file == AGAIN:
+            return Path(self.word).parent
         fields = [f"{name}={as_text(value)}" for name, value in self.overrides.items()]
         parts = [self.file.stem, self.word, *fields, "sweep" * sweeping]
         return Path("runs") / folder_name(p for p in parts if p and not p.startswith(UNNAMED))
@@ -122,22 +117,19 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
 
 def _mistake(error, argv):
     """What is wrong with the command line, or with the config file that it names, in one line."""
-    file, flag = config_file(argv), isinstance(error, flags.Error)
-    fields = [part for part in argv[1:] if part.startswith("--config.")]
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-        flag = flag or isinstance(error, flags.Error)
+    file = config_file(argv)
     if isinstance(error, SyntaxError):
-        return f"{error.filename or file}, line {error.lineno or 1}: {error.msg}"
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if os.path.realpath(file) == frame.filename]
-    if lines and not isinstance(error, ValueError):
+    if lines := [frame.lineno for frame in frames if frame.filename == os.path.realpath(file)]:
         return f"{file}, line {lines[-1]}: {type(error).__name__}: {error}"
-    if not (fields or flag or isinstance(error, ValueError)):
-        return f"{file}: it needs a function get_config() that returns a ConfigDict with `stages`"
-    words = " ".join(str(error.args[0] if len(error.args) == 1 else error).split())
-    where = f" (no such field? {' '.join(fields)})" if fields and not flag else ""
-    return re.sub(r".*\b\w+Error: ", "", words) + where
+    if isinstance(error, flags.Error):  # it may hold a traceback
+        return re.sub(r".*\b\w+Error: ", "", " ".join(str(error).split()))
+    if fields := [part for part in argv if part.startswith("--config.")]:
+        while isinstance(error.args[0], Exception):
+            error = error.args[0]
+        return f"{' '.join(fields)}: no such field? {' '.join(str(error.args[0]).split())}"
+    return f"{file}: it needs a function get_config() that returns a ConfigDict with `stages`"
 
 
 def report(error: Exception) -> int | None:

@@ -35,14 +35,12 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
             ours = folder.name in (config.model_name, *judges.NETS)
             if not ours and checkpoint.newest(folder):
                 what = f"made with model_name {folder.name!r}, now {config.model_name!r}"
-                cure = "set it back, or choose another --workdir"
-                raise UserError(f"{workdir}: {what}: {cure}")
-        loop.check(_options(config, workdir))
+                raise UserError(f"{workdir}: {what}: set it back, or choose another --workdir")
+        loop.check(_options(config))
         mixture.require_there([part[0] for part in mixture.named(config.stores, "stores")], workdir)
-        methods.check(config.model_name, config.model, config.model.resolution, config.phases)
+        methods.check(config.model_name, config.model, config.phases)
     if "segment" in names:
-        options = _options(config, workdir)
-        judges.check(config.segment, config.model.resolution, workdir, options)
+        judges.check(config.segment, config.model.resolution, workdir, _options(config))
     own = {"generate": generate, "evaluate": metrics, "explore": explore}
     for stage in [name for name in own if name in names]:
         own[stage].check(config[stage])
@@ -66,10 +64,9 @@ def _share():
     return jax.process_index(), jax.process_count()
 
 
-def _options(config, workdir):
-    fields = config.log_every, config.save_every, config.keep, config.budget_mb
-    board = workdir / "tensorboard" if config.tensorboard else None
-    return loop.Options(config.seed, config.batch_size, *fields, board)
+def _options(config):
+    fields = "seed", "batch_size", "log_every", "save_every", "budget_mb"
+    return loop.Options(*(config[name] for name in fields))
 
 
 def _ingest(config, workdir):
@@ -121,18 +118,16 @@ def link(source: Path, path: Path, size: int) -> None:
 
 
 def _train(config, workdir):
-    name, real, watch = config.model_name, store.Store(workdir / "real.zarr"), loop.Watch()
+    name, real = config.model_name, store.Store(workdir / "real.zarr")
     real.require_whole("ingest")
     if count := len(real.every("train")) - len(real.rows("train")):
         print(f"{real.path}: {count} training pairs are left out")
     parts = mixture.parts(config.stores or judges.CONTROLS["real"], workdir, config.seed, "stores")
     model, folder = methods.load_model(name, config.model), workdir / "checkpoints" / name
-    place = loop.Place(workdir / "train.jsonl", folder, methods.recipe(name, config.model))
-    if hosts.lead():
-        sheets = preview.watcher(model, real, workdir / "figures" / "training", config)
-        watch = loop.Watch(sheets)
-    plan, options = methods.phases(config.phases, model), _options(config, workdir)
-    loop.train(model, plan, parts, place, options, watch)
+    sheets = preview.watcher(model, workdir / "figures" / "training", config)
+    network = methods.recipe(name, config.model)
+    place = loop.Place(workdir / "train.jsonl", folder, network, sheets)
+    loop.train(model, methods.phases(config.phases, model), parts, place, _options(config))
 
 
 def _generate(config, workdir):
@@ -161,8 +156,7 @@ def _generate(config, workdir):
 
 
 def _segment(config, workdir):
-    options = _options(config, workdir)
-    judges.train(config.segment, config.model.resolution, workdir, options)
+    judges.train(config.segment, config.model.resolution, workdir, _options(config))
 
 
 def _evaluate(config, workdir):
@@ -170,7 +164,7 @@ def _evaluate(config, workdir):
     result, lines, notes, nets = {}, [], [], {}
     if store.exists(path):
         pairs, rows = store.Store(path), loop.training_rows(workdir, config.model_name)
-        result["generated"] = card.identity(pairs)
+        result["generated"] = {"recipe": pairs.recipe, "pairs": pairs.count}
         result["quality"] = fidelity.fidelity(real, pairs, config.evaluate.pairs, rows)
         lines += tables.text(tables.fidelity(result["quality"]))
     try:
@@ -181,10 +175,9 @@ def _evaluate(config, workdir):
             raise
         notes = [f"no verdict: {error}"]
     if nets:
-        others = mixture.parts(config.evaluate.stores, workdir, 0, "evaluate.stores")
-        others = dict(
-            zip(mixture.titles([part.store.path for part in others]), others, strict=True)
-        )
+        parts = mixture.parts(config.evaluate.stores, workdir, 0, "evaluate.stores")
+        titles = mixture.titles([part.store.path for part in parts])
+        others = dict(zip(titles, parts, strict=True))
         judged = verdict.verdict(real, nets, config.evaluate, config.workers, others)
         result["verdict"] = {"nets": judges.about(config.segment, nets, workdir), **judged}
         lines += ["", *tables.text(tables.verdict(result["verdict"]))]
@@ -193,8 +186,6 @@ def _evaluate(config, workdir):
     result["commit"], result["config"] = provenance.commit(), as_json(config)
     result["warnings"] = [*notes, *_notes(config, workdir, real), *verdict.warnings(result)]
     files.write_json(workdir / "metrics.json", result)
-    if "quality" in result:
-        card.write(path)
     lines += [f"warning: {line}" for line in result["warnings"]]
     print("\n".join(map(plain, lines)))
 
@@ -204,8 +195,8 @@ def _notes(config, workdir, real):
     records, notes = logs.read(workdir / "train.jsonl"), []
     if records:
         model = methods.load_model(config.model_name, config.model)
-        lines = [line.partition("warning: ") for line in loop.notes(model, loop.epochs(records))]
-        notes = [text for before, sign, text in lines if sign and not before]
+        lines = loop.notes(model, loop.epochs(records))
+        notes = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
     if count := len(real.every("test")) - len(real.rows("test")):
         notes.append(f"{count} test pairs that {real.path.name}/leave_out.txt lists are not judged")
     return notes
@@ -219,17 +210,16 @@ def _explore(config, workdir):
     paths = [mixture.find(name, workdir) for name in plugins.listed(settings.stores)]
     paths = paths or [generated] * store.exists(generated)
     stores = dict(zip(mixture.titles(paths), map(store.Store, paths), strict=True))
-    print(pictures.maps(workdir, real, stores, of_real, settings))
-    for path in pictures.segmentations(workdir, real, nets, config.evaluate.threshold):
-        print(path)
+    pictures.maps(workdir, real, stores, of_real, settings)
+    pictures.segmentations(workdir, real, nets, config.evaluate.threshold)
     if config.model_name:
         config, folder = release.chosen(config, workdir)
-        print(pictures.interpolation(workdir, real, methods.generator(config, folder), config))
+        pictures.interpolation(workdir, real, methods.generator(config, folder), config)
+    print(f"{workdir / 'maps.json'}, {workdir / 'figures'}")
 
 
 def _report(config, workdir):
-    for path in pictures.pictures(workdir):
-        print(path)
+    pictures.pictures(workdir)
     print(page.write(workdir))
 
 

@@ -1,14 +1,7 @@
 """A sweep: ordinary runs in folders of one folder, reused where they are done, then one table.
 
-Either a table (`run.table`), or what a config file's `sweep(add)` declares:
-
-def sweep(add):
-    for penalty in (1.0, 10.0):
-        for seed in range(3):
-            add({"model.penalty": penalty}, seed=seed)
-
-A finished run has a recipe: what determines it, and the recipes of the runs that it needs, so that
-a run whose data or generator was made again is not taken for done.
+Either a table (`run.table`), or what a config file's `sweep(add)` declares. A finished run has a
+recipe: what determines it, and the sums of those of the runs that it needs.
 """
 
 import copy
@@ -30,7 +23,7 @@ from skullgen.report import page, tables
 from skullgen.run import config as command
 from skullgen.run import stages, table, workdir
 
-FREE = "workers explore tensorboard compilation_cache log_every keep budget_mb".split()
+FREE = "workers explore compilation_cache log_every budget_mb".split()
 SHOWN = {  # title of a column that is printed -> the number in it
     "test Dice": "vnet.test.dice",
     "at 512³": "vnet.test.dice_512",
@@ -142,9 +135,7 @@ def _write(config, folder, plan, done):
         table.figures(config, folder, plan, done)
     print("\n".join(map(plain, tables.text(result))))
     files.write_json(folder / "config.json", command.as_json(config))
-    spent = {job.name: workdir.seconds(folder / job.name) for job in plan}
-    seconds = {name: round(sum(its.values()), 1) for name, its in spent.items()}
-    files.write_json(folder / "versions.json", {**stages.versions(), "seconds": seconds})
+    files.write_json(folder / "versions.json", stages.versions())
     print(page.write(folder))
 
 
@@ -152,10 +143,9 @@ def _write(config, folder, plan, done):
 
 
 def plan(config: ConfigDict, declare: Callable, fixed: Container[str] = ()) -> list[Job]:
-    """The runs that `declare` (a config file's `sweep`) adds; `Job.row` is the fields of each.
+    """The runs that `declare` adds, named by their fields, which are each `Job.row`.
 
-    fixed: the fields that the command line set in `config`, for all runs. A run's folder is named
-    by its own fields alone: more runs rename none.
+    fixed: the fields that the command line set in `config`, for all runs.
     """
     runs = []
     declare(lambda *given, **more: runs.append(dict(*given, **more)))
@@ -204,11 +194,7 @@ def numbers(result: dict[str, Any]) -> dict[str, float]:
 def gather(
     config: ConfigDict, folder: Path, jobs: list[Job], done: Collection[str]
 ) -> tables.Table:
-    """The table of a sweep's finished runs: means and deviations over seeds.
-
-    Runs that differ in nothing but seeds (`seed`, `segment.seed`, ...) share a row. Writes
-    `sweep.json`, which has all numbers of each run, in `folder`.
-    """
+    """The table of finished runs, a row for those that differ in seeds only; `sweep.json`."""
     runs = {job.name: job.row for job in jobs if job.name in done}
     every = dict.fromkeys(field for own in runs.values() for field in own)
     fields = [field for field in every if field.rpartition(".")[2] != "seed"]
@@ -225,10 +211,9 @@ def gather(
     for place, group in groups.items():
         cells = [_cell([one[key] for one in group if key in one]) for key in titles.values()]
         rows.append([*place, str(len(group)), *cells])
-    note = "Mean ± standard deviation over the runs of a row; what columns mean: docs/extending.md"
-    note = note if keys else "No run has a metrics.json: name the stage `evaluate`."
-    note = f"{len(done)} of {len(jobs)} runs are done. {note}"
-    result = tables.Table("Sweep", [*fields, "runs", *titles], rows, [note])
+    note = "Mean ± standard deviation over the runs of a row (of their metrics.json)."
+    notes = [f"{len(done)} of {len(jobs)} runs are done. {note}"]
+    result = tables.Table("Sweep", [*fields, "runs", *titles], rows, notes)
     every = [{"name": name, "fields": runs[name], "numbers": of_run[name]} for name in runs]
     files.write_json(folder / "sweep.json", {**result._asdict(), "runs": every})
     return result

@@ -58,7 +58,7 @@ def check(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, list[str]]:
 
 
 def _stage(config, workdir, name):
-    start, spent, stop = time.monotonic(), seconds(workdir), 0
+    start, stop = time.monotonic(), 0
     print(f"== {name}", flush=True)
     try:
         stages.STAGES[name](config, workdir)
@@ -80,6 +80,7 @@ def _stage(config, workdir, name):
     took = time.monotonic() - start
     print(f"== {name}: {took:.0f} s", flush=True)
     if hosts.lead():
+        spent = (files.read_json(workdir / "versions.json") or {}).get("seconds", {})
         spent[name] = round(spent.get(name, 0) + took, 1)
         files.write_json(workdir / "versions.json", {**stages.versions(), "seconds": spent})
 
@@ -93,8 +94,3 @@ def record(config: ConfigDict, workdir: Path, stage: str = "") -> None:
         new = {k: v if k in own else old.get(k, v) for k, v in new.items()}
         new["stages"] = [name for name in stages.STAGES if name in so_far]
     files.write_json(workdir / "config.json", new)
-
-
-def seconds(workdir: Path) -> dict[str, float]:
-    """What each stage took, all calls together, of `versions.json`."""
-    return (files.read_json(workdir / "versions.json") or {}).get("seconds", {})

@@ -21,14 +21,15 @@ from skullgen.core.errors import UserError
 from skullgen.core.types import Model, State
 
 DELETED = "deleted.partial"  # `files.clear` knows it by its ending
+KEEP = 2  # newest checkpoints that stay, should one be damaged
 DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND")  # what tensorstore says of changed files
 
 
-def manager(folder: Path, keep: int = 1) -> ocp.CheckpointManager:
-    """What saves in `folder`, for this process alone: the newest `keep` checkpoints stay."""
+def manager(folder: Path) -> ocp.CheckpointManager:
+    """What saves in `folder`, for this process alone."""
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
+        max_to_keep=KEEP,
         create=False,
         cleanup_tmp_directories=True,
         todelete_subdir=DELETED,  # moved there at once: a kill leaves no step half deleted
@@ -114,10 +115,8 @@ def read(folder: Path, model: Model, step: int) -> State:
         if not damaged and not str(error).startswith(DAMAGE):
             raise
     if state is None or about.get("crc32") != _crc(state):
-        raise UserError(
-            f"{place}: damaged (not what was saved, or of another version of its model): "
-            "delete it: training goes on from the one before"
-        )
+        what = "damaged (or of another version of its model)"
+        raise UserError(f"{place}: {what}: delete it: training goes on from the one before")
     if about.get("release"):
         state = state.replace(key=jax.random.key_data(jax.random.key(0)))
     return _keyed(state)

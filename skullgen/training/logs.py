@@ -1,8 +1,6 @@
-"""Metrics as JSON lines, and TensorBoard where it is asked for."""
+"""Metrics as JSON lines."""
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,11 @@ def read(path: Path) -> list[Record]:
     """The records of a log, [] without one; a last line that a kill cut short is left out."""
     *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
     records = []
-    try:
-        for line in lines:
+    for number, line in enumerate(lines, 1):
+        try:
             records.append(json.loads(line))
-    except ValueError:
-        what = f"{path}: line {len(records) + 1} is damaged"
-        raise UserError(f"{what}: delete it: curves lack it") from None
+        except ValueError:
+            raise UserError(f"{path}: line {number} is damaged: delete it") from None
     return records
 
 
@@ -42,28 +39,3 @@ def append(path: Path, records: list[Record]) -> None:
 
 def _lines(records):
     return "".join(json.dumps(record) + "\n" for record in records).encode()
-
-
-@contextlib.contextmanager
-def tensorboard(folder: Path | None) -> Iterator[Callable[[list[Record]], None]]:
-    """`write(records)` to TensorBoard under `folder`, or to nowhere; at the end all is on disk."""
-    if folder is None:
-        yield lambda records: None
-        return
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        cure = "pip install 'skullgen[tensorboard]'"
-        raise UserError(f"config.tensorboard needs tensorboardX: {cure}") from None
-
-    def write(records):
-        for record in records:
-            for name, value in record.items():
-                where = f"{record['phase']}/{name}", value, record["step"]
-                if isinstance(value, float):
-                    writer.add_scalar(*where)
-                elif hasattr(value, "shape"):  # a picture, uint8 [H, W, 3]
-                    writer.add_image(*where, dataformats="HWC")
-
-    with SummaryWriter(str(folder), flush_secs=1) as writer:  # its end waits for its thread
-        yield write

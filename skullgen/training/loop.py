@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,15 +28,6 @@ POINTS = 8  # of a learning curve, evenly over a phase
 Parts, Plan, Recipe = list[mixture.Part], list[Phase], provenance.Recipe
 
 
-class Watch(NamedTuple):
-    """What process 0 looks at while a network trains."""
-
-    # `(state, phase's step) -> records` for TensorBoard, whose `says` is printed.
-    sheets: Callable[[State, str], Iterable[logs.Record]] | None = None
-    # `state -> metrics` for the log, at `POINTS` updates of each phase: a learning curve.
-    scores: Callable[[State], Mapping[str, float]] | None = None
-
-
 class Options(NamedTuple):
     """How a network is trained: fields of a config, of those names."""
 
@@ -44,17 +35,19 @@ class Options(NamedTuple):
     batch: int  # pairs of an update, over all devices
     log_every: int  # updates between fetches of the metrics
     save_every: int  # updates between checkpoints
-    keep: int  # newest checkpoints that stay
     budget_mb: int  # packed pairs of up to this size stay on the device, more are streamed
-    tensorboard: Path | None = None  # its folder
 
 
 class Place(NamedTuple):
-    """Where a network's metrics and checkpoints lie, and what it is (`methods.recipe`)."""
+    """Where a network's metrics and checkpoints lie, what it is, and how it is looked at."""
 
     log: Path
     folder: Path
-    recipe: Recipe
+    recipe: Recipe  # `methods.recipe`
+    # `(state, phase's step)`, called by process 0 where metrics are fetched.
+    sheets: Callable[[State, str], None] | None = None
+    # `state -> metrics` for its log, at `POINTS` updates of each phase: a learning curve.
+    scores: Callable[[State], Mapping[str, float]] | None = None
 
 
 class Span(NamedTuple):
@@ -72,8 +65,6 @@ class _Run(NamedTuple):
     place: Place
     options: Options
     manager: Any  # of checkpoints; None but in process 0
-    board: Callable[[list[logs.Record]], None]
-    watch: Watch
     recent: list[logs.Record]  # of the epoch in progress
     said: set[str]
 
@@ -81,7 +72,6 @@ class _Run(NamedTuple):
 def check(options: Options, section: str = "") -> None:
     """UserError for an option that is out of bounds; section: "segment." for a V-Net's own."""
     in_range("log_every", options.log_every, 1)
-    in_range("keep", options.keep, 1)
     in_range(f"{section}save_every", options.save_every, 1)
     in_range(f"{section}batch_size", options.batch, 1)
     if options.batch % jax.device_count():
@@ -96,20 +86,11 @@ def spans(plan: Plan, pairs: int, batch: int) -> list[Span]:
     return [Span(*each) for each in zip(plan, range(len(plan)), ends[:-1], ends[1:], strict=True)]
 
 
-def train(
-    model: Model,
-    plan: Plan,
-    parts: Parts,
-    place: Place,
-    options: Options,
-    watch: Watch = Watch(),  # noqa: B008
-) -> State:
+def train(model: Model, plan: Plan, parts: Parts, place: Place, options: Options) -> State:
     """Trains `model` through `plan` on a mixture of stores of one size, or goes on.
 
-    Raises UserError where `place` holds a network of another recipe, Diverged, and jobs.Stopped
-    after a checkpoint where a signal came.
+    UserError where `place` holds another network; jobs.Stopped, after a checkpoint, on a signal.
     """
-    check(options)
     lead, whole = hosts.lead(), spans(plan, _count(parts), options.batch)
     if lead:
         _claim(place.folder, recipe(plan, parts, place.recipe, options.seed, options.batch))
@@ -118,11 +99,10 @@ def train(
     first = int(state.step)
     if 0 < first < whole[-1].end:
         print(f"training: goes on from the checkpoint of update {first}")
-    own = checkpoint.manager(place.folder, options.keep) if lead else None
-    recent, watch = (logs.cut(place.log, first), watch) if lead else ([], Watch())
-    board_file = logs.tensorboard(options.tensorboard if lead else None)
-    with own or contextlib.nullcontext(), board_file as board:
-        run = _Run(model, parts, place, options, own, board, watch, recent, set())
+    own = checkpoint.manager(place.folder) if lead else None
+    recent = logs.cut(place.log, first) if lead else []
+    with own or contextlib.nullcontext():
+        run = _Run(model, parts, place, options, own, recent, set())
         for span in whole:
             if int(state.step) < span.end:
                 state = _phase(run, span, state)
@@ -169,7 +149,6 @@ def _claim(folder, now):
     if step := checkpoint.newest(folder):
         before = provenance.read(folder) or {}
         provenance.require_same(folder, _until(before, step), _until(now, step))
-    folder.mkdir(parents=True, exist_ok=True)
     provenance.write(folder, now)
 
 
@@ -183,25 +162,20 @@ def _until(recipe, step):
     return {**recipe, "phases": phases}
 
 
-def points_of(span: Span) -> list[int]:
-    """The updates of a phase that its learning curve has, the last one among them."""
-    length = span.end - span.begin
-    return sorted({span.begin + math.ceil(length * k / POINTS) for k in range(1, POINTS + 1)})
-
-
 # --- A phase, update by update -------------------------------------------------------------------
 
 
 def _phase(run, span, state):
     first, options, name = int(state.step), run.options, span.phase.step
+    place = run.place if hosts.lead() else run.place._replace(sheets=None, scores=None)
     update, pending = parallel.data_parallel(run.model.steps[name], run.parts[0].store.size), []
     length, done = span.end - span.begin, first - span.begin
-    points = points_of(span) if run.watch.scores else ()
+    points = {span.begin + math.ceil(length * k / POINTS) for k in range(1, POINTS + 1)}
     with jobs.progress(length, done, f"train {name}", "update") as bar:
         for step, batch in enumerate(_batches(run, span, first), first + 1):
             state, metrics = update(state, *batch)
-            if step in points:
-                metrics = {**metrics, **run.watch.scores(state)}
+            if place.scores and step in points:
+                metrics = {**metrics, **place.scores(state)}
             pending.append((step, metrics))
             due = step % options.save_every == 0 or step == span.end
             fetch = len(pending) >= options.log_every or due
@@ -211,13 +185,15 @@ def _phase(run, span, state):
                 _fetch(run, span, pending, bar)
                 pending = []
             bar.update()
-            if due or stop:
-                _save(run, state, stop)
+            if run.manager and (due or stop):
+                checkpoint.save(run.manager, state)
             if stop:
+                if run.manager:
+                    checkpoint.finish(run.manager)
+                print(f"\na checkpoint of update {step} is written in {place.folder}")
                 raise jobs.Stopped(stop, agreed=True)
-            for record in run.watch.sheets(state, name) if fetch and run.watch.sheets else ():
-                run.board([record])
-                bar.write(record["says"])
+            if fetch and place.sheets:
+                place.sheets(state, name)
     return state
 
 
@@ -232,7 +208,6 @@ def _fetch(run, span, pending, bar):
     good = list(itertools.takewhile(lambda record: not _infinite(record), records))
     if hosts.lead():
         logs.append(run.place.log, good)
-    run.board(good)
     if len(good) < len(records):
         raise _diverged(run, records[len(good)])
     *whole, last = epochs([*run.recent, *records])
@@ -243,14 +218,6 @@ def _fetch(run, span, pending, bar):
         if line not in run.said:
             bar.write(line)
             run.said.add(line)
-
-
-def _save(run, state, stop):
-    if run.manager:
-        checkpoint.save(run.manager, state)
-        if stop:
-            checkpoint.finish(run.manager)
-            print(f"\na checkpoint of update {int(state.step)} is written in {run.place.folder}")
 
 
 def epochs(records: list[logs.Record]) -> list[list[logs.Record]]:
@@ -274,12 +241,10 @@ def _diverged(run, record):
     if run.manager:
         checkpoint.finish(run.manager)
     folder, name = run.place.folder, _infinite(record)[0]
-    return Diverged(
-        f"training of {folder.name} stopped: {name} is {record[name]} at update {record['step']} "
-        f"(phase {record['phase']}): the same command replays it from update "
-        f"{checkpoint.newest(folder)}; lower the learning rate or the penalty, or compute in "
-        "float32, in a new --workdir"
-    )
+    what = f"{name} is {record[name]} at update {record['step']} (phase {record['phase']})"
+    again = f"the same command replays it from update {checkpoint.newest(folder)}"
+    cure = "lower the learning rate or the penalty, or compute in float32, in a new --workdir"
+    return Diverged(f"{folder.name}: {what}: {again}; {cure}")
 
 
 # --- Batches: packed pairs, and the rows of them that an update takes ----------------------------

@@ -51,34 +51,33 @@ def load_model(name: str, config: ConfigDict, section: str = "") -> Model:
         raise UserError(f"{section}model_name is '': no module is named")
     path = name if "." in name else f"skullgen.models.{name}"
     make = plugins.attribute(f"{section}model_name", name, path, "make", "(config) -> Model")
-    # A module of the user's own keeps its tracebacks.
-    ours = () if "." in name else (ArithmeticError, LookupError, TypeError, ValueError)
-    try:
-        with _fields(name, section):
-            model = make(config)
-            if not isinstance(model, Model):
-                raise UserError(f"{path}: make returned {type(model).__name__}, not a types.Model")
-            jax.eval_shape(model.init, jax.random.key(0))  # wrong sizes are found here
-            if config.get("augment", False):
-                own = {step: steps.augmented(run, config) for step, run in model.steps.items()}
-                model = model._replace(steps=own)
-    except ours as error:
-        words = " ".join(str(error).split())
-        raise UserError(f"config.{section}model does not fit {path}: {words}") from error
+    with _mistakes(name, section):
+        model = make(config)
+        if not isinstance(model, Model):
+            raise UserError(f"{path}: make returned {type(model).__name__}, not a types.Model")
+        jax.eval_shape(model.init, jax.random.key(0))  # wrong sizes are found here
+        if config.get("augment", False):
+            own = {step: steps.augmented(run, config) for step, run in model.steps.items()}
+            model = model._replace(steps=own)
     return model
 
 
 @contextlib.contextmanager
-def _fields(name, section):
-    """UserError for a field that ConfigDict itself says is lacking; no other AttributeError."""
+def _mistakes(name, section):
+    """UserError for a field that is lacking, or wrong for a model of ours; no other error."""
     try:
         yield
     except AttributeError as error:
-        if not error.args or not isinstance(error.args[0], KeyError):
+        if not error.args or not isinstance(error.args[0], KeyError):  # no field of a ConfigDict
             raise
         field = str(error.args[0].args[0]).split("\n")[0].strip("'")
         what = f"config.{section}model lacks the field {field}, which {name} reads"
         raise UserError(what) from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if "." in name:
+            raise
+        what = f"config.{section}model does not fit skullgen.models.{name}"
+        raise UserError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def phases(specs: Specs, model: Model) -> list[Phase]:
@@ -91,15 +90,13 @@ def phases(specs: Specs, model: Model) -> list[Phase]:
         try:
             phase = Phase(**spec)
         except TypeError:
-            what = f"{where} is {spec}: its fields are"
-            raise UserError(f"{what} {', '.join(Phase._fields)}") from None
+            known = ", ".join(Phase._fields)
+            raise UserError(f"{where} is {spec}: its fields are {known}") from None
         one_of(f"{where}.step", phase.step, list(model.steps))
         whole = all(type(length) is int and length >= 0 for length in phase[1:])
         if not whole or (phase.epochs > 0) == (phase.updates > 0) or phase.batches < 1:
-            raise UserError(
-                f"{where} needs a positive `epochs` or a positive `updates`, not both, "
-                "and `batches` of 1 or more: whole numbers"
-            )
+            what = "a positive `epochs` or a positive `updates`, not both; `batches` of 1 or more"
+            raise UserError(f"{where} needs {what}: whole numbers")
         result.append(phase)
     return result
 
@@ -108,10 +105,7 @@ def phases(specs: Specs, model: Model) -> list[Phase]:
 
 
 def recipe(name: str, config: ConfigDict, section: str = "") -> provenance.Recipe:
-    """What a network is, whatever it learns from: its model, and the sum of a user's own file.
-
-    section: as of `load_model`, so that a field that differs is told as it is set.
-    """
+    """What a network is, whatever it learns from: its model, and the sum of a user's own file."""
     if "." in name:
         plugins.module("model_name", name, name)  # what is not imported has no sum
     model = json.loads(config.to_json_best_effort())
@@ -150,22 +144,18 @@ def channels(config: ConfigDict) -> str:
     return config.generate.channels or ("exclusive" if head == "exclusive" else "independent")
 
 
-def check(
-    name: str, config: ConfigDict, size: int, specs: Specs | None = None, section: str = ""
-) -> None:
-    """Tries `load_model`, `phases` and, of a model of the user's own, `check_shapes`; size: `D`."""
+def check(name: str, config: ConfigDict, specs: Specs | None = None, section: str = "") -> None:
+    """Tries `load_model`, `phases` and, of a model of the user's own, `check_shapes`."""
     model = load_model(name, config, section)
     plan = [] if specs is None else phases(specs, model)
+    batches = {phase.step: phase.batches for phase in plan}
     if "." in name:  # ours are tried by our tests, since that takes seconds
-        with _fields(name, section):
-            check_shapes(model, name, size, {phase.step: phase.batches for phase in plan})
+        with _mistakes(name, section):
+            check_shapes(model, name, config.resolution, batches)
 
 
 def check_shapes(model: Model, name: str, size: int, batches: Mapping[str, int]) -> None:
-    """UserError where a function of a `Model` returns other shapes than `core.types` says.
-
-    size: `D`. batches: step -> `Phase.batches`.
-    """
+    """UserError where a function returns other shapes than `core.types` says; size: `D`."""
     shape, ask = jax.ShapeDtypeStruct, jax.eval_shape
     skulls, pairs = shape((B, *(size,) * 3), "float32"), shape((B, *(size,) * 3, 2), "float32")
     state = ask(model.init, jax.random.key(0))
@@ -179,21 +169,16 @@ def check_shapes(model: Model, name: str, size: int, batches: Mapping[str, int])
             raise UserError(f"{name}: step `{step}` must return (State, metrics by name)")
         wanted = state, dict.fromkeys(answer[1], shape((), "float32"))
         _require(f"{name}: step `{step}`", (answer[0], dict(answer[1])), wanted)
-    latents = None
+    asked = {"predict": (skulls, skulls), "features": (pairs, None)}
     if model.latents:
-        latents = ask(model.latents, state, jax.random.split(jax.random.key(0), B))
-        _require(f"{name}: latents", latents, _rows(latents))
-    asked = {"decode": (latents, pairs), "encode": (pairs, latents)} if model.latents else {}
-    asked |= {"predict": (skulls, skulls), "features": (pairs, None)}
+        keys = jax.random.split(jax.random.key(0), B)
+        z = ask(model.latents, state, keys)
+        asked = {"latents": (keys, None), "decode": (z, pairs), "encode": (pairs, z), **asked}
     for what, (argument, wanted) in asked.items():
         if function := getattr(model, what):
             value = ask(function, state, argument)
-            _require(f"{name}: {what}", value, wanted or _rows(value))
-
-
-def _rows(value):
-    """The form [B, any]."""
-    return jax.ShapeDtypeStruct((B, *getattr(value, "shape", ())[-1:]), "float32")
+            any_width = shape((B, *getattr(value, "shape", ())[-1:]), "float32")
+            _require(f"{name}: {what}", value, wanted or any_width)
 
 
 def _require(where, value, wanted):

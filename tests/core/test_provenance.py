@@ -15,20 +15,26 @@ VALUES = st.recursive(
 RECIPES = st.dictionaries(st.sampled_from(["a", "b", "c"]), VALUES)
 
 
+def claim(folder, recipe):
+    """What every stage does that makes an artifact."""
+    provenance.require_same(folder, provenance.read(folder), recipe)
+    provenance.write(folder, recipe)
+
+
 def test_absent_is_made_and_the_same_goes_on(tmp_path):
     folder, recipe = tmp_path / "a" / "b", {"config": {"rate": 0.1}, "widths": (8, 16), "of": {}}
     assert provenance.read(folder) is None
-    assert not provenance.claim(folder, recipe)
+    claim(folder, recipe)
     assert [path.name for path in folder.iterdir()] == ["recipe.json"]
-    assert provenance.claim(folder, recipe)
-    assert provenance.claim(folder, {**recipe, "widths": [8, 16]})  # JSON knows no tuples
+    claim(folder, recipe)
+    claim(folder, {**recipe, "widths": [8, 16]})  # JSON knows no tuples
     assert provenance.read(folder) == {**recipe, "widths": [8, 16]}
 
 
 def test_another_is_refused_in_one_line_with_fields_values_and_the_ways_out(tmp_path):
-    provenance.claim(tmp_path, {"config": {"rate": 0.1, "kinds": ()}, "size": 16, "old": "\x1b"})
+    claim(tmp_path, {"config": {"rate": 0.1, "kinds": ()}, "size": 16, "old": "\x1b"})
     with pytest.raises(UserError) as error:
-        provenance.claim(tmp_path, {"config": {"rate": 0.2, "kinds": ()}, "size": 16, "new": None})
+        claim(tmp_path, {"config": {"rate": 0.2, "kinds": ()}, "size": 16, "new": None})
     assert str(error.value) == (
         f"{tmp_path}: made with config.rate 0.1, now 0.2; old '\\x1b', now missing; new missing, "
         "now None: set it back, or choose another --workdir "
@@ -61,4 +67,4 @@ def test_a_recipe_that_cannot_be_read_is_refused(tmp_path):
     for content in (b"", b"{", b"[1]", b"\xff", b"[" * 10**5):
         (tmp_path / "recipe.json").write_bytes(content)
         with pytest.raises(UserError, match=r"recipe.json: cannot be read \(.*put a copy back"):
-            provenance.claim(tmp_path, {"a": 1})
+            claim(tmp_path, {"a": 1})

@@ -67,7 +67,8 @@ def hybrid(folder, stages="generate"):
         checkpoint.save(manager, state)
         checkpoint.finish(manager)
     recipe = methods.recipe(config.model_name, config.model)
-    rows = {"stores": {"0": {"rows": [[0, 4]]}}}
+    learnt = provenance.digest(provenance.read(folder / "real.zarr"))
+    rows = {"stores": {"0": {"recipe": learnt, "rows": [[0, 4]]}}}
     provenance.write(folder / "checkpoints" / "vae_wgan", {**recipe, **rows})
     files.write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
     workdir.run(config, folder)

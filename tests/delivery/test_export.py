@@ -265,19 +265,18 @@ def test_pairs_of_another_export_and_files_of_others_are_never_mixed(made, capsy
         _run(made, "nifti")
 
 
-def test_a_split_and_kinds_are_chosen(real):
-    folder = _run(real, "nifti", split="train", kinds=("parietotemporal",))
-    assert _rows(folder) == [1, 3]
+def test_a_split_is_chosen(real):
+    folder = _run(real, "nifti", split="train")
+    assert _rows(folder) == [0, 1, 2, 3]
     lines = {(line["split"], line["kind"], line["skull"]) for line in _table(folder)}
-    assert lines == {("train", defects.KINDS[2], "a")}
+    assert lines == {("train", defects.KINDS[kind], "a") for kind in (0, 2)}
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"split": "train"}, "no pair to export: check export.rows, export.split, export.kinds"),
+        ({"split": "train"}, "no pair to export: check export.rows, export.split"),
         ({"split": "trian"}, r"export\.split is 'trian': choose one of train"),
-        ({"kinds": ("round",)}, r"export\.kinds is 'round': choose one of bilateral"),
         ({"rows": "0:7"}, "export.rows is '0:7': write FIRST:STOP, .* pairs 0 to 5"),
         ({"rows": "2:3"}, "no pair to export: of 1, none has a skull and an implant"),
         ({"voxel_mm": 0.07}, "export.voxel_mm is 0.07: write 0.079 to 4"),

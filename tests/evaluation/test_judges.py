@@ -11,7 +11,7 @@ from skullgen.training import logs, loop
 from tests.models.common import assert_close
 
 SIZE = 8
-OPTIONS = loop.Options(seed=7, batch=7, log_every=5, save_every=7, keep=2, budget_mb=16)
+OPTIONS = loop.Options(seed=7, batch=7, log_every=5, save_every=7, budget_mb=16)
 
 
 def _settings(**fields):

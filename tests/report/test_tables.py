@@ -1,4 +1,4 @@
-"""Tables by hand: numbers, alignment, Markdown that nothing breaks."""
+"""Tables by hand: numbers, alignment, what they say."""
 
 from skullgen.report import tables
 from skullgen.report.tables import Table
@@ -26,19 +26,6 @@ def test_text_aligns_words_left_and_numbers_right():
         "a note",
     ]
     assert tables.text(Table("", ["a"], [])) == ["a"]
-
-
-def test_markdown_shows_cells_as_they_are():
-    rows = [["[0.1, 0.2]", "x|y\n# z"], ["<b>`c`</b>", "[a](b) $d$"]]
-    assert tables.markdown(Table("", ["a_b", ""], rows, ["note"])).splitlines() == [
-        "| a_b |  |",
-        "| --- | --- |",
-        r"| [0.1, 0.2] | x\|y\\n# z |",
-        r"| \<b\>\`c\`\</b\> | [a\](b) \$d\$ |",
-        "",
-        "- note",
-    ]
-    assert tables.markdown(Table("t", ["a"], [])) == "t\n\n| a |\n| --- |\n"
 
 
 def test_a_verdict_has_a_line_for_each_net_and_column():
@@ -78,7 +65,6 @@ def test_a_verdict_says_who_learnt_how_and_how_much_there_was_to_gain():
         "[0.200, 0.900]",
         "headroom on test ct: +0.060 [-0.010, +0.110] (8 skulls); within noise, nothing can be "
         "told apart here",
-        "vnet, Dice on selection skulls along its 8 updates: 0.300 0.450",
     ]
 
 

@@ -102,7 +102,7 @@ def test_an_exception_of_a_users_own_code_stops_no_other(tmp_path, capsys, pairs
         ([{"data.threshold": 2.0}], (), r"config\.data\.threshold is 2\.0: it must be 0\.001 to 1"),
         ([{"model_name": "vea"}], (), r"no module skullgen\.models\.vea"),
         ([{"seed": 1}], (), "adds the run seed=1 twice"),
-        ([{"keep": 3}], ("keep",), r"--config\.keep is set by sweep\(add\), too"),
+        ([{"log_every": 3}], ("log_every",), r"--config\.log_every is set by sweep\(add\), too"),
     ],
 )
 def test_wrong_fields_are_told_before_anything_is_run(tmp_path, runs, fixed, words, monkeypatch):

@@ -79,7 +79,7 @@ def test_phases_that_are_done_stay_and_the_last_may_grow(copy):
 
 def test_counts_grow_and_never_shrink_and_what_determines_nothing_is_free(copy, capsys):
     before = store.Store(copy / "generated.zarr").load(list(range(70)))
-    free = {"log_every": 7, "keep": 3, "evaluate.pairs": 3, "data.root": "elsewhere"}
+    free = {"log_every": 7, "budget_mb": 3, "evaluate.pairs": 3, "data.root": "elsewhere"}
     workdir.run(_toy("train", "generate", **{"generate.count": 75, **free}), copy)
     workdir.run(_toy("generate", **{"generate.count": 5}), copy)
     out = capsys.readouterr().out

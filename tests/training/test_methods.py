@@ -50,7 +50,7 @@ def test_a_field_that_the_config_lacks_is_one_line_wherever_it_is_read(old, lab)
     name = lab("fields", TOY.replace(old, "config.lerning"))
     for section in ("", "segment."):
         with pytest.raises(UserError) as error:
-            methods.check(name, _config(), 8, section=section)
+            methods.check(name, _config(), section=section)
         words = f"config.{section}model lacks the field lerning, which lab.fields reads"
         assert str(error.value) == words
 
