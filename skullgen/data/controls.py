@@ -1,9 +1,8 @@
 """What generated pairs must beat: pairs of the run's own skulls that need no network.
 
 `fresh`: the training skulls cut anew by `defects`. `transplants`: the training pairs' own defects
-carried onto all training skulls. `phantoms`: of no patient at all, varied beyond anthropometry.
-`ceiling`: fresh defects in the test skulls, too, which no pair without them can beat. None of
-their defects is one of the real pairs'.
+carried onto all training skulls. `phantoms`: of no patient at all. `ceiling`: fresh defects in the
+test skulls, too, which no pair without them can beat.
 """
 
 import math
@@ -22,10 +21,7 @@ SPLITS = {"fresh": (0,), "transplants": (0,), "ceiling": (0, 2)}  # whose skulls
 def plan(
     name: str, source: Plan, real: store.Store, count: int, config: ConfigDict
 ) -> tuple[Plan, provenance.Recipe]:
-    """The cases of a control of about `count` pairs, and what determines it beside the source.
-
-    source: that of the real pairs, of which `real` are. config: their `config.data`.
-    """
+    """The cases of a control of about `count` pairs, and what determines it beside `source`."""
     if name == "phantoms":
         return _phantoms(real.size, count, config), {"name": name, "pairs": count}
     skulls = [n for n, each in enumerate(source.names) if source.split[each] in SPLITS[name]]

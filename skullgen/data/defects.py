@@ -132,10 +132,7 @@ def _thickness(hits, first, gap, step):
 
 
 def _rims(raw, centre, top, length):
-    """Depth in mm below the vertex of the orbital rims, where rays down the forehead get in.
-
-    Where none are seen, half the braincase's length.
-    """
+    """Depth in mm below the vertex of the orbital rims, where rays down the forehead get in."""
     angles, depths = np.deg2rad(np.arange(35, 124, 1.0)), []
     for side in np.deg2rad([*range(-32, -9, 2), *range(10, 33, 2)]):
         rays = np.sin(angles) * np.sin(side), np.sin(angles) * np.cos(side), np.cos(angles)
@@ -357,8 +354,7 @@ def carve(
 def kinds_of(config: ConfigDict) -> tuple[str, ...]:
     """The kinds that `config.data.kinds` names, in order; "" means `KINDS`.
 
-    A dotted name is a function `(complete, seed, voxel_mm, area_cm2) -> bool [X, Y, Z]` with the
-    arguments of `cut` (voxel_mm: [3]); it returns the piece that is taken out.
+    A dotted name is a function with the arguments of `cut` that returns the piece taken out.
     """
     kinds = plugins.listed(config.get("kinds", "")) or list(KINDS)
     for kind in kinds:
@@ -381,15 +377,12 @@ def cut(
 ) -> tuple[Bool[np.ndarray, "X Y Z"], Bool[np.ndarray, "X Y Z"]]:
     """A complete skull with a defect cut into it, and the piece that was taken out.
 
-    `bilateral` is one large hole over the midline of the forehead and the bregma; `frontoorbital`
-    the forehead of one side with its upper orbital rim; `parietotemporal` the side of the vault,
-    short of the midline; `random_1` a plain hole anywhere on the vault, `random_2` a larger, more
-    ragged one, with a smaller second in about one seed of ten.
+    `bilateral` lies over the midline of the forehead and the bregma; `frontoorbital` takes one
+    side's forehead with its upper orbital rim; `parietotemporal` the side of the vault; `random_1`
+    is a plain hole anywhere on the vault, `random_2` larger, more ragged, sometimes with a second.
 
-    complete: in RAS axes; its largest piece is the skull. seed: settles position, side, size and
-    shape in mm, at any voxel size. area_cm2: lowest and highest outer surface of the hole: each
-    kind draws evenly in the logarithm from its own part, and meets what it drew to within 10 % at
-    voxels up to 1.6 mm, unless that is more than 0.9 of what the vault offers it.
+    complete: in RAS axes. seed: settles position, side, size and shape in mm, at any voxel size.
+    area_cm2: lowest and highest outer surface; each kind draws from its own part of it.
     """
     if "." in kind:
         own = plugins.function("data.kinds", kind, _ARGUMENTS)

@@ -30,10 +30,9 @@ Shape = tuple[int, ...]
 def frame(mask: Mask, affine: Affine, size: int) -> Affine:
     """The affine of the models' cube, placed on a skull in RAS order as SkullBreak does.
 
-    The vertex is the top of the largest piece of bone; the vault is the largest piece of what
-    lies at most 80 mm below it. Planes with under 20 mm^2 of bone count for neither. The cube has
-    204.8 mm, axes parallel to the source's, the vault in its middle left-right and front-back, the
-    vertex 125 mm above its floor; nothing is scaled.
+    The vertex is the top of the largest piece of bone; the vault the largest piece of the 80 mm
+    below it. The cube has 204.8 mm, the vault in its middle left-right and front-back, the vertex
+    125 mm above its floor; nothing is turned or scaled.
     """
     from scipy import ndimage
 
@@ -81,7 +80,6 @@ def reduce(
     """The exact share of bone in each of `size`^3 voxels of a target grid (area-weighted mean).
 
     Where the grids are aligned and their ratio is whole, these are block means, bit for bit.
-    Outside of the mask there is no bone.
     """
     sides, edges = box(mask), _edges(affine, target_affine, size)
     share, part = np.zeros((size,) * 3, np.float32), mask[sides]
@@ -118,9 +116,8 @@ def planes(
 ) -> Iterator[Bool[np.ndarray, "Y Z"]]:
     """The planes [Y, Z] of a share on a native grid: bone is what is above `threshold`, >= 0.
 
-    A value of exactly that is not bone, by whatever rounding it comes, so that equal shares give
-    equal masks on every machine. Trilinear between voxels' centres; beyond the outer ones the share
-    is constant, outside of its cube empty.
+    A value of exactly that is not bone, by whatever rounding it comes. Trilinear between voxels'
+    centres; beyond the outer ones the share is constant, outside of its cube empty.
     """
     size, slices, taps, empty = share.shape[0], [], [], np.zeros(shape[1:], bool)
     above = box(share > threshold)
@@ -161,7 +158,7 @@ def planes(
 def split_share(
     complete: Float[np.ndarray, "D D D"], implant: Float[np.ndarray, "D D D"], threshold: float
 ) -> tuple[Bool[np.ndarray, "D D D"], Bool[np.ndarray, "D D D"]]:
-    """The defective skull and the implant: each bone voxel goes to the one with the larger share.
+    """The defective skull and the implant: each bone voxel goes to the larger share.
 
     Bone is where the share of the complete skull is `threshold` or more. Ties go to the skull.
     """
@@ -182,10 +179,7 @@ def box(mask: Shaped[np.ndarray, "X Y Z"]) -> tuple[slice, ...]:
 
 
 def to_ras(affine: Affine, shape: tuple[int, ...]) -> Affine:
-    """Voxel of the grid turned closest to RAS -> voxel of this one of `shape`.
-
-    Flips and permutations only: `affine @ to_ras(affine, shape)` is the turned grid's affine.
-    """
+    """Voxel of the grid turned closest to RAS -> voxel of this one; `affine @ it` is its affine."""
     from nibabel import orientations
 
     return orientations.inv_ornt_aff(orientations.io_orientation(affine), shape)
@@ -201,8 +195,7 @@ def turned(data: Shaped[np.ndarray, "X Y Z"], turn: Affine) -> Shaped[np.ndarray
 def _edges(affine, target_affine, size):
     """The target's size + 1 voxel edges along each axis, in source voxels from its edge.
 
-    The first edge and the total length are snapped to whole voxels where they nearly are, so that
-    the rounding of float32 headers does not tip shares of exactly one half.
+    Snapped to whole voxels where they nearly are: rounded headers must not tip shares of one half.
     """
     between = np.linalg.inv(affine) @ target_affine
     ratio = np.diag(between)[:3]
@@ -216,10 +209,7 @@ def _edges(affine, target_affine, size):
 
 
 def _taps(side, edge):
-    """For each target voxel, voxels int [T, K] of `side`, from its start, that it may overlap.
-
-    And float32 [T, K], by how much, in source voxels. `edge` [T + 1] is the target's.
-    """
+    """The source voxels of `side` [T, K] that each target voxel may overlap, and by how much."""
     low, high = edge[:-1, None], edge[1:, None]
     first = np.floor(low).astype(int)
     where = first + np.arange(int((np.ceil(high) - first).max()))

@@ -1,7 +1,4 @@
-"""A source of skulls (`sources.PLANS`) becomes a store of pairs.
-
-Worker processes make the cases of its plan; whole shards are written in order, missing ones only.
-"""
+"""A source of skulls (`sources.PLANS`) becomes a store of pairs, by worker processes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +19,7 @@ FREE = ("root", "strict")  # fields of `config.data` that determine no pair
 class Options(NamedTuple):
     """How a source is ingested, beside what determines its pairs.
 
-    versions: recorded in the store. native: keep the implants at the sources' own grids, which
-    only pairs to score need. share: (k, n), the k-th of n runs of the shards.
+    native: keep the implants at the sources' own grids, for scores. share: (k, n), as in `shards`.
     """
 
     workers: int = 0
@@ -55,8 +51,7 @@ def planner(name: str) -> Callable[[int, ConfigDict], sources.Plan]:
 def run(path: Path, size: int, config: ConfigDict, options: Options) -> sources.Plan:
     """Ingests `config.source` (`config` is an experiment's `config.data`) into the store `path`.
 
-    size: voxels a side. A volume that cannot be read, or a pair that is none, is left out and
-    listed at the end; where `config.strict`, it is an error. Returns what the source holds.
+    A volume that cannot be read, or a pair that is none, is left out and listed at the end.
     """
     plan = planner(config.source)(size, config)
     if not isinstance(plan, sources.Plan):
@@ -75,10 +70,7 @@ def run(path: Path, size: int, config: ConfigDict, options: Options) -> sources.
 def control(
     path: Path, source: sources.Plan, pairs: int, config: ConfigDict, options: Options
 ) -> None:
-    """Makes a control of the name of `path` (`data.controls`) beside the store of real pairs.
-
-    source: of the real pairs. pairs: about how many.
-    """
+    """Makes a control of the name of `path`, of about `pairs` pairs, beside the real pairs."""
     real = store.Store(path.with_name("real.zarr"))
     plan, about = controls.plan(path.stem, source, real, pairs, config)
     _make_store(path, real.size, config, plan, options._replace(native=False), about)

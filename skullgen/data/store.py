@@ -3,7 +3,7 @@
 Arrays: `pairs` bool [N, D, D, D, 2] (channel 0 the defective skull, 1 its defect; one chunk a pair,
 `shard` pairs a file), and columns of one row a pair. A shard is the unit of work: each of its files
 is written atomically, that of the column `voxels` last; a shard that lacks a file is made again.
-Equal work gives equal bytes. In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian.
+In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian.
 """
 
 import contextlib
@@ -94,8 +94,7 @@ class Pair(NamedTuple):
 class Store:
     """A store of pairs; opening one checks its format, shapes, dtypes, bounds and codecs.
 
-    Attributes: `path`; `attrs`, a dict (`voxel_mm`, `kinds`, `names`, `licence`, ...); `count` N,
-    `size` D and `shard`, the pairs of a file.
+    Attributes: `path`; `attrs` (`voxel_mm`, `kinds`, `names`, ...); `count` N, `size` D, `shard`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -282,10 +281,7 @@ class Shape(NamedTuple):
 def create(
     path: str | Path, shape: Shape, attributes: dict[str, Any], recipe: provenance.Recipe
 ) -> Store:
-    """Makes an empty store, or takes up the one that has this recipe; more pairs make it grow.
-
-    attributes: JSON values. A last shard that was not full is made again.
-    """
+    """Makes an empty store, or takes up the one that has this recipe; more pairs make it grow."""
     path = Path(path)
     _check_bounds(path, shape)
     if not exists(path):

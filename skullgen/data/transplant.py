@@ -35,10 +35,7 @@ class Donor(NamedTuple):
 
 
 def donor(voxels: Int[np.ndarray, "n 3"], affine: Affine, frame: Affine, size: int) -> Donor:
-    """A donor from the indices of an implant's voxels on a grid in RAS order.
-
-    frame: the affine of its skull's cube of `size` voxels a side.
-    """
+    """A donor from the indices of an implant's voxels, in RAS order; frame: of its skull's cube."""
     step = np.linalg.norm(affine[:3, :3], axis=0)
     parts = [np.arange(n) / n + 0.5 / n - 0.5 for n in np.ceil(step / FINE_MM).astype(int)]
     offsets = np.stack(np.meshgrid(*parts), -1).reshape(-1, 3)
@@ -83,10 +80,7 @@ class Vault(NamedTuple):
 
 
 def vault(complete: Mask, affine: Affine, frame: Affine) -> Vault:
-    """The vault of a complete skull in RAS order; frame: the affine of its cube.
-
-    Openings and the base stay as they are, but for the orbits' upper rims.
-    """
+    """The vault of a complete skull in RAS order: openings and base stay, but the orbits' rims."""
     voxel = np.linalg.norm(affine[:3, :3], axis=0)
     chart = defects.survey(complete, voxel)
     corner = np.linalg.inv(affine) @ frame @ [-0.5, -0.5, -0.5, 1]  # of the frame, in voxels
@@ -105,9 +99,8 @@ def vault(complete: Mask, affine: Affine, frame: Affine) -> Vault:
 def transplant(vault: Vault, donor: Donor, seed: int) -> Bool[np.ndarray, "X Y Z"]:
     """The piece that a donor's hole takes out of another skull.
 
-    Turned about the middle, mirrored with probability one half, the angle to the hole's mean
-    direction scaled by 0.8 to 1.25; drawn again, turned less and less, where it would take less
-    than 4 ml or more than 45 % of the vault.
+    Turned about the middle, mirrored or not, its angles scaled by 0.8 to 1.25; drawn again, turned
+    less, where it would take less than 4 ml or more than 45 % of the vault.
     """
     directions = vault.directions.reshape(-1, 3)
     for attempt in range(ATTEMPTS):

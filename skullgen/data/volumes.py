@@ -1,8 +1,7 @@
 """Skull files in and out: NIfTI by nibabel; NRRD, MetaImage and DICOM folders by SimpleITK.
 
-Arrays are `[X, Y, Z]`; an affine `[4, 4]` maps voxel centres to RAS mm. Neither library refuses
-what no skull can be (voxels of metres, a missing voxel size, labels, NaN): this page does, by a
-UserError of one line that names the file.
+Neither library refuses what no skull can be (voxels of metres, a missing voxel size, labels, NaN):
+this page does, by a UserError of one line that names the file.
 """
 
 import contextlib
@@ -53,8 +52,7 @@ class Source(NamedTuple):
 def read(path: str | Path, *, bone_hu: float = 0, label: int = 0) -> Volume:
     """A bone mask, a `label` of a segmentation, or a CT cut at `bone_hu`, in the file's order.
 
-    A mask has one value that is not 0, or soft ones of at most 1: all of them are bone. A NRRD
-    without `space` is taken as RAS; a NIfTI without known units as mm.
+    A mask has one value that is not 0, or soft ones of at most 1: all of them are bone.
     """
     path = Path(path)
     _require(path, (not (bone_hu and label), "bone_hu is for a CT, label for a segmentation"))
@@ -339,10 +337,7 @@ def _itk_values(reader):
 
 @contextlib.contextmanager
 def _decoding(path, *errors):
-    """Make UserError of what is wrong with a file's bytes.
-
-    OSError stays where it is the machine's: a file that is whole must not be left out for it.
-    """
+    """UserError of what is wrong with a file's bytes; the machine's own OSError stays one."""
     bad = (EOFError, ValueError, LookupError, OverflowError, zlib.error, RuntimeError)
     try:
         yield
@@ -355,10 +350,7 @@ def _decoding(path, *errors):
 
 
 def _require(path, *checks):
-    """UserError that says in one line what is wrong with a file: of the first that does not hold.
-
-    checks: whether it holds, and what is wrong where it does not.
-    """
+    """UserError of the first check (whether it holds, what is wrong) that does not hold."""
     for holds, what in checks:
         if not holds:
             raise UserError(f"{path}: {' '.join(what.split())[:600]}")

@@ -49,10 +49,9 @@ class Group(NamedTuple):
 def pick(
     opened: store.Store, splits: tuple[str, ...], count: int, seed: int
 ) -> tuple[store.Packed, list[str]]:
-    """At most `count` pairs of a store, drawn without replacement, and their names for a reader.
+    """At most `count` pairs of a store, of each skull one before a second of any, and their names.
 
-    splits: () for all pairs. One pair of each skull is taken before a second of any. A name is
-    "phantom_0003, bilateral (pair 12)", or "pair 12" where both are unknown.
+    splits: () for all pairs. A name is "phantom_0003, bilateral (pair 12)", or "pair 12".
     """
     opened.require_whole()
     skull, kind = opened.column("skull"), opened.column("kind")

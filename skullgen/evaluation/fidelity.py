@@ -47,21 +47,16 @@ def mean_pair(bits: A, size: int) -> UInt8[np.ndarray, "1 bytes"]:
 
 
 def training_dice(bits: A, train: B, size: int) -> dict[str, Float32[np.ndarray, "n m"]]:
-    """Dice of pairs with every training pair.
-
-    `skull`: of complete skulls (both channels together: the patient). `pair`: of both channels,
-    voxel by voxel.
-    """
+    """Dice with every training pair: of `skull` (the patient: both channels) and of `pair`."""
     skulls = [(x | x >> 1) & 0x55 for x in (bits, train)]  # channels alternate: bit 2 v is skull
     counts = {"skull": _overlaps(*skulls, size), "pair": _overlaps(bits, train, size)}
     return {name: _dice(*(x.sum(axis=0) for x in parts)) for name, parts in counts.items()}
 
 
 def copies(train: Some, unseen: Some, generated: Some, size: int, names: list[str]) -> dict:
-    """How near generated pairs lie to training pairs, beside unseen real ones.
+    """How near generated pairs lie to training pairs (`names`: their skulls), beside unseen ones.
 
-    names: of the skull of each training pair. `limit` is the 95th percentile of the unseen pairs'
-    nearest training Dice (None without any); `closest` are the ten generated pairs nearest.
+    `limit` is the 95th percentile of the unseen pairs' nearest training Dice (None without any).
     """
     result = {"compared": len(generated)}
     dice, apart = (training_dice(bits, train, size) for bits in (generated, unseen))
@@ -91,8 +86,7 @@ def fidelity(
 ) -> dict[str, Any]:
     """Generated pairs beside their yardsticks: `quality` of `metrics.json`.
 
-    pairs: of every group, at most. source_rows: of `real`, what the generator learnt from (None:
-    split train).
+    pairs: of every group, at most. source_rows: what the generator learnt from (None: split train).
     """
     real.require_whole("ingest")
     generated.require_whole("generate")
