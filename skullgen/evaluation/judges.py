@@ -153,10 +153,9 @@ def choose(workdir: Path, name: str = "") -> str:
 
 
 def about(settings: ConfigDict, nets: dict[str, Trained], workdir: Path) -> dict[str, Any]:
-    """What trained networks are made of, in words for `metrics.json`, and how they learnt.
+    """What trained networks are made of, and how they learnt, for `metrics.json`.
 
-    curve: updates and Dice on the split `validation`. rise: of that Dice in the last quarter;
-    converged: whether it is at most .01 (both None without such a split).
+    curve: updates and Dice on the split `validation`. rise: of it in the last quarter.
     """
     shared, result = {"updates": settings.updates, "seed": settings.seed}, {}
     shared["augment"] = settings.model.get("augment", False)

@@ -1,9 +1,8 @@
 """Dice, boundary Dice and HD95 as the AutoImplant challenge defines them, on three grids.
 
-Shapes: `X Y Z` voxels of any grid, `D` a side of the model's. `voxel_mm` is a voxel's side in mm.
-
-On a finer grid a prediction's probability is interpolated (`grids.planes`) and cut afterwards at
-`> threshold`, so that a perfect mask has Dice 1. The truth is a mask, and upsampled as one.
+Shapes: `X Y Z` voxels of any grid, `D` a side of the model's. On a finer grid a prediction's
+probability is interpolated (`grids.planes`) and cut afterwards at `> threshold`, so that a perfect
+mask has Dice 1. The truth is a mask, and upsampled as one.
 """
 
 from collections.abc import Iterable
@@ -52,10 +51,7 @@ def dice(a: Mask | Planes, b: Mask | Planes) -> float:
 def boundary_dice(
     prediction: Mask, truth: Mask, skull: Mask, voxel_mm: Voxel, band_mm: float = BAND_MM
 ) -> float:
-    """AutoImplant's bDSC: Dice over voxels whose centre is at most `band_mm` from one of the skull.
-
-    Only the box of prediction and truth, padded by the band, is looked at.
-    """
+    """AutoImplant's bDSC: Dice over voxels with their centre at most `band_mm` from the skull's."""
     voxel, limit = np.broadcast_to(voxel_mm, 3), band_mm * (1 + 1e-6)  # float32 headers
     pad = np.ceil(limit / voxel).astype(int).tolist()
     sides = tuple(
@@ -72,8 +68,7 @@ def boundary_dice(
 def hd95(prediction: Mask, truth: Mask, voxel_mm: Voxel) -> float:
     """The 95th percentile, in mm, of both directions' surface distances taken together.
 
-    A surface are a mask's voxels with one of their 6 neighbours outside of it, or of the grid.
-    Where either mask is empty: the grid's diagonal.
+    A surface are voxels with one of their 6 neighbours outside. Of an empty mask: the diagonal.
     """
     voxel = np.broadcast_to(voxel_mm, 3)
     surfaces = [_surface(mask) * voxel for mask in (prediction, truth)]
@@ -106,10 +101,9 @@ def native_scores(
     native: tuple[Mask, Affine],
     threshold: float = 0.5,
 ) -> dict[str, float]:
-    """The upsampled prediction against the native truth, and what the best prediction would get.
+    """The upsampled prediction against the native truth; `ceiling_native` is that of `truth`.
 
-    `ceiling_native` is the Dice of `truth`, upsampled. What lies outside of the model's cube counts
-    as missed. ValueError where the affines' axes are not parallel.
+    What lies outside of the model's cube counts as missed.
     """
     mask, affine = native
     turn = grids.to_ras(np.linalg.inv(model_affine) @ affine, mask.shape)
@@ -152,8 +146,7 @@ def case(
 ) -> dict[str, Any]:
     """What a pair is (`label`) and all of a prediction's numbers: the task of a worker process.
 
-    None: what needs a native truth that the pair has not, and `bdsc` where voxels are larger than
-    its band, in which no voxel of the defect lies then.
+    None: what needs a native truth that the pair has not, and `bdsc` of voxels beyond its band.
     """
     skull, truth = np.moveaxis(store.unpack(pair.bits, len(probability)), -1, 0)
     prediction, native = probability >= threshold, dict.fromkeys(NATIVE)

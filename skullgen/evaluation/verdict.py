@@ -70,8 +70,7 @@ def verdict(
 ) -> dict[str, Any]:
     """Scores trained networks and the two rules on real pairs: `verdict` of `metrics.json`.
 
-    The first network is the one that the others are compared with. settings: `config.evaluate`.
-    elsewhere: more pairs to test on, by name.
+    The others are compared with the first network. elsewhere: more pairs to test on, by name.
     """
     size, train = real.size, mixture.Part(real, real.rows("train"))
     splits = {"test": "test", "selection": "validation"}
@@ -220,9 +219,8 @@ def _minus(test, metric, net, other):
 def headroom(cases: list[Case], floor: str) -> list[Row]:
     """How much Dice there is to gain on each test, and which share of it each net closes.
 
-    Headroom: the Dice of the net that learnt on the test skulls, too, minus that of `floor`, which
-    learnt from the real pairs. shares: net -> its share with its interval; None where the
-    headroom's own interval holds 0.
+    Headroom: the Dice of the ceiling minus that of `floor`, which learnt from the real pairs.
+    shares: by net; None where the headroom's own interval holds 0.
     """
     rows = []
     for column, test in _tests(cases):

@@ -99,8 +99,8 @@ def batches(
 ) -> Iterator[tuple[range, Shaped[np.ndarray, "n bytes"], Integer[np.ndarray, " n"]]]:
     """For each range of rows in `shards`, which rise: the range, its bits, its overlap.
 
-    draw: a `sampler` of one seed. first: the sample in row 0. batch: samples of one call. The
-    next call runs on the device while this one's answer is copied and worked on.
+    draw: a `sampler` of one seed; it runs ahead while an answer is copied. first: the sample in
+    row 0. batch: samples of one call.
     """
     needs = [range((first + x.start) // batch * batch, first + x.stop, batch) for x in shards]
     calls = ((start, draw(start)) for start in dict.fromkeys(itertools.chain(*needs)))
@@ -169,8 +169,7 @@ def run(
 def removed(generated: store.Store) -> dict[str, Any]:
     """What post-processing removed from a generated store.
 
-    Shares: of pairs whose defect is empty, of defect voxels that lay in the skull (equation 6).
-    Voxels of dust: mean of a pair.
+    Shares of empty defects and of defect voxels in the skull (equation 6); dust, voxels a pair.
     """
     generated.require_whole("generate")
     rows = generated.rows()

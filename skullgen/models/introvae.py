@@ -20,8 +20,7 @@ ng = jax.lax.stop_gradient
 def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
     """Equations 4 and 5, of `(encoder, decoder, pairs, noise, prior, alpha)`: means over the batch.
 
-    `encoder_loss(...) -> loss, (posterior, metrics)` and `decoder_loss(...) -> loss`. encoder,
-    decoder: params. noise, prior: N(0, I) of the posteriors and z of the new samples, [B, Z].
+    encoder, decoder: params. noise, prior: N(0, I) of the posteriors and z of the new samples.
     """
     module = vae.autoencoder(config)
 

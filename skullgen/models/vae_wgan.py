@@ -14,8 +14,7 @@ from skullgen.models import steps, vae, wgan_gp
 def from_posterior(posterior: Callable) -> Callable:
     """The bridge's `latents(state, batch, update, keys)`: reparametrised posteriors.
 
-    They are of the next batch (cyclic) or, of one batch, of the next pair in it: no pair is
-    compared with its own reconstruction, to which x_hat would join it.
+    Of the next batch (cyclic) or, of one batch, of the next pair: none meets its reconstruction.
     """
 
     def latents(state, batch, update, keys):
@@ -36,8 +35,7 @@ def from_posterior(posterior: Callable) -> Callable:
 def make(config: ConfigDict) -> Model:
     """The hybrid of `config.model`; steps, in the paper's order: `vae`, `bridge`, `wgan`.
 
-    With `config.warm_start` the generator starts as the VAE's decoder, else on its own, as in the
-    paper.
+    With `config.warm_start` the generator starts as the VAE's decoder, else (the paper) on its own.
     """
     if config.warm_start and config.generator_norm != "group":
         raise UserError(

@@ -1,7 +1,6 @@
 """V-Net (section 5; Milletari et al. 2016): from a defective skull to its defect.
 
-Shapes: `B` samples, `D` voxels a side, `n` voxels a side of a stage's grid, `C` channels in, `O`
-channels out, `k` the (odd) kernel. Weights are float32, the head and the loss too.
+Shapes: `B` samples, `D` voxels a side, `C` channels in, `O` out. Weights, head, loss are float32.
 """
 
 import functools
@@ -79,10 +78,8 @@ class VNet(nn.Module):
     """Stages of `down` convolutions at each width, halved between them, and `up` with the skips.
 
     A stage adds its input to its last convolution, before the PReLU: the first one the skull,
-    repeated to its width; one on the way up the doubled grid without the skip beside it.
-
-    stem: the first stage sees blocks of `stem`^3 voxels as channels, and the head gives them back:
-    at 2 an eighth of the work on the finest grid.
+    repeated to its width; one on the way up the doubled grid without the skip beside it. stem: the
+    first stage sees blocks of `stem`^3 voxels as channels, and the head gives them back.
     """
 
     widths: tuple[int, ...]
