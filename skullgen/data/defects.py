@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import cc3d
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from scipy import ndimage
 
 from skullgen.core import plugins
 from skullgen.core.errors import UserError, one_of
+from skullgen.data.grids import Mask
 
 # Each kind's part of [log lowest, log highest] area (of 10 to 150 cm^2: 55 to 150, 20 to 90, 30 to
 # 125, 10 to 60, 25 to 150); least and greatest log(length / width); greatest raggedness; middle of
@@ -39,6 +40,8 @@ _NO_VAULT = "no vault was found in the complete skull: it must be a head with it
 
 Chart = Float[np.ndarray, "C C"]
 Vectors = Float[np.ndarray, "3 *N"]
+Areas = tuple[float, float]
+Voxel = float | Sequence[float] | Float[np.ndarray, "3"]  # in mm
 
 
 class Vault(NamedTuple):
@@ -147,7 +150,7 @@ def _rims(raw, centre, top, length):
     return np.median(depths) if len(depths) >= 6 else 0.5 * length
 
 
-def survey(complete: Bool[np.ndarray, "X Y Z"], voxel: Float[np.ndarray, "3"]) -> Vault:
+def survey(complete: Mask, voxel: Float[np.ndarray, "3"]) -> Vault:
     """All that is known of a skull's vault; voxel: mm. UserError where there is none."""
     skull, blocks, centre, width = _braincase(complete, voxel)
     hits, radii = _cast(complete, voxel, skull, blocks, centre, 1.1 * width)
@@ -304,13 +307,7 @@ def _hole(kind, draw, vault, area_cm2):
     return np.where(others, np.maximum(field, 1.0), field)
 
 
-def carve(
-    complete: Bool[np.ndarray, "X Y Z"],
-    voxel: Float[np.ndarray, "3"],
-    vault: Vault,
-    hole: Chart,
-    two: bool,
-) -> Bool[np.ndarray, "X Y Z"]:
+def carve(complete: Mask, voxel: Voxel, vault: Vault, hole: Chart, two: bool) -> Mask:
     """The implant, without its dust but with the crumbs that would float in its hole.
 
     Pieces are 26-connected: one hole keeps its largest, two those of 1 cm^3 or more as well.
@@ -368,13 +365,8 @@ def kinds_of(config: ConfigDict) -> tuple[str, ...]:
 
 
 def cut(
-    complete: Bool[np.ndarray, "X Y Z"],
-    kind: str,
-    seed: int,
-    *,
-    voxel_mm: float | Sequence[float] | Float[np.ndarray, "3"],
-    area_cm2: tuple[float, float] = (10.0, 150.0),
-) -> tuple[Bool[np.ndarray, "X Y Z"], Bool[np.ndarray, "X Y Z"]]:
+    complete: Mask, kind: str, seed: int, *, voxel_mm: Voxel, area_cm2: Areas = (10.0, 150.0)
+) -> tuple[Mask, Mask]:
     """A complete skull with a defect cut into it, and the piece that was taken out.
 
     `bilateral` lies over the midline of the forehead and the bregma; `frontoorbital` takes one

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from skullgen.core.errors import UserError
 
@@ -23,7 +23,8 @@ SNAP = 1e-3  # voxels; float32 affines put edges that coincide this far apart at
 
 Mask = Bool[np.ndarray, "X Y Z"]
 Affine = Float[np.ndarray, "4 4"]
-Share = Bool[np.ndarray, "D D D"] | Float[np.ndarray, "D D D"]
+Cube = Float[np.ndarray, "D D D"]
+Share = Bool[np.ndarray, "D D D"] | Cube
 Shape = tuple[int, ...]
 
 
@@ -74,9 +75,7 @@ def frame(mask: Mask, affine: Affine, size: int) -> Affine:
     return model
 
 
-def reduce(
-    mask: Mask, affine: Affine, target_affine: Affine, size: int
-) -> Float32[np.ndarray, "D D D"]:
+def reduce(mask: Mask, affine: Affine, target_affine: Affine, size: int) -> Cube:
     """The exact share of bone in each of `size`^3 voxels of a target grid (area-weighted mean).
 
     Where the grids are aligned and their ratio is whole, these are block means, bit for bit.
@@ -155,9 +154,7 @@ def planes(
     yield from itertools.repeat(empty, shape[0] - xs.stop)
 
 
-def split_share(
-    complete: Float[np.ndarray, "D D D"], implant: Float[np.ndarray, "D D D"], threshold: float
-) -> tuple[Bool[np.ndarray, "D D D"], Bool[np.ndarray, "D D D"]]:
+def split_share(complete: Cube, implant: Cube, threshold: float) -> tuple[Mask, Mask]:
     """The defective skull and the implant: each bone voxel goes to the larger share.
 
     Bone is where the share of the complete skull is `threshold` or more. Ties go to the skull.

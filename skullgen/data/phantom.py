@@ -60,6 +60,7 @@ VAULT = 5.2  # mm, mean thickness before the map above
 THINNEST = 4.5  # mm, so that a grid of 6.4 mm voxels still closes
 SQUAMA = (0.97, 0.15, -0.2)  # direction of the thin temporal bone
 Range = tuple[float | int, float | int]
+Lengths = Float[np.ndarray, "3"]
 
 
 class Variety(NamedTuple):
@@ -77,12 +78,10 @@ class Variety(NamedTuple):
 
 # Thickness of living skulls, newborns' to hyperostotic ones'; scans with and without a face, cut
 # below the vault or at the foramen magnum; MR's and CT's threshold and noise.
-VARIED = Variety(2.0, (0.5, 1.8), 0.06, 0.5, (0.0, 25.0), 8, 0.3, 0.4)
+USUAL, VARIED = Variety(), Variety(2.0, (0.5, 1.8), 0.06, 0.5, (0.0, 25.0), 8, 0.3, 0.4)
 
 
-def individual(
-    seed: int, spread: float = 1.0
-) -> tuple[np.random.Generator, Float[np.ndarray, "3"]]:
+def individual(seed: int, spread: float = 1.0) -> tuple[np.random.Generator, Lengths]:
     """The generator of a seed and what it draws first: GOL, XCB and BBH in mm.
 
     One of four groups (two series, two sexes) is drawn evenly, then a normal of its mean and the
@@ -102,11 +101,7 @@ def affine(size: int) -> Float[np.ndarray, "4 4"]:
     return np.array([[step, 0, 0, start], [0, step, 0, start], [0, 0, step, start], [0, 0, 0, 1]])
 
 
-def skull(
-    seed: int,
-    size: int = 128,
-    variety: Variety = Variety(),  # noqa: B008
-) -> Bool[np.ndarray, "D D D"]:
+def skull(seed: int, size: int = 128, variety: Variety = USUAL) -> Bool[np.ndarray, "D D D"]:
     """The cranium of individual `seed`, in RAS, in a cube of 204.8 mm.
 
     Glabella-opisthocranion and euryon-euryon are centred, the top of the bone is 125 mm above the

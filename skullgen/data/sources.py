@@ -210,7 +210,7 @@ def _phantom(individual, config):
 
 def prepare(
     skull: Mask, affine: Affine, size: int, *, reframe: bool = True, whole: Mask | None = None
-) -> tuple[Affine, Float[np.ndarray, "D D D"]]:
+) -> tuple[Affine, grids.Cube]:
     """Brings a skull in RAS order to the models' grid: its affine, and the share of bone there.
 
     reframe: place it in the frame (`grids.frame`) of `whole`, where that is more than the skull;

@@ -8,7 +8,7 @@ full thickness of the bone that is there: nothing is fitted.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy import ndimage
 
 from skullgen.core.errors import UserError
@@ -22,8 +22,6 @@ LEAST_CM3, MOST = 4.0, 0.45  # of bone, and of the vault's area
 FINE_MM = 1.5  # donors' voxels are divided into parts of at most this
 LOWEST = np.cos(np.deg2rad(120))  # of a direction's height: the chart ends there
 ATTEMPTS = 20
-
-Vectors = Float[np.ndarray, "3 N"]
 
 
 class Donor(NamedTuple):
@@ -96,7 +94,7 @@ def vault(complete: Mask, affine: Affine, frame: Affine) -> Vault:
     )
 
 
-def transplant(vault: Vault, donor: Donor, seed: int) -> Bool[np.ndarray, "X Y Z"]:
+def transplant(vault: Vault, donor: Donor, seed: int) -> Mask:
     """The piece that a donor's hole takes out of another skull.
 
     Turned about the middle, mirrored or not, its angles scaled by 0.8 to 1.25; drawn again, turned

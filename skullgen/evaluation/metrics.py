@@ -21,12 +21,13 @@ from skullgen.data import grids, store
 NATIVE = ("dice_native", "ceiling_native", "hd95_native_mm")
 BAND_MM = 10.0
 
-Mask = Bool[np.ndarray, "X Y Z"]
+Mask = grids.Mask
 Planes = Iterable[Bool[np.ndarray, "Y Z"]]
 Truth = Bool[np.ndarray, "D D D"]
 Share = Float[np.ndarray, "D D D"] | Truth  # of bone, 0 to 1
 Voxel = float | int | tuple[float | int, ...] | Float[np.ndarray, " 3"]
-Affine = Float[np.ndarray, "4 4"]  # voxel -> RAS mm
+Scan = tuple[Mask, grids.Affine]
+Label, Own = dict[str, Any], tuple[str, ...]  # what a case is; the user's own metrics
 _FORM = "(prediction, truth, skull, voxel_mm) -> a number or None"  # masks bool [D, D, D]
 
 
@@ -83,9 +84,8 @@ def hd95(prediction: Mask, truth: Mask, voxel_mm: Voxel) -> float:
 def upsampled_dice(probability: Share, truth: Truth, size: int, threshold: float = 0.5) -> float:
     """Dice at `size`^3 voxels (any size; the paper's 512), prediction and truth both upsampled."""
     ratio, fine, shape = len(truth) / size, np.eye(4), []
-    for axis, bone in enumerate(
-        grids.box(truth | (probability > threshold))
-    ):  # no more is looked at
+    looked_at = grids.box(truth | (probability > threshold))
+    for axis, bone in enumerate(looked_at):
         low = max(0, int((bone.start - 1) / ratio))
         high = min(size, int((bone.stop + 1) / ratio) + 1)
         fine[axis, axis], fine[axis, 3] = ratio, (low + 0.5) * ratio - 0.5
@@ -95,20 +95,16 @@ def upsampled_dice(probability: Share, truth: Truth, size: int, threshold: float
 
 
 def native_scores(
-    probability: Share,
-    truth: Truth,
-    model_affine: Affine,
-    native: tuple[Mask, Affine],
-    threshold: float = 0.5,
+    probability: Share, truth: Truth, frame: grids.Affine, native: Scan, threshold: float = 0.5
 ) -> dict[str, float]:
     """The upsampled prediction against the native truth; `ceiling_native` is that of `truth`.
 
     What lies outside of the model's cube counts as missed.
     """
     mask, affine = native
-    turn = grids.to_ras(np.linalg.inv(model_affine) @ affine, mask.shape)
+    turn = grids.to_ras(np.linalg.inv(frame) @ affine, mask.shape)
     mask, affine = grids.turned(mask, turn), affine @ turn
-    places = model_affine, affine, mask.shape
+    places = frame, affine, mask.shape
     prediction = grids.enlarge(probability, *places, threshold)
     values = (
         dice(prediction, mask),
@@ -137,12 +133,7 @@ def _own(name, masks, voxel_mm, label):
 
 
 def case(
-    label: dict[str, Any],
-    pair: store.Pair,
-    probability: Float[np.ndarray, "D D D"],
-    voxel_mm: float,
-    threshold: float = 0.5,
-    own: tuple[str, ...] = (),
+    label: Label, pair: store.Pair, probability: Share, voxel_mm: float, threshold: float, own: Own
 ) -> dict[str, Any]:
     """What a pair is (`label`) and all of a prediction's numbers: the task of a worker process.
 

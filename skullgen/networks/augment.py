@@ -21,8 +21,7 @@ def augment(
 ) -> Pairs:
     """Flip left and right, scale, rotate and shift each pair at random, by one draw a sample.
 
-    rotation_degrees: about an axis of any direction, by up to this. scaling: each axis by a factor
-    of its own in 1 - scaling to 1 + scaling. shift: along each axis by up to this many voxels.
+    Rotated about any direction, scaled along each axis, shifted, in voxels, by up to these amounts.
     """
     matrix, direction = jax.vmap(lambda key: draw(key, rotation_degrees, scaling))(keys)
     return warp(pairs, matrix, direction * shift)
@@ -44,11 +43,9 @@ def warp(pairs: Pairs, matrix: Float[Array, "B 3 3"], shift: Float[Array, "B 3"]
     """Resample pairs by affines about the grid's centre; identity and flips are exact.
 
     matrix: of offsets from the centre, pair to result. shift: in voxels, after it. Beyond the
-    pair's outer voxels it is as they are: a skull that the frame's floor cuts is cut there still.
-
-    Shares are trilinear. Their sum is how much bone there should be, and the threshold is, sample
-    by sample, the one that leaves this many voxels: at 1/2, thin bone loses up to a tenth of them.
-    Each bone voxel goes to the larger share, ties to the skull, as in `data.grids.split_share`.
+    pair's outer voxels it is as they are. Shares are trilinear; the threshold leaves a sample its
+    own number of bone voxels: at 1/2, thin bone loses up to a tenth. Each voxel goes to the larger
+    share, ties to the skull, as in `data.grids.split_share`.
     """
     shares = jax.vmap(_shares)(pairs, jnp.linalg.inv(matrix), shift)
     bone, defect = shares[..., 0], shares[..., 1]

@@ -24,8 +24,7 @@ Weights = tuple[float, float]  # of the skull's channel and the defect's
 def gradient_penalty(critic: Critic, real: Grid, fake: Grid, u: Samples) -> tuple[Samples, Samples]:
     """Equation 3's penalty `(||grad C(x)||_2 - 1)^2` at `x = (1 - u) real + u fake`, and the norms.
 
-    critic: it must not mix samples (no batch norm): the gradient of the sum over the batch is each
-    sample's own. 1e-12 stands under the root, whose second derivative at 0 is NaN.
+    critic: it must not mix samples (no batch norm). 1e-12: the root's second derivative at 0.
     """
     u = u.reshape(-1, *(1,) * (real.ndim - 1))
     x_hat = real + u * (fake - real)
@@ -42,8 +41,8 @@ def kl(mean: Latents, log_variance: Latents) -> Samples:
 def reconstruction(logits: Logits, pairs: Pairs, weights: Weights) -> Samples:
     """Negative log-likelihood of binary pairs, summed over voxels and channels.
 
-    weights: with two logits, of each channel's whole cross-entropy; with three, of the voxels of
-    the class (background has 1). Sparse defects are ignored for hundreds of updates at weight 1.
+    weights: of each channel, or of each class of voxels (background has 1): sparse defects are
+    ignored for hundreds of updates at weight 1.
     """
     logits, pairs = logits.astype(jnp.float32), pairs.astype(jnp.float32)
     weights = jnp.asarray(weights, jnp.float32)

@@ -192,8 +192,8 @@ class Generator(nn.Module):
     """The generator (norm `batch`) and the VAE's decoder (norm `group`) of section 4.2.
 
     head: `independent` (the paper's two channels), `exclusive` (softmax over background, skull,
-    defect) or `linear` (two channels, squared errors). occupancy: the expected share of voxels of
-    skull and defect, where the head's bias starts: else sparse channels stay empty long.
+    defect) or `linear`. occupancy: shares of skull and defect, where the head's bias starts: else
+    sparse channels stay empty long.
     """
 
     resolution: int

@@ -20,12 +20,6 @@ def points(shape: tuple[int, int, int]) -> Field:
     return jnp.stack(jnp.meshgrid(*map(jnp.arange, shape), indexing="ij"), -1).astype(jnp.float32)
 
 
-def rescaled(shape: tuple[int, int, int], size: tuple[int, int, int]) -> Field:
-    """Where the voxels of a grid of `shape` lie on one of `size` voxels over the same box."""
-    ratio = jnp.array(size) / jnp.array(shape)
-    return (points(shape) + 0.5) * ratio - 0.5
-
-
 def sample(grid: Grid, places: Float[Array, "*n 3"]) -> Float[Array, "*n C"]:
     """A grid at places, trilinear."""
     shape = grid.shape[:3]
@@ -43,8 +37,7 @@ def sample(grid: Grid, places: Float[Array, "*n 3"]) -> Float[Array, "*n C"]:
 def beside(grid: Grid, step: Field) -> Grid:
     """A grid at places at most a voxel away from its own, `step` in -1..1: dense, no look-ups.
 
-    Its gradients are dense, too: those of `sample` are scattered, which takes CPUs ten times as
-    long. A longer step counts as one voxel.
+    Its gradients are dense, too: those of `sample` are scattered, ten times as slow on CPUs.
     """
     step, shape = jnp.clip(step, -1, 1), grid.shape[:3]
     padded = jnp.pad(grid, [(1, 1)] * 3 + [(0, 0)], "edge")

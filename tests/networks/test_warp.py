@@ -45,12 +45,6 @@ def test_beside_equals_sampling_for_short_steps():
     )
 
 
-def test_a_grid_over_the_same_box_has_its_own_voxels_middles():
-    places = np.asarray(warp.rescaled((2, 2, 2), (4, 4, 4)))
-    assert places[..., 0].ravel().tolist() == [0.5] * 4 + [2.5] * 4
-    np.testing.assert_array_equal(warp.rescaled(SHAPE, SHAPE), warp.points(SHAPE))
-
-
 def test_nothing_flows_without_velocity_and_a_constant_one_shifts():
     zero = jnp.zeros((*SHAPE, 3))
     np.testing.assert_array_equal(warp.exponential(zero, 5), zero)
