@@ -50,7 +50,6 @@ def defaults(size):
     config.data.variety.rough_mm = 0.0  # standard deviation of the surfaces, voxel by voxel
     config.data.kinds = ()  # of defect, package.module.function too; none: all five
     config.data.cuts = 1  # defects of each kind for each skull (phantom, skulls)
-    config.data.first_cut = 0  # number of the first: other numbers are other defects
     config.data.seed = 0  # of phantoms, defects and the split
     config.data.threshold = 0.3  # share of bone that makes a voxel bone
     config.data.bone_hu = 0.0  # for CTs in Hounsfield units: bone is this or more; 0: masks

@@ -33,7 +33,7 @@ def plan(
         cases = _transplants(source, skulls, real, count, config)
         return source._replace(cases=cases, kinds=tuple(real.attrs["kinds"])), about
     turns = math.ceil(count / (len(skulls) * len(source.kinds)))
-    numbers = range(config.first_cut + config.cuts, config.first_cut + config.cuts + turns)
+    numbers = range(config.cuts, config.cuts + turns)  # those after the real pairs'
     kinds = tuple(range(len(source.kinds))) * turns
     cases = [
         Case(sources.cut_skull, (source.skulls[n], numbers, size, config), kinds, n) for n in skulls
@@ -71,7 +71,7 @@ def _transplants(source, skulls, real, count, config):
 def _donor(real, row, frame):
     """The donor that a pair is, by its native implant where it has one; None below the vault."""
     if native := real.native(row):
-        voxels, affine = native.voxels(), native.affine
+        voxels, affine = np.argwhere(native.mask()), native.affine
     else:
         voxels = np.argwhere(store.unpack(real.load([row])[0], real.size)[..., 1])
         affine = frame

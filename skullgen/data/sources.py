@@ -191,9 +191,8 @@ def _cut_plan(skulls, size, config):
     """A plan of complete skulls that are cut."""
     names, kinds = [skull.name for skull in skulls], defects.kinds_of(config)
     numbers = tuple(range(len(kinds))) * config.cuts
-    turns = range(config.first_cut, config.first_cut + config.cuts)
     cases = [
-        Case(cut_skull, (skull, turns, size, config), numbers, number)
+        Case(cut_skull, (skull, range(config.cuts), size, config), numbers, number)
         for number, skull in enumerate(skulls)
     ]
     return Plan(cases, names, assign(names, config), {}, [], kinds=kinds, skulls=skulls)

@@ -10,6 +10,7 @@ import contextlib
 import math
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,17 +71,15 @@ class Native(NamedTuple):
     grid: tuple[int, int, int]  # of the source
     affine: Float[np.ndarray, "4 4"]  # voxel of the source to RAS mm
 
-    def voxels(self) -> Int64[np.ndarray, "n 3"]:
-        """The indices of the implant's voxels."""
-        box = np.unpackbits(self.bits, count=math.prod(self.shape)).reshape(self.shape)
-        return np.argwhere(box) + self.origin
-
     def mask(self) -> Bool[np.ndarray, "X Y Z"]:
         """The implant on the whole grid."""
         mask = np.zeros(self.grid, bool)
         box = np.unpackbits(self.bits, count=math.prod(self.shape)).reshape(self.shape)
         mask[tuple(map(slice, self.origin, np.add(self.origin, self.shape)))] = box
         return mask
+
+
+Natives = Sequence[Native | None]
 
 
 class Pair(NamedTuple):
@@ -210,14 +209,10 @@ class Store:
         return self.path / name / array.metadata.encode_chunk_key(chunk)
 
     def write(
-        self,
-        start: int,
-        bits: Packed,
-        columns: dict[str, Any],
-        natives: list[Native | None] | None = None,
+        self, start: int, bits: Packed, columns: dict[str, Any], natives: Natives = ()
     ) -> None:
         """Writes one shard, from its first row on; columns [n, ...] that are left out are -1."""
-        natives, stop = natives or [], start + len(bits)
+        stop = start + len(bits)
         group = zarr.open_group(self.path, mode="r+")
         for name in reversed(self._arrays):  # Zarr would read a last shard that is not full
             self._file(name, start).unlink(missing_ok=True)

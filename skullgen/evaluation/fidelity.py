@@ -11,6 +11,7 @@ from skullgen.generation import generate
 
 CHANNELS = ("skull", "defect")
 A, B = UInt8[np.ndarray, "n bytes"], UInt8[np.ndarray, "m bytes"]  # packed pairs
+Rows = Int[np.ndarray, " n"]
 Some = UInt8[np.ndarray, "_ bytes"]
 
 
@@ -79,10 +80,7 @@ def copies(train: Some, unseen: Some, generated: Some, size: int, names: list[st
 
 
 def fidelity(
-    real: store.Store,
-    generated: store.Store,
-    pairs: int = 200,
-    source_rows: Int[np.ndarray, " n"] | None = None,
+    real: store.Store, generated: store.Store, pairs: int = 200, source_rows: Rows | None = None
 ) -> dict[str, Any]:
     """Generated pairs beside their yardsticks: `quality` of `metrics.json`.
 

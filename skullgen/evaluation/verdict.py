@@ -34,6 +34,7 @@ NOT_CONVERGED = (
 CHUNK = 32  # pairs that are read at once
 Predict = Callable[[store.Packed], Float32[np.ndarray, "n D D D"]]  # the implant's probability
 Case = dict[str, Any]  # net, column, store, pair, skull, kind, and the values of `metrics.case`
+Nets, Tests = dict[str, Trained], dict[str, mixture.Part]  # by name
 Row = dict[str, Any]  # a mean with its interval: of `summary` and `differences`
 
 
@@ -62,11 +63,7 @@ def biggest(mask: Bool[np.ndarray, "D D D"]) -> Float32[np.ndarray, "D D D"]:
 
 
 def verdict(
-    real: store.Store,
-    nets: dict[str, Trained],
-    settings: ConfigDict,
-    workers: int,
-    elsewhere: dict[str, mixture.Part] | None = None,
+    real: store.Store, nets: Nets, settings: ConfigDict, workers: int, elsewhere: Tests
 ) -> dict[str, Any]:
     """Scores trained networks and the two rules on real pairs: `verdict` of `metrics.json`.
 
@@ -75,7 +72,7 @@ def verdict(
     size, train = real.size, mixture.Part(real, real.rows("train"))
     splits = {"test": "test", "selection": "validation"}
     unseen = {name: spread([mixture.Part(real, real.rows(s))], 0) for name, s in splits.items()}
-    for name, part in (elsewhere or {}).items():
+    for name, part in elsewhere.items():
         if part.store.size != size:
             raise UserError(f"{part.store.path}: its pairs are not of {size} voxels a side")
         unseen[f"test {name}"] = [part]

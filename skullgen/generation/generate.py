@@ -28,6 +28,7 @@ from skullgen.training import parallel
 from skullgen.training.methods import Trained
 
 SHARD = 64  # pairs in a file
+Share = tuple[int, int]  # (k, n): the k-th of n runs of the shards
 
 
 def check(settings: ConfigDict) -> None:
@@ -138,12 +139,7 @@ class Plan(NamedTuple):
 
 
 def run(
-    generator: Trained,
-    path: Path,
-    settings: ConfigDict,
-    plan: Plan,
-    workers: int,
-    share: tuple[int, int] = (0, 1),
+    generator: Trained, path: Path, settings: ConfigDict, plan: Plan, workers: int, share: Share
 ) -> None:
     """Generates samples `first` on of `config.generate` into share k of n of a store's shards."""
     if hosts.lead():

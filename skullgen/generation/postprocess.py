@@ -8,6 +8,7 @@ from jaxtyping import Bool, Integer
 
 from skullgen.data import grids, store
 
+Counts = Integer[np.ndarray, " n"]
 Image = Bool[np.ndarray, "X Y Z"] | Integer[np.ndarray, "X Y Z"]
 
 
@@ -46,11 +47,7 @@ def clean(bits: store.Packed, size: int, rules: Rules) -> store.Packed:
 
 
 def finish(
-    generated: store.Store,
-    start: int,
-    bits: store.Packed,
-    overlap: Integer[np.ndarray, " n"],
-    rules: Rules,
+    generated: store.Store, start: int, bits: store.Packed, overlap: Counts, rules: Rules
 ) -> int:
     """Removes dust from the shard that begins at pair `start` and writes it: a worker's task."""
     size, voxel_mm = generated.size, generated.attrs["voxel_mm"]
