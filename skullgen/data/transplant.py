@@ -15,7 +15,7 @@ from skullgen.core.errors import UserError
 from skullgen.data import defects
 from skullgen.data.grids import FIELD_MM, VERTEX_MM, Affine, Mask
 
-MIDDLE_MM = 58.0  # of the braincase, below the vertex
+MIDDLE = np.array([FIELD_MM / 2, FIELD_MM / 2, VERTEX_MM - 58])  # of the braincase, in the frame
 TURN_DEGREES = (6.0, 6.0, 12.0)  # standard deviations about X, Y and the vertical
 SMALLEST = 0.8  # of the donor's angle about its middle; at most 1 / this
 LEAST_CM3, MOST = 4.0, 0.45  # of bone, and of the vault's area
@@ -40,7 +40,7 @@ def donor(voxels: Int[np.ndarray, "n 3"], affine: Affine, frame: Affine, size: i
     places = (voxels[:, None] + offsets).reshape(-1, 3)
     to_frame = np.linalg.inv(frame) @ affine
     vectors = (places @ to_frame[:3, :3].T + to_frame[:3, 3] + 0.5).T * (FIELD_MM / size)
-    vectors = vectors - _middle()[:, None]
+    vectors = vectors - MIDDLE[:, None]
     cells, length = defects.on_chart(
         vectors[:, vectors[2] > LOWEST * np.linalg.norm(vectors, axis=0)]
     )
@@ -61,11 +61,6 @@ def donor(voxels: Int[np.ndarray, "n 3"], affine: Affine, frame: Affine, size: i
     return Donor(field.astype(np.float32), mean / np.linalg.norm(mean), bool((sums > 1).sum() > 1))
 
 
-def _middle():
-    """The braincase's middle, mm from the corner of the frame."""
-    return np.array([FIELD_MM / 2, FIELD_MM / 2, VERTEX_MM - MIDDLE_MM])
-
-
 class Vault(NamedTuple):
     """A complete skull that takes defects: its vault, seen from the middle of the frame."""
 
@@ -82,7 +77,7 @@ def vault(complete: Mask, affine: Affine, frame: Affine) -> Vault:
     voxel = np.linalg.norm(affine[:3, :3], axis=0)
     chart = defects.survey(complete, voxel)
     corner = np.linalg.inv(affine) @ frame @ [-0.5, -0.5, -0.5, 1]  # of the frame, in voxels
-    away = chart.points - (corner[:3] + 0.5) * voxel - _middle()
+    away = chart.points - (corner[:3] + 0.5) * voxel - MIDDLE
     closed = np.where((chart.front < 60) & defects.INSIDE, -6.0, chart.closed)
     return Vault(
         complete,

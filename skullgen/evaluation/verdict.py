@@ -27,10 +27,6 @@ from skullgen.training.methods import Trained
 
 METRICS = ("dice", "bdsc", "hd95_mm", "dice_512", *metrics.NATIVE)
 CEILING = "vnet_ceiling"  # it has learnt from the test skulls, too
-NOT_CONVERGED = (
-    "{net} has not converged: its Dice on selection skulls rose by {rise:.3f} in the last quarter "
-    "of {updates} updates: raise segment.updates before you trust a difference"
-)
 CHUNK = 32  # pairs that are read at once
 Predict = Callable[[store.Packed], Float32[np.ndarray, "n D D D"]]  # the implant's probability
 Case = dict[str, Any]  # net, column, store, pair, skull, kind, and the values of `metrics.case`
@@ -222,37 +218,31 @@ def headroom(cases: list[Case], floor: str) -> list[Row]:
     rows = []
     for column, test in _tests(cases):
         room = _minus(test, "dice", CEILING, floor)
-        if not room:
-            continue
-        names = [
-            n for n in dict.fromkeys(case["net"] for case in test) if n not in (CEILING, floor)
-        ]
-        gains = {name: _minus(test, "dice", name, floor) for name in names}
-        shares = {
-            name: intervals.share(*(np.array([x[skull] for skull in room]) for x in (gain, room)))
-            for name, gain in gains.items()
-        }
-        shares = {name: share and share._asdict() for name, share in shares.items()}
-        rows.append({**_row({"column": column}, [*room.values()]), "shares": shares})
+        nets = dict.fromkeys(case["net"] for case in test if case["net"] not in (CEILING, floor))
+        for net in nets if room else ():
+            gain = _minus(test, "dice", net, floor)
+            share = intervals.share([gain[skull] for skull in room], [*room.values()])
+            nets[net] = share and share._asdict()
+        if room:
+            rows.append({**_row({"column": column}, [*room.values()]), "shares": nets})
     return rows
 
 
 def warnings(result: dict[str, Any]) -> list[str]:
     """What the numbers of `metrics.json` warn of, in lines of text."""
     quality, judged = result.get("quality"), result.get("verdict") or {}
-    nets, leaks = judged.get("nets", {}).items(), judged.get("leaks", {}).items()
-    leaks = [(net, ", ".join(names)) for net, names in leaks if names and net != CEILING]
+    leaks = [(net, names) for net, names in judged.get("leaks", {}).items() if net != CEILING]
     empty = collections.Counter(case["net"] for case in judged.get("cases", ()) if case["empty"])
-    return [
-        *(_of_pairs(quality) if quality else ()),
-        *(f"{net} was trained on skulls of the test: {names}" for net, names in leaks),
-        *(
-            NOT_CONVERGED.format(net=net, **its)
-            for net, its in nets
-            if its.get("converged") is False
-        ),
-        *(f"{net}: {n} predictions are empty (Dice 0)" for net, n in empty.items()),
-    ]
+    lines = [*_of_pairs(quality)] if quality else []
+    for net, names in leaks:
+        if names:
+            lines.append(f"{net} was trained on skulls of the test: {', '.join(names)}")
+    for net, its in judged.get("nets", {}).items():
+        if its.get("converged") is False:
+            rise = f"its Dice on selection skulls rose by {its['rise']:.3f} in the last quarter"
+            cure = "raise segment.updates before you trust a difference"
+            lines.append(f"{net} has not converged: {rise} of {its['updates']} updates: {cure}")
+    return lines + [f"{net}: {n} predictions are empty (Dice 0)" for net, n in empty.items()]
 
 
 def _of_pairs(quality):

@@ -4,6 +4,7 @@ Axes are `[X, Y, Z]` in RAS order, X is left to right. One key a sample: nothing
 batch is split.
 """
 
+import functools
 import itertools
 import math
 
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from skullgen.networks.warp import threshold
+
 Pairs = Bool[Array, "B D D D 2"]
 Affine = tuple[Float[Array, "3 3"], Float[Array, " 3"]]
-_HALVINGS = 10  # of the threshold's interval: what is left of it, 0.001, is rounding
 
 
 def augment(
@@ -49,13 +51,8 @@ def warp(pairs: Pairs, matrix: Float[Array, "B 3 3"], shift: Float[Array, "B 3"]
     """
     shares = jax.vmap(_shares)(pairs, jnp.linalg.inv(matrix), shift)
     bone, defect = shares[..., 0], shares[..., 1]
-    bone_voxels = bone.sum((1, 2, 3), keepdims=True)
-    low, high = jnp.zeros_like(bone_voxels), jnp.ones_like(bone_voxels)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        many = (bone >= middle).sum((1, 2, 3), keepdims=True) >= bone_voxels
-        low, high = jnp.where(many, middle, low), jnp.where(many, high, middle)
-    whole, defect = bone >= jnp.where(low > 0, low, high), 2 * defect > bone
+    level = jax.vmap(functools.partial(threshold, halvings=10))(bone, bone.sum((1, 2, 3)))
+    whole, defect = bone >= level[:, None, None, None], 2 * defect > bone
     return jnp.stack([whole & ~defect, whole & defect], axis=-1)
 
 

@@ -62,10 +62,12 @@ def exponential(velocity: Field, squarings: int) -> Field:
     return jax.lax.scan(square, velocity / 2**squarings, None, squarings)[0]
 
 
-def threshold(share: Float[Array, "*grid"], amount: Float[Array, ""]) -> Float[Array, ""]:
+def threshold(
+    share: Float[Array, "*grid"], amount: Float[Array, ""], halvings: int = 11
+) -> Float[Array, ""]:
     """The highest value that `amount` voxels or more of a share in 0..1 reach, to 0.0005."""
     low, high = jnp.zeros(()), jnp.ones(())
-    for _ in range(11):
+    for _ in range(halvings):
         middle = (low + high) / 2
         many = (share >= middle).sum() >= amount
         low, high = jnp.where(many, middle, low), jnp.where(many, high, middle)

@@ -364,11 +364,9 @@ def _remarks(config, by_text, tests, best, done):
         f"{done}. Intervals: {', '.join(sorted(kinds))}; {config.table.seeds} seeds, one generator "
         f"{spread}; every V-Net has {settings.updates} updates of {settings.batch_size} pairs at "
         f"{config.model.resolution}^3, with augmentation but in rows that say plain.",
-        "train: the V-Net's own pairs. learnt from (paper: validation): the generators' pairs. "
-        "test: skulls that only the ceiling was trained on. A mixture draws equally from its "
-        "parts. still rose by: Dice on the split `validation` in the last quarter of training.",
-        f"best control: {best or '-'}, chosen on the split `validation`, which judges nothing "
-        "(the last, where there is none; in `best + ...` fold by fold).",
+        "A mixture draws equally from its parts. still rose by: Dice on the split `validation` in "
+        "the last quarter of training.",
+        f"best control: {best or '-'}, chosen on the split `validation`, which judges nothing.",
     ]
 
 
