@@ -308,10 +308,7 @@ def _hole(kind, draw, vault, area_cm2):
 
 
 def carve(complete: Mask, voxel: Voxel, vault: Vault, hole: Chart, two: bool) -> Mask:
-    """The implant, without its dust but with the crumbs that would float in its hole.
-
-    Pieces are 26-connected: one hole keeps its largest, two those of 1 cm^3 or more as well.
-    """
+    """The implant: of one hole its largest piece (26-connected), of two those of 1 cm^3 as well."""
     wide = ndimage.binary_dilation(hole < 0, iterations=2)
     rays = (vault.points[wide] - vault.centre) / vault.outer[wide][:, None]
     depths = np.stack([vault.outer[wide] + _OUTSIDE_MM, vault.inner[wide] - 10])
@@ -349,10 +346,7 @@ def carve(complete: Mask, voxel: Voxel, vault: Vault, hole: Chart, two: bool) ->
 
 
 def kinds_of(config: ConfigDict) -> tuple[str, ...]:
-    """The kinds that `config.data.kinds` names, in order; "" means `KINDS`.
-
-    A dotted name is a function with the arguments of `cut` that returns the piece taken out.
-    """
+    """The kinds that `config.data.kinds` names, none: `KINDS`; one with a dot is a function."""
     kinds = plugins.listed(config.get("kinds", "")) or list(KINDS)
     for kind in kinds:
         if "." in kind:

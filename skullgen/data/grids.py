@@ -76,10 +76,7 @@ def frame(mask: Mask, affine: Affine, size: int) -> Affine:
 
 
 def reduce(mask: Mask, affine: Affine, target_affine: Affine, size: int) -> Cube:
-    """The exact share of bone in each of `size`^3 voxels of a target grid (area-weighted mean).
-
-    Where the grids are aligned and their ratio is whole, these are block means, bit for bit.
-    """
+    """The exact share of bone in `size`^3 voxels of a target grid; block means where they align."""
     sides, edges = box(mask), _edges(affine, target_affine, size)
     share, part = np.zeros((size,) * 3, np.float32), mask[sides]
     if not part.size:
@@ -155,10 +152,7 @@ def planes(
 
 
 def split_share(complete: Cube, implant: Cube, threshold: float) -> tuple[Mask, Mask]:
-    """The defective skull and the implant: each bone voxel goes to the larger share.
-
-    Bone is where the share of the complete skull is `threshold` or more. Ties go to the skull.
-    """
+    """The defective skull and the implant: bone goes to the larger share, ties to the skull."""
     bone = complete >= threshold
     piece = bone & (2 * implant > complete)
     return bone & ~piece, piece

@@ -17,10 +17,7 @@ FORM = "(size, config) -> sources.Plan"
 
 
 class Options(NamedTuple):
-    """How a source is ingested, beside what determines its pairs.
-
-    native: keep the implants at the sources' own grids, for scores. share: (k, n), as in `shards`.
-    """
+    """native: keep implants at the sources' own grids, for scores. share: as in `Store.shards`."""
 
     workers: int = 0
     versions: dict[str, Any] | None = None
@@ -49,10 +46,7 @@ def planner(name: str) -> Callable[[int, ConfigDict], sources.Plan]:
 
 
 def run(path: Path, size: int, config: ConfigDict, options: Options) -> sources.Plan:
-    """Ingests `config.source` (`config` is an experiment's `config.data`) into the store `path`.
-
-    A volume that cannot be read, or a pair that is none, is left out and listed at the end.
-    """
+    """Ingests `config.source` of an experiment's `config.data`; lists cases that cannot be used."""
     plan = planner(config.source)(size, config)
     if not isinstance(plan, sources.Plan):
         raise UserError(f"{config.source}.plan returned {type(plan).__name__}: not a sources.Plan")

@@ -194,10 +194,7 @@ def _swellings(draw, u, table):
 
 
 def _braincase(draw, thickness, asymmetry):
-    """The outer and the inner surface: radii in mm [2, 181, 361] by elevation and azimuth.
-
-    scale [3] and middle [2], X and Y, bring them to the standard lengths. All are float32.
-    """
+    """Both surfaces by elevation, azimuth: mm [2, 181, 361]; scale [3], middle [2] to standard."""
     tilt = np.linspace(-np.pi / 2, np.pi / 2, 181)[:, None]
     turn = np.linspace(-np.pi, np.pi, 361)
     u = np.cos(tilt) * np.sin(turn), np.cos(tilt) * np.cos(turn), np.sin(tilt)

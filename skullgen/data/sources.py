@@ -36,10 +36,7 @@ class Case(NamedTuple):
 
 
 class Skull(NamedTuple):
-    """A complete skull on its source's own grid: `read(argument, config)`, in RAS order.
-
-    reframe: it is placed in the models' frame; else its own cube is that frame.
-    """
+    """A complete skull: `read(argument, config)`, in RAS; reframe: it is placed in the frame."""
 
     name: str
     read: Callable[[Any, ConfigDict], Volume]

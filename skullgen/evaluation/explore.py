@@ -1,7 +1,4 @@
-"""Maps of real and generated pairs (figure 3), ways between two skulls in latent space (figure 4).
-
-Shapes: `n` pairs, `F` features, `T` steps of a way.
-"""
+"""Maps of real and generated pairs (figure 3), ways between two in latent space (figure 4)."""
 
 import collections
 import importlib.util
@@ -49,10 +46,7 @@ class Group(NamedTuple):
 def pick(
     opened: store.Store, splits: tuple[str, ...], count: int, seed: int
 ) -> tuple[store.Packed, list[str]]:
-    """At most `count` pairs of a store, of each skull one before a second of any, and their names.
-
-    splits: () for all pairs. A name is "phantom_0003, bilateral (pair 12)", or "pair 12".
-    """
+    """At most `count` pairs of a store (splits: () for all), one a skull first, and their names."""
     opened.require_whole()
     skull, kind = opened.column("skull"), opened.column("kind")
     rows = np.concatenate([opened.rows(split) for split in splits or (None,)])

@@ -21,10 +21,7 @@ def dice_matrix(a: A, b: B, size: int) -> Float32[np.ndarray, "2 n m"]:
 
 
 def _overlaps(a, b, size):
-    """Voxels float64 [2, n, m] of each channel in both, and those of `a` and those of `b` added.
-
-    Exact: sums of 0 and 1 in float32 over one slab of voxels at a time.
-    """
+    """Voxels [2, n, m] of each channel in both, and of both added; sums of float32, yet exact."""
     both, total = np.zeros((2, 2, len(a), len(b)))
     for parts in zip(*(np.array_split(x, size, axis=1) for x in (a, b)), strict=True):
         flat = (np.unpackbits(x, axis=1, bitorder="little") for x in parts)
@@ -55,10 +52,7 @@ def training_dice(bits: A, train: B, size: int) -> dict[str, Float32[np.ndarray,
 
 
 def copies(train: Some, unseen: Some, generated: Some, size: int, names: list[str]) -> dict:
-    """How near generated pairs lie to training pairs (`names`: their skulls), beside unseen ones.
-
-    `limit` is the 95th percentile of the unseen pairs' nearest training Dice (None without any).
-    """
+    """How near generated pairs lie to training ones; limit: what 95 % of the unseen pairs keep."""
     result = {"compared": len(generated)}
     dice, apart = (training_dice(bits, train, size) for bits in (generated, unseen))
     for name in ("skull", "pair"):
@@ -82,10 +76,7 @@ def copies(train: Some, unseen: Some, generated: Some, size: int, names: list[st
 def fidelity(
     real: store.Store, generated: store.Store, pairs: int = 200, source_rows: Rows | None = None
 ) -> dict[str, Any]:
-    """Generated pairs beside their yardsticks: `quality` of `metrics.json`.
-
-    pairs: of every group, at most. source_rows: what the generator learnt from (None: split train).
-    """
+    """Generated pairs beside their yardsticks; source_rows: learnt from (None: split train)."""
     real.require_whole("ingest")
     generated.require_whole("generate")
     size, rows = generated.size, generated.rows()[:pairs]

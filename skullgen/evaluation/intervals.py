@@ -68,10 +68,7 @@ def _crossed(values):
 
 
 def share(gain: Values, headroom: Values) -> Interval | None:
-    """The share of a headroom that a gain closes; None where the headroom is within noise.
-
-    Its interval has every share s for which `gain - s * headroom` may have the mean 0 (Fieller).
-    """
+    """The share of a headroom that a gain closes, by Fieller; None where that is within noise."""
     gain, headroom = np.asarray(gain, float), np.asarray(headroom, float)
     room = interval(headroom)
     if room.low is None or room.low <= 0:

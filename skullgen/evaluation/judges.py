@@ -153,10 +153,7 @@ def choose(workdir: Path, name: str = "") -> str:
 
 
 def about(settings: ConfigDict, nets: dict[str, Trained], workdir: Path) -> dict[str, Any]:
-    """What trained networks are made of, and how they learnt, for `metrics.json`.
-
-    curve: updates and Dice on the split `validation`. rise: of it in the last quarter.
-    """
+    """What trained networks are made of, and how they learnt, in words for `metrics.json`."""
     shared, result = {"updates": settings.updates, "seed": settings.seed}, {}
     shared["augment"] = settings.model.get("augment", False)
     for name, net in nets.items():

@@ -67,10 +67,7 @@ def boundary_dice(
 
 
 def hd95(prediction: Mask, truth: Mask, voxel_mm: Voxel) -> float:
-    """The 95th percentile, in mm, of both directions' surface distances taken together.
-
-    A surface are voxels with one of their 6 neighbours outside. Of an empty mask: the diagonal.
-    """
+    """The 95th percentile, in mm, of both ways' surface distances; of empty ones the diagonal."""
     voxel = np.broadcast_to(voxel_mm, 3)
     surfaces = [_surface(mask) * voxel for mask in (prediction, truth)]
     if not all(map(len, surfaces)):
@@ -97,10 +94,7 @@ def upsampled_dice(probability: Share, truth: Truth, size: int, threshold: float
 def native_scores(
     probability: Share, truth: Truth, frame: grids.Affine, native: Scan, threshold: float = 0.5
 ) -> dict[str, float]:
-    """The upsampled prediction against the native truth; `ceiling_native` is that of `truth`.
-
-    What lies outside of the model's cube counts as missed.
-    """
+    """The upsampled prediction against the native truth; `ceiling_native` is that of `truth`."""
     mask, affine = native
     turn = grids.to_ras(np.linalg.inv(frame) @ affine, mask.shape)
     mask, affine = grids.turned(mask, turn), affine @ turn
@@ -135,10 +129,7 @@ def _own(name, masks, voxel_mm, label):
 def case(
     label: Label, pair: store.Pair, probability: Share, voxel_mm: float, threshold: float, own: Own
 ) -> dict[str, Any]:
-    """What a pair is (`label`) and all of a prediction's numbers: the task of a worker process.
-
-    None: what needs a native truth that the pair has not, and `bdsc` of voxels beyond its band.
-    """
+    """What a pair is (`label`) and all of a prediction's numbers, None where one is not defined."""
     skull, truth = np.moveaxis(store.unpack(pair.bits, len(probability)), -1, 0)
     prediction, native = probability >= threshold, dict.fromkeys(NATIVE)
     if pair.native:

@@ -61,10 +61,7 @@ def biggest(mask: Bool[np.ndarray, "D D D"]) -> Float32[np.ndarray, "D D D"]:
 def verdict(
     real: store.Store, nets: Nets, settings: ConfigDict, workers: int, elsewhere: Tests
 ) -> dict[str, Any]:
-    """Scores trained networks and the two rules on real pairs: `verdict` of `metrics.json`.
-
-    The others are compared with the first network. elsewhere: more pairs to test on, by name.
-    """
+    """Scores networks (the first is compared with the others) and the two rules on real pairs."""
     size, train = real.size, mixture.Part(real, real.rows("train"))
     splits = {"test": "test", "selection": "validation"}
     unseen = {name: spread([mixture.Part(real, real.rows(s))], 0) for name, s in splits.items()}

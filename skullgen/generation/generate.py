@@ -163,10 +163,7 @@ def run(
 
 
 def removed(generated: store.Store) -> dict[str, Any]:
-    """What post-processing removed from a generated store.
-
-    Shares of empty defects and of defect voxels in the skull (equation 6); dust, voxels a pair.
-    """
+    """What post-processing removed from a store: shares of empty defects, overlap; dust a pair."""
     generated.require_whole("generate")
     rows = generated.rows()
     removed, defects = generated.column("removed")[rows], generated.column("voxels")[rows, 1]

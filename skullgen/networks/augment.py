@@ -21,10 +21,7 @@ Affine = tuple[Float[Array, "3 3"], Float[Array, " 3"]]
 def augment(
     keys: Key[Array, " B"], pairs: Pairs, rotation_degrees: float, scaling: float, shift: float
 ) -> Pairs:
-    """Flip left and right, scale, rotate and shift each pair at random, by one draw a sample.
-
-    Rotated about any direction, scaled along each axis, shifted, in voxels, by up to these amounts.
-    """
+    """Flip, rotate, scale and shift (in voxels) each pair at random, by up to these amounts."""
     matrix, direction = jax.vmap(lambda key: draw(key, rotation_degrees, scaling))(keys)
     return warp(pairs, matrix, direction * shift)
 

@@ -71,10 +71,7 @@ weight_gradient.defvjp(
 
 
 def conv_same(x: Grid, w: Float[Array, "k k k C O"], impl: str = "auto") -> Coarse:
-    """Convolve with a kernel of any size, stride 1 and SAME padding.
-
-    The paper's k4 s1 transposed convolution is this one with the kernel mirrored.
-    """
+    """Convolve, stride 1 and SAME padding; mirrored it is the paper's k4 s1 transposed one."""
     return _same(x, w, (len(w) - 1) // 2, impl)
 
 

@@ -51,10 +51,7 @@ def probabilities(logits: Float[Array, "*grid logits"], head: str = "") -> Float
 
 
 def binarise(probability: Probability, head: str, threshold: float = 0.5) -> Pair:
-    """A pair from its probabilities: each channel by itself, where it reaches the threshold.
-
-    exclusive: bone where the sum does, each voxel to the likelier channel (a tie to the skull).
-    """
+    """A pair from its probabilities; exclusive: bone by their sum, to the likelier (tie: skull)."""
     if head != "exclusive":
         return probability >= threshold
     skull, defect = probability[..., 0], probability[..., 1]

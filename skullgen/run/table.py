@@ -41,10 +41,7 @@ FLOOR, CEILING, BEST = "real", "ceiling", "best"  # rows that others are compare
 
 
 class Job(NamedTuple):
-    """One run: its folder, the folders that it needs, `make() -> config`.
-
-    row: where its numbers stand: (row, fold) of a table, None for what only makes pairs.
-    """
+    """One run: its folder, those that it needs, its config; row: the (row, fold) of its numbers."""
 
     name: str
     needs: tuple[str, ...]
@@ -145,11 +142,7 @@ def _check(config, folder, rows):
 
 
 def best_control(folder: Path, controls: dict[Row, list[str]]) -> Row:
-    """The control with the highest mean Dice on the split `validation`, which judges nothing else.
-
-    controls: row -> folders of its V-Nets. Without such a split (SkullBreak) it is the last one,
-    chosen beforehand.
-    """
+    """The control with the highest mean Dice on the split `validation`; without it, the last."""
     scores = {}
     for one, names in controls.items():
         values = [
