@@ -227,7 +227,7 @@ def wgan_gp(config, size):
     config.model.b2 = 0.9
     config.model.penalty = 100.0 if size == "paper" else 10.0  # lambda of equation 3
     config.model.generator_norm = "batch"
-    config.model.critic_norm = "layer"  # over D, H, W, C; or channel, group, none
+    config.model.critic_norm = "layer"  # over D, H, W, C; or group, none
     config.model.momentum = 0.99 if size == "paper" else 0.9  # of batch norm's averages
     return config
 

@@ -184,10 +184,7 @@ def turned(data: Shaped[np.ndarray, "X Y Z"], turn: Affine) -> Shaped[np.ndarray
 
 
 def _edges(affine, target_affine, size):
-    """The target's size + 1 voxel edges along each axis, in source voxels from its edge.
-
-    Snapped to whole voxels where they nearly are: rounded headers must not tip shares of one half.
-    """
+    """The target's size + 1 voxel edges along each axis, in source voxels, snapped to whole."""
     between = np.linalg.inv(affine) @ target_affine
     ratio = np.diag(between)[:3]
     if (ratio <= 0).any() or np.abs(between[:3, :3] - np.diag(ratio)).max() * size > 0.1:

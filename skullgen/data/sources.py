@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
-from scipy import ndimage
 
 from skullgen.core import plugins
 from skullgen.core.errors import UserError
@@ -22,7 +21,6 @@ from skullgen.data.volumes import Volume
 
 NATIVE_SIDE = 128  # voxels a side at which phantoms are grown and cut
 SIDES = ("defective_skull", "implant")
-GAP_MM = 3.0  # an implant may lie this far from its skull, as ones made with a tolerance do
 OVERLAP = 0.1  # of an implant may be in its skull, too: borders of masks that were resampled
 
 
@@ -139,13 +137,6 @@ def _check_pair(masks, rest, part, defective_path):
     both = np.count_nonzero(masks[0].data & masks[1].data)
     if (rest + part).max() > 1 + 1e-5 or both > OVERLAP * bone[1]:
         raise UserError(f"overlaps {defective_path}: they are no pair")
-    # On the model's grid, any bone counts: thin bone touches there, too.
-    mm = np.linalg.norm(masks[1].affine[:3, 0]) * len(masks[1].data) / len(part)
-    reach = max(1, round(GAP_MM / mm))
-    sides = tuple(slice(max(0, s.start - reach), s.stop + reach) for s in grids.box(part))
-    near = ndimage.binary_dilation(part[sides] > 0, np.ones((3, 3, 3)), iterations=reach)
-    if not (near & (rest[sides] > 0)).any():
-        raise UserError(f"does not touch {defective_path}: they are no pair")
 
 
 # --- Complete skulls, files or phantoms, cut by defects.py -------------------------------------

@@ -92,8 +92,7 @@ def vault(complete: Mask, affine: Affine, frame: Affine) -> Vault:
 def transplant(vault: Vault, donor: Donor, seed: int) -> Mask:
     """The piece that a donor's hole takes out of another skull.
 
-    Turned about the middle, mirrored or not, its angles scaled by 0.8 to 1.25; drawn again, turned
-    less, where it would take less than 4 ml or more than 45 % of the vault.
+    Turned, mirrored or not, scaled; drawn again where it takes less than 4 ml or 45 % of the vault.
     """
     directions = vault.directions.reshape(-1, 3)
     for attempt in range(ATTEMPTS):

@@ -252,11 +252,7 @@ def _itk(path):
 
 
 def _fields(path, nrrd):
-    """The fields of a text header; refused is what SimpleITK would pass over.
-
-    It takes a voxel size that is missing or NaN as 1, any unit as mm and an unknown space as LPS,
-    opens whatever file a header names, and crashes on long lines and many dimensions.
-    """
+    """The fields of a text header; refused is what SimpleITK passes over, or crashes on."""
     with open(path, "rb") as file:
         text = file.read(MAX_HEAD).decode("latin-1").replace("\r\n", "\n")
     text = re.match(r".*?\n\n|.*" if nrrd else r".*?ElementDataFile[^\n]*|.*", text, re.S)[0]

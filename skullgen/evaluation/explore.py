@@ -157,11 +157,7 @@ def linear(a: Latent, b: Latent, t: Steps) -> Way:
 
 
 def spherical(a: Latent, b: Latent, t: Steps) -> Way:
-    """The way along a great circle from `a` to `b` at `t`, exact at 0 and 1.
-
-    Slerp (Shoemake 1985; for latents White 2016, arXiv:1609.04468). Zero, parallel and opposite
-    vectors have no one great circle: theirs is straight.
-    """
+    """The great circle from `a` to `b` (slerp, Shoemake 1985); straight where there is none."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     length = np.linalg.norm(a) * np.linalg.norm(b)
     angle = np.arccos(np.clip(a @ b / length, -1, 1)) if length else 0.0

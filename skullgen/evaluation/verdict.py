@@ -207,11 +207,7 @@ def _minus(test, metric, net, other):
 
 
 def headroom(cases: list[Case], floor: str) -> list[Row]:
-    """How much Dice there is to gain on each test, and which share of it each net closes.
-
-    Headroom: the Dice of the ceiling minus that of `floor`, which learnt from the real pairs.
-    shares: by net; None where the headroom's own interval holds 0.
-    """
+    """The Dice of the ceiling minus `floor` on each test, and which share of it each net closes."""
     rows = []
     for column, test in _tests(cases):
         room = _minus(test, "dice", CEILING, floor)

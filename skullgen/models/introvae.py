@@ -74,10 +74,7 @@ def advice(config: ConfigDict, records: list[dict]) -> list[str]:
 
 
 def make(config: ConfigDict) -> Model:
-    """IntroVAE of `config.model`; steps: `vae` (alpha = 0), `intro`.
-
-    Each updates the encoder, then the decoder on outputs recomputed from the new encoder.
-    """
+    """Steps `vae` (alpha = 0) and `intro`: the encoder, then the decoder by the new encoder."""
     one_of("model.head", config.head, ("linear",))
     module = vae.autoencoder(config)
     encoder_loss, decoder_loss = objectives(config)

@@ -112,7 +112,8 @@ def moved(field: Velocity, places: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]
 
 def places(size: int) -> Float[Array, "D D D 3"]:
     """The middles of a cube's voxels in mm from its corner."""
-    return (warp.points((size,) * 3) + 0.5) * (FIELD_MM / size)
+    at = (jnp.arange(size) + 0.5) * (FIELD_MM / size)
+    return jnp.stack(jnp.meshgrid(at, at, at, indexing="ij"), -1)
 
 
 def seen(grid: Float[Array, "D D D C"], at: Float[Array, "*n 3"]) -> Float[Array, "*n C"]:

@@ -33,10 +33,7 @@ def from_posterior(posterior: Callable) -> Callable:
 
 
 def make(config: ConfigDict) -> Model:
-    """The hybrid of `config.model`; steps, in the paper's order: `vae`, `bridge`, `wgan`.
-
-    With `config.warm_start` the generator starts as the VAE's decoder, else (the paper) on its own.
-    """
+    """Steps `vae`, `bridge`, `wgan`; by `config.warm_start` the generator starts as the decoder."""
     if config.warm_start and config.generator_norm != "group":
         raise UserError(
             f"model.generator_norm is {config.generator_norm!r}: with model.warm_start the "

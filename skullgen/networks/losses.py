@@ -39,11 +39,7 @@ def kl(mean: Latents, log_variance: Latents) -> Samples:
 
 
 def reconstruction(logits: Logits, pairs: Pairs, weights: Weights) -> Samples:
-    """Negative log-likelihood of binary pairs, summed over voxels and channels.
-
-    weights: of each channel, or of each class of voxels (background has 1): sparse defects are
-    ignored for hundreds of updates at weight 1.
-    """
+    """Negative log-likelihood of binary pairs; weights: of channels, or classes (background: 1)."""
     logits, pairs = logits.astype(jnp.float32), pairs.astype(jnp.float32)
     weights = jnp.asarray(weights, jnp.float32)
     if logits.shape[-1] == 2:
@@ -80,10 +76,7 @@ def introspective_generator(kl_fake: Kl, error: Samples, alpha: float, beta: flo
 
 
 def soft_dice(probability: Float[Array, "B X Y Z"], target: Shaped[Array, "B X Y Z"]) -> Samples:
-    """Equation 7: one minus twice the overlap over the sum of both sizes and 1.
-
-    Where the target is empty it is 1 and its gradient 0: an empty prediction is not rewarded.
-    """
+    """Equation 7; of an empty target it is 1 and its gradient 0: emptiness is not rewarded."""
     probability, target = probability.astype(jnp.float32), target.astype(jnp.float32)
     axes = tuple(range(1, target.ndim))
     overlap = (probability * target).sum(axis=axes)

@@ -62,9 +62,9 @@ def binarise(probability: Probability, head: str, threshold: float = 0.5) -> Pai
 class Norm(nn.Module):
     """A normalisation with one scale and one offset a channel.
 
-    kind: `layer` (over X, Y, Z, C of each sample, as in WGAN-GP's own code), `channel` (over C of
-    each voxel), `group` (over X, Y, Z and each group of channels), `batch` (over B, X, Y, Z of all
-    devices; running averages when `train` is False), `none`.
+    kind: `layer` (over X, Y, Z, C of each sample, as in WGAN-GP's own code), `group` (over X, Y, Z
+    and each group of channels), `batch` (over all samples; running averages when `train` is
+    False), `none`.
     """
 
     kind: str
@@ -85,8 +85,6 @@ class Norm(nn.Module):
         return (x * a + (offset - mean * a)).astype(x.dtype)
 
     def _moments(self, x, train):
-        if self.kind == "channel":
-            return x.mean(-1, keepdims=True), jnp.square(x).mean(-1, keepdims=True)
         mean, square = x.mean((1, 2, 3)), jnp.square(x).mean((1, 2, 3))  # [B, C]
         if self.kind == "batch":
             return self._averages(mean.mean(0), square.mean(0), train)

@@ -331,7 +331,6 @@ PAIRS = {
     "geometry": (_pair(steps=(6.4, 3.2)), GRID),
     "inside": (_pair(skull=SHELL), f"overlaps {SKULL}: they are no pair"),
     "same": (_pair(implant=REST), f"overlaps {SKULL}: .*"),
-    "apart": (_pair(implant=_cube(14, 18)), f"does not touch {SKULL}: they are no pair"),
     "swapped": (_pair(PIECE, REST), f"larger than {SKULL}: are the two swapped\\?"),
     "full": (_pair(implant=_cube(0, 32)), "is bone everywhere: give a mask .*"),
     "empty": (_pair(implant=_cube(0, 0)), "holds no bone .*"),
