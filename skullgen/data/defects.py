@@ -1,9 +1,8 @@
 """Surgical defects cut into a complete skull: procedural, seeded, exact.
 
-The five kinds are those of SkullBreak (Kodym et al., Data in Brief 35, 2021, 106902). Rays from the
-braincase's centre find the outer and the inner surface of the vault on a chart of directions; a
-hole is drawn on that chart in mm, grown to its area, and carried down the rays through the full
-thickness, so that the saw stands on the surface.
+The five kinds are those of SkullBreak (Kodym et al., Data in Brief 35, 2021, 106902). Rays find
+both surfaces of the vault on a chart of directions; a hole is drawn on it in mm, grown to its area,
+and carried down the rays through the full thickness.
 """
 
 from collections.abc import Sequence

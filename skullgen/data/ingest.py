@@ -71,16 +71,6 @@ def control(
 
 
 def _make_store(path, size, config, plan, options, about=None):
-    pairs = _create(path, size, config, plan, options, about)
-    _work(pairs, plan, config, options)
-    rest = sum(map(len, pairs.missing()))
-    if rest:
-        print(f"{path}: {rest} pairs are left to other processes")
-    else:
-        _summary(pairs, plan, config, options)
-
-
-def _create(path, size, config, plan, options, about):
     fields = {name: value for name, value in config.to_dict().items() if name != "root"}
     recipe = {"data": fields, "model.resolution": size, "sources": plan.sources}
     recipe |= {"control": about} if about else {}
@@ -94,7 +84,13 @@ def _create(path, size, config, plan, options, about):
         "versions": options.versions or {},
     }
     count = sum(len(case.kinds) for case in plan.cases)
-    return store.create(path, store.Shape(count, size, SHARD), attributes, recipe)
+    pairs = store.create(path, store.Shape(count, size, SHARD), attributes, recipe)
+    _work(pairs, plan, config, options)
+    rest = sum(map(len, pairs.missing()))
+    if rest:
+        print(f"{path}: {rest} pairs are left to other processes")
+    else:
+        _summary(pairs, plan, config, options)
 
 
 def _licence(config):

@@ -22,7 +22,8 @@ from skullgen.training.methods import Trained
 
 COMPONENTS = 50  # of the features, at most, are what t-SNE and UMAP begin from
 Latent, Steps = Float[np.ndarray, " Z"], Float[np.ndarray, " T"]
-Way = Float64[np.ndarray, "T Z"]
+Way, Ends = Float64[np.ndarray, "T Z"], Float32[np.ndarray, "2 Z"]
+Ways = Bool[np.ndarray, "2 T D D D 2"]  # linear, spherical
 Features = Float32[np.ndarray, "n F"]
 
 
@@ -92,12 +93,9 @@ def maps(
 ) -> dict[str, Any]:
     """All groups' pairs in one map for each kind of features and each method (figure 3).
 
-    Of the features (the bottleneck of a V-Net that never saw generated pairs, and `volumes`) at
-    most 50 principal components are kept, fitted on all groups. t-SNE (van der Maaten and Hinton
-    2008; perplexity at most a third of the points) and UMAP (McInnes et al. 2018) start from them.
-    The volumes' first two components are a map, too: the one whose distances are true.
-
-    Returns `{"maps": [{"title", "points": [{"x", "y", "group", "case"}]}]}`, in the groups' order.
+    Features: the bottleneck of a V-Net that never saw generated pairs, and `volumes`, by at most 50
+    principal components fitted on all groups; the volumes' first two are a map, too, of true
+    distances. Returns `{"maps": [{"title", "points": [{"x", "y", "group", "case"}]}]}`.
     """
     for name, part, _ in groups:
         if part.shape[1] != size**3 // 4:
@@ -168,9 +166,7 @@ def spherical(a: Latent, b: Latent, t: Steps) -> Way:
     return np.sin((1 - t) * angle) / np.sin(angle) * a + np.sin(t * angle) / np.sin(angle) * b
 
 
-def ends(
-    generator: Trained, pairs: Bool[np.ndarray, "2 D D D 2"] | None, seed: int
-) -> Float32[np.ndarray, "2 Z"]:
+def ends(generator: Trained, pairs: Bool[np.ndarray, "2 D D D 2"] | None, seed: int) -> Ends:
     """Two latents to go between: the encoder's of two real pairs, else of samples 0 and 1."""
     model, state = generator.model, generator.state
     if model.encode is not None:
@@ -179,9 +175,7 @@ def ends(
     return np.asarray(draw(state))
 
 
-def interpolation(
-    generator: Trained, ends: Float32[np.ndarray, "2 Z"], count: int, rules: Rules
-) -> Bool[np.ndarray, "2 T D D D 2"]:
+def interpolation(generator: Trained, ends: Ends, count: int, rules: Rules) -> Ways:
     """Both ways between two latents, linear and spherical, in `count` equal steps, decoded."""
     t, decode = np.linspace(0, 1, count), jax.jit(generator.model.decode)
     latents = (np.float32(z)[None] for way in (linear, spherical) for z in way(*ends, t))

@@ -30,10 +30,9 @@ class Interval(NamedTuple):
 def interval(values: Values, level: float = 0.95, seed: int = 0) -> Interval:
     """The mean of one number a skull, or a skull and seed.
 
-    One seed: from ten skulls on the percentile bootstrap, from two to nine a t interval. Several
-    seeds: skulls and seeds crossed, both random; the variance of the mean is
-    `(MS_skulls + max(0, MS_seeds - MS_rest)) / n k`, the quantile that of t with Satterthwaite's
-    degrees of freedom.
+    One seed: from ten skulls on the percentile bootstrap, from two to nine a t interval. Several:
+    both crossed and random, variance `(MS_skulls + max(0, MS_seeds - MS_rest)) / n k`, the quantile
+    that of t with Satterthwaite's degrees of freedom.
     """
     values, tail = np.asarray(values, float), (1 - level) / 2
     if values.ndim == 2 and values.shape[1] == 1:

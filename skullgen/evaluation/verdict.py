@@ -1,9 +1,7 @@
 """The verdict: what pairs are worth, by networks trained on them and scored on real ones.
 
-A *net* is anything that designs implants: a trained V-Net, or one of the two rules that need no
-training. Columns: `train`, the net's own training pairs; `validation`, the real pairs that the
-generator learnt from (split `train`); `test`, split `test`; `selection`, split `validation`, by
-which one of several nets may be chosen and nothing is judged.
+Columns: `train`, a net's own training pairs; `validation`, the real pairs that the generator learnt
+from (split `train`); `test`; `selection`, the split `validation`, which judges nothing.
 """
 
 import collections

@@ -1,12 +1,10 @@
 """A localised statistical shape model: new skulls that are no one's, without adversaries.
 
-`collect` takes the training pairs into the state; `register` brings all their skulls to a common
-shape by diffeomorphisms (groupwise, after Joshi et al. 2004). A sample deforms one skull by a
-mixture of these that is another one in every part of the head (after Wilms et al. 2017) and takes
-the hole of a training pair, carried through the common shape.
+`register` brings all training skulls to a common shape by diffeomorphisms (groupwise, after Joshi
+et al. 2004). A sample deforms one skull by a mixture of these that is another one in every part of
+the head (after Wilms et al. 2017) and takes the hole of a training pair, carried along.
 
-Shapes: `M` skulls, `P` pairs, `f` points a side of a velocity, `g` of the noise that mixes them.
-Velocities are in mm along the cube's axes; the cube is `FIELD_MM` a side.
+Shapes: `M` skulls, `P` pairs, `f` points a side of a velocity (in mm), `g` of the noise.
 """
 
 from typing import Any, NamedTuple

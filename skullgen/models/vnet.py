@@ -77,9 +77,8 @@ class Unit(nn.Module):
 class VNet(nn.Module):
     """Stages of `down` convolutions at each width, halved between them, and `up` with the skips.
 
-    A stage adds its input to its last convolution, before the PReLU: the first one the skull,
-    repeated to its width; one on the way up the doubled grid without the skip beside it. stem: the
-    first stage sees blocks of `stem`^3 voxels as channels, and the head gives them back.
+    A stage adds its input to its last convolution, before the PReLU; one on the way up the doubled
+    grid without the skip. stem: the first stage sees blocks of `stem`^3 voxels as channels.
     """
 
     widths: tuple[int, ...]

@@ -1,14 +1,12 @@
 """The 3-D convolutions of the networks: k4 s2 p1, its transpose, and stride 1 of any kernel.
 
-Legend: `X Y Z` voxels a side (they may differ), `C` channels on the fine grid, `O` on the coarse
-one. Results are of the first array's dtype, products summed in float32. `impl` is "matmul" (fast
-on CPUs), "lax" (cuDNN) or "auto", by the default backend. All are differentiable to any order in
-reverse mode; forward mode (`jax.jvp`) is refused.
+Legend: `X Y Z` voxels a side, `C` channels on the fine grid, `O` on the coarse one. `impl` is
+"matmul" (fast on CPUs), "lax" (cuDNN) or "auto", by the default backend. Results are of the first
+array's dtype, summed in float32. All are differentiable to any order in reverse mode only.
 
-A k4 s2 p1 convolution is bilinear in (x, w), so its derivatives are the three contractions of one
-trilinear form: `conv` (over x, w), `conv_transpose` (over g, w) and `weight_gradient` (over x, g).
-Each one's gradient is the other two, and XLA never derives a dilated convolution of its own, which
-on a CPU is up to 1000 times slower.
+A k4 s2 p1 convolution is bilinear in (x, w): its derivatives are the three contractions of one
+trilinear form, `conv` (over x, w), `conv_transpose` (over g, w) and `weight_gradient` (over x, g).
+XLA never derives a dilated one of its own, on a CPU up to 1000 times slower.
 """
 
 import functools

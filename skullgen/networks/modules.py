@@ -1,8 +1,7 @@
 """Linen modules of section 4.2: encoder, decoder, generator, critic.
 
-`widths` are the channels of the strided blocks from the finest to the coarsest, whose grid has
-`D / 2 ** len(widths)` voxels a side. `dtype` is the precision that is computed in (float32 or
-bfloat16); weights, moments, heads' outputs and logits are float32.
+`widths` are the channels of the strided blocks from the finest to the coarsest grid. `dtype` is the
+precision that is computed in; weights, moments, heads' outputs and logits are float32.
 """
 
 from collections.abc import Sequence
