@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from skullgen.core import provenance
 from skullgen.core.errors import UserError
 from skullgen.data import defects, phantom, sources, store, transplant
-from skullgen.data.sources import Case, Pair, Plan
+from skullgen.data.sources import Case, Pair, Plan, Skull
+from skullgen.data.transplant import Donor
 
 SPLITS = {"fresh": (0,), "transplants": (0,), "ceiling": (0, 2)}  # whose skulls each is made of
 
@@ -81,9 +82,7 @@ def _donor(real, row, frame):
         return None
 
 
-def carry(
-    skull: sources.Skull, donors: list[transplant.Donor], size: int, config: ConfigDict
-) -> list[Pair]:
+def carry(skull: Skull, donors: list[Donor], size: int, config: ConfigDict) -> list[Pair]:
     """Pairs of a skull, each with the defect of a donor; one that vanishes is carried again."""
     with sources.host(skull, size, config) as own:
         vault = transplant.vault(*own.skull, own.frame)

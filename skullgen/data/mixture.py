@@ -11,6 +11,7 @@ from skullgen.core import plugins
 from skullgen.core.errors import UserError, one_of
 from skullgen.data.store import SPLITS, Store
 
+Rows = Int32[np.ndarray, "batches size"]
 OWN = tuple(
     f"{name}.zarr" for name in "real generated fresh transplants phantoms ceiling".split()
 )  # what a run makes in its work directory
@@ -102,9 +103,7 @@ class Place(NamedTuple):
     update: int
 
 
-def batch_rows(
-    counts: list[int], size: int, place: Place, batches: int = 1
-) -> Int32[np.ndarray, "batches size"]:
+def batch_rows(counts: list[int], size: int, place: Place, batches: int = 1) -> Rows:
     """Rows of the training pairs that one update takes, a pure function of its arguments.
 
     counts: pairs of each part of a mixture, which take turns; rows count through all parts. For

@@ -79,7 +79,7 @@ class Native(NamedTuple):
         return mask
 
 
-Natives = Sequence[Native | None]
+Natives, Columns = Sequence[Native | None], dict[str, Any]
 
 
 class Pair(NamedTuple):
@@ -208,9 +208,7 @@ class Store:
         chunk = (row // self.shard, *[0] * (array.ndim - 1))
         return self.path / name / array.metadata.encode_chunk_key(chunk)
 
-    def write(
-        self, start: int, bits: Packed, columns: dict[str, Any], natives: Natives = ()
-    ) -> None:
+    def write(self, start: int, bits: Packed, columns: Columns, natives: Natives = ()) -> None:
         """Writes one shard, from its first row on; columns [n, ...] that are left out are -1."""
         stop = start + len(bits)
         group = zarr.open_group(self.path, mode="r+")

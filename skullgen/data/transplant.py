@@ -41,9 +41,8 @@ def donor(voxels: Int[np.ndarray, "n 3"], affine: Affine, frame: Affine, size: i
     to_frame = np.linalg.inv(frame) @ affine
     vectors = (places @ to_frame[:3, :3].T + to_frame[:3, 3] + 0.5).T * (FIELD_MM / size)
     vectors = vectors - MIDDLE[:, None]
-    cells, length = defects.on_chart(
-        vectors[:, vectors[2] > LOWEST * np.linalg.norm(vectors, axis=0)]
-    )
+    above = vectors[2] > LOWEST * np.linalg.norm(vectors, axis=0)
+    cells, length = defects.on_chart(vectors[:, above])
     if not len(length):
         raise UserError("the defect lies below the vault: it cannot be carried onto other skulls")
     # A cell at the rim holds less of the piece than those within: it is hole from one half on.
@@ -79,14 +78,9 @@ def vault(complete: Mask, affine: Affine, frame: Affine) -> Vault:
     corner = np.linalg.inv(affine) @ frame @ [-0.5, -0.5, -0.5, 1]  # of the frame, in voxels
     away = chart.points - (corner[:3] + 0.5) * voxel - MIDDLE
     closed = np.where((chart.front < 60) & defects.INSIDE, -6.0, chart.closed)
-    return Vault(
-        complete,
-        voxel,
-        chart,
-        away / np.linalg.norm(away, axis=-1, keepdims=True),
-        np.maximum(closed, -8 - chart.height),
-        chart.area[chart.height > 0].sum(),
-    )
+    directions = away / np.linalg.norm(away, axis=-1, keepdims=True)
+    limit, area = np.maximum(closed, -8 - chart.height), chart.area[chart.height > 0].sum()
+    return Vault(complete, voxel, chart, directions, limit, area)
 
 
 def transplant(vault: Vault, donor: Donor, seed: int) -> Mask:

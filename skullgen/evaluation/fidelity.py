@@ -86,10 +86,7 @@ def fidelity(
     source_rows = real.rows("train") if source_rows is None else source_rows
     ours, train = generated.load(rows), real.load(source_rows)
     groups = {"generated": ours, "held_out": unseen, "mean_training_pair": mean_pair(train, size)}
-    nearest = {
-        who: dice_matrix(group, train, size).max(axis=2) if len(group) else None
-        for who, group in groups.items()
-    }
+    nearest = {who: dice_matrix(group, train, size) for who, group in groups.items()}
     near = copies(train, unseen, ours, size, real.names(real.column("skull")[source_rows]))
     for copy in [*near["skull"]["closest"], *near["pair"]["closest"]]:  # by rows of the stores
         copy["generated"] = int(rows[copy["generated"]])
@@ -101,14 +98,16 @@ def fidelity(
     shares = {who: store.voxels(group).T.copy() / size**3 for who, group in some.items()}
     for channel, name in enumerate(CHANNELS):
         result[name] = {
-            "nearest_training_dice": {
-                who: None if values is None else float(values[channel].mean())
-                for who, values in nearest.items()
-            },
+            "nearest_training_dice": {who: _nearest(x[channel]) for who, x in nearest.items()},
             "pairwise_dice": {who: _mean_apart(x[channel]) for who, x in pairwise.items()},
             "occupancy": {who: float(x[channel].mean()) for who, x in shares.items()},
         }
     return result
+
+
+def _nearest(dice):
+    """The mean of the rows' greatest values; None without any row."""
+    return float(dice.max(axis=1).mean()) if len(dice) else None
 
 
 def _mean_apart(dice):

@@ -158,11 +158,8 @@ def about(settings: ConfigDict, nets: dict[str, Trained], workdir: Path) -> dict
     shared["augment"] = settings.model.get("augment", False)
     for name, net in nets.items():
         stores = [{"path": str(part.store.path), "pairs": len(part.rows)} for part in net.parts]
-        curve = [
-            [record["step"], record["selection_dice"]]
-            for record in logs.read(workdir / f"segment-{name}.jsonl")
-            if "selection_dice" in record
-        ]
+        log = logs.read(workdir / f"segment-{name}.jsonl")
+        curve = [[one["step"], one["selection_dice"]] for one in log if "selection_dice" in one]
         before = [dice for step, dice in curve if step <= 0.75 * settings.updates]
         rise = curve[-1][1] - before[-1] if before else None
         learnt = {"curve": curve, "rise": rise, "converged": None if rise is None else rise <= RISE}

@@ -100,12 +100,9 @@ def native_scores(
     mask, affine = grids.turned(mask, turn), affine @ turn
     places = frame, affine, mask.shape
     prediction = grids.enlarge(probability, *places, threshold)
-    values = (
-        dice(prediction, mask),
-        dice(grids.planes(truth, *places), mask),
-        hd95(prediction, mask, np.linalg.norm(affine[:3, :3], axis=0)),
-    )
-    return dict(zip(NATIVE, values, strict=True))
+    best = dice(grids.planes(truth, *places), mask)
+    distance = hd95(prediction, mask, np.linalg.norm(affine[:3, :3], axis=0))
+    return dict(zip(NATIVE, (dice(prediction, mask), best, distance), strict=True))
 
 
 def own(settings: ConfigDict) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from skullgen.training import parallel
 from skullgen.training.methods import Trained
 
 SHARD = 64  # pairs in a file
+Rows = Shaped[np.ndarray, "n width"]
 Share = tuple[int, int]  # (k, n): the k-th of n runs of the shards
 
 
@@ -116,9 +117,7 @@ def batches(
         yield shard, bits[rows], overlap[rows]
 
 
-def whole_batches(
-    run: Callable, rows: Shaped[np.ndarray, "n width"], batch: int
-) -> Shaped[np.ndarray, "n ..."]:
+def whole_batches(run: Callable, rows: Rows, batch: int) -> Shaped[np.ndarray, "n ..."]:
     """`run` over rows (packed pairs, latents) in batches of one size, the last filled up."""
     answers = []
     for start in range(0, len(rows), batch):

@@ -157,14 +157,10 @@ def make(config: ConfigDict) -> Model:
     }
 
     def init(key):
-        params = {
-            name: jnp.zeros((skulls, side, side, side, 3))
-            for name, side in (("coarse", COARSE), ("fine", FINE))
-        }
-        bank = Bank(
-            jnp.zeros((config.pairs, size**3 * 2 // 8), jnp.uint8),
-            jnp.full(config.pairs, -1, jnp.int32),
-        )
+        sides = {"coarse": COARSE, "fine": FINE}
+        params = {name: jnp.zeros((skulls, *(side,) * 3, 3)) for name, side in sides.items()}
+        pairs = jnp.zeros((config.pairs, size**3 * 2 // 8), jnp.uint8)
+        bank = Bank(pairs, jnp.full(config.pairs, -1, jnp.int32))
         return steps.begin(key, {"shape": Net(params, bank._asdict(), tx.init(params))})
 
     def collect_step(state: State, batch: Batch):
@@ -234,9 +230,8 @@ def make(config: ConfigDict) -> Model:
 def sharpened(x: Float[Array, "D D D"]) -> Float[Array, "D D D"]:
     """A share minus a twelfth of its Laplacian: what linear sampling blurs away."""
     padded = jnp.pad(x, 1, "edge")
-    around = sum(
-        jnp.roll(padded, step, axis)[1:-1, 1:-1, 1:-1] for step in (-1, 1) for axis in (0, 1, 2)
-    )
+    ways = [(step, axis) for step in (-1, 1) for axis in (0, 1, 2)]
+    around = sum(jnp.roll(padded, *way)[1:-1, 1:-1, 1:-1] for way in ways)
     return x - (around - 6 * x) / 12
 
 

@@ -86,11 +86,8 @@ def keys(state: State, stream: int, count: int, update: Update = 0) -> Key[Array
 
 def augmented(step: Step, config: ConfigDict) -> Step:
     """A step that sees each pair flipped, turned, scaled and shifted, another way every time."""
-    amounts = (
-        config.rotation_degrees,
-        config.scaling,
-        config.shift_mm * config.resolution / FIELD_MM,
-    )
+    shift = config.shift_mm * config.resolution / FIELD_MM
+    amounts = config.rotation_degrees, config.scaling, shift
 
     def run(state, batch):
         def anew(update):

@@ -121,10 +121,8 @@ def network(config: ConfigDict) -> VNet:
     one_of("segment.model.norm", config.norm, ("group", "batch", "none"))
     one_of("segment.model.kernel", config.kernel, (3, 5))
     if len(down) != len(widths) or len(up) != len(widths) - 1 or min(down + up) < 1:
-        raise UserError(
-            f"segment.model: widths {widths} need as many entries of `down` and one fewer of "
-            f"`up`, each 1 or more, not {down} and {up}"
-        )
+        what = f"as many entries of `down`, one fewer of `up`, each 1 or more, not {down} and {up}"
+        raise UserError(f"segment.model: widths {widths} need {what}")
     groups = config.groups
     if config.norm == "group" and (groups < 1 or any(width % groups for width in widths)):
         raise UserError(f"segment.model.groups is {groups}: give a divisor of all widths {widths}")

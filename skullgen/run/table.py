@@ -145,9 +145,8 @@ def best_control(folder: Path, controls: dict[Row, list[str]]) -> Row:
     """The control with the highest mean Dice on the split `validation`; without it, the last."""
     scores = {}
     for one, names in controls.items():
-        values = [
-            v for name in names for v in _skulls(_verdict(folder / name), "selection").values()
-        ]
+        means = [_skulls(_verdict(folder / name), "selection") for name in names]
+        values = [value for skulls in means for value in skulls.values()]
         scores[one] = np.mean(values) if values else None
     return list(scores)[-1] if None in scores.values() else max(scores, key=scores.get)
 
@@ -262,14 +261,11 @@ def _entry(folder, text, folds, metric, net="vnet"):
     runs = {name: _verdict(folder / name) for fold in folds for name in fold[:seeds]}
     columns = dict.fromkeys(case["column"] for its in runs.values() for case in its["cases"])
     for column in [name for name in columns if name.startswith("test")]:
-        by_seed = [
-            {
-                f"{number} {skull}": value
-                for number, fold in enumerate(folds)
-                for skull, value in _skulls(runs[fold[seed]], column, metric, net).items()
-            }
-            for seed in range(seeds)
-        ]
+        by_seed = [{} for _ in range(seeds)]
+        for number, fold in enumerate(folds):
+            for one, name in zip(by_seed, fold, strict=False):
+                means = _skulls(runs[name], column, metric, net)
+                one |= {f"{number} {skull}": value for skull, value in means.items()}
         values = [[one[skull] for one in by_seed] for skull in by_seed[0]]
         if values:
             its = intervals.interval(np.array(values))._asdict()
