@@ -1,8 +1,7 @@
 """Defects carried from one skull onto another: a control that needs no cutter and no network.
 
-A donor is a hole on the chart of directions (`defects`), seen from the middle of the frame. It is
-turned a little, mirrored or not, made smaller or larger, and cut into another skull through the
-full thickness of the bone that is there: nothing is fitted.
+A donor is a hole on the chart of directions (`defects`), turned a little, mirrored or not, scaled,
+and cut into another skull through the full thickness of the bone that is there.
 """
 
 from typing import NamedTuple

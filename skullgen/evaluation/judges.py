@@ -1,7 +1,6 @@
 """The networks that judge: V-Nets trained by the one loop on any mixture of stores (section 5).
 
-`vnet` learns from `config.segment.stores`; beside it stands one for each of `segment.controls`,
-alike in all but its pairs. settings: an experiment's `config.segment`; size: `D`, voxels a side.
+`vnet` learns from `config.segment.stores`; beside it stands one for each of `segment.controls`.
 """
 
 import functools

@@ -1,8 +1,7 @@
 """Dice, boundary Dice and HD95 as the AutoImplant challenge defines them, on three grids.
 
-Shapes: `X Y Z` voxels of any grid, `D` a side of the model's. On a finer grid a prediction's
-probability is interpolated (`grids.planes`) and cut afterwards at `> threshold`, so that a perfect
-mask has Dice 1. The truth is a mask, and upsampled as one.
+On a finer grid a prediction's probability is interpolated (`grids.planes`) and cut afterwards at
+`> threshold`, so that a perfect mask has Dice 1. The truth is a mask, and upsampled as one.
 """
 
 from collections.abc import Iterable

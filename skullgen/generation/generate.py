@@ -28,6 +28,7 @@ from skullgen.training import parallel
 from skullgen.training.methods import Trained
 
 SHARD = 64  # pairs in a file
+Binary = tuple[UInt8[Array, "n bytes"], Int32[Array, " n"]]
 Rows = Shaped[np.ndarray, "n width"]
 Share = tuple[int, int]  # (k, n): the k-th of n runs of the shards
 
@@ -55,9 +56,7 @@ def latents(
     return model.latents(state, jax.vmap(lambda i: jax.random.fold_in(key, i))(index))
 
 
-def binary(
-    probability: Float[Array, "n D D D 2"], rules: Rules
-) -> tuple[UInt8[Array, "n bytes"], Int32[Array, " n"]]:
+def binary(probability: Float[Array, "n D D D 2"], rules: Rules) -> Binary:
     """Packed pairs, binarised and after equation 6, and the voxels that it removed."""
     pair = modules.binarise(probability, rules.channels, rules.threshold)
     skull, defect = pair[..., 0], pair[..., 1]

@@ -1,8 +1,4 @@
-"""Classical augmentation on the device: one affine a sample, the same for skull and defect.
-
-Axes are `[X, Y, Z]` in RAS order, X is left to right. One key a sample: nothing depends on how a
-batch is split.
-"""
+"""Classical augmentation on the device: one affine a sample, one key a sample; axes are RAS."""
 
 import functools
 import itertools

@@ -1,8 +1,4 @@
-"""Equations 3 to 5 and 7, and the VAE's loss; every sum is float32.
-
-A pair's logits have two channels (skull, defect, each a sigmoid) or three (a softmax over
-background, skull, defect), as `skullgen.networks.modules.probabilities` reads them.
-"""
+"""Equations 3 to 5 and 7, and the VAE's loss, of logits as `modules.probabilities` reads them."""
 
 from collections.abc import Callable
 

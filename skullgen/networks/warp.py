@@ -1,7 +1,6 @@
 """Warping: trilinear sampling, diffeomorphisms from velocities, thresholds that keep an amount.
 
-Shapes: `X Y Z` a grid, `C` its channels. Points and displacements are in voxels of the grid that
-they are of; beyond its outer voxels a grid is constant.
+Points and displacements are in voxels of their grid, which is constant beyond its outer ones.
 """
 
 import itertools
@@ -13,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 Grid = Float[Array, "X Y Z C"]
 Field = Float[Array, "X Y Z 3"]
+Number = Float[Array, ""]
 
 
 def sample(grid: Grid, places: Float[Array, "*n 3"]) -> Float[Array, "*n C"]:
@@ -51,9 +51,7 @@ def exponential(velocity: Field, squarings: int) -> Field:
     return jax.lax.scan(square, velocity / 2**squarings, None, squarings)[0]
 
 
-def threshold(
-    share: Float[Array, "*grid"], amount: Float[Array, ""], halvings: int = 11
-) -> Float[Array, ""]:
+def threshold(share: Float[Array, "*grid"], amount: Number, halvings: int = 11) -> Number:
     """The highest value that `amount` voxels or more of a share in 0..1 reach, to 0.0005."""
     low, high = jnp.zeros(()), jnp.ones(())
     for _ in range(halvings):
