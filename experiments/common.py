@@ -39,15 +39,6 @@ def defaults(size):
     # package.module: a source of your own
     config.data.root = ""  # folder of the source, or the store; phantoms have none
     config.data.skulls = 72  # phantoms
-    config.data.variety = ConfigDict()  # of phantoms, beyond anthropometry: `data.phantom.Variety`
-    config.data.variety.spread = 1.0  # standard deviations of length, breadth, height, times this
-    config.data.variety.thickness = (1.0, 1.0)  # of the bone, times this
-    config.data.variety.asymmetry = 0.022  # standard deviation of the oblique skew
-    config.data.variety.faceless = 0.0  # share without a face
-    config.data.variety.floor_mm = (0.0, 0.0)  # of the frame's floor, where a scan ends
-    config.data.variety.pinholes = 0  # at most
-    config.data.variety.temporal = 0.0  # share of sides whose temporal squama is open
-    config.data.variety.rough_mm = 0.0  # standard deviation of the surfaces, voxel by voxel
     config.data.kinds = ()  # of defect, package.module.function too; none: all five
     config.data.cuts = 1  # defects of each kind for each skull (phantom, skulls)
     config.data.seed = 0  # of phantoms, defects and the split

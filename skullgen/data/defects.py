@@ -38,7 +38,7 @@ _NO_VAULT = "no vault was found in the complete skull: it must be a head with it
 
 
 Chart = Float[np.ndarray, "C C"]
-Vectors = Float[np.ndarray, "3 *N"]
+Places = tuple[Float[np.ndarray, "2 N"], Float[np.ndarray, " N"]]
 Areas = tuple[float, float]
 Voxel = float | Sequence[float] | Float[np.ndarray, "3"]  # in mm
 
@@ -68,7 +68,7 @@ _ROOT = np.sqrt(np.clip(1 - (_A**2 + _B**2) / 4, 0, None))
 RAYS = np.stack([_A * _ROOT, _B * _ROOT, 1 - (_A**2 + _B**2) / 2], -1)
 
 
-def on_chart(vectors: Vectors) -> tuple[Float[np.ndarray, "2 N"], Float[np.ndarray, " N"]]:
+def on_chart(vectors: Float[np.ndarray, "3 N"]) -> Places:
     """Chart coordinates [2, N] in cells, and length in mm, of vectors [3, N] from the centre."""
     x, y, z = vectors
     length = np.sqrt(x * x + y * y + z * z) + 1e-6

@@ -1,6 +1,7 @@
 """Where pairs come from: SkullBreak's files, complete skulls, phantoms, each planned as cases."""
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import zlib
@@ -162,10 +163,6 @@ def _plan_skulls(size, config):
     return plan._replace(sources=_sums(root, files), problems=problems)
 
 
-def _plan_phantom(size, config):
-    return phantoms("phantom", phantom.Variety(**config.variety), size, config)
-
-
 def phantoms(name: str, variety: phantom.Variety, size: int, config: ConfigDict) -> Plan:
     """A plan of `config.skulls` phantoms, NAME_0000 and so on."""
     names = [f"{name}_{number:04d}" for number in range(config.skulls)]
@@ -293,7 +290,8 @@ def assign(names: list[str], config: ConfigDict) -> dict[str, int]:
     return dict.fromkeys(names, 0) | dict.fromkeys(validation, 1) | dict.fromkeys(test, 2)
 
 
-PLANS = {"skullbreak": _plan_skullbreak, "skulls": _plan_skulls, "phantom": _plan_phantom}
+PLANS = {"skullbreak": _plan_skullbreak, "skulls": _plan_skulls}
+PLANS["phantom"] = functools.partial(phantoms, "phantom", phantom.USUAL)
 
 
 @contextlib.contextmanager

@@ -301,23 +301,12 @@ def _build(path, shape, attributes, recipe):
     pair = (shape.size, shape.size, shape.size, 2)
     # One block a pair of up to 128^3: smaller than level 5 in zarr's own blocks, and faster.
     blosc = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", blocksize=2**22)
-    group.create_array(
-        "pairs",
-        shape=(shape.count, *pair),
-        dtype="bool",
-        chunks=(1, *pair),
-        shards=(shape.shard, *pair),
-        compressors=[blosc, Crc32cCodec()],
-    )
+    layout = {"chunks": (1, *pair), "shards": (shape.shard, *pair)}
+    layout |= {"compressors": [blosc, Crc32cCodec()]}
+    group.create_array("pairs", shape=(shape.count, *pair), dtype="bool", **layout)
     for name, (dtype, rest) in COLUMNS.items():
-        group.create_array(
-            name,
-            shape=(shape.count, *rest),
-            dtype=dtype,
-            chunks=(shape.shard, *rest),
-            compressors=[ZstdCodec(), Crc32cCodec()],
-            fill_value=-1,
-        )
+        layout = {"chunks": (shape.shard, *rest), "compressors": [ZstdCodec(), Crc32cCodec()]}
+        group.create_array(name, shape=(shape.count, *rest), dtype=dtype, fill_value=-1, **layout)
     try:
         partial.rename(path)
     except OSError:
