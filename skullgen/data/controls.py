@@ -1,8 +1,7 @@
 """What generated pairs must beat: pairs of the run's own skulls that need no network.
 
-`fresh`: the training skulls cut anew by `defects`. `transplants`: the training pairs' own defects
-carried onto all training skulls. `phantoms`: of no patient at all. `ceiling`: fresh defects in the
-test skulls, too, which no pair without them can beat.
+`fresh`: the training skulls cut anew. `transplants`: the training pairs' own defects, carried onto
+them. `phantoms`: of no patient at all. `ceiling`: fresh defects in the test skulls, too.
 """
 
 import math

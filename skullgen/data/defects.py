@@ -362,9 +362,8 @@ def cut(
 ) -> tuple[Mask, Mask]:
     """A complete skull with a defect cut into it, and the piece that was taken out.
 
-    `bilateral` lies over the midline of the forehead and the bregma; `frontoorbital` takes one
-    side's forehead with its upper orbital rim; `parietotemporal` the side of the vault; `random_1`
-    is a plain hole anywhere on the vault, `random_2` larger, more ragged, sometimes with a second.
+    `bilateral` lies over the forehead's midline; `frontoorbital` takes a side's forehead and rim;
+    `parietotemporal` the vault's side; `random_1` lies anywhere, `random_2` is larger, ragged.
 
     complete: in RAS axes. seed: settles position, side, size and shape in mm, at any voxel size.
     area_cm2: lowest and highest outer surface; each kind draws from its own part of it.
@@ -385,8 +384,6 @@ def cut(
 
 def _implant(complete, kind, seed, voxel_mm, area_cm2):
     """The piece that one of `KINDS` takes out."""
-    if not 0 < area_cm2[0] <= area_cm2[1]:
-        raise UserError(f"area_cm2 is {area_cm2}: give a lowest and a highest area above 0")
     if not complete.any():
         raise UserError(_NO_VAULT)
     voxel, draw = np.broadcast_to(np.asarray(voxel_mm, float), 3), _draw(kind, seed, area_cm2)

@@ -20,12 +20,9 @@ class Pairs:
     `pairs[3]` is a dict of two arrays of 0 and 1 in RAS, channels first: `skull`, the defective
     skull, and `defect`, the implant. It can be pickled, and forked.
 
-    path: the store, for example `runs/vae_wgan/generated.zarr`.
-    split: `train`, `validation` or `test`; None: all, as for generated pairs, which have none.
-    kind: of defect, one of `skullgen.data.defects.KINDS`; None: all.
-
-    Attributes: `path`; `rows`, the pairs' rows in the store, without those of `leave_out.txt`;
-    `voxel_mm`.
+    path: the store. split: `train`, `validation` or `test`; None: all, as for generated pairs.
+    kind: of defect, one of `skullgen.data.defects.KINDS`; None: all. Attributes: `path`; `rows`,
+    those of the pairs in the store, without `leave_out.txt`'s; `voxel_mm`.
     """
 
     def __init__(self, path: str | Path, split: str | None = None, kind: str | None = None) -> None:

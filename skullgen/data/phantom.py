@@ -104,10 +104,9 @@ def affine(size: int) -> Float[np.ndarray, "4 4"]:
 def skull(seed: int, size: int = 128, variety: Variety = USUAL) -> Bool[np.ndarray, "D D D"]:
     """The cranium of individual `seed`, in RAS, in a cube of 204.8 mm.
 
-    Glabella-opisthocranion and euryon-euryon are centred, the top of the bone is 125 mm above the
-    floor. The frame ends above most people's basion: the height drawn shapes the vault, the base
-    is pressed into what is left, and the face ends at the floor. The vault is 4.5 to 8 mm thick,
-    in the pattern of del Olmo Lianes et al., Anthropol. Sci. 127, 2019, independent of sex and size
+    Centred, the top of the bone 125 mm above the floor. The frame ends above most people's basion:
+    the base is pressed into what is left, the face ends at the floor. The vault has 4.5 to 8 mm, in
+    the pattern of del Olmo Lianes et al., Anthropol. Sci. 127, 2019, independent of sex and size
     (Lynnerup, Forensic Sci. Int. 117, 2001; De Boer et al., Int. J. Legal Med. 130, 2016); a real
     temporal squama is thinner, but would be holes in a coarse grid. Other shape is drawn by eye.
     """

@@ -197,8 +197,7 @@ def prepare(
 ) -> tuple[Affine, grids.Cube]:
     """Brings a skull in RAS order to the models' grid: its affine, and the share of bone there.
 
-    reframe: place it in the frame (`grids.frame`) of `whole`, where that is more than the skull;
-    else its own cube is the frame, as in SkullBreak.
+    reframe: place it in the frame (`grids.frame`) of `whole`; else its own cube is the frame.
     """
     whole = skull if whole is None else whole
     model = grids.frame(whole, affine, size) if reframe else _cube(skull.shape, affine, size)

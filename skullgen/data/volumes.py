@@ -1,7 +1,6 @@
 """Skull files in and out: NIfTI by nibabel; NRRD, MetaImage and DICOM folders by SimpleITK.
 
-Neither library refuses what no skull can be (voxels of metres, a missing voxel size, labels, NaN):
-this page does, by a UserError of one line that names the file.
+Neither refuses what no skull can be (voxels of metres, no voxel size, labels, NaN): this page does.
 """
 
 import contextlib

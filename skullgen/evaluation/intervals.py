@@ -1,7 +1,6 @@
 """Intervals of means: over skulls, over seeds, and of the share of a headroom.
 
-Skulls, not cases, are what was drawn: the cases of one skull resemble each other. Where networks
-were trained with several seeds, these were drawn, too. Shapes: `n` skulls, `k` seeds.
+Skulls and seeds are what was drawn; cases of a skull are alike. Shapes: `n` skulls, `k` seeds.
 """
 
 from collections.abc import Callable

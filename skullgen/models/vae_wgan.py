@@ -12,10 +12,7 @@ from skullgen.models import steps, vae, wgan_gp
 
 
 def from_posterior(posterior: Callable) -> Callable:
-    """The bridge's `latents(state, batch, update, keys)`: reparametrised posteriors.
-
-    Of the next batch (cyclic) or, of one batch, of the next pair: none meets its reconstruction.
-    """
+    """The bridge's latents: posteriors of the next batch, or pair: none meets its own output."""
 
     def latents(state, batch, update, keys):
         if batch.shape[:2] == (1, 1):

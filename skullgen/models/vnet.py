@@ -1,7 +1,4 @@
-"""V-Net (section 5; Milletari et al. 2016): from a defective skull to its defect.
-
-Shapes: `B` samples, `D` voxels a side, `C` channels in, `O` out. Weights, head, loss are float32.
-"""
+"""V-Net (section 5; Milletari et al. 2016): from a defective skull to its defect."""
 
 import functools
 from typing import Any

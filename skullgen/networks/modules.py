@@ -61,9 +61,8 @@ def binarise(probability: Probability, head: str, threshold: float = 0.5) -> Pai
 class Norm(nn.Module):
     """A normalisation with one scale and one offset a channel.
 
-    kind: `layer` (over X, Y, Z, C of each sample, as in WGAN-GP's own code), `group` (over X, Y, Z
-    and each group of channels), `batch` (over all samples; running averages when `train` is
-    False), `none`.
+    kind: `layer` (over each sample, as in WGAN-GP's own code), `group` (over groups of channels),
+    `batch` (over all samples; running averages when `train` is False), `none`.
     """
 
     kind: str
