@@ -98,11 +98,7 @@ def sampler(generator: Trained, rules: Rules, batch: int) -> Callable:
 def batches(
     draw: Callable[[int], tuple], shards: list[range], first: int, batch: int
 ) -> Iterator[tuple[range, Shaped[np.ndarray, "n bytes"], Integer[np.ndarray, " n"]]]:
-    """For each range of rows in `shards`, which rise: the range, its bits, its overlap.
-
-    draw: a `sampler` of one seed; it runs ahead while an answer is copied. first: the sample in
-    row 0. batch: samples of one call.
-    """
+    """Each of `shards`, which rise, with its bits and overlap; `draw` runs one call ahead."""
     needs = [range((first + x.start) // batch * batch, first + x.stop, batch) for x in shards]
     calls = ((start, draw(start)) for start in dict.fromkeys(itertools.chain(*needs)))
     ahead, ready = next(calls, None), {}

@@ -18,10 +18,7 @@ ng = jax.lax.stop_gradient
 
 
 def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
-    """Equations 4 and 5, of `(encoder, decoder, pairs, noise, prior, alpha)`: means over the batch.
-
-    encoder, decoder: params. noise, prior: N(0, I) of the posteriors and z of the new samples.
-    """
+    """Equations 4 and 5 of `(encoder, decoder, pairs, noise, prior, alpha)`: means over a batch."""
     module = vae.autoencoder(config)
 
     def encode(params, pairs):
