@@ -71,7 +71,7 @@ def _transplants(source, skulls, real, count, config):
 def _donor(real, row, frame):
     """The donor that a pair is, by its native implant where it has one; None below the vault."""
     if native := real.native(row):
-        voxels, affine = np.argwhere(native.mask()), native.affine
+        voxels, affine = np.argwhere(native.box()) + native.origin, native.affine
     else:
         voxels = np.argwhere(store.unpack(real.load([row])[0], real.size)[..., 1])
         affine = frame

@@ -71,11 +71,14 @@ class Native(NamedTuple):
     grid: tuple[int, int, int]  # of the source
     affine: Float[np.ndarray, "4 4"]  # voxel of the source to RAS mm
 
+    def box(self) -> Bool[np.ndarray, "x y z"]:
+        """The implant in its box."""
+        return np.unpackbits(self.bits, count=math.prod(self.shape)).reshape(self.shape).view(bool)
+
     def mask(self) -> Bool[np.ndarray, "X Y Z"]:
         """The implant on the whole grid."""
         mask = np.zeros(self.grid, bool)
-        box = np.unpackbits(self.bits, count=math.prod(self.shape)).reshape(self.shape)
-        mask[tuple(map(slice, self.origin, np.add(self.origin, self.shape)))] = box
+        mask[tuple(map(slice, self.origin, np.add(self.origin, self.shape)))] = self.box()
         return mask
 
 

@@ -37,8 +37,8 @@ def draw(key: Key[Array, ""], rotation_degrees: float, scaling: float) -> Affine
 def warp(pairs: Pairs, matrix: Float[Array, "B 3 3"], shift: Float[Array, "B 3"]) -> Pairs:
     """Resample pairs by affines about the grid's centre; identity and flips are exact.
 
-    matrix: of offsets from the centre, pair to result. shift: in voxels, after it. The threshold
-    leaves a sample its number of bone voxels: at 1/2, thin bone loses up to a tenth of them.
+    matrix: of offsets from the centre, pair to result; shift: in voxels, after it. A sample keeps
+    its number of bone voxels: cut at 1/2, thin bone would lose up to a tenth of them.
     """
     shares = jax.vmap(_shares)(pairs, jnp.linalg.inv(matrix), shift)
     bone, defect = shares[..., 0], shares[..., 1]
