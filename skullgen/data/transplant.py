@@ -83,10 +83,7 @@ def vault(complete: Mask, affine: Affine, frame: Affine) -> Vault:
 
 
 def transplant(vault: Vault, donor: Donor, seed: int) -> Mask:
-    """The piece that a donor's hole takes out of another skull.
-
-    Turned, mirrored or not, scaled; drawn again where it takes less than 4 ml or 45 % of the vault.
-    """
+    """The piece that a donor's hole, turned, maybe mirrored, scaled, takes out of another skull."""
     directions = vault.directions.reshape(-1, 3)
     for attempt in range(ATTEMPTS):
         random = np.random.default_rng([seed, attempt])
