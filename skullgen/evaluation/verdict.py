@@ -211,8 +211,8 @@ def headroom(cases: list[Case], floor: str) -> list[Row]:
         room = _minus(test, "dice", CEILING, floor)
         nets = dict.fromkeys(case["net"] for case in test if case["net"] not in (CEILING, floor))
         for net in nets if room else ():
-            gain = _minus(test, "dice", net, floor)
-            share = intervals.share([gain[skull] for skull in room], [*room.values()])
+            both = _minus(test, "dice", net, floor), room
+            share = intervals.share(*(np.array([one[skull] for skull in room]) for one in both))
             nets[net] = share and share._asdict()
         if room:
             rows.append({**_row({"column": column}, [*room.values()]), "shares": nets})
