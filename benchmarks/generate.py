@@ -176,7 +176,7 @@ def whole(what, saved, model, settings, args, workers):
     ):
         path, start = pathlib.Path(folder) / "s.zarr", time.perf_counter()
         generator = Trained(model, checkpoint.read(saved, model, 0))
-        generate.run(generator, path, settings, plan, workers)
+        generate.run(generator, path, settings, plan, workers, (0, 1))
         wall = time.perf_counter() - start
         assert not store.Store(path).missing()
     # While the workers start, the device fills the queue: two shards a worker, left out here.

@@ -48,7 +48,6 @@ def defaults(size):
     config.data.variety.rough_mm = 0.0  # standard deviation of the surfaces, voxel by voxel
     config.data.kinds = ()  # of defect, package.module.function too; none: all five
     config.data.cuts = 1  # defects of each kind for each skull (phantom, skulls)
-    config.data.first_cut = 0  # number of the first: other numbers are other defects
     config.data.seed = 0  # of phantoms, defects and the split
     config.data.threshold = 0.3  # share of bone that makes a voxel bone
     config.data.bone_hu = 0.0  # for CTs in Hounsfield units: bone is this or more; 0: masks
@@ -60,7 +59,6 @@ def defaults(size):
     config.data.folds = 0  # cross-validation over skulls: the test skulls are those of
     config.data.fold = 0  # this fold
     config.data.reframe = True  # False: the files' own cube is the frame, as SkullBreak's
-    config.data.strict = False  # True: a case that cannot be used ends the run, not left out
     config.data.licence = ""  # recorded in the store; "": that of the source, where it is known
 
     config.model = ConfigDict()
@@ -224,7 +222,7 @@ def wgan_gp(config, size):
     config.model.b2 = 0.9
     config.model.penalty = 100.0 if size == "paper" else 10.0  # lambda of equation 3
     config.model.generator_norm = "batch"
-    config.model.critic_norm = "layer"  # over D, H, W, C; or channel, group, none
+    config.model.critic_norm = "layer"  # over D, H, W, C; or group, none
     config.model.momentum = 0.99 if size == "paper" else 0.9  # of batch norm's averages
     return config
 

@@ -20,7 +20,7 @@ def make(number, size, config):
     box = np.zeros((size,) * 3, bool)
     box[size // 4 : -size // 4, size // 4 : -size // 4, size // 4 : -size // 4] = True
     box &= np.random.default_rng([config.seed, number]).random(box.shape) < 0.9
-    turns = range(config.first_cut, config.first_cut + config.cuts)
+    turns = range(config.cuts)
     kinds = range(len(defects.kinds_of(config)))
     return [_cut(box, [config.seed, number, *draw]) for draw in itertools.product(turns, kinds)]
 

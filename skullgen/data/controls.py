@@ -1,9 +1,7 @@
 """What generated pairs must beat: pairs of the run's own skulls that need no network.
 
-`fresh`: the training skulls cut anew by `defects`. `transplants`: the training pairs' own defects
-carried onto all training skulls. `phantoms`: of no patient at all, varied beyond anthropometry.
-`ceiling`: fresh defects in the test skulls, too, which no pair without them can beat. None of
-their defects is one of the real pairs'.
+`fresh`: the training skulls cut anew. `transplants`: the training pairs' own defects, carried onto
+them. `phantoms`: of no patient at all. `ceiling`: fresh defects in the test skulls, too.
 """
 
 import math
@@ -14,23 +12,22 @@ from ml_collections import ConfigDict
 from skullgen.core import provenance
 from skullgen.core.errors import UserError
 from skullgen.data import defects, phantom, sources, store, transplant
-from skullgen.data.sources import Case, Pair, Plan
+from skullgen.data.sources import Case, Pair, Plan, Skull
+from skullgen.data.transplant import Donor
+
+SPLITS = {"fresh": (0,), "transplants": (0,), "ceiling": (0, 2)}  # whose skulls each is made of
 
 
 class Impossible(UserError):
     """A control that these pairs give nothing to make of."""
 
 
-SPLITS = {"fresh": (0,), "transplants": (0,), "ceiling": (0, 2)}  # whose skulls each is made of
-
-
 def plan(
     name: str, source: Plan, real: store.Store, count: int, config: ConfigDict
 ) -> tuple[Plan, provenance.Recipe]:
-    """The cases of a control of about `count` pairs, and what determines it beside the source.
+    """The cases of a control of about `count` pairs, and what determines it beside `source`.
 
-    source: that of the real pairs, of which `real` are. config: their `config.data`. Raises
-    Impossible.
+    Raises Impossible.
     """
     if name == "phantoms":
         return _phantoms(real.size, count, config), {"name": name, "pairs": count}
@@ -43,7 +40,7 @@ def plan(
         cases = _transplants(source, skulls, real, count, config)
         return source._replace(cases=cases, kinds=tuple(real.attrs["kinds"])), about
     turns = math.ceil(count / (len(skulls) * len(source.kinds)))
-    numbers = range(config.first_cut + config.cuts, config.first_cut + config.cuts + turns)
+    numbers = range(config.cuts, config.cuts + turns)  # those after the real pairs'
     kinds = tuple(range(len(source.kinds))) * turns
     cases = [
         Case(sources.cut_skull, (source.skulls[n], numbers, size, config), kinds, n) for n in skulls
@@ -81,7 +78,7 @@ def _transplants(source, skulls, real, count, config):
 def _donor(real, row, frame):
     """The donor that a pair is, by its native implant where it has one; None below the vault."""
     if native := real.native(row):
-        voxels, affine = native.voxels(), native.affine
+        voxels, affine = np.argwhere(native.box()) + native.origin, native.affine
     else:
         voxels = np.argwhere(store.unpack(real.load([row])[0], real.size)[..., 1])
         affine = frame
@@ -91,9 +88,7 @@ def _donor(real, row, frame):
         return None
 
 
-def carry(
-    skull: sources.Skull, donors: list[transplant.Donor], size: int, config: ConfigDict
-) -> list[Pair]:
+def carry(skull: Skull, donors: list[Donor], size: int, config: ConfigDict) -> list[Pair]:
     """Pairs of a skull, each with the defect of a donor; one that vanishes is carried again."""
     with sources.host(skull, size, config) as own:
         vault = transplant.vault(*own.skull, own.frame)

@@ -1,9 +1,8 @@
 """Surgical defects cut into a complete skull: procedural, seeded, exact.
 
-The five kinds are those of SkullBreak (Kodym et al., Data in Brief 35, 2021, 106902). Rays from the
-braincase's centre find the outer and the inner surface of the vault on a chart of directions; a
-hole is drawn on that chart in mm, grown to its area, and carried down the rays through the full
-thickness, so that the saw stands on the surface.
+The five kinds are those of SkullBreak (Kodym et al., Data in Brief 35, 2021, 106902). Rays find
+both surfaces of the vault on a chart of directions; a hole is drawn on it in mm, grown to its area,
+and carried down the rays through the full thickness.
 """
 
 from collections.abc import Sequence
@@ -11,12 +10,13 @@ from typing import NamedTuple
 
 import cc3d
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from scipy import ndimage
 
 from skullgen.core import plugins
 from skullgen.core.errors import UserError, one_of
+from skullgen.data.grids import Mask
 
 # Each kind's part of [log lowest, log highest] area (of 10 to 150 cm^2: 55 to 150, 20 to 90, 30 to
 # 125, 10 to 60, 25 to 150); least and greatest log(length / width); greatest raggedness; middle of
@@ -38,7 +38,9 @@ _NO_VAULT = "no vault was found in the complete skull: it must be a head with it
 
 
 Chart = Float[np.ndarray, "C C"]
-Vectors = Float[np.ndarray, "3 *N"]
+Places = tuple[Float[np.ndarray, "2 N"], Float[np.ndarray, " N"]]
+Areas = tuple[float, float]
+Voxel = float | Sequence[float] | Float[np.ndarray, "3"]  # in mm
 
 
 class Vault(NamedTuple):
@@ -66,7 +68,7 @@ _ROOT = np.sqrt(np.clip(1 - (_A**2 + _B**2) / 4, 0, None))
 RAYS = np.stack([_A * _ROOT, _B * _ROOT, 1 - (_A**2 + _B**2) / 2], -1)
 
 
-def on_chart(vectors: Vectors) -> tuple[Float[np.ndarray, "2 N"], Float[np.ndarray, " N"]]:
+def on_chart(vectors: Float[np.ndarray, "3 N"]) -> Places:
     """Chart coordinates [2, N] in cells, and length in mm, of vectors [3, N] from the centre."""
     x, y, z = vectors
     length = np.sqrt(x * x + y * y + z * z) + 1e-6
@@ -132,10 +134,7 @@ def _thickness(hits, first, gap, step):
 
 
 def _rims(raw, centre, top, length):
-    """Depth in mm below the vertex of the orbital rims, where rays down the forehead get in.
-
-    Where none are seen, half the braincase's length.
-    """
+    """Depth in mm below the vertex of the orbital rims, where rays down the forehead get in."""
     angles, depths = np.deg2rad(np.arange(35, 124, 1.0)), []
     for side in np.deg2rad([*range(-32, -9, 2), *range(10, 33, 2)]):
         rays = np.sin(angles) * np.sin(side), np.sin(angles) * np.cos(side), np.cos(angles)
@@ -150,7 +149,7 @@ def _rims(raw, centre, top, length):
     return np.median(depths) if len(depths) >= 6 else 0.5 * length
 
 
-def survey(complete: Bool[np.ndarray, "X Y Z"], voxel: Float[np.ndarray, "3"]) -> Vault:
+def survey(complete: Mask, voxel: Float[np.ndarray, "3"]) -> Vault:
     """All that is known of a skull's vault; voxel: mm. UserError where there is none."""
     skull, blocks, centre, width = _braincase(complete, voxel)
     hits, radii = _cast(complete, voxel, skull, blocks, centre, 1.1 * width)
@@ -307,17 +306,8 @@ def _hole(kind, draw, vault, area_cm2):
     return np.where(others, np.maximum(field, 1.0), field)
 
 
-def carve(
-    complete: Bool[np.ndarray, "X Y Z"],
-    voxel: Float[np.ndarray, "3"],
-    vault: Vault,
-    hole: Chart,
-    two: bool,
-) -> Bool[np.ndarray, "X Y Z"]:
-    """The implant, without its dust but with the crumbs that would float in its hole.
-
-    Pieces are 26-connected: one hole keeps its largest, two those of 1 cm^3 or more as well.
-    """
+def carve(complete: Mask, voxel: Voxel, vault: Vault, hole: Chart, two: bool) -> Mask:
+    """The implant: of one hole its largest piece (26-connected), of two those of 1 cm^3 as well."""
     wide = ndimage.binary_dilation(hole < 0, iterations=2)
     rays = (vault.points[wide] - vault.centre) / vault.outer[wide][:, None]
     depths = np.stack([vault.outer[wide] + _OUTSIDE_MM, vault.inner[wide] - 10])
@@ -355,11 +345,7 @@ def carve(
 
 
 def kinds_of(config: ConfigDict) -> tuple[str, ...]:
-    """The kinds that `config.data.kinds` names, in order; "" means `KINDS`.
-
-    A dotted name is a function `(complete, seed, voxel_mm, area_cm2) -> bool [X, Y, Z]` with the
-    arguments of `cut` (voxel_mm: [3]); it returns the piece that is taken out.
-    """
+    """The kinds that `config.data.kinds` names, none: `KINDS`; one with a dot is a function."""
     kinds = plugins.listed(config.get("kinds", "")) or list(KINDS)
     for kind in kinds:
         if "." in kind:
@@ -372,24 +358,15 @@ def kinds_of(config: ConfigDict) -> tuple[str, ...]:
 
 
 def cut(
-    complete: Bool[np.ndarray, "X Y Z"],
-    kind: str,
-    seed: int,
-    *,
-    voxel_mm: float | Sequence[float] | Float[np.ndarray, "3"],
-    area_cm2: tuple[float, float] = (10.0, 150.0),
-) -> tuple[Bool[np.ndarray, "X Y Z"], Bool[np.ndarray, "X Y Z"]]:
+    complete: Mask, kind: str, seed: int, *, voxel_mm: Voxel, area_cm2: Areas = (10.0, 150.0)
+) -> tuple[Mask, Mask]:
     """A complete skull with a defect cut into it, and the piece that was taken out.
 
-    `bilateral` is one large hole over the midline of the forehead and the bregma; `frontoorbital`
-    the forehead of one side with its upper orbital rim; `parietotemporal` the side of the vault,
-    short of the midline; `random_1` a plain hole anywhere on the vault, `random_2` a larger, more
-    ragged one, with a smaller second in about one seed of ten.
+    `bilateral` lies over the forehead's midline; `frontoorbital` takes a side's forehead and rim;
+    `parietotemporal` the vault's side; `random_1` lies anywhere, `random_2` is larger, ragged.
 
-    complete: in RAS axes; its largest piece is the skull. seed: settles position, side, size and
-    shape in mm, at any voxel size. area_cm2: lowest and highest outer surface of the hole: each
-    kind draws evenly in the logarithm from its own part, and meets what it drew to within 10 % at
-    voxels up to 1.6 mm, unless that is more than 0.9 of what the vault offers it.
+    complete: in RAS axes. seed: settles position, side, size and shape in mm, at any voxel size.
+    area_cm2: lowest and highest outer surface; each kind draws from its own part of it.
     """
     if "." in kind:
         own = plugins.function("data.kinds", kind, _ARGUMENTS)
@@ -407,8 +384,6 @@ def cut(
 
 def _implant(complete, kind, seed, voxel_mm, area_cm2):
     """The piece that one of `KINDS` takes out."""
-    if not 0 < area_cm2[0] <= area_cm2[1]:
-        raise UserError(f"area_cm2 is {area_cm2}: give a lowest and a highest area above 0")
     if not complete.any():
         raise UserError(_NO_VAULT)
     voxel, draw = np.broadcast_to(np.asarray(voxel_mm, float), 3), _draw(kind, seed, area_cm2)

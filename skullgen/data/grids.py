@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from skullgen.core.errors import UserError
 
@@ -23,17 +23,17 @@ SNAP = 1e-3  # voxels; float32 affines put edges that coincide this far apart at
 
 Mask = Bool[np.ndarray, "X Y Z"]
 Affine = Float[np.ndarray, "4 4"]
-Share = Bool[np.ndarray, "D D D"] | Float[np.ndarray, "D D D"]
+Cube = Float[np.ndarray, "D D D"]
+Share = Bool[np.ndarray, "D D D"] | Cube
 Shape = tuple[int, ...]
 
 
 def frame(mask: Mask, affine: Affine, size: int) -> Affine:
     """The affine of the models' cube, placed on a skull in RAS order as SkullBreak does.
 
-    The vertex is the top of the largest piece of bone; the vault is the largest piece of what
-    lies at most 80 mm below it. Planes with under 20 mm^2 of bone count for neither. The cube has
-    204.8 mm, axes parallel to the source's, the vault in its middle left-right and front-back, the
-    vertex 125 mm above its floor; nothing is scaled.
+    The vertex is the top of the largest piece of bone; the vault the largest piece of the 80 mm
+    below it. The cube has 204.8 mm, the vault in its middle left-right and front-back, the vertex
+    125 mm above its floor; nothing is turned or scaled.
     """
     from scipy import ndimage
 
@@ -75,14 +75,8 @@ def frame(mask: Mask, affine: Affine, size: int) -> Affine:
     return model
 
 
-def reduce(
-    mask: Mask, affine: Affine, target_affine: Affine, size: int
-) -> Float32[np.ndarray, "D D D"]:
-    """The exact share of bone in each of `size`^3 voxels of a target grid (area-weighted mean).
-
-    Where the grids are aligned and their ratio is whole, these are block means, bit for bit.
-    Outside of the mask there is no bone.
-    """
+def reduce(mask: Mask, affine: Affine, target_affine: Affine, size: int) -> Cube:
+    """The exact share of bone in `size`^3 voxels of a target grid; block means where they align."""
     sides, edges = box(mask), _edges(affine, target_affine, size)
     share, part = np.zeros((size,) * 3, np.float32), mask[sides]
     if not part.size:
@@ -118,9 +112,8 @@ def planes(
 ) -> Iterator[Bool[np.ndarray, "Y Z"]]:
     """The planes [Y, Z] of a share on a native grid: bone is what is above `threshold`, >= 0.
 
-    A value of exactly that is not bone, by whatever rounding it comes, so that equal shares give
-    equal masks on every machine. Trilinear between voxels' centres; beyond the outer ones the share
-    is constant, outside of its cube empty.
+    A value of exactly that is not bone, by whatever rounding it comes. Trilinear between voxels'
+    centres; beyond the outer ones the share is constant, outside of its cube empty.
     """
     size, slices, taps, empty = share.shape[0], [], [], np.zeros(shape[1:], bool)
     above = box(share > threshold)
@@ -158,13 +151,8 @@ def planes(
     yield from itertools.repeat(empty, shape[0] - xs.stop)
 
 
-def split_share(
-    complete: Float[np.ndarray, "D D D"], implant: Float[np.ndarray, "D D D"], threshold: float
-) -> tuple[Bool[np.ndarray, "D D D"], Bool[np.ndarray, "D D D"]]:
-    """The defective skull and the implant: each bone voxel goes to the one with the larger share.
-
-    Bone is where the share of the complete skull is `threshold` or more. Ties go to the skull.
-    """
+def split_share(complete: Cube, implant: Cube, threshold: float) -> tuple[Mask, Mask]:
+    """The defective skull and the implant: bone goes to the larger share, ties to the skull."""
     bone = complete >= threshold
     piece = bone & (2 * implant > complete)
     return bone & ~piece, piece
@@ -182,10 +170,7 @@ def box(mask: Shaped[np.ndarray, "X Y Z"]) -> tuple[slice, ...]:
 
 
 def to_ras(affine: Affine, shape: tuple[int, ...]) -> Affine:
-    """Voxel of the grid turned closest to RAS -> voxel of this one of `shape`.
-
-    Flips and permutations only: `affine @ to_ras(affine, shape)` is the turned grid's affine.
-    """
+    """Voxel of the grid turned closest to RAS -> voxel of this one; `affine @ it` is its affine."""
     from nibabel import orientations
 
     return orientations.inv_ornt_aff(orientations.io_orientation(affine), shape)
@@ -199,11 +184,7 @@ def turned(data: Shaped[np.ndarray, "X Y Z"], turn: Affine) -> Shaped[np.ndarray
 
 
 def _edges(affine, target_affine, size):
-    """The target's size + 1 voxel edges along each axis, in source voxels from its edge.
-
-    The first edge and the total length are snapped to whole voxels where they nearly are, so that
-    the rounding of float32 headers does not tip shares of exactly one half.
-    """
+    """The target's size + 1 voxel edges along each axis, in source voxels, snapped to whole."""
     between = np.linalg.inv(affine) @ target_affine
     ratio = np.diag(between)[:3]
     if (ratio <= 0).any() or np.abs(between[:3, :3] - np.diag(ratio)).max() * size > 0.1:
@@ -216,10 +197,7 @@ def _edges(affine, target_affine, size):
 
 
 def _taps(side, edge):
-    """For each target voxel, voxels int [T, K] of `side`, from its start, that it may overlap.
-
-    And float32 [T, K], by how much, in source voxels. `edge` [T + 1] is the target's.
-    """
+    """The source voxels of `side` [T, K] that each target voxel may overlap, and by how much."""
     low, high = edge[:-1, None], edge[1:, None]
     first = np.floor(low).astype(int)
     where = first + np.arange(int((np.ceil(high) - first).max()))

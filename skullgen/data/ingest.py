@@ -1,8 +1,6 @@
-"""A source of skulls (`sources.PLANS`) becomes a store of pairs.
+"""A source of skulls (`sources.PLANS`) becomes a store of pairs, by worker processes."""
 
-Worker processes make the cases of its plan; whole shards are written in order, missing ones only.
-"""
-
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,21 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from skullgen.core import jobs, plugins
+from skullgen.core import files, jobs, plugins
 from skullgen.core.errors import UserError, in_range, one_of, plain
 from skullgen.data import controls, defects, sources, store
 
 SHARD = 20  # pairs in a file: what a kill loses at most
 FORM = "(size, config) -> sources.Plan"
-FREE = ("root", "strict")  # fields of `config.data` that determine no pair
 
 
 class Options(NamedTuple):
-    """How a source is ingested, beside what determines its pairs.
-
-    versions: recorded in the store. native: keep the implants at the sources' own grids, which
-    only pairs to score need. share: (k, n), the k-th of n runs of the shards.
-    """
+    """native: keep implants at the sources' own grids, for scores. share: as in `Store.shards`."""
 
     workers: int = 0
     versions: dict[str, Any] | None = None
@@ -53,11 +46,7 @@ def planner(name: str) -> Callable[[int, ConfigDict], sources.Plan]:
 
 
 def run(path: Path, size: int, config: ConfigDict, options: Options) -> sources.Plan:
-    """Ingests `config.source` (`config` is an experiment's `config.data`) into the store `path`.
-
-    size: voxels a side. A volume that cannot be read, or a pair that is none, is left out and
-    listed at the end; where `config.strict`, it is an error. Returns what the source holds.
-    """
+    """Ingests `config.source` of an experiment's `config.data`; lists cases that cannot be used."""
     plan = planner(config.source)(size, config)
     if not isinstance(plan, sources.Plan):
         raise UserError(f"{config.source}.plan returned {type(plan).__name__}: not a sources.Plan")
@@ -75,32 +64,14 @@ def run(path: Path, size: int, config: ConfigDict, options: Options) -> sources.
 def control(
     path: Path, source: sources.Plan, pairs: int, config: ConfigDict, options: Options
 ) -> None:
-    """Makes a control of the name of `path` (`data.controls`) beside the store of real pairs.
-
-    source: of the real pairs. pairs: about how many.
-    """
+    """Makes a control of the name of `path`, of about `pairs` pairs, beside the real pairs."""
     real = store.Store(path.with_name("real.zarr"))
     plan, about = controls.plan(path.stem, source, real, pairs, config)
     _make_store(path, real.size, config, plan, options._replace(native=False), about)
 
 
 def _make_store(path, size, config, plan, options, about=None):
-    pairs = _create(path, size, config, plan, options, about)
-    try:
-        _work(pairs, plan, config, options)
-        rest = sum(map(len, pairs.missing()))
-        if rest:
-            print(f"{path}: {rest} pairs are left to other processes")
-        else:
-            _summary(pairs, plan, config)
-    except UserError:
-        if options.share == (0, 1) and 0 not in pairs.column("split"):
-            store.discard(path)  # no use: it must not be in the way of a mended config
-        raise
-
-
-def _create(path, size, config, plan, options, about):
-    fields = {name: value for name, value in config.to_dict().items() if name not in FREE}
+    fields = {name: value for name, value in config.to_dict().items() if name != "root"}
     recipe = {"data": fields, "model.resolution": size, "sources": plan.sources}
     recipe |= {"control": about} if about else {}
     attributes = {
@@ -113,7 +84,13 @@ def _create(path, size, config, plan, options, about):
         "versions": options.versions or {},
     }
     count = sum(len(case.kinds) for case in plan.cases)
-    return store.create(path, store.Shape(count, size, SHARD), attributes, recipe)
+    pairs = store.create(path, store.Shape(count, size, SHARD), attributes, recipe)
+    _work(pairs, plan, config, options)
+    rest = sum(map(len, pairs.missing()))
+    if rest:
+        print(f"{path}: {rest} pairs are left to other processes")
+    else:
+        _summary(pairs, plan, config, options)
 
 
 def _licence(config):
@@ -134,7 +111,7 @@ def _work(pairs, plan, config, options):
         labels += [(split, kind, case.skull) for kind in case.kinds]
         if not rows.isdisjoint(range(start, len(labels))):
             todo.append((start, case))
-    tasks = ((case, config.strict) for _, case in todo)
+    tasks = ((case,) for _, case in todo)
     total = sum(map(len, pairs.shards(options.share)))
     with jobs.progress(total, total - len(rows), "ingest", "pair") as bar:
         answers = jobs.ordered(_make, tasks, jobs.workers(options.workers))
@@ -152,13 +129,11 @@ def _work(pairs, plan, config, options):
                 bar.update(len(shard))
 
 
-def _make(case, strict):
-    """The pairs of a case, or in one line why it has none, which is an error where `strict`."""
+def _make(case):
+    """The pairs of a case, or in one line why it has none."""
     try:
         pairs = case.make(*case.arguments)
     except UserError as error:
-        if strict:
-            raise
         return str(error)
     if len(pairs) != len(case.kinds):
         what = f"{case.make.__qualname__} made {len(pairs)} pairs"
@@ -178,9 +153,11 @@ def _write(pairs, shard, parts, labels, native):
     pairs.write(shard.start, bits, columns, [pair.native for pair in parts] * native)
 
 
-def _summary(pairs, plan, config):
+def _summary(pairs, plan, config, options):
     lines, split, skull = pairs.left_out(), pairs.column("split"), pairs.column("skull")
-    if lines and (config.strict or 0 not in split):
+    if lines and 0 not in split:
+        if options.share == (0, 1):  # it must not be in the way of a mended config
+            shutil.rmtree(pairs.path.rename(files.partial_of(pairs.path)))
         number = f"{len(lines)} of {len(plan.cases)} cases"
         raise UserError(f"{pairs.path}: {number} cannot be used, the first: {lines[0]}")
     parts = [
@@ -193,5 +170,5 @@ def _summary(pairs, plan, config):
         hint = "" if config.source == "skullbreak" else "; data.test, data.validation name skulls"
         print(f"note: no skull of split {', '.join(empty)}: nothing is judged on it{hint}")
     if lines:
-        print(f"left out, {len(lines)} of {len(plan.cases)} cases (data.strict makes it an error):")
+        print(f"left out, {len(lines)} of {len(plan.cases)} cases:")
         print("\n".join(f"  {line}" for line in lines))

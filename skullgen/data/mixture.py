@@ -11,6 +11,7 @@ from skullgen.core import plugins
 from skullgen.core.errors import UserError, one_of
 from skullgen.data.store import SPLITS, Store
 
+Rows = Int32[np.ndarray, "batches size"]
 OWN = tuple(
     f"{name}.zarr" for name in "real generated fresh transplants phantoms ceiling".split()
 )  # what a run makes in its work directory
@@ -26,9 +27,8 @@ class Part(NamedTuple):
 def parts(text: str, folder: Path, seed: int, field: str = "segment.stores") -> list[Part]:
     """The stores that `path:split:pairs[:skulls]`, comma-separated, names.
 
-    split: `train`, `validation`, `test` or `all`. pairs: a number, the first of a permutation
-    seeded by `seed` (a larger number takes the same pairs and more), or `all`. skulls: so many of
-    the store's, the first of a permutation, too; without it, all.
+    pairs: a number, the first of a permutation seeded by `seed` (a larger number takes the same and
+    more), or `all`. skulls: so many of the store's, the first of a permutation, too; else all.
     """
     parts = []
     for name, split, wanted, skulls in named(text, field):
@@ -103,14 +103,11 @@ class Place(NamedTuple):
     update: int
 
 
-def batch_rows(
-    counts: list[int], size: int, place: Place, batches: int = 1
-) -> Int32[np.ndarray, "batches size"]:
-    """Rows of the training pairs that one update takes.
+def batch_rows(counts: list[int], size: int, place: Place, batches: int = 1) -> Rows:
+    """Rows of the training pairs that one update takes, a pure function of its arguments.
 
-    counts: pairs of each part of a mixture. The parts take turns, so that each has an equal share
-    of the draws; rows count through all parts. A pure function of its arguments: for each part an
-    endless row of seeded permutations, cut into full batches, each phase beginning its own.
+    counts: pairs of each part of a mixture, which take turns; rows count through all parts. For
+    each part an endless row of seeded permutations is cut into batches; each phase begins its own.
     """
     first = place.update * batches * size
     round_robin, part = np.divmod(np.arange(first, first + batches * size), len(counts))

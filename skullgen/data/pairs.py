@@ -17,16 +17,12 @@ from skullgen.data import store
 class Pairs:
     """Pairs of a store, real or generated, read one at a time when they are asked for.
 
-    `pairs[3]`, also counted from the end, is a dict of two arrays of 0 and 1 in RAS: `skull`, the
-    defective skull, and `defect`, the implant: channels first, as networks of PyTorch and MONAI's
-    dictionary transforms take them. It can be pickled, and forked.
+    `pairs[3]` is a dict of two arrays of 0 and 1 in RAS, channels first: `skull`, the defective
+    skull, and `defect`, the implant. It can be pickled, and forked.
 
-    path: the store, for example `runs/vae_wgan/generated.zarr`.
-    split: `train`, `validation` or `test`; None: all, as for generated pairs, which have none.
-    kind: of defect, one of `skullgen.data.defects.KINDS`; None: all.
-
-    Attributes: `path`; `rows` int [n], the pairs' rows in the store; `voxel_mm`. Pairs that the
-    store's list `leave_out.txt` names, and cases that could not be ingested, are not among them.
+    path: the store. split: `train`, `validation` or `test`; None: all, as for generated pairs.
+    kind: of defect, one of `skullgen.data.defects.KINDS`; None: all. Attributes: `path`; `rows`,
+    those of the pairs in the store, without `leave_out.txt`'s; `voxel_mm`.
     """
 
     def __init__(self, path: str | Path, split: str | None = None, kind: str | None = None) -> None:

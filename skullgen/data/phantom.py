@@ -60,13 +60,11 @@ VAULT = 5.2  # mm, mean thickness before the map above
 THINNEST = 4.5  # mm, so that a grid of 6.4 mm voxels still closes
 SQUAMA = (0.97, 0.15, -0.2)  # direction of the thin temporal bone
 Range = tuple[float | int, float | int]
+Lengths = Float[np.ndarray, "3"]
 
 
 class Variety(NamedTuple):
-    """How far phantoms go beyond anthropometry: to heads and scans that it does not know.
-
-    As it stands here, not at all. Ranges are drawn from evenly.
-    """
+    """How far phantoms go beyond anthropometry; as it stands here, not at all."""
 
     spread: float = 1.0  # standard deviations of the three lengths, times this
     thickness: Range = (1.0, 1.0)  # of the bone, times this; thinnest and thickest 2 and 12 mm
@@ -80,18 +78,15 @@ class Variety(NamedTuple):
 
 # Thickness of living skulls, newborns' to hyperostotic ones'; scans with and without a face, cut
 # below the vault or at the foramen magnum; MR's and CT's threshold and noise.
-VARIED = Variety(2.0, (0.5, 1.8), 0.06, 0.5, (0.0, 25.0), 8, 0.3, 0.4)
+USUAL, VARIED = Variety(), Variety(2.0, (0.5, 1.8), 0.06, 0.5, (0.0, 25.0), 8, 0.3, 0.4)
 
 
-def individual(
-    seed: int, spread: float = 1.0
-) -> tuple[np.random.Generator, Float[np.ndarray, "3"]]:
-    """The generator of a seed and what it draws first: maximum length, breadth and height in mm.
+def individual(seed: int, spread: float = 1.0) -> tuple[np.random.Generator, Lengths]:
+    """The generator of a seed and what it draws first: GOL, XCB and BBH in mm.
 
-    GOL, XCB and BBH (basion to bregma). One of four groups (two series, two sexes) is drawn evenly,
-    then a normal with that group's mean and the spreads and correlations pooled within the groups,
-    of 217 adults of the Norse and Berg series of W. W. Howells, Papers of the Peabody Museum 67,
-    1973, and 79, 1989. spread: multiplies the deviations.
+    One of four groups (two series, two sexes) is drawn evenly, then a normal of its mean and the
+    pooled spreads and correlations of 217 adults of the Norse and Berg series of W. W. Howells,
+    Papers of the Peabody Museum 67, 1973, and 79, 1989. spread: multiplies the deviations.
     """
     draw = np.random.default_rng(seed)
     mean = MEANS[draw.integers(len(MEANS))]
@@ -106,21 +101,14 @@ def affine(size: int) -> Float[np.ndarray, "4 4"]:
     return np.array([[step, 0, 0, start], [0, step, 0, start], [0, 0, step, start], [0, 0, 0, 1]])
 
 
-def skull(
-    seed: int,
-    size: int = 128,
-    variety: Variety = Variety(),  # noqa: B008
-) -> Bool[np.ndarray, "D D D"]:
-    """The cranium of individual `seed`, in RAS.
+def skull(seed: int, size: int = 128, variety: Variety = USUAL) -> Bool[np.ndarray, "D D D"]:
+    """The cranium of individual `seed`, in RAS, in a cube of 204.8 mm.
 
-    The frame is a cube of 204.8 mm; glabella-opisthocranion and euryon-euryon are centred in it and
-    the top of the bone lies 125 mm above its floor. Lengths: see `individual`. The frame ends above
-    the basion of most people, so the height drawn shapes the vault above the glabella and the base
-    below is pressed into what is left, with the foramen magnum just above the floor; the face ends
-    at the floor. The vault is about 4.5 to 8 mm thick, in the pattern of del Olmo Lianes et al.,
-    Anthropol. Sci. 127, 2019, independent of sex and size (Lynnerup, Forensic Sci. Int. 117, 2001;
-    De Boer et al., Int. J. Legal Med. 130, 2016); a real temporal squama is thinner, but would be
-    holes in a coarse grid. Shape beyond the three lengths is drawn by eye.
+    Centred, the top of the bone 125 mm above the floor. The frame ends above most people's basion:
+    the base is pressed into what is left, the face ends at the floor. The vault has 4.5 to 8 mm, in
+    the pattern of del Olmo Lianes et al., Anthropol. Sci. 127, 2019, independent of sex and size
+    (Lynnerup, Forensic Sci. Int. 117, 2001; De Boer et al., Int. J. Legal Med. 130, 2016); a real
+    temporal squama is thinner, but would be holes in a coarse grid. Other shape is drawn by eye.
     """
     step = np.float32(affine(size)[0, 0])
     draw, (length, breadth, height) = individual(seed, variety.spread)
@@ -205,10 +193,7 @@ def _swellings(draw, u, table):
 
 
 def _braincase(draw, thickness, asymmetry):
-    """The outer and the inner surface: radii [2, 181, 361] by degree of elevation and azimuth.
-
-    In mm; scale [3] and middle [2], X and Y, bring them to the standard lengths. All are float32.
-    """
+    """Both surfaces by elevation, azimuth: mm [2, 181, 361]; scale [3], middle [2] to standard."""
     tilt = np.linspace(-np.pi / 2, np.pi / 2, 181)[:, None]
     turn = np.linspace(-np.pi, np.pi, 361)
     u = np.cos(tilt) * np.sin(turn), np.cos(tilt) * np.cos(turn), np.sin(tilt)

@@ -36,10 +36,7 @@ class Case(NamedTuple):
 
 
 class Skull(NamedTuple):
-    """A complete skull on its source's own grid: `read(argument, config)`, in RAS order.
-
-    reframe: it is placed in the models' frame; else its own cube is that frame.
-    """
+    """A complete skull: `read(argument, config)`, in RAS; reframe: it is placed in the frame."""
 
     name: str
     read: Callable[[Any, ConfigDict], Volume]
@@ -191,9 +188,8 @@ def _cut_plan(skulls, size, config):
     """A plan of complete skulls that are cut."""
     names, kinds = [skull.name for skull in skulls], defects.kinds_of(config)
     numbers = tuple(range(len(kinds))) * config.cuts
-    turns = range(config.first_cut, config.first_cut + config.cuts)
     cases = [
-        Case(cut_skull, (skull, turns, size, config), numbers, number)
+        Case(cut_skull, (skull, range(config.cuts), size, config), numbers, number)
         for number, skull in enumerate(skulls)
     ]
     return Plan(cases, names, assign(names, config), {}, [], kinds=kinds, skulls=skulls)
@@ -210,12 +206,10 @@ def _phantom(individual, config):
 
 def prepare(
     skull: Mask, affine: Affine, size: int, *, reframe: bool = True, whole: Mask | None = None
-) -> tuple[Affine, Float[np.ndarray, "D D D"]]:
-    """Brings a skull in RAS order to the models' grid: one way for training and for prediction.
+) -> tuple[Affine, grids.Cube]:
+    """Brings a skull in RAS order to the models' grid: its affine, and the share of bone there.
 
-    reframe: place it in the frame (`grids.frame`) of `whole`, where that is more than the skull;
-    else its own cube is the frame, as in SkullBreak. Returns the grid's affine and the share of
-    bone in its voxels: bone is where that is `data.threshold` or more.
+    reframe: place it in the frame (`grids.frame`) of `whole`; else its own cube is the frame.
     """
     whole = skull if whole is None else whole
     model = grids.frame(whole, affine, size) if reframe else _cube(skull.shape, affine, size)
@@ -231,10 +225,7 @@ class Host(NamedTuple):
     share: Float[np.ndarray, "D D D"]
 
     def pair(self, implant: Mask, threshold: float) -> Pair | None:
-        """The pair of a piece that is taken out natively; None where it vanishes on the frame.
-
-        `defective | implant == complete` and `defective & implant == 0` hold there too.
-        """
+        """The pair of a piece that is taken out natively; None where it vanishes on the frame."""
         part = grids.reduce(implant, self.skull.affine, self.frame, len(self.share))
         pair = np.stack(grids.split_share(self.share, part, threshold), axis=-1)
         native = _native(implant, self.skull.affine)
@@ -250,10 +241,7 @@ def host(skull: Skull, size: int, config: ConfigDict) -> Iterator[Host]:
 
 
 def cut_skull(skull: Skull, turns: Sequence[int], size: int, config: ConfigDict) -> list[Pair]:
-    """Cuts one skull into each kind, once for each turn: natively, then reduced.
-
-    A defect that vanishes on the models' grid is drawn again, larger.
-    """
+    """Cuts one skull into each kind, once for each turn; what vanishes is drawn again, larger."""
     with host(skull, size, config) as own:
         draws = itertools.product(turns, defects.kinds_of(config))
         return [_cut_once(own, kind, turn, config) for turn, kind in draws]
@@ -289,10 +277,10 @@ def _cube(shape, affine, size):
 
 
 def assign(names: list[str], config: ConfigDict) -> dict[str, int]:
-    """The split of each skull: name -> index of `store.SPLITS`.
+    """The split of each skull, by name: an index of `store.SPLITS`.
 
-    By `config.test` and `config.validation`, names, where either is given, else by seeded fractions
-    of the skulls; with `config.folds`, the test skulls are fold number `config.fold` of as many.
+    By the names in `config.test` and `config.validation`, else by seeded fractions; with
+    `config.folds`, the test skulls are fold number `config.fold` of as many.
     """
     lists = [plugins.listed(text) for text in (config.validation, config.test)]
     unknown = [name for chosen in lists for name in chosen if name not in names]

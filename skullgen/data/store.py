@@ -3,13 +3,14 @@
 Arrays: `pairs` bool [N, D, D, D, 2] (channel 0 the defective skull, 1 its defect; one chunk a pair,
 `shard` pairs a file), and columns of one row a pair. A shard is the unit of work: each of its files
 is written atomically, that of the column `voxels` last; a shard that lacks a file is made again.
-Equal work gives equal bytes. In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian.
+In memory pairs are packed: uint8 [N, D^3 * 2 / 8], little-endian.
 """
 
 import contextlib
 import math
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,17 +71,18 @@ class Native(NamedTuple):
     grid: tuple[int, int, int]  # of the source
     affine: Float[np.ndarray, "4 4"]  # voxel of the source to RAS mm
 
-    def voxels(self) -> Int64[np.ndarray, "n 3"]:
-        """The indices of the implant's voxels."""
-        box = np.unpackbits(self.bits, count=math.prod(self.shape)).reshape(self.shape)
-        return np.argwhere(box) + self.origin
+    def box(self) -> Bool[np.ndarray, "x y z"]:
+        """The implant in its box."""
+        return np.unpackbits(self.bits, count=math.prod(self.shape)).reshape(self.shape).view(bool)
 
     def mask(self) -> Bool[np.ndarray, "X Y Z"]:
         """The implant on the whole grid."""
         mask = np.zeros(self.grid, bool)
-        box = np.unpackbits(self.bits, count=math.prod(self.shape)).reshape(self.shape)
-        mask[tuple(map(slice, self.origin, np.add(self.origin, self.shape)))] = box
+        mask[tuple(map(slice, self.origin, np.add(self.origin, self.shape)))] = self.box()
         return mask
+
+
+Natives, Columns = Sequence[Native | None], dict[str, Any]
 
 
 class Pair(NamedTuple):
@@ -94,8 +96,7 @@ class Pair(NamedTuple):
 class Store:
     """A store of pairs; opening one checks its format, shapes, dtypes, bounds and codecs.
 
-    Attributes: `path`; `attrs`, a dict (`voxel_mm`, `kinds`, `names`, `licence`, ...); `count` N,
-    `size` D and `shard`, the pairs of a file.
+    Attributes: `path`; `attrs` (`voxel_mm`, `kinds`, `names`, ...); `count` N, `size` D, `shard`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -210,15 +211,9 @@ class Store:
         chunk = (row // self.shard, *[0] * (array.ndim - 1))
         return self.path / name / array.metadata.encode_chunk_key(chunk)
 
-    def write(
-        self,
-        start: int,
-        bits: Packed,
-        columns: dict[str, Any],
-        natives: list[Native | None] | None = None,
-    ) -> None:
+    def write(self, start: int, bits: Packed, columns: Columns, natives: Natives = ()) -> None:
         """Writes one shard, from its first row on; columns [n, ...] that are left out are -1."""
-        natives, stop = natives or [], start + len(bits)
+        stop = start + len(bits)
         group = zarr.open_group(self.path, mode="r+")
         for name in reversed(self._arrays):  # Zarr would read a last shard that is not full
             self._file(name, start).unlink(missing_ok=True)
@@ -282,10 +277,7 @@ class Shape(NamedTuple):
 def create(
     path: str | Path, shape: Shape, attributes: dict[str, Any], recipe: provenance.Recipe
 ) -> Store:
-    """Makes an empty store, or takes up the one that has this recipe; more pairs make it grow.
-
-    attributes: JSON values. A last shard that was not full is made again.
-    """
+    """Makes an empty store, or takes up the one that has this recipe; more pairs make it grow."""
     path = Path(path)
     _check_bounds(path, shape)
     if not exists(path):
@@ -312,36 +304,18 @@ def _build(path, shape, attributes, recipe):
     pair = (shape.size, shape.size, shape.size, 2)
     # One block a pair of up to 128^3: smaller than level 5 in zarr's own blocks, and faster.
     blosc = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", blocksize=2**22)
-    group.create_array(
-        "pairs",
-        shape=(shape.count, *pair),
-        dtype="bool",
-        chunks=(1, *pair),
-        shards=(shape.shard, *pair),
-        compressors=[blosc, Crc32cCodec()],
-    )
+    layout = {"chunks": (1, *pair), "shards": (shape.shard, *pair)}
+    layout |= {"compressors": [blosc, Crc32cCodec()]}
+    group.create_array("pairs", shape=(shape.count, *pair), dtype="bool", **layout)
     for name, (dtype, rest) in COLUMNS.items():
-        group.create_array(
-            name,
-            shape=(shape.count, *rest),
-            dtype=dtype,
-            chunks=(shape.shard, *rest),
-            compressors=[ZstdCodec(), Crc32cCodec()],
-            fill_value=-1,
-        )
+        layout = {"chunks": (shape.shard, *rest), "compressors": [ZstdCodec(), Crc32cCodec()]}
+        group.create_array(name, shape=(shape.count, *rest), dtype=dtype, fill_value=-1, **layout)
     try:
         partial.rename(path)
     except OSError:
         shutil.rmtree(partial)
         if not exists(path):  # else another process of this run was first
             raise UserError(f"{path}: not a store, and in the way of one: delete it") from None
-
-
-def discard(path: Path) -> None:
-    """Removes a store: at once, whatever becomes of us meanwhile."""
-    partial = files.partial_of(Path(path))
-    Path(path).rename(partial)
-    shutil.rmtree(partial)
 
 
 def _write_native(place, native):

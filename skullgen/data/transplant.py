@@ -1,29 +1,26 @@
 """Defects carried from one skull onto another: a control that needs no cutter and no network.
 
-A donor is a hole on the chart of directions (`defects`), seen from the middle of the frame. It is
-turned a little, mirrored or not, made smaller or larger, and cut into another skull through the
-full thickness of the bone that is there: nothing is fitted.
+A donor is a hole on the chart of directions (`defects`), turned a little, mirrored or not, scaled,
+and cut into another skull through the full thickness of the bone that is there.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy import ndimage
 
 from skullgen.core.errors import UserError
 from skullgen.data import defects
 from skullgen.data.grids import FIELD_MM, VERTEX_MM, Affine, Mask
 
-MIDDLE_MM = 58.0  # of the braincase, below the vertex
+MIDDLE = np.array([FIELD_MM / 2, FIELD_MM / 2, VERTEX_MM - 58])  # of the braincase, in the frame
 TURN_DEGREES = (6.0, 6.0, 12.0)  # standard deviations about X, Y and the vertical
 SMALLEST = 0.8  # of the donor's angle about its middle; at most 1 / this
 LEAST_CM3, MOST = 4.0, 0.45  # of bone, and of the vault's area
 FINE_MM = 1.5  # donors' voxels are divided into parts of at most this
 LOWEST = np.cos(np.deg2rad(120))  # of a direction's height: the chart ends there
 ATTEMPTS = 20
-
-Vectors = Float[np.ndarray, "3 N"]
 
 
 class Donor(NamedTuple):
@@ -35,20 +32,16 @@ class Donor(NamedTuple):
 
 
 def donor(voxels: Int[np.ndarray, "n 3"], affine: Affine, frame: Affine, size: int) -> Donor:
-    """A donor from the indices of an implant's voxels on a grid in RAS order.
-
-    frame: the affine of its skull's cube of `size` voxels a side.
-    """
+    """A donor from the indices of an implant's voxels, in RAS order; frame: of its skull's cube."""
     step = np.linalg.norm(affine[:3, :3], axis=0)
     parts = [np.arange(n) / n + 0.5 / n - 0.5 for n in np.ceil(step / FINE_MM).astype(int)]
     offsets = np.stack(np.meshgrid(*parts), -1).reshape(-1, 3)
     places = (voxels[:, None] + offsets).reshape(-1, 3)
     to_frame = np.linalg.inv(frame) @ affine
     vectors = (places @ to_frame[:3, :3].T + to_frame[:3, 3] + 0.5).T * (FIELD_MM / size)
-    vectors = vectors - _middle()[:, None]
-    cells, length = defects.on_chart(
-        vectors[:, vectors[2] > LOWEST * np.linalg.norm(vectors, axis=0)]
-    )
+    vectors = vectors - MIDDLE[:, None]
+    above = vectors[2] > LOWEST * np.linalg.norm(vectors, axis=0)
+    cells, length = defects.on_chart(vectors[:, above])
     if not len(length):
         raise UserError("the defect lies below the vault: it cannot be carried onto other skulls")
     # A cell at the rim holds less of the piece than those within: it is hole from one half on.
@@ -66,11 +59,6 @@ def donor(voxels: Int[np.ndarray, "n 3"], affine: Affine, frame: Affine, size: i
     return Donor(field.astype(np.float32), mean / np.linalg.norm(mean), bool((sums > 1).sum() > 1))
 
 
-def _middle():
-    """The braincase's middle, mm from the corner of the frame."""
-    return np.array([FIELD_MM / 2, FIELD_MM / 2, VERTEX_MM - MIDDLE_MM])
-
-
 class Vault(NamedTuple):
     """A complete skull that takes defects: its vault, seen from the middle of the frame."""
 
@@ -83,32 +71,19 @@ class Vault(NamedTuple):
 
 
 def vault(complete: Mask, affine: Affine, frame: Affine) -> Vault:
-    """The vault of a complete skull in RAS order; frame: the affine of its cube.
-
-    Openings and the base stay as they are, but for the orbits' upper rims.
-    """
+    """The vault of a complete skull in RAS order: openings and base stay, but the orbits' rims."""
     voxel = np.linalg.norm(affine[:3, :3], axis=0)
     chart = defects.survey(complete, voxel)
     corner = np.linalg.inv(affine) @ frame @ [-0.5, -0.5, -0.5, 1]  # of the frame, in voxels
-    away = chart.points - (corner[:3] + 0.5) * voxel - _middle()
+    away = chart.points - (corner[:3] + 0.5) * voxel - MIDDLE
     closed = np.where((chart.front < 60) & defects.INSIDE, -6.0, chart.closed)
-    return Vault(
-        complete,
-        voxel,
-        chart,
-        away / np.linalg.norm(away, axis=-1, keepdims=True),
-        np.maximum(closed, -8 - chart.height),
-        chart.area[chart.height > 0].sum(),
-    )
+    directions = away / np.linalg.norm(away, axis=-1, keepdims=True)
+    limit, area = np.maximum(closed, -8 - chart.height), chart.area[chart.height > 0].sum()
+    return Vault(complete, voxel, chart, directions, limit, area)
 
 
-def transplant(vault: Vault, donor: Donor, seed: int) -> Bool[np.ndarray, "X Y Z"]:
-    """The piece that a donor's hole takes out of another skull.
-
-    Turned about the middle, mirrored with probability one half, the angle to the hole's mean
-    direction scaled by 0.8 to 1.25; drawn again, turned less and less, where it would take less
-    than 4 ml or more than 45 % of the vault.
-    """
+def transplant(vault: Vault, donor: Donor, seed: int) -> Mask:
+    """The piece that a donor's hole, turned, maybe mirrored, scaled, takes out of another skull."""
     directions = vault.directions.reshape(-1, 3)
     for attempt in range(ATTEMPTS):
         random = np.random.default_rng([seed, attempt])

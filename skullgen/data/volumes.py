@@ -1,8 +1,6 @@
 """Skull files in and out: NIfTI by nibabel; NRRD, MetaImage and DICOM folders by SimpleITK.
 
-Arrays are `[X, Y, Z]`; an affine `[4, 4]` maps voxel centres to RAS mm. Neither library refuses
-what no skull can be (voxels of metres, a missing voxel size, labels, NaN): this page does, by a
-UserError of one line that names the file.
+Neither refuses what no skull can be (voxels of metres, no voxel size, labels, NaN): this page does.
 """
 
 import contextlib
@@ -53,11 +51,10 @@ class Source(NamedTuple):
 def read(path: str | Path, *, bone_hu: float = 0, label: int = 0) -> Volume:
     """A bone mask, a `label` of a segmentation, or a CT cut at `bone_hu`, in the file's order.
 
-    A mask has one value that is not 0, or soft ones of at most 1: all of them are bone. A NRRD
-    without `space` is taken as RAS; a NIfTI without known units as mm.
+    A mask has one value that is not 0, or soft ones of at most 1: all of them are bone.
     """
     path = Path(path)
-    _require(path, (not (bone_hu and label), "bone_hu is for a CT, label for a segmentation"))
+    _require(path, not (bone_hu and label), "bone_hu is for a CT, label for a segmentation")
     source = describe(path)
     with _decoding(path):
         values = source.load()
@@ -77,8 +74,7 @@ def read(path: str | Path, *, bone_hu: float = 0, label: int = 0) -> Volume:
     span, some = f"values {low:g} to {high:g}", ", ".join(f"{v:g}" for v in sorted(labels)[:8])
     choose = f"{some}: set label (data.label, predict.label) to the one that is bone"
     hu = "set bone_hu, 150 to 300 Hounsfield units, of labels set label, else threshold it"
-    _require(
-        path,
+    for holds, what in (
         (np.isfinite([low, high]).all(), "has NaN or infinite voxels: set them to 0 (a CT: air)"),
         (bone_hu or not scan, f"is a scan, not a mask ({span}, negative or many): {hu}"),
         (scan or not bone_hu, f"is a mask ({span}), not a CT: leave bone_hu out"),
@@ -87,7 +83,8 @@ def read(path: str | Path, *, bone_hu: float = 0, label: int = 0) -> Volume:
         (one or label or bone_hu, f"is no mask of one label, it holds {choose}"),
         (mask.any(), f"holds no bone ({span}): check the file and, for a CT, bone_hu"),
         (not mask.all(), "is bone everywhere: give a mask whose voxels are 0 around it"),
-    )
+    ):
+        _require(path, holds, what)
     return Volume(mask, source.affine)
 
 
@@ -122,7 +119,7 @@ def write(path: str | Path, mask: Mask | UInt8[np.ndarray, "X Y Z"], affine: Aff
     """Write uint8 voxels as one of `WRITTEN`, atomically; equal arguments, equal bytes."""
     path = Path(path)
     suffix = _suffix(path)
-    _require(path, (suffix in WRITTEN, f"is only read: write one of {', '.join(WRITTEN)}"))
+    _require(path, suffix in WRITTEN, f"is only read: write one of {', '.join(WRITTEN)}")
     _check_affine(path, affine)
     encode = _nrrd_bytes if suffix == ".nrrd" else _nifti_bytes
     content = encode(mask.astype(np.uint8, copy=False), affine)
@@ -161,11 +158,9 @@ def describe(path: str | Path) -> Source:
     try:
         # A link to nothing, as of datalad's files that were not fetched, is no file either.
         series, plain = path.is_dir(), path.is_file()
-        _require(
-            path,
-            (series or plain, "there is no such file, or no plain one: check the path"),
-            (series or _suffix(path), f"unknown kind of file: give one of {', '.join(SUFFIXES)}"),
-        )
+        _require(path, series or plain, "there is no such file, or no plain one: check the path")
+        known = f"unknown kind of file: give one of {', '.join(SUFFIXES)}"
+        _require(path, series or _suffix(path), known)
         header = _dicom if series else _nifti if ".nii" in _suffix(path) else _itk
         source = header(path)
     except OSError as error:
@@ -173,22 +168,22 @@ def describe(path: str | Path) -> Source:
         raise UserError(f"{path}: {what}") from error
     fits = min(source.shape) >= 1 and math.prod(source.shape) <= MAX_VOXELS
     what = f"sizes {source.shape}: not 1 to {MAX_VOXELS} voxels"
-    _require(path, (fits, f"{what}: crop it or mend the header"))
+    _require(path, fits, f"{what}: crop it or mend the header")
     _check_affine(path, source.affine)
     return source
 
 
 def _check_affine(path, affine):
     finite = np.isfinite(affine).all()
-    _require(path, (finite, "its affine is not finite: write voxel size and origin in mm"))
+    _require(path, finite, "its affine is not finite: write voxel size and origin in mm")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     size = " x ".join(f"{mm:.4g}" for mm in spacing)
     bounds = f"not {MIN_VOXEL_MM} to {MAX_VOXEL_MM}; are they metres or microns? Write mm"
     sound = MIN_VOXEL_MM <= spacing.min() and spacing.max() <= MAX_VOXEL_MM
-    _require(path, (sound, f"voxels of {size} mm, {bounds}"))
+    _require(path, sound, f"voxels of {size} mm, {bounds}")
     axes = affine[:3, :3] / spacing
     square = np.abs(axes.T @ axes - np.eye(3)).max() <= 1e-3
-    _require(path, (square, "its axes are sheared or singular: resample to a plain grid"))
+    _require(path, square, "its axes are sheared or singular: resample to a plain grid")
 
 
 def _nifti(path):
@@ -208,12 +203,9 @@ def _nifti(path):
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
     what = "sizeof_hdr, magic or vox_offset: not those of a single NIfTI file"
-    _require(
-        path,
-        (single and 0 <= offset <= MAX_SKIP, f"{what}: export it as one .nii.gz"),
-        (dtype.kind in "iuf", f"datatype {dtype} holds no mask: save it as uint8"),
-        (len(shape) == 3, f"dim {shape} is not one 3-D volume: save a single mask"),
-    )
+    _require(path, single and 0 <= offset <= MAX_SKIP, f"{what}: export it as one .nii.gz")
+    _require(path, dtype.kind in "iuf", f"datatype {dtype} holds no mask: save it as uint8")
+    _require(path, len(shape) == 3, f"dim {shape} is not one 3-D volume: save a single mask")
     affine[:3] *= _NIFTI_UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
     # Some writers leave vox_offset at 0; voxels never begin inside the header and its four bytes.
     offset = max(int(offset), kind.sizeof_hdr + 4)
@@ -229,7 +221,7 @@ def _nifti_values(path, shape, dtype, offset):
         values = array_from_file(shape, dtype, file, offset, mmap=False)
         more = "holds more bytes than the header's sizes and type account for"
         # Reading on also makes gzip verify the checksum at its end.
-        _require(path, (not file.read(1), f"{more}: mend the header or export it again"))
+        _require(path, not file.read(1), f"{more}: mend the header or export it again")
     return values
 
 
@@ -243,22 +235,15 @@ def _itk(path):
     reader = _reader("NrrdImageIO" if nrrd else "MetaImageIO", path)
     shape = reader.GetSize()
     single = len(shape) == 3 and reader.GetNumberOfComponents() == 1
-    _require(
-        path,
-        (single, f"sizes {shape} are not those of one 3-D volume: save a single mask"),
-        (min(reader.GetSpacing()) > 0, "spacings: not positive: write them in mm"),
-    )
+    _require(path, single, f"sizes {shape} are not those of one 3-D volume: save a single mask")
+    _require(path, min(reader.GetSpacing()) > 0, "spacings: not positive: write them in mm")
     affine = _affine(reader, 1 if nrrd and "space" not in fields else -1)
     parts = (path,) if fields["data"] == "LOCAL" else (path, path.parent / fields["data"])
     return Source(shape, affine, parts, functools.partial(_itk_values, reader))
 
 
 def _fields(path, nrrd):
-    """The fields of a text header; refused is what SimpleITK would pass over.
-
-    It takes a voxel size that is missing or NaN as 1, any unit as mm and an unknown space as LPS,
-    opens whatever file a header names, and crashes on long lines and many dimensions.
-    """
+    """The fields of a text header; refused is what SimpleITK passes over, or crashes on."""
     with open(path, "rb") as file:
         text = file.read(MAX_HEAD).decode("latin-1").replace("\r\n", "\n")
     text = re.match(r".*?\n\n|.*" if nrrd else r".*?ElementDataFile[^\n]*|.*", text, re.S)[0]
@@ -278,13 +263,10 @@ def _fields(path, nrrd):
     lost = "missing, outside of the header's folder or several files: put one file next to it"
     what = "no header of one 3-D volume with its voxel size can be read"
     millimetres = re.fullmatch(r'( *"(mm|millimeters?|)")*', units.lower())
-    _require(
-        path,
-        (sound, f"{what}: write the voxel size in mm, or export it again"),
-        (millimetres, f"units {units} are read in mm only"),
-        (space in _SPACES.split(), f"space '{space}' is not known: write LPS, RAS or LAS"),
-        (beside or data == local == "LOCAL", f"data file '{data}': {lost}"),
-    )
+    _require(path, sound, f"{what}: write the voxel size in mm, or export it again")
+    _require(path, millimetres, f"units {units} are read in mm only")
+    _require(path, space in _SPACES.split(), f"space '{space}' is not known: write LPS, RAS or LAS")
+    _require(path, beside or data == local == "LOCAL", f"data file '{data}': {lost}")
     return {**fields, "data": data}
 
 
@@ -293,14 +275,14 @@ def _dicom(path):
 
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
     what = f"holds {len(series)} DICOM series ({', '.join(series)}): give a folder of one"
-    _require(path, (len(series) == 1, what))
+    _require(path, len(series) == 1, what)
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0])
     slices = [_reader("GDCMImageIO", Path(name)) for name in names]
     steps = np.diff([part.GetOrigin() for part in slices], axis=0)
     even = len(steps) > 0 and np.ptp(steps, axis=0).max() < MAX_UNEVEN_MM
     even = even and len({part.GetSize() for part in slices}) == 1
     what = "its slices are not of one size, or one is missing: export one whole series"
-    _require(path, (even, what))
+    _require(path, even, what)
     affine = _affine(slices[0], -1)
     affine[:3, 2] = steps.mean(axis=0) * (-1, -1, 1)
     shape = (*slices[0].GetSize()[:2], len(slices))
@@ -339,10 +321,7 @@ def _itk_values(reader):
 
 @contextlib.contextmanager
 def _decoding(path, *errors):
-    """Make UserError of what is wrong with a file's bytes.
-
-    OSError stays where it is the machine's: a file that is whole must not be left out for it.
-    """
+    """UserError of what is wrong with a file's bytes; the machine's own OSError stays one."""
     bad = (EOFError, ValueError, LookupError, OverflowError, zlib.error, RuntimeError)
     try:
         yield
@@ -351,14 +330,10 @@ def _decoding(path, *errors):
             raise OSError(error.errno, error.strerror, str(path)) from None
         why = str(error).strip().rpartition("\n")[2]  # of SimpleITK's many lines the last tells
         cut = "it is corrupt or cut short; copy or export it again"
-        _require(path, (False, f"its bytes cannot be read ({why}): {cut}"))
+        _require(path, False, f"its bytes cannot be read ({why}): {cut}")
 
 
-def _require(path, *checks):
-    """UserError that says in one line what is wrong with a file: of the first that does not hold.
-
-    checks: whether it holds, and what is wrong where it does not.
-    """
-    for holds, what in checks:
-        if not holds:
-            raise UserError(f"{path}: {' '.join(what.split())[:600]}")
+def _require(path, holds, what):
+    """UserError that says in one line what is wrong with a file, unless this holds."""
+    if not holds:
+        raise UserError(f"{path}: {' '.join(what.split())[:600]}")

@@ -1,7 +1,4 @@
-"""Maps of real and generated pairs (figure 3), ways between two skulls in latent space (figure 4).
-
-Shapes: `n` pairs, `F` features, `T` steps of a way.
-"""
+"""Maps of real and generated pairs (figure 3), ways between two in latent space (figure 4)."""
 
 import collections
 import importlib.util
@@ -25,7 +22,8 @@ from skullgen.training.methods import Trained
 
 COMPONENTS = 50  # of the features, at most, are what t-SNE and UMAP begin from
 Latent, Steps = Float[np.ndarray, " Z"], Float[np.ndarray, " T"]
-Way = Float64[np.ndarray, "T Z"]
+Way, Ends = Float64[np.ndarray, "T Z"], Float32[np.ndarray, "2 Z"]
+Ways = Bool[np.ndarray, "2 T D D D 2"]  # linear, spherical
 Features = Float32[np.ndarray, "n F"]
 
 
@@ -49,11 +47,7 @@ class Group(NamedTuple):
 def pick(
     opened: store.Store, splits: tuple[str, ...], count: int, seed: int
 ) -> tuple[store.Packed, list[str]]:
-    """At most `count` pairs of a store, drawn without replacement, and their names for a reader.
-
-    splits: () for all pairs. One pair of each skull is taken before a second of any. A name is
-    "phantom_0003, bilateral (pair 12)", or "pair 12" where both are unknown.
-    """
+    """At most `count` pairs of a store (splits: () for all), one a skull first, and their names."""
     opened.require_whole()
     skull, kind = opened.column("skull"), opened.column("kind")
     rows = np.concatenate([opened.rows(split) for split in splits or (None,)])
@@ -99,12 +93,9 @@ def maps(
 ) -> dict[str, Any]:
     """All groups' pairs in one map for each kind of features and each method (figure 3).
 
-    Of the features (the bottleneck of a V-Net that never saw generated pairs, and `volumes`) at
-    most 50 principal components are kept, fitted on all groups. t-SNE (van der Maaten and Hinton
-    2008; perplexity at most a third of the points) and UMAP (McInnes et al. 2018) start from them.
-    The volumes' first two components are a map, too: the one whose distances are true.
-
-    Returns `{"maps": [{"title", "points": [{"x", "y", "group", "case"}]}]}`, in the groups' order.
+    Features: the bottleneck of a V-Net that never saw generated pairs, and `volumes`, by at most 50
+    principal components fitted on all groups; the volumes' first two are a map, too, of true
+    distances. Returns `{"maps": [{"title", "points": [{"x", "y", "group", "case"}]}]}`.
     """
     for name, part, _ in groups:
         if part.shape[1] != size**3 // 4:
@@ -164,11 +155,7 @@ def linear(a: Latent, b: Latent, t: Steps) -> Way:
 
 
 def spherical(a: Latent, b: Latent, t: Steps) -> Way:
-    """The way along a great circle from `a` to `b` at `t`, exact at 0 and 1.
-
-    Slerp (Shoemake 1985; for latents White 2016, arXiv:1609.04468). Zero, parallel and opposite
-    vectors have no one great circle: theirs is straight.
-    """
+    """The great circle from `a` to `b` (slerp, Shoemake 1985); straight where there is none."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     length = np.linalg.norm(a) * np.linalg.norm(b)
     angle = np.arccos(np.clip(a @ b / length, -1, 1)) if length else 0.0
@@ -179,9 +166,7 @@ def spherical(a: Latent, b: Latent, t: Steps) -> Way:
     return np.sin((1 - t) * angle) / np.sin(angle) * a + np.sin(t * angle) / np.sin(angle) * b
 
 
-def ends(
-    generator: Trained, pairs: Bool[np.ndarray, "2 D D D 2"] | None, seed: int
-) -> Float32[np.ndarray, "2 Z"]:
+def ends(generator: Trained, pairs: Bool[np.ndarray, "2 D D D 2"] | None, seed: int) -> Ends:
     """Two latents to go between: the encoder's of two real pairs, else of samples 0 and 1."""
     model, state = generator.model, generator.state
     if model.encode is not None:
@@ -190,9 +175,7 @@ def ends(
     return np.asarray(draw(state))
 
 
-def interpolation(
-    generator: Trained, ends: Float32[np.ndarray, "2 Z"], count: int, rules: Rules
-) -> Bool[np.ndarray, "2 T D D D 2"]:
+def interpolation(generator: Trained, ends: Ends, count: int, rules: Rules) -> Ways:
     """Both ways between two latents, linear and spherical, in `count` equal steps, decoded."""
     t, decode = np.linspace(0, 1, count), jax.jit(generator.model.decode)
     latents = (np.float32(z)[None] for way in (linear, spherical) for z in way(*ends, t))

@@ -11,6 +11,7 @@ from skullgen.generation import generate
 
 CHANNELS = ("skull", "defect")
 A, B = UInt8[np.ndarray, "n bytes"], UInt8[np.ndarray, "m bytes"]  # packed pairs
+Rows = Int[np.ndarray, " n"]
 Some = UInt8[np.ndarray, "_ bytes"]
 
 
@@ -20,10 +21,7 @@ def dice_matrix(a: A, b: B, size: int) -> Float32[np.ndarray, "2 n m"]:
 
 
 def _overlaps(a, b, size):
-    """Voxels float64 [2, n, m] of each channel in both, and those of `a` and those of `b` added.
-
-    Exact: sums of 0 and 1 in float32 over one slab of voxels at a time.
-    """
+    """Voxels [2, n, m] of each channel in both, and of both added; sums of float32, yet exact."""
     both, total = np.zeros((2, 2, len(a), len(b)))
     for parts in zip(*(np.array_split(x, size, axis=1) for x in (a, b)), strict=True):
         flat = (np.unpackbits(x, axis=1, bitorder="little") for x in parts)
@@ -47,22 +45,14 @@ def mean_pair(bits: A, size: int) -> UInt8[np.ndarray, "1 bytes"]:
 
 
 def training_dice(bits: A, train: B, size: int) -> dict[str, Float32[np.ndarray, "n m"]]:
-    """Dice of pairs with every training pair.
-
-    `skull`: of complete skulls (both channels together: the patient). `pair`: of both channels,
-    voxel by voxel.
-    """
+    """Dice with every training pair: of `skull` (the patient: both channels) and of `pair`."""
     skulls = [(x | x >> 1) & 0x55 for x in (bits, train)]  # channels alternate: bit 2 v is skull
     counts = {"skull": _overlaps(*skulls, size), "pair": _overlaps(bits, train, size)}
     return {name: _dice(*(x.sum(axis=0) for x in parts)) for name, parts in counts.items()}
 
 
 def copies(train: Some, unseen: Some, generated: Some, size: int, names: list[str]) -> dict:
-    """How near generated pairs lie to training pairs, beside unseen real ones.
-
-    names: of the skull of each training pair. `limit` is the 95th percentile of the unseen pairs'
-    nearest training Dice (None without any); `closest` are the ten generated pairs nearest.
-    """
+    """How near generated pairs lie to training ones; limit: what 95 % of the unseen pairs keep."""
     result = {"compared": len(generated)}
     dice, apart = (training_dice(bits, train, size) for bits in (generated, unseen))
     for name in ("skull", "pair"):
@@ -84,16 +74,9 @@ def copies(train: Some, unseen: Some, generated: Some, size: int, names: list[st
 
 
 def fidelity(
-    real: store.Store,
-    generated: store.Store,
-    pairs: int = 200,
-    source_rows: Int[np.ndarray, " n"] | None = None,
+    real: store.Store, generated: store.Store, pairs: int = 200, source_rows: Rows | None = None
 ) -> dict[str, Any]:
-    """Generated pairs beside their yardsticks: `quality` of `metrics.json`.
-
-    pairs: of every group, at most. source_rows: of `real`, what the generator learnt from (None:
-    split train).
-    """
+    """Generated pairs beside their yardsticks; source_rows: learnt from (None: split train)."""
     real.require_whole("ingest")
     generated.require_whole("generate")
     size, rows = generated.size, generated.rows()[:pairs]
@@ -103,10 +86,7 @@ def fidelity(
     source_rows = real.rows("train") if source_rows is None else source_rows
     ours, train = generated.load(rows), real.load(source_rows)
     groups = {"generated": ours, "held_out": unseen, "mean_training_pair": mean_pair(train, size)}
-    nearest = {
-        who: dice_matrix(group, train, size).max(axis=2) if len(group) else None
-        for who, group in groups.items()
-    }
+    nearest = {who: dice_matrix(group, train, size) for who, group in groups.items()}
     near = copies(train, unseen, ours, size, real.names(real.column("skull")[source_rows]))
     for copy in [*near["skull"]["closest"], *near["pair"]["closest"]]:  # by rows of the stores
         copy["generated"] = int(rows[copy["generated"]])
@@ -118,14 +98,16 @@ def fidelity(
     shares = {who: store.voxels(group).T.copy() / size**3 for who, group in some.items()}
     for channel, name in enumerate(CHANNELS):
         result[name] = {
-            "nearest_training_dice": {
-                who: None if values is None else float(values[channel].mean())
-                for who, values in nearest.items()
-            },
+            "nearest_training_dice": {who: _nearest(x[channel]) for who, x in nearest.items()},
             "pairwise_dice": {who: _mean_apart(x[channel]) for who, x in pairwise.items()},
             "occupancy": {who: float(x[channel].mean()) for who, x in shares.items()},
         }
     return result
+
+
+def _nearest(dice):
+    """The mean of the rows' greatest values; None without any row."""
+    return float(dice.max(axis=1).mean()) if len(dice) else None
 
 
 def _mean_apart(dice):

@@ -1,7 +1,6 @@
 """Intervals of means: over skulls, over seeds, and of the share of a headroom.
 
-Skulls, not cases, are what was drawn: the cases of one skull resemble each other. Where networks
-were trained with several seeds, these were drawn, too. Shapes: `n` skulls, `k` seeds.
+Skulls and seeds are what was drawn; cases of a skull are alike. Shapes: `n` skulls, `k` seeds.
 """
 
 from collections.abc import Callable
@@ -30,10 +29,9 @@ class Interval(NamedTuple):
 def interval(values: Values, level: float = 0.95, seed: int = 0) -> Interval:
     """The mean of one number a skull, or a skull and seed.
 
-    One seed: from ten skulls on the percentile bootstrap, from two to nine a t interval. Several
-    seeds: skulls and seeds crossed, both random; the variance of the mean is
-    `(MS_skulls + max(0, MS_seeds - MS_rest)) / n k`, the quantile that of t with Satterthwaite's
-    degrees of freedom. One skull: none.
+    One seed: from ten skulls on the percentile bootstrap, from two to nine a t interval. Several:
+    both crossed and random, variance `(MS_skulls + max(0, MS_seeds - MS_rest)) / n k`, the quantile
+    that of t with Satterthwaite's degrees of freedom.
     """
     values, tail = np.asarray(values, float), (1 - level) / 2
     if values.ndim == 2 and values.shape[1] == 1:
@@ -68,10 +66,7 @@ def _crossed(values):
 
 
 def share(gain: Values, headroom: Values) -> Interval | None:
-    """The share of a headroom that a gain closes; None where the headroom is within noise.
-
-    Its interval has every share s for which `gain - s * headroom` may have the mean 0 (Fieller).
-    """
+    """The share of a headroom that a gain closes, by Fieller; None where that is within noise."""
     gain, headroom = np.asarray(gain, float), np.asarray(headroom, float)
     room = interval(headroom)
     if room.low is None or room.low <= 0:

@@ -1,7 +1,6 @@
 """The networks that judge: V-Nets trained by the one loop on any mixture of stores (section 5).
 
-`vnet` learns from `config.segment.stores`; beside it stands one for each of `segment.controls`,
-alike in all but its pairs. settings: an experiment's `config.segment`; size: `D`, voxels a side.
+`vnet` learns from `config.segment.stores`; beside it stands one for each of `segment.controls`.
 """
 
 import functools
@@ -161,20 +160,13 @@ def choose(workdir: Path, name: str = "") -> str:
 
 
 def about(settings: ConfigDict, nets: dict[str, Trained], workdir: Path) -> dict[str, Any]:
-    """What trained networks are made of, in words for `metrics.json`, and how they learnt.
-
-    curve: updates and Dice on the split `validation`. rise: of that Dice in the last quarter;
-    converged: whether it is at most .01 (both None without such a split).
-    """
+    """What trained networks are made of, and how they learnt, in words for `metrics.json`."""
     shared, result = {"updates": settings.updates, "seed": settings.seed}, {}
     shared["augment"] = settings.model.get("augment", False)
     for name, net in nets.items():
         stores = [{"path": str(part.store.path), "pairs": len(part.rows)} for part in net.parts]
-        curve = [
-            [record["step"], record["selection_dice"]]
-            for record in logs.read(workdir / f"segment-{name}.jsonl")
-            if "selection_dice" in record
-        ]
+        log = logs.read(workdir / f"segment-{name}.jsonl")
+        curve = [[one["step"], one["selection_dice"]] for one in log if "selection_dice" in one]
         before = [dice for step, dice in curve if step <= 0.75 * settings.updates]
         rise = curve[-1][1] - before[-1] if before else None
         learnt = {"curve": curve, "rise": rise, "converged": None if rise is None else rise <= RISE}

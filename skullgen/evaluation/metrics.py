@@ -1,7 +1,5 @@
 """Dice, boundary Dice and HD95 as the AutoImplant challenge defines them, on three grids.
 
-Shapes: `X Y Z` voxels of any grid, `D` a side of the model's. `voxel_mm` is a voxel's side in mm.
-
 On a finer grid a prediction's probability is interpolated (`grids.planes`) and cut afterwards at
 `> threshold`, so that a perfect mask has Dice 1. The truth is a mask, and upsampled as one.
 """
@@ -22,12 +20,13 @@ from skullgen.data import grids, store
 NATIVE = ("dice_native", "ceiling_native", "hd95_native_mm")
 BAND_MM = 10.0
 
-Mask = Bool[np.ndarray, "X Y Z"]
+Mask = grids.Mask
 Planes = Iterable[Bool[np.ndarray, "Y Z"]]
 Truth = Bool[np.ndarray, "D D D"]
-Share = Float[np.ndarray, "D D D"] | Truth  # of bone, 0 to 1
+Share = grids.Share
 Voxel = float | int | tuple[float | int, ...] | Float[np.ndarray, " 3"]
-Affine = Float[np.ndarray, "4 4"]  # voxel -> RAS mm
+Scan = tuple[Mask, grids.Affine]
+Label, Own = dict[str, Any], tuple[str, ...]  # what a case is; the user's own metrics
 _FORM = "(prediction, truth, skull, voxel_mm) -> a number or None"  # masks bool [D, D, D]
 
 
@@ -52,10 +51,7 @@ def dice(a: Mask | Planes, b: Mask | Planes) -> float:
 def boundary_dice(
     prediction: Mask, truth: Mask, skull: Mask, voxel_mm: Voxel, band_mm: float = BAND_MM
 ) -> float:
-    """AutoImplant's bDSC: Dice over voxels whose centre is at most `band_mm` from one of the skull.
-
-    Only the box of prediction and truth, padded by the band, is looked at.
-    """
+    """AutoImplant's bDSC: Dice over voxels with their centre at most `band_mm` from the skull's."""
     voxel, limit = np.broadcast_to(voxel_mm, 3), band_mm * (1 + 1e-6)  # float32 headers
     pad = np.ceil(limit / voxel).astype(int).tolist()
     sides = tuple(
@@ -70,11 +66,7 @@ def boundary_dice(
 
 
 def hd95(prediction: Mask, truth: Mask, voxel_mm: Voxel) -> float:
-    """The 95th percentile, in mm, of both directions' surface distances taken together.
-
-    A surface are a mask's voxels with one of their 6 neighbours outside of it, or of the grid.
-    Where either mask is empty: the grid's diagonal.
-    """
+    """The 95th percentile, in mm, of both ways' surface distances; of empty ones the diagonal."""
     voxel = np.broadcast_to(voxel_mm, 3)
     surfaces = [_surface(mask) * voxel for mask in (prediction, truth)]
     if not all(map(len, surfaces)):
@@ -88,9 +80,8 @@ def hd95(prediction: Mask, truth: Mask, voxel_mm: Voxel) -> float:
 def upsampled_dice(probability: Share, truth: Truth, size: int, threshold: float = 0.5) -> float:
     """Dice at `size`^3 voxels (any size; the paper's 512), prediction and truth both upsampled."""
     ratio, fine, shape = len(truth) / size, np.eye(4), []
-    for axis, bone in enumerate(
-        grids.box(truth | (probability > threshold))
-    ):  # no more is looked at
+    looked_at = grids.box(truth | (probability > threshold))
+    for axis, bone in enumerate(looked_at):
         low = max(0, int((bone.start - 1) / ratio))
         high = min(size, int((bone.stop + 1) / ratio) + 1)
         fine[axis, axis], fine[axis, 3] = ratio, (low + 0.5) * ratio - 0.5
@@ -100,28 +91,17 @@ def upsampled_dice(probability: Share, truth: Truth, size: int, threshold: float
 
 
 def native_scores(
-    probability: Share,
-    truth: Truth,
-    model_affine: Affine,
-    native: tuple[Mask, Affine],
-    threshold: float = 0.5,
+    probability: Share, truth: Truth, frame: grids.Affine, native: Scan, threshold: float = 0.5
 ) -> dict[str, float]:
-    """The upsampled prediction against the native truth, and what the best prediction would get.
-
-    `ceiling_native` is the Dice of `truth`, upsampled. What lies outside of the model's cube counts
-    as missed. ValueError where the affines' axes are not parallel.
-    """
+    """The upsampled prediction against the native truth; `ceiling_native` is that of `truth`."""
     mask, affine = native
-    turn = grids.to_ras(np.linalg.inv(model_affine) @ affine, mask.shape)
+    turn = grids.to_ras(np.linalg.inv(frame) @ affine, mask.shape)
     mask, affine = grids.turned(mask, turn), affine @ turn
-    places = model_affine, affine, mask.shape
+    places = frame, affine, mask.shape
     prediction = grids.enlarge(probability, *places, threshold)
-    values = (
-        dice(prediction, mask),
-        dice(grids.planes(truth, *places), mask),
-        hd95(prediction, mask, np.linalg.norm(affine[:3, :3], axis=0)),
-    )
-    return dict(zip(NATIVE, values, strict=True))
+    best = dice(grids.planes(truth, *places), mask)
+    distance = hd95(prediction, mask, np.linalg.norm(affine[:3, :3], axis=0))
+    return dict(zip(NATIVE, (dice(prediction, mask), best, distance), strict=True))
 
 
 def own(settings: ConfigDict) -> tuple[str, ...]:
@@ -143,18 +123,9 @@ def _own(name, masks, voxel_mm, label):
 
 
 def case(
-    label: dict[str, Any],
-    pair: store.Pair,
-    probability: Float[np.ndarray, "D D D"],
-    voxel_mm: float,
-    threshold: float = 0.5,
-    own: tuple[str, ...] = (),
+    label: Label, pair: store.Pair, probability: Share, voxel_mm: float, threshold: float, own: Own
 ) -> dict[str, Any]:
-    """What a pair is (`label`) and all of a prediction's numbers: the task of a worker process.
-
-    None: what needs a native truth that the pair has not, and `bdsc` where voxels are larger than
-    its band, in which no voxel of the defect lies then.
-    """
+    """What a pair is (`label`) and all of a prediction's numbers, None where one is not defined."""
     skull, truth = np.moveaxis(store.unpack(pair.bits, len(probability)), -1, 0)
     prediction, native = probability >= threshold, dict.fromkeys(NATIVE)
     if pair.native:

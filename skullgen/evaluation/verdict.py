@@ -1,9 +1,7 @@
 """The verdict: what pairs are worth, by networks trained on them and scored on real ones.
 
-A *net* is anything that designs implants: a trained V-Net, or one of the two rules that need no
-training. Columns: `train`, the net's own training pairs; `validation`, the real pairs that the
-generator learnt from (split `train`); `test`, split `test`; `selection`, split `validation`, by
-which one of several nets may be chosen and nothing is judged.
+Columns: `train`, a net's own training pairs; `validation`, the real pairs that the generator learnt
+from (split `train`); `test`; `selection`, the split `validation`, which judges nothing.
 """
 
 import collections
@@ -27,13 +25,10 @@ from skullgen.training.methods import Trained
 
 METRICS = ("dice", "bdsc", "hd95_mm", "dice_512", *metrics.NATIVE)
 CEILING = "vnet_ceiling"  # it has learnt from the test skulls, too
-NOT_CONVERGED = (
-    "{net} has not converged: its Dice on selection skulls rose by {rise:.3f} in the last quarter "
-    "of {updates} updates: raise segment.updates before you trust a difference"
-)
 CHUNK = 32  # pairs that are read at once
 Predict = Callable[[store.Packed], Float32[np.ndarray, "n D D D"]]  # the implant's probability
 Case = dict[str, Any]  # net, column, store, pair, skull, kind, and the values of `metrics.case`
+Nets, Tests = dict[str, Trained], dict[str, mixture.Part]  # by name
 Row = dict[str, Any]  # a mean with its interval: of `summary` and `differences`
 
 
@@ -62,21 +57,13 @@ def biggest(mask: Bool[np.ndarray, "D D D"]) -> Float32[np.ndarray, "D D D"]:
 
 
 def verdict(
-    real: store.Store,
-    nets: dict[str, Trained],
-    settings: ConfigDict,
-    workers: int,
-    elsewhere: dict[str, mixture.Part] | None = None,
+    real: store.Store, nets: Nets, settings: ConfigDict, workers: int, elsewhere: Tests
 ) -> dict[str, Any]:
-    """Scores trained networks and the two rules on real pairs: `verdict` of `metrics.json`.
-
-    The first network is the one that the others are compared with. settings: `config.evaluate`.
-    elsewhere: more pairs to test on, by name.
-    """
+    """Scores networks (the first is compared with the others) and the two rules on real pairs."""
     size, train = real.size, mixture.Part(real, real.rows("train"))
     splits = {"test": "test", "selection": "validation"}
     unseen = {name: spread([mixture.Part(real, real.rows(s))], 0) for name, s in splits.items()}
-    for name, part in (elsewhere or {}).items():
+    for name, part in elsewhere.items():
         if part.store.size != size:
             raise UserError(f"{part.store.path}: its pairs are not of {size} voxels a side")
         unseen[f"test {name}"] = [part]
@@ -218,46 +205,35 @@ def _minus(test, metric, net, other):
 
 
 def headroom(cases: list[Case], floor: str) -> list[Row]:
-    """How much Dice there is to gain on each test, and which share of it each net closes.
-
-    Headroom: the Dice of the net that learnt on the test skulls, too, minus that of `floor`, which
-    learnt from the real pairs. shares: net -> its share with its interval; None where the
-    headroom's own interval holds 0.
-    """
+    """The Dice of the ceiling minus `floor` on each test, and which share of it each net closes."""
     rows = []
     for column, test in _tests(cases):
         room = _minus(test, "dice", CEILING, floor)
-        if not room:
-            continue
-        names = [
-            n for n in dict.fromkeys(case["net"] for case in test) if n not in (CEILING, floor)
-        ]
-        gains = {name: _minus(test, "dice", name, floor) for name in names}
-        shares = {
-            name: intervals.share(*(np.array([x[skull] for skull in room]) for x in (gain, room)))
-            for name, gain in gains.items()
-        }
-        shares = {name: share and share._asdict() for name, share in shares.items()}
-        rows.append({**_row({"column": column}, [*room.values()]), "shares": shares})
+        nets = dict.fromkeys(case["net"] for case in test if case["net"] not in (CEILING, floor))
+        for net in nets if room else ():
+            both = _minus(test, "dice", net, floor), room
+            share = intervals.share(*(np.array([one[skull] for skull in room]) for one in both))
+            nets[net] = share and share._asdict()
+        if room:
+            rows.append({**_row({"column": column}, [*room.values()]), "shares": nets})
     return rows
 
 
 def warnings(result: dict[str, Any]) -> list[str]:
     """What the numbers of `metrics.json` warn of, in lines of text."""
     quality, judged = result.get("quality"), result.get("verdict") or {}
-    nets, leaks = judged.get("nets", {}).items(), judged.get("leaks", {}).items()
-    leaks = [(net, ", ".join(names)) for net, names in leaks if names and net != CEILING]
+    leaks = [(net, names) for net, names in judged.get("leaks", {}).items() if net != CEILING]
     empty = collections.Counter(case["net"] for case in judged.get("cases", ()) if case["empty"])
-    return [
-        *(_of_pairs(quality) if quality else ()),
-        *(f"{net} was trained on skulls of the test: {names}" for net, names in leaks),
-        *(
-            NOT_CONVERGED.format(net=net, **its)
-            for net, its in nets
-            if its.get("converged") is False
-        ),
-        *(f"{net}: {n} predictions are empty (Dice 0)" for net, n in empty.items()),
-    ]
+    lines = [*_of_pairs(quality)] if quality else []
+    for net, names in leaks:
+        if names:
+            lines.append(f"{net} was trained on skulls of the test: {', '.join(names)}")
+    for net, its in judged.get("nets", {}).items():
+        if its.get("converged") is False:
+            rise = f"its Dice on selection skulls rose by {its['rise']:.3f} in the last quarter"
+            cure = "raise segment.updates before you trust a difference"
+            lines.append(f"{net} has not converged: {rise} of {its['updates']} updates: {cure}")
+    return lines + [f"{net}: {n} predictions are empty (Dice 0)" for net, n in empty.items()]
 
 
 def _of_pairs(quality):

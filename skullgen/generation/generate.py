@@ -28,6 +28,9 @@ from skullgen.training import parallel
 from skullgen.training.methods import Trained
 
 SHARD = 64  # pairs in a file
+Binary = tuple[UInt8[Array, "n bytes"], Int32[Array, " n"]]
+Rows = Shaped[np.ndarray, "n width"]
+Share = tuple[int, int]  # (k, n): the k-th of n runs of the shards
 
 
 def check(settings: ConfigDict) -> None:
@@ -53,9 +56,7 @@ def latents(
     return model.latents(state, jax.vmap(lambda i: jax.random.fold_in(key, i))(index))
 
 
-def binary(
-    probability: Float[Array, "n D D D 2"], rules: Rules
-) -> tuple[UInt8[Array, "n bytes"], Int32[Array, " n"]]:
+def binary(probability: Float[Array, "n D D D 2"], rules: Rules) -> Binary:
     """Packed pairs, binarised and after equation 6, and the voxels that it removed."""
     pair = modules.binarise(probability, rules.channels, rules.threshold)
     skull, defect = pair[..., 0], pair[..., 1]
@@ -97,11 +98,7 @@ def sampler(generator: Trained, rules: Rules, batch: int) -> Callable:
 def batches(
     draw: Callable[[int], tuple], shards: list[range], first: int, batch: int
 ) -> Iterator[tuple[range, Shaped[np.ndarray, "n bytes"], Integer[np.ndarray, " n"]]]:
-    """For each range of rows in `shards`, which rise: the range, its bits, its overlap.
-
-    draw: a `sampler` of one seed. first: the sample in row 0. batch: samples of one call. The
-    next call runs on the device while this one's answer is copied and worked on.
-    """
+    """Each of `shards`, which rise, with its bits and overlap; `draw` runs one call ahead."""
     needs = [range((first + x.start) // batch * batch, first + x.stop, batch) for x in shards]
     calls = ((start, draw(start)) for start in dict.fromkeys(itertools.chain(*needs)))
     ahead, ready = next(calls, None), {}
@@ -115,9 +112,7 @@ def batches(
         yield shard, bits[rows], overlap[rows]
 
 
-def whole_batches(
-    run: Callable, rows: Shaped[np.ndarray, "n width"], batch: int
-) -> Shaped[np.ndarray, "n ..."]:
+def whole_batches(run: Callable, rows: Rows, batch: int) -> Shaped[np.ndarray, "n ..."]:
     """`run` over rows (packed pairs, latents) in batches of one size, the last filled up."""
     answers = []
     for start in range(0, len(rows), batch):
@@ -138,12 +133,7 @@ class Plan(NamedTuple):
 
 
 def run(
-    generator: Trained,
-    path: Path,
-    settings: ConfigDict,
-    plan: Plan,
-    workers: int,
-    share: tuple[int, int] = (0, 1),
+    generator: Trained, path: Path, settings: ConfigDict, plan: Plan, workers: int, share: Share
 ) -> None:
     """Generates samples `first` on of `config.generate` into share k of n of a store's shards."""
     if hosts.lead():
@@ -167,11 +157,7 @@ def run(
 
 
 def removed(generated: store.Store) -> dict[str, Any]:
-    """What post-processing removed from a generated store.
-
-    Shares: of pairs whose defect is empty, of defect voxels that lay in the skull (equation 6).
-    Voxels of dust: mean of a pair.
-    """
+    """What post-processing removed from a store: shares of empty defects, overlap; dust a pair."""
     generated.require_whole("generate")
     rows = generated.rows()
     removed, defects = generated.column("removed")[rows], generated.column("voxels")[rows, 1]

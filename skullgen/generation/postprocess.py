@@ -8,6 +8,7 @@ from jaxtyping import Bool, Integer
 
 from skullgen.data import grids, store
 
+Counts = Integer[np.ndarray, " n"]
 Image = Bool[np.ndarray, "X Y Z"] | Integer[np.ndarray, "X Y Z"]
 
 
@@ -25,10 +26,7 @@ def separate(skull: Bool[Any, "*shape"], defect: Bool[Any, "*shape"]) -> Bool[An
 
 
 def remove_dust(image: Image, voxels: int) -> Image:
-    """A copy of the image without its components of fewer than `voxels` voxels.
-
-    Of one component are voxels of one value that are connected by faces.
-    """
+    """The image without its components (one value, connected by faces) of fewer voxels."""
     out, sides = image.copy(), grids.box(image)
     # cc3d 4.1 fails on some boxes of a few voxels whose bone touches their sides.
     padded = np.pad(image[sides], 1)
@@ -42,26 +40,16 @@ def remove_dust(image: Image, voxels: int) -> Image:
 
 
 def clean(bits: store.Packed, size: int, rules: Rules) -> store.Packed:
-    """Packed pairs of `size` voxels a side without either channel's dust.
-
-    No voxel may be in both channels (equation 6): they are labelled as one image of two values.
-    """
+    """Packed pairs without either channel's dust: both are labelled as one image of two values."""
     pairs = [store.unpack(row, size) for row in bits]
     images = [remove_dust(pair.view(np.uint16)[..., 0], rules.dust) for pair in pairs]
     return np.stack([store.pack(image[..., None].view(bool)) for image in images])
 
 
 def finish(
-    generated: store.Store,
-    start: int,
-    bits: store.Packed,
-    overlap: Integer[np.ndarray, " n"],
-    rules: Rules,
+    generated: store.Store, start: int, bits: store.Packed, overlap: Counts, rules: Rules
 ) -> int:
-    """Removes dust from the shard that begins at pair `start` and writes it: a worker's task.
-
-    overlap: voxels that equation 6 removed from each pair.
-    """
+    """Removes dust from the shard that begins at pair `start` and writes it: a worker's task."""
     size, voxel_mm = generated.size, generated.attrs["voxel_mm"]
     clear = clean(bits, size, rules)
     removed = np.column_stack([overlap, store.voxels(bits) - store.voxels(clear)])

@@ -18,11 +18,7 @@ ng = jax.lax.stop_gradient
 
 
 def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
-    """Equations 4 and 5, of `(encoder, decoder, pairs, noise, prior, alpha)`: means over the batch.
-
-    `encoder_loss(...) -> loss, (posterior, metrics)` and `decoder_loss(...) -> loss`. encoder,
-    decoder: params. noise, prior: N(0, I) of the posteriors and z of the new samples, [B, Z].
-    """
+    """Equations 4 and 5 of `(encoder, decoder, pairs, noise, prior, alpha)`: means over a batch."""
     module = vae.autoencoder(config)
 
     def encode(params, pairs):
@@ -60,30 +56,22 @@ def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
 
 
 def advice(config: ConfigDict, records: list[dict]) -> list[str]:
-    """What an epoch's records of one phase say about `config.margin` and `config.alpha`."""
-
-    def mean(name):
-        return f"KL({name}) is {sum(record[f'kl_{name}'] for record in records) / len(records):.3g}"
-
+    """What an epoch's records of one phase say about `config.margin`."""
     margin, lines = f"config.model.margin ({config.margin:g})", []
+    kl = f"KL(real) is {sum(record['kl_real'] for record in records) / len(records):.3g}"
     if records[-1]["phase"] == "vae":
-        return [f"{mean('real')}: set {margin} a little above it"]
-    cures = {0.0: ("idle", f"raise {margin}")}
-    cures[1.0] = "saturated", f"lower {margin}, or raise config.model.alpha"
+        return [f"{kl}: set {margin} a little above it"]
     for name in FAKES:
         share, *others = {record[f"hinge_active_{name}"] for record in records}
-        if share in cures and not others:
-            what, cure = cures[share]
+        if share in (0, 1) and not others:
+            what, cure = ("saturated", "lower") if share else ("idle", "raise")
             what = f"the {name}'s hinge was {what} for a whole epoch"
-            lines.append(f"warning: {what}, {mean(name)}, {mean('real')}: {cure}")
+            lines.append(f"warning: {what}, {kl}: {cure} {margin}")
     return lines
 
 
 def make(config: ConfigDict) -> Model:
-    """IntroVAE of `config.model`; steps: `vae` (alpha = 0), `intro`.
-
-    Each updates the encoder, then the decoder on outputs recomputed from the new encoder.
-    """
+    """Steps `vae` (alpha = 0) and `intro`: the encoder, then the decoder by the new encoder."""
     one_of("model.head", config.head, ("linear",))
     module = vae.autoencoder(config)
     encoder_loss, decoder_loss = objectives(config)

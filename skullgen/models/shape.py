@@ -1,13 +1,10 @@
 """A localised statistical shape model: new skulls that are no one's, without adversaries.
 
-`collect` takes the training pairs into the state. `register` brings all their skulls at once to a
-common shape by diffeomorphisms (groupwise, after Joshi et al. 2004). A sample deforms one skull by
-a mixture of these that is another one in every part of the head (after Wilms et al. 2017) and
-takes the hole of a training pair, carried through the common shape: skull and defect are exclusive
-by construction.
+`register` brings all training skulls to a common shape by diffeomorphisms (groupwise, after Joshi
+et al. 2004). A sample deforms one skull by a mixture of these that is another one in every part of
+the head (after Wilms et al. 2017) and takes the hole of a training pair, carried along.
 
-Shapes: `M` skulls, `P` pairs, `f` points a side of a velocity, `g` of the noise that mixes them.
-Velocities are in mm along the cube's axes; the cube is `FIELD_MM` a side.
+Shapes: `M` skulls, `P` pairs, `f` points a side of a velocity (in mm), `g` of the noise.
 """
 
 from typing import Any, NamedTuple
@@ -113,7 +110,8 @@ def moved(field: Velocity, places: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]
 
 def places(size: int) -> Float[Array, "D D D 3"]:
     """The middles of a cube's voxels in mm from its corner."""
-    return (warp.points((size,) * 3) + 0.5) * (FIELD_MM / size)
+    at = (jnp.arange(size) + 0.5) * (FIELD_MM / size)
+    return jnp.stack(jnp.meshgrid(at, at, at, indexing="ij"), -1)
 
 
 def seen(grid: Float[Array, "D D D C"], at: Float[Array, "*n 3"]) -> Float[Array, "*n C"]:
@@ -159,14 +157,10 @@ def make(config: ConfigDict) -> Model:
     }
 
     def init(key):
-        params = {
-            name: jnp.zeros((skulls, side, side, side, 3))
-            for name, side in (("coarse", COARSE), ("fine", FINE))
-        }
-        bank = Bank(
-            jnp.zeros((config.pairs, size**3 * 2 // 8), jnp.uint8),
-            jnp.full(config.pairs, -1, jnp.int32),
-        )
+        sides = {"coarse": COARSE, "fine": FINE}
+        params = {name: jnp.zeros((skulls, *(side,) * 3, 3)) for name, side in sides.items()}
+        pairs = jnp.zeros((config.pairs, size**3 * 2 // 8), jnp.uint8)
+        bank = Bank(pairs, jnp.full(config.pairs, -1, jnp.int32))
         return steps.begin(key, {"shape": Net(params, bank._asdict(), tx.init(params))})
 
     def collect_step(state: State, batch: Batch):
@@ -236,9 +230,8 @@ def make(config: ConfigDict) -> Model:
 def sharpened(x: Float[Array, "D D D"]) -> Float[Array, "D D D"]:
     """A share minus a twelfth of its Laplacian: what linear sampling blurs away."""
     padded = jnp.pad(x, 1, "edge")
-    around = sum(
-        jnp.roll(padded, step, axis)[1:-1, 1:-1, 1:-1] for step in (-1, 1) for axis in (0, 1, 2)
-    )
+    ways = [(step, axis) for step in (-1, 1) for axis in (0, 1, 2)]
+    around = sum(jnp.roll(padded, *way)[1:-1, 1:-1, 1:-1] for way in ways)
     return x - (around - 6 * x) / 12
 
 

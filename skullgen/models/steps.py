@@ -59,11 +59,7 @@ def occupancy(share: Float[Array, " 2"]) -> Metrics:
 
 
 def descend(net: Net, tx: Optimiser, loss: Loss, name: str) -> tuple[Net, Metrics]:
-    """One optimiser update of one network; gradients and metrics are averaged over devices.
-
-    loss: the mean over this device's samples. Adds the metric `<name>_update_norm`, of the averaged
-    gradient: where it is not finite the new weights are not, and the run stops.
-    """
+    """One update of one network by a loss of this device's samples, averaged over devices."""
     (_, (stats, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(net.params)
     gradient, metrics = _mean((gradient, metrics))
     updates, opt = tx.update(gradient, net.opt, net.params)
@@ -90,11 +86,8 @@ def keys(state: State, stream: int, count: int, update: Update = 0) -> Key[Array
 
 def augmented(step: Step, config: ConfigDict) -> Step:
     """A step that sees each pair flipped, turned, scaled and shifted, another way every time."""
-    amounts = (
-        config.rotation_degrees,
-        config.scaling,
-        config.shift_mm * config.resolution / FIELD_MM,
-    )
+    shift = config.shift_mm * config.resolution / FIELD_MM
+    amounts = config.rotation_degrees, config.scaling, shift
 
     def run(state, batch):
         def anew(update):

@@ -14,6 +14,7 @@ from skullgen.core.types import Batch, Model, State
 from skullgen.models import steps
 from skullgen.networks import losses, modules
 
+Latents = modules.Latents
 Moments = dict[str, Float[Array, "..."]]
 
 
@@ -48,9 +49,7 @@ def unknown(latent: int) -> Moments:
     return {"mean": mean, "square": square, "weight": jnp.zeros(())}
 
 
-def follow(
-    stats: Moments, mean: modules.Latents, log_variance: modules.Latents, momentum: float
-) -> Moments:
+def follow(stats: Moments, mean: Latents, log_variance: Latents, momentum: float) -> Moments:
     """Moves the aggregate posterior's moments a little towards this batch's, over all devices."""
     variance = jnp.exp(log_variance).mean(axis=0)
     square = mean.T @ mean / len(mean) + jnp.diag(variance)
@@ -59,7 +58,7 @@ def follow(
     return jax.tree.map(lambda old, now: momentum * old + (1 - momentum) * now, stats, new)
 
 
-def aggregate(stats: Moments, keys: Key[Array, " B"]) -> modules.Latents:
+def aggregate(stats: Moments, keys: Key[Array, " B"]) -> Latents:
     """Draws from the Gaussian with the aggregate posterior's moments; N(0, I) at first."""
     begun = stats["weight"] > 0
     weight = jnp.where(begun, stats["weight"], 1)

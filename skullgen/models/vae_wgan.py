@@ -12,18 +12,13 @@ from skullgen.models import steps, vae, wgan_gp
 
 
 def from_posterior(posterior: Callable) -> Callable:
-    """The bridge's `latents(state, batch, update, keys)`: reparametrised posteriors.
-
-    They are of the next batch (cyclic) or, of one batch, of the next pair in it: no pair is
-    compared with its own reconstruction, to which x_hat would join it.
-    """
+    """The bridge's latents: posteriors of the next batch, or pair: none meets its own output."""
 
     def latents(state, batch, update, keys):
         if batch.shape[:2] == (1, 1):
-            raise UserError(
-                "phases: step `bridge` with `batches` of 1 and one pair a device compares each "
-                "skull with its own posterior: set `batches` to 2 or more, or a larger batch_size"
-            )
+            what = "one pair a device and `batches` of 1 compare it with its own posterior"
+            cure = "set `batches` to 2 or more, or a larger batch_size"
+            raise UserError(f"phases: step `bridge`: {what}: {cure}")
         pairs = batch[(update + 1) % len(batch)].astype(jnp.float32)
         if len(batch) == 1:
             pairs = jnp.roll(pairs, 1, axis=0)
@@ -34,16 +29,10 @@ def from_posterior(posterior: Callable) -> Callable:
 
 
 def make(config: ConfigDict) -> Model:
-    """The hybrid of `config.model`; steps, in the paper's order: `vae`, `bridge`, `wgan`.
-
-    With `config.warm_start` the generator starts as the VAE's decoder, else on its own, as in the
-    paper.
-    """
+    """Steps `vae`, `bridge`, `wgan`; by `config.warm_start` the generator starts as the decoder."""
     if config.warm_start and config.generator_norm != "group":
-        raise UserError(
-            f"model.generator_norm is {config.generator_norm!r}: with model.warm_start the "
-            "generator starts as the VAE's decoder, so set it to 'group'"
-        )
+        cure = "set it to 'group', as model.warm_start begins with the VAE's decoder"
+        raise UserError(f"model.generator_norm is {config.generator_norm!r}: {cure}")
     baseline, from_pairs = vae.make(config), from_posterior(vae.posteriors(config))
     gan_nets, gan_step, decode = wgan_gp.adversarial(config)
 

@@ -1,8 +1,4 @@
-"""V-Net (section 5; Milletari et al. 2016): from a defective skull to its defect.
-
-Shapes: `B` samples, `D` voxels a side, `n` voxels a side of a stage's grid, `C` channels in, `O`
-channels out, `k` the (odd) kernel. Weights are float32, the head and the loss too.
-"""
+"""V-Net (section 5; Milletari et al. 2016): from a defective skull to its defect."""
 
 import functools
 from typing import Any
@@ -78,11 +74,8 @@ class Unit(nn.Module):
 class VNet(nn.Module):
     """Stages of `down` convolutions at each width, halved between them, and `up` with the skips.
 
-    A stage adds its input to its last convolution, before the PReLU: the first one the skull,
-    repeated to its width; one on the way up the doubled grid without the skip beside it.
-
-    stem: the first stage sees blocks of `stem`^3 voxels as channels, and the head gives them back:
-    at 2 an eighth of the work on the finest grid.
+    A stage adds its input to its last convolution, before the PReLU; one on the way up the doubled
+    grid without the skip. stem: the first stage sees blocks of `stem`^3 voxels as channels.
     """
 
     widths: tuple[int, ...]
@@ -125,10 +118,8 @@ def network(config: ConfigDict) -> VNet:
     one_of("segment.model.norm", config.norm, ("group", "batch", "none"))
     one_of("segment.model.kernel", config.kernel, (3, 5))
     if len(down) != len(widths) or len(up) != len(widths) - 1 or min(down + up) < 1:
-        raise UserError(
-            f"segment.model: widths {widths} need as many entries of `down` and one fewer of "
-            f"`up`, each 1 or more, not {down} and {up}"
-        )
+        what = f"as many entries of `down`, one fewer of `up`, each 1 or more, not {down} and {up}"
+        raise UserError(f"segment.model: widths {widths} need {what}")
     groups = config.groups
     if config.norm == "group" and (groups < 1 or any(width % groups for width in widths)):
         raise UserError(f"segment.model.groups is {groups}: give a divisor of all widths {widths}")

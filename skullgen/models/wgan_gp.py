@@ -17,17 +17,14 @@ def networks(config: ConfigDict) -> tuple[modules.Generator, modules.Critic]:
     """Of an experiment's `config.model`."""
     one_of("model.generator_norm", config.generator_norm, ("batch", "group", "layer", "none"))
     # Not batch norm: it mixes samples, and the penalty is each sample's own.
-    one_of("model.critic_norm", config.critic_norm, ("layer", "channel", "group", "none"))
+    one_of("model.critic_norm", config.critic_norm, ("layer", "group", "none"))
     generator = steps.generator(config, config.generator_norm)
     norm, groups = config.critic_norm, config.groups
     return generator, modules.Critic(generator.widths, norm, groups, generator.dtype)
 
 
 def adversarial(config: ConfigDict) -> tuple[Callable, Callable, Decode]:
-    """`init(key) -> nets`, `step(state, batch, latents)`, `Model.decode`: for hybrids too.
-
-    One real batch a critic update; `latents(state, batch, update, keys)` feeds the generator.
-    """
+    """`init(key) -> nets`, `step(state, batch, latents(state, batch, update, keys))`, `decode`."""
     generator, critic = networks(config)
     rates = {"generator": config.learning_rate, "critic": config.critic_learning_rate}
     tx = {role: optax.adam(rate, b1=config.b1, b2=config.b2) for role, rate in rates.items()}

@@ -1,9 +1,6 @@
-"""Classical augmentation on the device: one affine a sample, the same for skull and defect.
+"""Classical augmentation on the device: one affine a sample, one key a sample; axes are RAS."""
 
-Axes are `[X, Y, Z]` in RAS order, X is left to right. One key a sample: nothing depends on how a
-batch is split.
-"""
-
+import functools
 import itertools
 import math
 
@@ -11,19 +8,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from skullgen.networks.warp import threshold
+
 Pairs = Bool[Array, "B D D D 2"]
 Affine = tuple[Float[Array, "3 3"], Float[Array, " 3"]]
-_HALVINGS = 10  # of the threshold's interval: what is left of it, 0.001, is rounding
 
 
 def augment(
     keys: Key[Array, " B"], pairs: Pairs, rotation_degrees: float, scaling: float, shift: float
 ) -> Pairs:
-    """Flip left and right, scale, rotate and shift each pair at random, by one draw a sample.
-
-    rotation_degrees: about an axis of any direction, by up to this. scaling: each axis by a factor
-    of its own in 1 - scaling to 1 + scaling. shift: along each axis by up to this many voxels.
-    """
+    """Flip, rotate, scale and shift (in voxels) each pair at random, by up to these amounts."""
     matrix, direction = jax.vmap(lambda key: draw(key, rotation_degrees, scaling))(keys)
     return warp(pairs, matrix, direction * shift)
 
@@ -43,22 +37,13 @@ def draw(key: Key[Array, ""], rotation_degrees: float, scaling: float) -> Affine
 def warp(pairs: Pairs, matrix: Float[Array, "B 3 3"], shift: Float[Array, "B 3"]) -> Pairs:
     """Resample pairs by affines about the grid's centre; identity and flips are exact.
 
-    matrix: of offsets from the centre, pair to result. shift: in voxels, after it. Beyond the
-    pair's outer voxels it is as they are: a skull that the frame's floor cuts is cut there still.
-
-    Shares are trilinear. Their sum is how much bone there should be, and the threshold is, sample
-    by sample, the one that leaves this many voxels: at 1/2, thin bone loses up to a tenth of them.
-    Each bone voxel goes to the larger share, ties to the skull, as in `data.grids.split_share`.
+    matrix: of offsets from the centre, pair to result; shift: in voxels, after it. A sample keeps
+    its number of bone voxels: cut at 1/2, thin bone would lose up to a tenth of them.
     """
     shares = jax.vmap(_shares)(pairs, jnp.linalg.inv(matrix), shift)
     bone, defect = shares[..., 0], shares[..., 1]
-    bone_voxels = bone.sum((1, 2, 3), keepdims=True)
-    low, high = jnp.zeros_like(bone_voxels), jnp.ones_like(bone_voxels)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        many = (bone >= middle).sum((1, 2, 3), keepdims=True) >= bone_voxels
-        low, high = jnp.where(many, middle, low), jnp.where(many, high, middle)
-    whole, defect = bone >= jnp.where(low > 0, low, high), 2 * defect > bone
+    level = jax.vmap(functools.partial(threshold, halvings=10))(bone, bone.sum((1, 2, 3)))
+    whole, defect = bone >= level[:, None, None, None], 2 * defect > bone
     return jnp.stack([whole & ~defect, whole & defect], axis=-1)
 
 

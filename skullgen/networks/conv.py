@@ -1,14 +1,12 @@
 """The 3-D convolutions of the networks: k4 s2 p1, its transpose, and stride 1 of any kernel.
 
-Legend: `X Y Z` voxels a side (they may differ), `C` channels on the fine grid, `O` on the coarse
-one. Arrays are float32 or bfloat16, results of the first one's dtype, products summed in float32.
-`impl` is "matmul" (fast on CPUs), "lax" (cuDNN) or "auto", which follows the default backend. All
-are differentiable to any order in reverse mode; forward mode (`jax.jvp`) is refused.
+Legend: `X Y Z` voxels a side, `C` channels on the fine grid, `O` on the coarse one. `impl` is
+"matmul" (fast on CPUs), "lax" (cuDNN) or "auto", by the default backend. Results are of the first
+array's dtype, summed in float32. All are differentiable to any order in reverse mode only.
 
-A k4 s2 p1 convolution is bilinear in (x, w), so its derivatives are the three contractions of one
-trilinear form: `conv` (over x, w), `conv_transpose` (over g, w) and `weight_gradient` (over x, g).
-Each one's gradient is the other two: a gradient of any order runs these three kernels, and XLA
-never derives a dilated convolution of its own, which on a CPU is up to 1000 times slower.
+A k4 s2 p1 convolution is bilinear in (x, w): its derivatives are the three contractions of one
+trilinear form, `conv` (over x, w), `conv_transpose` (over g, w) and `weight_gradient` (over x, g).
+XLA never derives a dilated one of its own, on a CPU up to 1000 times slower.
 """
 
 import functools
@@ -71,10 +69,7 @@ weight_gradient.defvjp(
 
 
 def conv_same(x: Grid, w: Float[Array, "k k k C O"], impl: str = "auto") -> Coarse:
-    """Convolve with a kernel of any size, stride 1 and SAME padding.
-
-    The paper's k4 s1 transposed convolution is this one with the kernel mirrored.
-    """
+    """Convolve, stride 1 and SAME padding; mirrored it is the paper's k4 s1 transposed one."""
     return _same(x, w, (len(w) - 1) // 2, impl)
 
 

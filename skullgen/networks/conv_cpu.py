@@ -1,11 +1,9 @@
 """The convolutions of `skullgen.networks.conv` on CPUs, as products of matrices.
 
 Everything is one product with either rows of 64C (the patch that each output sees), or, x folded
-into blocks of 2^3 on a grid one larger, 8O products whose shifts are added. Moving and allocating
-the large intermediate costs more than the arithmetic, so it is built of few, wide strided copies,
-and the batch is worked off a few samples at a time, in memory that stays in the cache.
-
-Shapes, and what each function is, stand there. `low`: zeros before each axis.
+into blocks of 2^3 on a grid one larger, 8O products whose shifts are added. Moving the large
+intermediate costs more than the arithmetic: it is built of few, wide strided copies, a few samples
+at a time, in memory that stays in the cache. Shapes stand there. `low`: zeros before each axis.
 """
 
 import itertools

@@ -1,8 +1,4 @@
-"""Equations 3 to 5 and 7, and the VAE's loss; every sum is float32.
-
-A pair's logits have two channels (skull, defect, each a sigmoid) or three (a softmax over
-background, skull, defect), as `skullgen.networks.modules.probabilities` reads them.
-"""
+"""Equations 3 to 5 and 7, and the VAE's loss, of logits as `modules.probabilities` reads them."""
 
 from collections.abc import Callable
 
@@ -24,8 +20,7 @@ Weights = tuple[float, float]  # of the skull's channel and the defect's
 def gradient_penalty(critic: Critic, real: Grid, fake: Grid, u: Samples) -> tuple[Samples, Samples]:
     """Equation 3's penalty `(||grad C(x)||_2 - 1)^2` at `x = (1 - u) real + u fake`, and the norms.
 
-    critic: it must not mix samples (no batch norm): the gradient of the sum over the batch is each
-    sample's own. 1e-12 stands under the root, whose second derivative at 0 is NaN.
+    critic: it must not mix samples (no batch norm). 1e-12: the root's second derivative at 0.
     """
     u = u.reshape(-1, *(1,) * (real.ndim - 1))
     x_hat = real + u * (fake - real)
@@ -40,11 +35,7 @@ def kl(mean: Latents, log_variance: Latents) -> Samples:
 
 
 def reconstruction(logits: Logits, pairs: Pairs, weights: Weights) -> Samples:
-    """Negative log-likelihood of binary pairs, summed over voxels and channels.
-
-    weights: with two logits, of each channel's whole cross-entropy; with three, of the voxels of
-    the class (background has 1). Sparse defects are ignored for hundreds of updates at weight 1.
-    """
+    """Negative log-likelihood of binary pairs; weights: of channels, or classes (background: 1)."""
     logits, pairs = logits.astype(jnp.float32), pairs.astype(jnp.float32)
     weights = jnp.asarray(weights, jnp.float32)
     if logits.shape[-1] == 2:
@@ -81,10 +72,7 @@ def introspective_generator(kl_fake: Kl, error: Samples, alpha: float, beta: flo
 
 
 def soft_dice(probability: Float[Array, "B X Y Z"], target: Shaped[Array, "B X Y Z"]) -> Samples:
-    """Equation 7: one minus twice the overlap over the sum of both sizes and 1.
-
-    Where the target is empty it is 1 and its gradient 0: an empty prediction is not rewarded.
-    """
+    """Equation 7; of an empty target it is 1 and its gradient 0: emptiness is not rewarded."""
     probability, target = probability.astype(jnp.float32), target.astype(jnp.float32)
     axes = tuple(range(1, target.ndim))
     overlap = (probability * target).sum(axis=axes)

@@ -1,8 +1,7 @@
 """Linen modules of section 4.2: encoder, decoder, generator, critic.
 
-`widths` are the channels of the strided blocks from the finest to the coarsest, whose grid has
-`D / 2 ** len(widths)` voxels a side. `dtype` is the precision that is computed in (float32 or
-bfloat16); weights, moments, heads' outputs and logits are float32.
+`widths` are the channels of the strided blocks from the finest to the coarsest grid. `dtype` is the
+precision that is computed in; weights, moments, heads' outputs and logits are float32.
 """
 
 from collections.abc import Sequence
@@ -51,10 +50,7 @@ def probabilities(logits: Float[Array, "*grid logits"], head: str = "") -> Float
 
 
 def binarise(probability: Probability, head: str, threshold: float = 0.5) -> Pair:
-    """A pair from its probabilities: each channel by itself, where it reaches the threshold.
-
-    exclusive: bone where the sum does, each voxel to the likelier channel (a tie to the skull).
-    """
+    """A pair from its probabilities; exclusive: bone by their sum, to the likelier (tie: skull)."""
     if head != "exclusive":
         return probability >= threshold
     skull, defect = probability[..., 0], probability[..., 1]
@@ -65,9 +61,8 @@ def binarise(probability: Probability, head: str, threshold: float = 0.5) -> Pai
 class Norm(nn.Module):
     """A normalisation with one scale and one offset a channel.
 
-    kind: `layer` (over X, Y, Z, C of each sample, as in WGAN-GP's own code), `channel` (over C of
-    each voxel), `group` (over X, Y, Z and each group of channels), `batch` (over B, X, Y, Z of all
-    devices; running averages when `train` is False), `none`.
+    kind: `layer` (over each sample, as in WGAN-GP's own code), `group` (over groups of channels),
+    `batch` (over all samples; running averages when `train` is False), `none`.
     """
 
     kind: str
@@ -88,8 +83,6 @@ class Norm(nn.Module):
         return (x * a + (offset - mean * a)).astype(x.dtype)
 
     def _moments(self, x, train):
-        if self.kind == "channel":
-            return x.mean(-1, keepdims=True), jnp.square(x).mean(-1, keepdims=True)
         mean, square = x.mean((1, 2, 3)), jnp.square(x).mean((1, 2, 3))  # [B, C]
         if self.kind == "batch":
             return self._averages(mean.mean(0), square.mean(0), train)
@@ -192,8 +185,8 @@ class Generator(nn.Module):
     """The generator (norm `batch`) and the VAE's decoder (norm `group`) of section 4.2.
 
     head: `independent` (the paper's two channels), `exclusive` (softmax over background, skull,
-    defect) or `linear` (two channels, squared errors). occupancy: the expected share of voxels of
-    skull and defect, where the head's bias starts: else sparse channels stay empty long.
+    defect) or `linear`. occupancy: shares of skull and defect, where the head's bias starts: else
+    sparse channels stay empty long.
     """
 
     resolution: int

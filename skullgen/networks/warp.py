@@ -1,7 +1,6 @@
 """Warping: trilinear sampling, diffeomorphisms from velocities, thresholds that keep an amount.
 
-Shapes: `X Y Z` a grid, `C` its channels. Points and displacements are in voxels of the grid that
-they are of; beyond its outer voxels a grid is constant.
+Points and displacements are in voxels of their grid, which is constant beyond its outer ones.
 """
 
 import itertools
@@ -13,17 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 Grid = Float[Array, "X Y Z C"]
 Field = Float[Array, "X Y Z 3"]
-
-
-def points(shape: tuple[int, int, int]) -> Field:
-    """The places of a grid's own voxels."""
-    return jnp.stack(jnp.meshgrid(*map(jnp.arange, shape), indexing="ij"), -1).astype(jnp.float32)
-
-
-def rescaled(shape: tuple[int, int, int], size: tuple[int, int, int]) -> Field:
-    """Where the voxels of a grid of `shape` lie on one of `size` voxels over the same box."""
-    ratio = jnp.array(size) / jnp.array(shape)
-    return (points(shape) + 0.5) * ratio - 0.5
+Number = Float[Array, ""]
 
 
 def sample(grid: Grid, places: Float[Array, "*n 3"]) -> Float[Array, "*n C"]:
@@ -41,11 +30,7 @@ def sample(grid: Grid, places: Float[Array, "*n 3"]) -> Float[Array, "*n C"]:
 
 
 def beside(grid: Grid, step: Field) -> Grid:
-    """A grid at places at most a voxel away from its own, `step` in -1..1: dense, no look-ups.
-
-    Its gradients are dense, too: those of `sample` are scattered, which takes CPUs ten times as
-    long. A longer step counts as one voxel.
-    """
+    """A grid at `step` (-1..1) from its own places; its gradients are dense, `sample`'s not."""
     step, shape = jnp.clip(step, -1, 1), grid.shape[:3]
     padded = jnp.pad(grid, [(1, 1)] * 3 + [(0, 0)], "edge")
     hats = [jnp.maximum(0, 1 - jnp.abs(step - offset)) for offset in (-1, 0, 1)]
@@ -58,10 +43,7 @@ def beside(grid: Grid, step: Field) -> Grid:
 
 
 def exponential(velocity: Field, squarings: int) -> Field:
-    """The displacement, of two voxels at most, of flowing along a velocity for unit time.
-
-    By scaling and squaring; that of `-velocity` is its inverse (Arsigny et al. 2006).
-    """
+    """The displacement of flowing along a velocity for unit time (Arsigny et al. 2006)."""
 
     def square(field, _):
         return field + beside(field, field), None
@@ -69,10 +51,10 @@ def exponential(velocity: Field, squarings: int) -> Field:
     return jax.lax.scan(square, velocity / 2**squarings, None, squarings)[0]
 
 
-def threshold(share: Float[Array, "*grid"], amount: Float[Array, ""]) -> Float[Array, ""]:
+def threshold(share: Float[Array, "*grid"], amount: Number, halvings: int = 11) -> Number:
     """The highest value that `amount` voxels or more of a share in 0..1 reach, to 0.0005."""
     low, high = jnp.zeros(()), jnp.ones(())
-    for _ in range(11):
+    for _ in range(halvings):
         middle = (low + high) / 2
         many = (share >= middle).sum() >= amount
         low, high = jnp.where(many, middle, low), jnp.where(many, high, middle)

@@ -12,6 +12,7 @@ Every run is an ordinary one in a folder of its own. Runs need each other only b
 """
 
 import copy
+import itertools
 import re
 from collections.abc import Callable, Collection
 from functools import partial
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from skullgen.core import files, plugins
@@ -38,14 +38,10 @@ NUMBERS = {  # of an entry -> column and metric of the cases; "": table.metric
     "ceiling": ("test", "ceiling_native"),
 }
 FLOOR, CEILING, BEST = "real", "ceiling", "best"  # rows that others are compared with
-Values = Float[np.ndarray, "skulls seeds"]
 
 
 class Job(NamedTuple):
-    """One run: its folder, the folders that it needs, `make() -> config`.
-
-    row: where its numbers stand: (row, fold) of a table, None for what only makes pairs.
-    """
+    """One run: its folder, those that it needs, its config; row: the (row, fold) of its numbers."""
 
     name: str
     needs: tuple[str, ...]
@@ -146,14 +142,11 @@ def _check(config, folder, rows):
 
 
 def best_control(folder: Path, controls: dict[Row, list[str]]) -> Row:
-    """The control with the highest mean Dice on the split `validation`, which judges nothing else.
-
-    controls: row -> folders of its V-Nets. Without such a split (SkullBreak) it is the last one,
-    chosen beforehand.
-    """
+    """The control with the highest mean Dice on the split `validation`; without it, the last."""
     scores = {}
     for one, names in controls.items():
-        values = [v for name in names for v in _skulls(_cases(folder / name), "selection").values()]
+        means = [_skulls(_verdict(folder / name), "selection") for name in names]
+        values = [value for skulls in means for value in skulls.values()]
         scores[one] = np.mean(values) if values else None
     return list(scores)[-1] if None in scores.values() else max(scores, key=scores.get)
 
@@ -185,22 +178,21 @@ def _generator(config, data, model, seed):
     base = _base(config, ("ingest", "train", "generate"), data, model)
     base.model.resolution, base.workers = config.model.resolution, config.workers
     base.seed = base.generate.seed = seed
-    parts = [filter(None, part) for part in mixture.named(base.stores, "stores")]
-    base.stores = ",".join(":".join([_of(data, name), *rest]) for name, *rest in parts)
+    stores = []
+    for name, *rest in mixture.named(base.stores, "stores"):
+        path = str(data / name) if name in mixture.OWN else name
+        stores.append(":".join([path, *filter(None, rest)]))
+    base.stores = ",".join(stores)
     rows = [row(text) for text in plugins.listed(config.table.rows)]
     counts = [int(p.pairs or 0) for one in rows for p in one.parts if p.name == model]
     base.generate.count = max([*counts, config.table.pairs * (0 in counts)])
     return base
 
 
-def _of(data, name):
-    """The path of a store that a generator learns from: one of the fold's own, or any."""
-    return str(data / name) if name in mixture.OWN else name
-
-
 def _net(config, data, own, made, choose):
     base, (one, seed), stores = _base(config, ("ingest", "segment", "evaluate"), data), own, []
-    for name, skulls, pairs in [p for part in one.parts for p in _chosen(part, choose)]:
+    parts = [choose().parts if part.name == BEST else [part] for part in one.parts]
+    for name, skulls, pairs in itertools.chain(*parts):
         path, split = made.get(name, name), "all"
         if name in judges.CONTROLS:
             path, split, _ = judges.CONTROLS[name].split(":")
@@ -212,22 +204,18 @@ def _net(config, data, own, made, choose):
     return base
 
 
-def _chosen(part, choose):
-    return choose().parts if part.name == BEST else [part]
-
-
 # --- Their numbers -------------------------------------------------------------------------------
 
 
-def _cases(folder):
-    """The cases of a run; [] where it is not evaluated yet."""
-    result = files.read_json(folder / "metrics.json")
-    return result["verdict"]["cases"] if result else []
+def _verdict(folder):
+    """The verdict of a run; without cases where it is not evaluated yet."""
+    return (files.read_json(folder / "metrics.json") or {}).get("verdict", {"cases": []})
 
 
-def _skulls(cases, column, metric="dice", net="vnet"):
-    """Means by skull of a V-Net's column."""
-    return verdict.by_skull([c for c in cases if (c["column"], c["net"]) == (column, net)], metric)
+def _skulls(judged, column, metric="dice", net="vnet"):
+    """Means by skull of a V-Net's column of a verdict."""
+    cases = [case for case in judged["cases"] if (case["column"], case["net"]) == (column, net)]
+    return verdict.by_skull(cases, metric)
 
 
 def _rows(jobs, done):
@@ -242,25 +230,24 @@ def gather(
     config: ConfigDict, folder: Path, jobs: list[Job], done: Collection[str]
 ) -> tables.Table:
     """The table of the rows that are done in every fold; writes `table.json`, with its numbers."""
-    rows = _rows(jobs, done)
-    controls = {one: [name for fold in folds for name in fold] for one, folds in rows.items()}
-    controls = {one: names for one, names in controls.items() if one.control}
+    rows, entries, metric = _rows(jobs, done), [], config.table.metric
+    controls = {one: [*itertools.chain(*rows[one])] for one in rows if one.control}
     best = best_control(folder, controls).text if controls else ""
-    entries = [_entry(folder, one.text, folds, config.table.metric) for one, folds in rows.items()]
-    if real := [folds for one, folds in rows.items() if one.text == FLOOR]:
-        first = [fold[:1] for fold in real[0]]  # the run that scores the rules
-        rules = (
-            _entry(folder, title, first, config.table.metric, net) for title, net in RULES.items()
-        )
-        entries = [*(entry for entry in rules if entry["tests"]), *entries]
+    for one, folds in rows.items():
+        entries.append(_entry(folder, one.text, folds, metric))
+        if one.text == FLOOR:  # its first run scores the rules
+            first = [fold[:1] for fold in folds]
+            rules = [_entry(folder, text, first, metric, net) for text, net in RULES.items()]
+            entries = [*(entry for entry in rules if entry["tests"]), *entries]
     by_text = {entry["row"]: entry for entry in entries}
-    for entry in entries:
-        for test, its in entry["tests"].items():
-            its |= _compared(its, test, by_text, best)
     tests = list(dict.fromkeys(test for entry in entries for test in entry["tests"]))
-    title = f"Mean {config.table.metric} on real pairs; every V-Net has as many updates"
-    columns = ["trained on", "train", "learnt from", *(c for t in tests for c in _columns(t, best))]
+    columns = ["trained on", "train", "learnt from"]
+    for test in tests:
+        _compare([entry for entry in entries if test in entry["tests"]], test, best)
+        minus = f"minus {best}" if best != FLOOR else "minus best control"
+        columns += [f"{test} [95 %]", f"minus {FLOOR}", minus, "share of headroom"]
     columns += ["sd of seeds", "test, native (ceiling)", "still rose by"]
+    title = f"Mean {metric} on real pairs; every V-Net has as many updates"
     lines = [_line(entry, tests) for entry in entries]
     notes = _remarks(config, by_text, tests, best, f"{len(done)} of {len(jobs)} runs are done")
     table = tables.Table(title, columns, lines, notes)
@@ -270,32 +257,31 @@ def gather(
 
 def _entry(folder, text, folds, metric, net="vnet"):
     """One row's numbers: for each test a number a skull and seed, the folds' skulls together."""
-    seeds = min(map(len, folds))
-    runs = [[_cases(folder / name) for name in fold[:seeds]] for fold in folds]
-    columns = dict.fromkeys(case["column"] for fold in runs for cases in fold for case in cases)
-    tests = {}
+    seeds, tests = min(map(len, folds)), {}
+    runs = {name: _verdict(folder / name) for fold in folds for name in fold[:seeds]}
+    columns = dict.fromkeys(case["column"] for its in runs.values() for case in its["cases"])
     for column in [name for name in columns if name.startswith("test")]:
-        parts = [[_skulls(cases, column, metric, net) for cases in fold] for fold in runs]
-        skulls = [(k, skull) for k, part in enumerate(parts) for skull in part[0]]
-        if skulls:
-            values = np.array([[one[skull] for one in parts[k]] for k, skull in skulls])
-            names = [f"{k} {skull}" for k, skull in skulls]
-            its = intervals.interval(values)._asdict()
-            tests[column] = {"skulls": names, "values": values.tolist(), **its}
+        by_seed = [{} for _ in range(seeds)]
+        for number, fold in enumerate(folds):
+            for one, name in zip(by_seed, fold, strict=False):
+                means = _skulls(runs[name], column, metric, net)
+                one |= {f"{number} {skull}": value for skull, value in means.items()}
+        values = [[one[skull] for one in by_seed] for skull in by_seed[0]]
+        if values:
+            its = intervals.interval(np.array(values))._asdict()
+            tests[column] = {"skulls": list(by_seed[0]), "values": values, **its}
 
     def mean(column, of):
         """The mean of the runs' means: each seed may have pairs of its own."""
-        every = [_skulls(cases, column, of or metric, net) for fold in runs for cases in fold]
+        every = [_skulls(its, column, of or metric, net) for its in runs.values()]
         means = [np.mean(list(values.values())) for values in every if values]
         return float(np.mean(means)) if means else None
 
-    names = [name for fold in folds for name in fold[:seeds]]
-    nets = [(files.read_json(folder / name / "metrics.json") or {}) for name in names]
-    nets = [one.get("verdict", {}).get("nets", {}).get(net, {}) for one in nets]
+    nets = [its.get("nets", {}).get(net, {}) for its in runs.values()]
     rises = [one["rise"] for one in nets if one.get("rise") is not None]
     spread = np.array(tests["test"]["values"]).mean(0) if "test" in tests else []
     return {
-        **{"row": text, "seeds": seeds, "tests": tests, "runs": names},
+        **{"row": text, "seeds": seeds, "tests": tests, "runs": list(runs)},
         **{name: mean(*place) for name, place in NUMBERS.items()},
         "seed_sd": float(np.std(spread, ddof=1)) if len(spread) > 1 else None,
         "rise": max(rises, default=None),
@@ -303,44 +289,43 @@ def _entry(folder, text, folds, metric, net="vnet"):
     }
 
 
-def _compared(its, test, by_text, best):
-    """A row's test beside the floor's, the best control's and the ceiling's."""
-    ours = _by_name(its)
+def _compare(entries, test, best):
+    """Adds to each row of a test how it stands beside the floor, the best control, the ceiling."""
+    values = {}
+    for entry in entries:
+        its = entry["tests"][test]
+        values[entry["row"]] = dict(zip(its["skulls"], map(np.array, its["values"]), strict=True))
+    ceiling = next((text for text in values if _is_ceiling(text)), "")
 
-    def minus(text):
-        theirs = by_text.get(text, {"tests": {}})["tests"].get(test)
-        if not theirs or theirs is its:
+    def minus(text, other):
+        """By the skulls and seeds that both have; None where there is no other."""
+        if text == other or other not in values:
             return None
-        other = _by_name(theirs)
-        seeds = min(len(v) for v in [*ours.values(), *other.values()])
-        return np.array([ours[n][:seeds] - other[n][:seeds] for n in ours if n in other])
+        ours, theirs = values[text], values[other]
+        seeds = min(len(skull) for skull in [*ours.values(), *theirs.values()])
+        return np.array([ours[n][:seeds] - theirs[n][:seeds] for n in ours if n in theirs])
 
-    gain, room, above = minus(FLOOR), None, minus(best)
-    ceiling = next((text for text in by_text if text.split(":")[0] == CEILING), "")
-    if gain is not None and (below := minus(ceiling)) is not None and len(below) == len(gain):
-        room = intervals.share(gain, gain - below)
-    return {
-        "minus_floor": None if gain is None else intervals.interval(gain)._asdict(),
-        "minus_best": None if above is None else intervals.interval(above)._asdict(),
-        "share": room and room._asdict(),
-    }
-
-
-def _by_name(its):
-    return dict(zip(its["skulls"], map(np.array, its["values"]), strict=True))
+    for entry in entries:
+        gain, above, below = (minus(entry["row"], other) for other in (FLOOR, best, ceiling))
+        every = gain is not None and below is not None and len(gain) == len(below)
+        share = intervals.share(gain, gain - below) if every else None
+        entry["tests"][test] |= {
+            "minus_floor": None if gain is None else intervals.interval(gain)._asdict(),
+            "minus_best": None if above is None else intervals.interval(above)._asdict(),
+            "share": share and share._asdict(),
+        }
 
 
-def _columns(test, best):
-    minus = f"minus {best}" if best != FLOOR else "minus best control"
-    return [f"{test} [95 %]", f"minus {FLOOR}", minus, "share of headroom"]
+def _is_ceiling(text):
+    return text.split(":")[0] == CEILING
 
 
 def _line(entry, tests):
     cells = []
     for test in tests:
-        its = entry["tests"].get(test)
-        minus = [tables.span(its and its[name], "+") for name in ("minus_floor", "minus_best")]
-        cells += [tables.span(its), *minus, tables.span(its and its["share"])]
+        its = entry["tests"].get(test, {})
+        minus = [tables.span(its.get(name), "+") for name in ("minus_floor", "minus_best")]
+        cells += [tables.span(its), *minus, tables.span(its.get("share"))]
     names = "train", "validation", "seed_sd", "native", "ceiling"
     train, learnt, sd, native, ceiling = (tables.number(entry[name]) for name in names)
     rise = tables.number(entry["rise"], "+")
@@ -350,11 +335,11 @@ def _line(entry, tests):
 
 def _remarks(config, by_text, tests, best, done):
     settings, lines = config.segment, []
-    ceiling = next((e for text, e in by_text.items() if text.split(":")[0] == CEILING), None)
-    for test in tests:
-        room = ceiling and ceiling["tests"].get(test, {}).get("minus_floor")
+    ceiling = next((text for text in by_text if _is_ceiling(text)), "")
+    for test in tests if ceiling else ():
+        room = by_text[ceiling]["tests"].get(test, {}).get("minus_floor")
         if room:
-            says = f"headroom on {test}, {ceiling['row']} minus {FLOOR}: {tables.span(room, '+')}"
+            says = f"headroom on {test}, {ceiling} minus {FLOOR}: {tables.span(room, '+')}"
             within = room["low"] is None or room["low"] <= 0
             lines.append(f"{says}{': within noise, nothing can be told apart here' * within}.")
     slow = [text for text, e in by_text.items() if (e["rise"] or 0) > judges.RISE]
@@ -368,11 +353,9 @@ def _remarks(config, by_text, tests, best, done):
         f"{done}. Intervals: {', '.join(sorted(kinds))}; {config.table.seeds} seeds, one generator "
         f"{spread}; every V-Net has {settings.updates} updates of {settings.batch_size} pairs at "
         f"{config.model.resolution}^3, with augmentation but in rows that say plain.",
-        "train: the V-Net's own pairs. learnt from (paper: validation): the generators' pairs. "
-        "test: skulls that only the ceiling was trained on. A mixture draws equally from its "
-        "parts. still rose by: Dice on the split `validation` in the last quarter of training.",
-        f"best control: {best or '-'}, chosen on the split `validation`, which judges nothing "
-        "(the last, where there is none; in `best + ...` fold by fold).",
+        "A mixture draws equally from its parts. still rose by: Dice on the split `validation` in "
+        "the last quarter of training.",
+        f"best control: {best or '-'}, chosen on the split `validation`, which judges nothing.",
     ]
 
 

@@ -53,7 +53,7 @@ def test_a_donor_is_where_its_hole_is_whatever_its_voxels(skulls):
     implant, donor = _donor(skulls[0], "parietotemporal")
     frame = grids.frame(skulls[0], AFFINE, SIZE)
     middle = (np.linalg.inv(frame) @ AFFINE @ [*np.argwhere(implant).mean(0), 1])[:3]
-    away = (middle + 0.5) * grids.FIELD_MM / SIZE - transplant._middle()
+    away = (middle + 0.5) * grids.FIELD_MM / SIZE - transplant.MIDDLE
     assert donor.middle @ away / np.linalg.norm(away) > np.cos(np.deg2rad(4))
     assert not donor.several
     coarse = grids.reduce(implant, AFFINE, frame, SIZE) > 0.5

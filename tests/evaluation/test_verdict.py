@@ -72,7 +72,7 @@ def test_verdict_by_hand(real):
 
     model, parts = Model(None, {}, predict=predict), [mixture.Part(real, np.array([0]))]
     nets = {"vnet": Trained(model, hole.astype(np.float32), parts)}
-    judged = verdict.verdict(real, nets, _settings(), workers=1)
+    judged = verdict.verdict(real, nets, _settings(), 1, {})
     cases = {(c["net"], c["column"], c["pair"]): c for c in judged["cases"]}
     assert len(cases) == len(judged["cases"]) == 1 + 4 + 2 + 2 + 2  # train, validation, test, rules
     exact, half = cases["vnet", "test", 4], cases["vnet", "test", 5]

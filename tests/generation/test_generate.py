@@ -36,7 +36,7 @@ def _run(generator, path, count=10, workers=1, **fields):
     base = dict(first=0, seed=5, batch_size=2, threshold=0.5, dust_mm3=0.0)
     settings = ml_collections.ConfigDict({"count": count, **base, **fields})
     plan = generate.Plan(SIZE, "independent", {"voxel_mm": MM}, {"step": 0})
-    generate.run(generator, path, settings, plan, workers)
+    generate.run(generator, path, settings, plan, workers, (0, 1))
     return store.Store(path).load(np.arange(count))
 
 

@@ -190,6 +190,6 @@ def test_notes_print_the_kl_and_name_the_field_that_mends_a_hinge(phase, rebuilt
     model, _ = _start(_config(margin=7.0))
     notes = model.notes(records)
     assert [note[: len(start)] for note, start in zip(notes, words, strict=True)] == words
-    cures = {"idle": "KL(reconstruction) is 5, KL(real) is 9: raise config.model.margin (7)"}
-    cures["saturated"] = "lower config.model.margin (7), or raise config.model.alpha"
+    cures = {"idle": "KL(real) is 9: raise config.model.margin (7)"}
+    cures["saturated"] = "lower config.model.margin (7)"
     assert all(cure in note for note in notes for state, cure in cures.items() if state in note)
