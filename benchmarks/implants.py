@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-import common  # noqa: F401, of `experiments`
 from skullgen.data import defects, grids, volumes
 from skullgen.delivery import predict, release
 from skullgen.evaluation import metrics
@@ -34,9 +33,11 @@ def main():
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    from experiments.common import defaults
+
     folder = release.place(options.weights)
     config = methods.load_config(folder)
-    config.predict = common.defaults("demo").predict
+    config.predict = defaults("demo").predict
     net = predict.designer(config, folder)
     print(json.dumps(net.about))
     print(*COLUMNS)

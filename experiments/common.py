@@ -59,6 +59,7 @@ def defaults(size):
     config.data.folds = 0  # cross-validation over skulls: the test skulls are those of
     config.data.fold = 0  # this fold
     config.data.reframe = True  # False: the files' own cube is the frame, as SkullBreak's
+    config.data.strict = False  # True: a case that cannot be used ends the run, not left out
     config.data.licence = ""  # recorded in the store; "": that of the source, where it is known
 
     config.model = ConfigDict()

@@ -1,6 +1,5 @@
 """A source of skulls (`sources.PLANS`) becomes a store of pairs, by worker processes."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,12 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from skullgen.core import files, jobs, plugins
+from skullgen.core import jobs, plugins
 from skullgen.core.errors import UserError, in_range, one_of, plain
 from skullgen.data import controls, defects, sources, store
 
 SHARD = 20  # pairs in a file: what a kill loses at most
 FORM = "(size, config) -> sources.Plan"
+FREE = ("root", "strict")  # fields of `config.data` that determine no pair
 
 
 class Options(NamedTuple):
@@ -71,7 +71,7 @@ def control(
 
 
 def _make_store(path, size, config, plan, options, about=None):
-    fields = {name: value for name, value in config.to_dict().items() if name != "root"}
+    fields = {name: value for name, value in config.to_dict().items() if name not in FREE}
     recipe = {"data": fields, "model.resolution": size, "sources": plan.sources}
     recipe |= {"control": about} if about else {}
     attributes = {
@@ -85,12 +85,17 @@ def _make_store(path, size, config, plan, options, about=None):
     }
     count = sum(len(case.kinds) for case in plan.cases)
     pairs = store.create(path, store.Shape(count, size, SHARD), attributes, recipe)
-    _work(pairs, plan, config, options)
-    rest = sum(map(len, pairs.missing()))
-    if rest:
-        print(f"{path}: {rest} pairs are left to other processes")
-    else:
-        _summary(pairs, plan, config, options)
+    try:
+        _work(pairs, plan, config, options)
+        rest = sum(map(len, pairs.missing()))
+        if rest:
+            print(f"{path}: {rest} pairs are left to other processes")
+        else:
+            _summary(pairs, plan, config)
+    except UserError:
+        if options.share == (0, 1) and 0 not in pairs.column("split"):
+            store.discard(path)  # no use: it must not be in the way of a mended config
+        raise
 
 
 def _licence(config):
@@ -111,7 +116,7 @@ def _work(pairs, plan, config, options):
         labels += [(split, kind, case.skull) for kind in case.kinds]
         if not rows.isdisjoint(range(start, len(labels))):
             todo.append((start, case))
-    tasks = ((case,) for _, case in todo)
+    tasks = ((case, config.strict) for _, case in todo)
     total = sum(map(len, pairs.shards(options.share)))
     with jobs.progress(total, total - len(rows), "ingest", "pair") as bar:
         answers = jobs.ordered(_make, tasks, jobs.workers(options.workers))
@@ -129,11 +134,13 @@ def _work(pairs, plan, config, options):
                 bar.update(len(shard))
 
 
-def _make(case):
-    """The pairs of a case, or in one line why it has none."""
+def _make(case, strict):
+    """The pairs of a case, or in one line why it has none, which is an error where `strict`."""
     try:
         pairs = case.make(*case.arguments)
     except UserError as error:
+        if strict:
+            raise
         return str(error)
     if len(pairs) != len(case.kinds):
         what = f"{case.make.__qualname__} made {len(pairs)} pairs"
@@ -153,11 +160,9 @@ def _write(pairs, shard, parts, labels, native):
     pairs.write(shard.start, bits, columns, [pair.native for pair in parts] * native)
 
 
-def _summary(pairs, plan, config, options):
+def _summary(pairs, plan, config):
     lines, split, skull = pairs.left_out(), pairs.column("split"), pairs.column("skull")
-    if lines and 0 not in split:
-        if options.share == (0, 1):  # it must not be in the way of a mended config
-            shutil.rmtree(pairs.path.rename(files.partial_of(pairs.path)))
+    if lines and (config.strict or 0 not in split):
         number = f"{len(lines)} of {len(plan.cases)} cases"
         raise UserError(f"{pairs.path}: {number} cannot be used, the first: {lines[0]}")
     parts = [
@@ -170,5 +175,5 @@ def _summary(pairs, plan, config, options):
         hint = "" if config.source == "skullbreak" else "; data.test, data.validation name skulls"
         print(f"note: no skull of split {', '.join(empty)}: nothing is judged on it{hint}")
     if lines:
-        print(f"left out, {len(lines)} of {len(plan.cases)} cases:")
+        print(f"left out, {len(lines)} of {len(plan.cases)} cases (data.strict makes it an error):")
         print("\n".join(f"  {line}" for line in lines))

@@ -318,6 +318,13 @@ def _build(path, shape, attributes, recipe):
             raise UserError(f"{path}: not a store, and in the way of one: delete it") from None
 
 
+def discard(path: Path) -> None:
+    """Removes a store: at once, whatever becomes of us meanwhile."""
+    partial = files.partial_of(Path(path))
+    Path(path).rename(partial)
+    shutil.rmtree(partial)
+
+
 def _write_native(place, native):
     about = {name: np.asarray(value).tolist() for name, value in native._asdict().items()}
     del about["bits"]

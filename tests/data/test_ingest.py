@@ -270,13 +270,18 @@ def test_a_bad_case_among_good_ones_is_left_out_and_listed(skullbreak, tmp_path,
         capsys.readouterr()
         real = run(path, config, ingest.Options(workers=2))
         out = capsys.readouterr().out
-        assert "left out, 1 of 15 cases:" in out
+        assert "left out, 1 of 15 cases (data.strict makes it an error):" in out
         assert f"  train/implant/{defects.KINDS[2]}/001.nrrd: " in out
     assert real.missing() == [] and len(real.left_out()) == 1
     rows = real.rows()
     assert rows.tolist() == [row for row in range(15) if row != 7]
     np.testing.assert_array_equal(real.load(rows), good.load(rows))
     assert not real.load([7]).any()
+    config.strict = True
+    with pytest.raises(UserError, match="1 of 15 cases cannot be used, the first: train/implant"):
+        run(path, config)
+    with pytest.raises(UserError, match=r"001.nrrd: "):
+        run(tmp_path / "b.zarr", config)
 
 
 def test_no_good_case_at_all_is_an_error_and_leaves_no_store(tmp_path):
