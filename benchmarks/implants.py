@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import common  # noqa: F401
 import numpy as np
 
 from skullgen.data import defects, grids, volumes
