@@ -17,8 +17,8 @@ from skullgen.data.grids import Affine, Mask
 PIXEL_MM = 2.0  # of maps, at least
 RING_MM = 15.0  # of bone around a hole, by which its surfaces go on
 WINDOW_MM = 12.0  # of bone about a net's answer, along the rays: not the face, or the other side
-SMOOTH = 1.0, 3000.0  # smoothing of the spline of the bone's middle, and of its thickness
-POINTS, LEAST = 500, 40  # pixels of bone that a spline goes by: at most, at least
+SMOOTH = 100.0, 3000.0  # smoothing of the spline of the bone's middle, and of its thickness
+POINTS, LEAST = 500, 20  # pixels of bone that a spline goes by: at most, at least
 
 Points = Int[np.ndarray, "n 3"]
 
@@ -83,19 +83,20 @@ def continued(own: Chart, piece: Mask, bone: Mask, step: float) -> Mask:
     net = mapped(ours, far[ours]) / np.maximum(count, 1)
     seen = ndimage.binary_fill_holes(count > 0)
     beyond = ndimage.distance_transform_edt(~seen) * own.pixel
-    near = theirs & ahead
-    about = ndimage.gaussian_filter(_spread(net, count > 0), 2).ravel()
-    near[near] = np.abs(far[near] - about[pixel[near]]) <= WINDOW_MM
-    weights = (own.radius / far[near]) ** 2  # of a voxel, so that sums over a pixel are lengths
-    amount = mapped(near, weights)
-    centre = mapped(near, weights * far[near]) / np.maximum(amount, 1e-6)
-    thick = amount * np.abs(np.linalg.det(own.affine[:3, :3])) / own.pixel**2
-    field = beyond <= RING_MM + step
-    common = np.median(thick[field & (amount > 0)]) if (field & (amount > 0)).any() else 0
-    ring = field & ndimage.binary_erosion(thick > common / 2)
-    if np.count_nonzero(ring) < LEAST:
-        return piece
-    middle, width = _carried(own.pixel, field, ring, centre, thick)
+    field, about = beyond <= RING_MM + step, _spread(net, count > 0)
+    for reach in (RING_MM / 2, RING_MM):  # near the hole first: then it is known where bone lies
+        near = theirs & ahead
+        near[near] = np.abs(far[near] - about.ravel()[pixel[near]]) <= WINDOW_MM
+        weights = (own.radius / far[near]) ** 2  # of a voxel: sums over a pixel are lengths
+        amount = mapped(near, weights)
+        centre = mapped(near, weights * far[near]) / np.maximum(amount, 1e-6)
+        thick = amount * np.abs(np.linalg.det(own.affine[:3, :3])) / own.pixel**2
+        ring = (thick > 0) & (beyond <= reach + step)
+        ring &= ndimage.binary_erosion(thick > np.median(thick[ring]) / 2) if ring.any() else False
+        if np.count_nonzero(ring) < LEAST:
+            return piece
+        middle, width = _carried(own.pixel, field, ring, centre, thick)
+        about = _spread(middle, field)
     width = np.clip(width, *np.percentile(thick[ring], (5, 95)))
     hole = _hole(field & (thick < width / 2), field, seen, beyond <= step)
     inner = np.flatnonzero(ahead & ~theirs)
@@ -133,4 +134,5 @@ def _hole(open_, field, seen, close):
     met[0] = 0
     ends = np.isin(np.arange(count + 1), labels[~ndimage.binary_erosion(field)])
     whole = (met >= 0.5 * np.bincount(labels.ravel())) & ~ends
-    return ndimage.binary_fill_holes((met > 0)[labels] & (whole[labels] | close))
+    hole = ndimage.binary_fill_holes((met > 0)[labels] & (whole[labels] | close))
+    return ndimage.binary_dilation(hole)  # pixels that are partly bone

@@ -170,7 +170,7 @@ def _bridge_latents(batches, count):
 def test_bridge_feeds_on_other_pairs_than_those_compared():
     assert _bridge_latents(3, 2) == [[2, 3], [4, 5], [0, 1]]  # the next batch, cyclic
     assert _bridge_latents(1, 3) == [[2, 0, 1]]  # of one batch, the next pair
-    with pytest.raises(UserError, match=r"step `bridge` .* set `batches` to 2 or more"):
+    with pytest.raises(UserError, match=r"step `bridge`.* set `batches` to 2 or more"):
         _bridge_latents(1, 1)
 
 
