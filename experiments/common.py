@@ -23,7 +23,7 @@ def defaults(size):
     config.seed = 0  # generate.seed, segment.seed and explore.seed are this one unless they are set
     config.stores = ""  # what a generator learns from: PATH:SPLIT:PAIRS, comma-separated, of any
     # run, or of the controls below (transplants.zarr:all:all); "": the training pairs
-    config.batch_size = 16  # over all devices
+    config.batch_size = 16  # over all devices, or as many as have equal parts of it
     config.workers = 0  # processes for ingest and generate; 0: one a core
     config.log_every = 20  # updates between fetches of the metrics
     config.save_every = 100  # updates between checkpoints
@@ -91,9 +91,9 @@ def defaults(size):
     # that are named here or in `stores` (fresh.zarr, ...)
     config.segment.control_pairs = 300  # in each of them, about
     config.segment.seed = config.get_oneway_ref("seed")
-    config.segment.updates = 500
-    config.segment.batch_size = 8  # over all devices
-    config.segment.save_every = 100
+    config.segment.updates = 800
+    config.segment.batch_size = 4  # over all devices, or as many as have equal parts of it
+    config.segment.save_every = 200
     config.segment.model = ConfigDict()
     config.segment.model.widths = (16, 32, 64)  # channels, finest to coarsest
     config.segment.model.stem = 2  # blocks of 2^3 voxels are channels of the finest stage; 1: none
@@ -167,7 +167,6 @@ def defaults(size):
         config.generate.count = 20
         config.generate.batch_size = 8
         config.segment.updates = 4
-        config.segment.batch_size = 4
         config.segment.model.widths = (4, 8)
         config.segment.model.stem = 1
         config.segment.model.down = (1, 1)
@@ -191,6 +190,7 @@ def defaults(size):
         config.generate.batch_size = 32
         config.generate.dust_mm3 = 409.6  # 100 voxels of 1.6 mm
         config.segment.updates = 20_000
+        config.segment.batch_size = 8
         config.segment.save_every = 1000
         config.segment.model.stem = 1
         config.segment.model.learning_rate = 1e-3

@@ -38,7 +38,7 @@ def get_config(size="demo"):
         {name: module.get_config(size) for name, module in GENERATORS.items()}
     )
     if size == "demo":  # a grid that many networks converge on in minutes
-        config.segment.updates = 1500
+        config.segment.updates = 2000
         config.model.resolution = 16
         config.data.threshold = 0.2
     return config

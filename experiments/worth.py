@@ -22,7 +22,7 @@ def get_config(size="demo"):
     """The table at a size: `smoke`, `demo`, `paper`."""
     config = vnet.get_config(size)
     if size == "demo":
-        config.segment.updates = 1500  # a table decides: its nets converge
+        config.segment.updates = 2000  # a table decides: its nets converge
     count = {"smoke": 8, "demo": 1000, "paper": 40_000}[size]
     config.table = ConfigDict()
     rows = (

@@ -151,6 +151,8 @@ def _rims(raw, centre, top, length):
 
 def survey(complete: Mask, voxel: Float[np.ndarray, "3"]) -> Vault:
     """All that is known of a skull's vault; voxel: mm. UserError where there is none."""
+    if not complete.any():
+        raise UserError(_NO_VAULT)
     skull, blocks, centre, width = _braincase(complete, voxel)
     hits, radii = _cast(complete, voxel, skull, blocks, centre, 1.1 * width)
     first, step = hits.argmax(1), radii[0] - radii[1]
@@ -358,7 +360,13 @@ def kinds_of(config: ConfigDict) -> tuple[str, ...]:
 
 
 def cut(
-    complete: Mask, kind: str, seed: int, *, voxel_mm: Voxel, area_cm2: Areas = (10.0, 150.0)
+    complete: Mask,
+    kind: str,
+    seed: int,
+    *,
+    voxel_mm: Voxel,
+    area_cm2: Areas = (10.0, 150.0),
+    vault: Vault | None = None,
 ) -> tuple[Mask, Mask]:
     """A complete skull with a defect cut into it, and the piece that was taken out.
 
@@ -366,7 +374,8 @@ def cut(
     `parietotemporal` the vault's side; `random_1` lies anywhere, `random_2` is larger, ragged.
 
     complete: in RAS axes. seed: settles position, side, size and shape in mm, at any voxel size.
-    area_cm2: lowest and highest outer surface; each kind draws from its own part of it.
+    area_cm2: lowest and highest outer surface; each kind draws from its own part of it. vault: the
+    skull's `survey`, which takes longer than a cut.
     """
     if "." in kind:
         own = plugins.function("data.kinds", kind, _ARGUMENTS)
@@ -376,16 +385,10 @@ def cut(
             raise UserError(f"{kind} returned {form}: it must return bool {list(complete.shape)}")
         implant = implant & complete
     else:
-        implant = _implant(complete, one_of("kind", kind, KINDS), seed, voxel_mm, area_cm2)
+        voxel = np.broadcast_to(np.asarray(voxel_mm, float), 3)
+        draw = _draw(one_of("kind", kind, KINDS), seed, area_cm2)
+        vault = vault or survey(complete, voxel)
+        implant = carve(complete, voxel, vault, _hole(kind, draw, vault, area_cm2), draw["two"])
     if not implant.any() or np.array_equal(implant, complete):
         raise UserError(f"{kind} took {'all' if implant.any() else 'none'} of the bone out")
     return complete & ~implant, implant
-
-
-def _implant(complete, kind, seed, voxel_mm, area_cm2):
-    """The piece that one of `KINDS` takes out."""
-    if not complete.any():
-        raise UserError(_NO_VAULT)
-    voxel, draw = np.broadcast_to(np.asarray(voxel_mm, float), 3), _draw(kind, seed, area_cm2)
-    vault = survey(complete, voxel)
-    return carve(complete, voxel, vault, _hole(kind, draw, vault, area_cm2), draw["two"])

@@ -243,15 +243,18 @@ def host(skull: Skull, size: int, config: ConfigDict) -> Iterator[Host]:
 def cut_skull(skull: Skull, turns: Sequence[int], size: int, config: ConfigDict) -> list[Pair]:
     """Cuts one skull into each kind, once for each turn; what vanishes is drawn again, larger."""
     with host(skull, size, config) as own:
-        draws = itertools.product(turns, defects.kinds_of(config))
-        return [_cut_once(own, kind, turn, config) for turn, kind in draws]
+        kinds, voxel_mm = defects.kinds_of(config), np.linalg.norm(own.skull.affine[:3, :3], axis=0)
+        ours = any("." not in kind for kind in kinds)
+        vault = defects.survey(own.skull.data, voxel_mm) if ours else None
+        known = dict(voxel_mm=voxel_mm, vault=vault)
+        draws = itertools.product(turns, kinds)
+        return [_cut_once(own, kind, turn, config, known) for turn, kind in draws]
 
 
-def _cut_once(own, kind, turn, config):
-    voxel_mm = np.linalg.norm(own.skull.affine[:3, :3], axis=0)
+def _cut_once(own, kind, turn, config, known):
     for attempt in range(8):
         number, area = seed(config.seed, own.name, kind, turn, attempt), (10 * 1.4**attempt, 150.0)
-        _, implant = defects.cut(own.skull.data, kind, number, voxel_mm=voxel_mm, area_cm2=area)
+        _, implant = defects.cut(own.skull.data, kind, number, area_cm2=area, **known)
         if pair := own.pair(implant, config.threshold):
             return pair
     what = f"{kind} defects vanish at {len(own.share)}^3"

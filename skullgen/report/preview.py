@@ -12,7 +12,7 @@ from skullgen.core.types import Model, State
 from skullgen.data import store
 from skullgen.generation import generate, postprocess
 from skullgen.report import figures
-from skullgen.training import methods
+from skullgen.training import methods, parallel
 
 PAIRS = 8  # of a sheet: the first that `generate` draws with seed 0
 SHARE = 0.02  # of the time that sheets may take
@@ -40,7 +40,9 @@ def watcher(
         decode = (model.drafts or {}).get(phase, model.decode)
         if decode not in draws:
             draws[decode] = generate.drawer(model._replace(decode=decode), rules)
-        pairs = store.unpack(_draw(draws[decode], state), config.model.resolution)
+        pairs = store.unpack(
+            _draw(draws[decode], parallel.resident(state)), config.model.resolution
+        )
         name = f"{phase}-{int(state.step):06d}"
         figures.pair_sheet(folder / f"{name}.png", pairs, f"Samples, {name}")
         end = clock()

@@ -74,8 +74,8 @@ def check(options: Options, section: str = "") -> None:
     in_range("log_every", options.log_every, 1)
     in_range(f"{section}save_every", options.save_every, 1)
     in_range(f"{section}batch_size", options.batch, 1)
-    if options.batch % jax.device_count():
-        what = f"not a multiple of the {jax.device_count()} devices"
+    if hosts.several() and options.batch % jax.device_count():
+        what = f"not a multiple of the {jax.device_count()} devices of all processes"
         raise UserError(f"{section}batch_size is {options.batch}: {what}")
 
 
@@ -95,7 +95,8 @@ def train(model: Model, plan: Plan, parts: Parts, place: Place, options: Options
     if lead:
         _claim(place.folder, recipe(plan, parts, place.recipe, options.seed, options.batch))
     # Placed as the steps return it, or the first one is compiled twice.
-    state = parallel.resident(checkpoint.begin(place.folder, model, options.seed))
+    devices = parallel.sharing(options.batch)
+    state = parallel.resident(checkpoint.begin(place.folder, model, options.seed), devices)
     first = int(state.step)
     if 0 < first < whole[-1].end:
         print(f"training: goes on from the checkpoint of update {first}")
@@ -168,7 +169,8 @@ def _until(recipe, step):
 def _phase(run, span, state):
     first, options, name = int(state.step), run.options, span.phase.step
     place = run.place if hosts.lead() else run.place._replace(sheets=None, scores=None)
-    update, pending = parallel.data_parallel(run.model.steps[name], run.parts[0].store.size), []
+    size, devices, pending = run.parts[0].store.size, parallel.sharing(options.batch), []
+    update = parallel.data_parallel(run.model.steps[name], size, devices)
     length, done = span.end - span.begin, first - span.begin
     points = {span.begin + math.ceil(length * k / POINTS) for k in range(1, POINTS + 1)}
     with jobs.progress(length, done, f"train {name}", "update") as bar:
@@ -263,7 +265,7 @@ def _batches(run, span, first):
     needed = _count(run.parts) * run.parts[0].store.size ** 3 * 2 // 8
     if needed <= run.options.budget_mb * 2**20 and jax.process_count() == 1:
         data = np.concatenate([part.store.load(part.rows) for part in run.parts])
-        data = parallel.resident(data)
+        data = parallel.resident(data, parallel.sharing(run.options.batch))
         yield from ((data, index) for index in draws)
         return
     with ThreadPoolExecutor(4) as pool:

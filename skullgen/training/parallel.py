@@ -1,5 +1,6 @@
 """A step over many devices: the only pmap of training."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,9 +39,15 @@ def data_parallel(
     return run
 
 
-def resident(tree: Any) -> Any:
-    """Puts arrays on every local device, whole."""
-    devices = jax.local_devices()
+def sharing(batch: int) -> list[jax.Device]:
+    """The devices that a batch is split over: as many as have equal parts of it."""
+    return jax.devices()[: math.gcd(batch, jax.device_count())]
+
+
+def resident(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """Puts arrays on every local one of some devices (or of all), whole."""
+    here = jax.process_index()
+    devices = [each for each in devices or jax.devices() if each.process_index == here]
     auto = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=auto, devices=devices)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -131,7 +131,6 @@ SET = (
     ("train", "phases", [dict(step="vae", updates=3, batches=0)], PHASE),
     ("train", "batch_size", "four", r"config\.batch_size is 'four': .*"),
     ("train", "batch_size", None, r"config\.batch_size is None: it must .*"),
-    ("ingest,train", "batch_size", 3, r"batch_size is 3: not a multiple of the 2 devices"),
     ("train", "log_every", True, r"config\.log_every is True: it must be 1 .*"),
     ("ingest", "workers", math.nan, r"config\.workers is nan: it must be 0 .*"),
     ("ingest", "workers", -1, r"config\.workers is -1: it must be 0 to 1024"),

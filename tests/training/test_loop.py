@@ -178,6 +178,11 @@ def test_notes_are_told_at_the_end_of_epochs_and_phases(work, capsys):
     )  # five updates are two epochs and a half
 
 
+def test_a_batch_that_devices_cannot_share_equally_is_trained_on_fewer(work):
+    assert jax.device_count() == 2
+    assert int(train(work, batch=3).step) == 3 * 2 + 5  # epochs of 3 updates
+
+
 @pytest.mark.parametrize("stores", [("transplants.zarr",), ("transplants.zarr", "real.zarr")])
 def test_who_learnt_from_what_was_made_of_all_training_pairs_learnt_from_them(work, stores):
     train(work, stores=stores)

@@ -24,3 +24,10 @@ def test_each_device_has_a_run_of_samples():
         state, batch = parallel.data_parallel(step, 2, devices)(jnp.zeros(()), data, index)
         np.testing.assert_array_equal(batch, pairs[index])
         assert state == 1
+
+
+def test_a_batch_is_split_over_the_devices_that_have_equal_parts():
+    assert [len(parallel.sharing(batch)) for batch in (1, 2, 3, 4)] == [1, 2, 1, 2]
+    assert parallel.resident(np.zeros(2), parallel.sharing(3)).sharding.device_set == {
+        jax.devices()[0]
+    }
