@@ -5,7 +5,7 @@
       --config.segment.stores=runs/vae_wgan/generated.zarr:all:200,real.zarr:train:all
   python launch.py --config experiments/vnet.py:paper --config.data.root=SKULLBREAK
 
-Demo: 2 minutes on 2 cores; mean Dice on unseen phantoms 0.73, at 512^3 0.71. Paper: not run here.
+Demo: mean Dice on unseen phantoms 0.70, at 512^3 0.69. Paper: not run here.
 """
 
 from experiments import common
