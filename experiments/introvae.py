@@ -3,12 +3,10 @@
   python launch.py --config experiments/introvae.py
   python launch.py --config experiments/introvae.py:paper --config.data.root=SKULLBREAK
 
-Demo: 6 minutes on 2 cores; Dice to the nearest training pair 0.81 (skull) and 0.54 (defect), of
-held-out phantoms 0.79 and 0.60; 4 % empty defects; a V-Net trained on the pairs has Dice 0.61 on
-unseen phantoms, one trained on the real pairs 0.73. Phase `vae` ends at a
-KL(real) of 79, and `intro` has half of the reconstructions' hinges active and a sixth of the prior
-samples'. At another resolution, set `config.model.margin` to what phase `vae` prints. Paper: not
-run here.
+Demo: Dice to the nearest training pair 0.81 (skull) and 0.54 (defect), of held-out phantoms 0.79
+and 0.60; 4 % empty defects. Phase `vae` ends at a KL(real) of 79, and `intro` has half of the
+reconstructions' hinges active and a sixth of the prior samples'. At another resolution, set
+`config.model.margin` to what phase `vae` prints. Paper: not run here.
 """
 
 from experiments import common

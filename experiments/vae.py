@@ -3,8 +3,8 @@
   python launch.py --config experiments/vae.py
   python launch.py --config experiments/vae.py:paper --config.data.root=SKULLBREAK
 
-Demo: 2 minutes on 2 cores to the pairs, 4 more to their verdict; Dice to the nearest training pair
-0.82 (skull) and 0.55 (defect), of held-out phantoms 0.79 and 0.60. Paper: not run here.
+Demo: 2 minutes on 2 quick cores to the pairs; Dice to the nearest training pair 0.82 (skull) and
+0.55 (defect), of held-out phantoms 0.79 and 0.60. Paper: not run here.
 
 The paper's baseline is trained as the preliminary stage of its IntroVAE (section 4.3): the size
 `paper` has that stage's linear output and squared error. With sigmoids and cross-entropy, as in the
