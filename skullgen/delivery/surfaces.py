@@ -66,30 +66,19 @@ def continued(own: Chart, piece: Mask, bone: Mask, step: float) -> Mask:
     beyond the piece, but all of an opening that the piece fills half of. The piece itself where
     there is too little bone around it.
     """
-    across, far = own.place(np.indices(piece.shape).reshape(3, -1).T)
-    ours, theirs = piece.ravel(), bone.ravel()
+    ours, theirs = (own.place(np.argwhere(mask)) for mask in (piece, bone))
     margin = int((RING_MM + step) / own.pixel) + 3
-    low = across[ours].min(0) - margin * own.pixel
-    cells = np.floor((across - low) / own.pixel).astype(int)
-    shape = tuple((cells[ours].max(0) + margin + 1).tolist())
-    ahead = (np.abs(far - own.radius) < 5 * WINDOW_MM) & ((cells >= 0) & (cells < shape)).all(1)
-    pixel = np.ravel_multi_index(tuple(cells.T), shape, mode="clip")
-
-    def mapped(mask, values):
-        """Sums of values of voxels, by pixel."""
-        return np.bincount(pixel[mask], values, np.prod(shape)).reshape(shape)
-
-    count = mapped(ours, np.ones(ours.sum()))
-    net = mapped(ours, far[ours]) / np.maximum(count, 1)
+    low = ours[0].min(0) - margin * own.pixel
+    shape = tuple((((ours[0].max(0) - low) / own.pixel).astype(int) + margin + 1).tolist())
+    net, count = _mapped(own, low, shape, ours, np.ones(len(ours[1])))
     seen = ndimage.binary_fill_holes(count > 0)
     beyond = ndimage.distance_transform_edt(~seen) * own.pixel
     field, about = beyond <= RING_MM + step, _spread(net, count > 0)
     for reach in (RING_MM / 2, RING_MM):  # near the hole first: then it is known where bone lies
-        near = theirs & ahead
-        near[near] = np.abs(far[near] - about.ravel()[pixel[near]]) <= WINDOW_MM
-        weights = (own.radius / far[near]) ** 2  # of a voxel: sums over a pixel are lengths
-        amount = mapped(near, weights)
-        centre = mapped(near, weights * far[near]) / np.maximum(amount, 1e-6)
+        away = np.abs(theirs[1] - _at(about, own, low, theirs[0]))
+        near = [values[away <= WINDOW_MM] for values in theirs]
+        weights = (own.radius / near[1]) ** 2  # of a voxel: sums over a pixel are lengths
+        centre, amount = _mapped(own, low, shape, near, weights)
         thick = amount * np.abs(np.linalg.det(own.affine[:3, :3])) / own.pixel**2
         ring = (thick > 0) & (beyond <= reach + step)
         ring &= ndimage.binary_erosion(thick > np.median(thick[ring]) / 2) if ring.any() else False
@@ -97,18 +86,33 @@ def continued(own: Chart, piece: Mask, bone: Mask, step: float) -> Mask:
             return piece
         middle, width = _carried(own.pixel, field, ring, centre, thick)
         about = _spread(middle, field)
-    width = np.clip(width, *np.percentile(thick[ring], (5, 95)))
+    width = _spread(np.clip(width, *np.percentile(thick[ring], (5, 95))), field)
     hole = _hole(field & (thick < width / 2), field, seen, beyond <= step)
-    inner = np.flatnonzero(ahead & ~theirs)
-    inner = inner[hole.ravel()[pixel[inner]]]
-    places = ((across[inner] - low) / own.pixel - 0.5).T
-    middle, width = (
-        ndimage.map_coordinates(_spread(x, field), places, order=1, mode="nearest")
-        for x in (middle, width)
-    )
-    result = np.zeros(piece.size, bool)
-    result[inner] = np.abs(far[inner] - middle) <= width / 2
-    return result.reshape(piece.shape)
+    result = np.zeros_like(piece)
+    for number, plane in enumerate(bone):  # few voxels at a time
+        free = np.argwhere(~plane)
+        across, far = own.place(np.insert(free, 0, number, axis=1))
+        away = np.abs(far - _at(about, own, low, across, 1))
+        inside = _at(hole, own, low, across) & (away <= _at(width, own, low, across, 1) / 2)
+        result[number][tuple(free.T)] = inside
+    return result
+
+
+def _mapped(own, low, shape, voxels, weights):
+    """The weighted mean distance of voxels by pixel of a map, and the sums of their weights."""
+    across, far = voxels
+    cells = np.floor((across - low) / own.pixel).astype(int)
+    inside = ((cells >= 0) & (cells < shape)).all(1)
+    pixel, weights = np.ravel_multi_index(tuple(cells[inside].T), shape), weights[inside]
+    sums = (np.bincount(pixel, w, np.prod(shape)) for w in (weights, weights * far[inside]))
+    amount, total = (each.reshape(shape) for each in sums)
+    return total / np.maximum(amount, 1e-6), amount
+
+
+def _at(values, own, low, across, order=0):
+    """A map's values at places on the chart: of the nearest pixel or (order 1) linear between."""
+    places = ((across - low) / own.pixel - 0.5).T
+    return ndimage.map_coordinates(values, places, order=order, mode="nearest")
 
 
 def _spread(values, known):
