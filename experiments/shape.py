@@ -8,7 +8,8 @@
 It trains no network: its weights are deformations between the training skulls, and hold these.
 
 Demo, the phases alone: 2 minutes on 2 slow cores, of 54 phantoms at 32^3; Dice of two skulls .63,
-in the common shape .87. What its pairs are worth was not measured yet. Paper: not run here.
+in the common shape .87. Of twelve BrainWeb skulls: 94 % of the defects in one piece, 3 % of the
+skulls copies. What its pairs are worth was not measured yet. Paper: not run here.
 """
 
 from experiments import common
