@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import common  # noqa: F401
+import common
 import numpy as np
 
 from skullgen.data import defects, grids, volumes
@@ -40,7 +40,7 @@ def main():
     config = methods.load_config(folder)
     config.predict = defaults("demo").predict
     net = predict.designer(config, folder)
-    print(json.dumps(net.about))
+    print(common.device(), json.dumps(net.about))
     print(*COLUMNS)
     wanted = set(options.skulls.split(",")) - {""}
     rows = []

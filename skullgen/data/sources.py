@@ -246,15 +246,15 @@ def cut_skull(skull: Skull, turns: Sequence[int], size: int, config: ConfigDict)
         kinds, voxel_mm = defects.kinds_of(config), np.linalg.norm(own.skull.affine[:3, :3], axis=0)
         ours = any("." not in kind for kind in kinds)
         vault = defects.survey(own.skull.data, voxel_mm) if ours else None
-        known = dict(voxel_mm=voxel_mm, vault=vault)
+        place = dict(voxel_mm=voxel_mm, vault=vault)
         draws = itertools.product(turns, kinds)
-        return [_cut_once(own, kind, turn, config, known) for turn, kind in draws]
+        return [_cut_once(own, kind, turn, config, place) for turn, kind in draws]
 
 
-def _cut_once(own, kind, turn, config, known):
+def _cut_once(own, kind, turn, config, place):
     for attempt in range(8):
         number, area = seed(config.seed, own.name, kind, turn, attempt), (10 * 1.4**attempt, 150.0)
-        _, implant = defects.cut(own.skull.data, kind, number, area_cm2=area, **known)
+        _, implant = defects.cut(own.skull.data, kind, number, area_cm2=area, **place)
         if pair := own.pair(implant, config.threshold):
             return pair
     what = f"{kind} defects vanish at {len(own.share)}^3"

@@ -159,8 +159,8 @@ def describe(path: str | Path) -> Source:
         # A link to nothing, as of datalad's files that were not fetched, is no file either.
         series, plain = path.is_dir(), path.is_file()
         _require(path, series or plain, "there is no such file, or no plain one: check the path")
-        known = f"unknown kind of file: give one of {', '.join(SUFFIXES)}"
-        _require(path, series or _suffix(path), known)
+        what = f"unknown kind of file: give one of {', '.join(SUFFIXES)}"
+        _require(path, series or _suffix(path), what)
         header = _dicom if series else _nifti if ".nii" in _suffix(path) else _itk
         source = header(path)
     except OSError as error:

@@ -52,8 +52,8 @@ def collect(bank: Bank, bits: UInt8[Array, "B bytes"], skulls: int) -> Bank:
         both = 2 * count(whole & ours).sum(1, dtype=jnp.int32)
         same = there & (both >= ALIKE * sizes)
         number = jnp.where(same.any(), bank.owner[same.argmax()], bank.owner.max() + 1)
-        known = (there & (bank.pairs == pair).all(1)).any()
-        room = ~known & ~there.all() & (number < skulls)
+        twice = (there & (bank.pairs == pair).all(1)).any()
+        room = ~twice & ~there.all() & (number < skulls)
         place = jnp.where(room, there.sum(), len(there))  # out of bounds is dropped
         pairs = bank.pairs.at[place].set(pair, mode="drop")
         return Bank(pairs, bank.owner.at[place].set(number, mode="drop")), None

@@ -106,15 +106,15 @@ def _fold(config, folder, rows, number):
     names = {(one, seed): place + _name(one, seed) for one in rows for seed in range(table.seeds)}
     contenders = {one: [names[one, s] for s in range(table.seeds)] for one in rows if one.control}
     for (one, seed), name in names.items():
-        needs, made = [data], {}
+        needs, paths = [data], {}
         for part in one.parts:
             if part.name in config.generators:
                 needs.append(f"{place}{part.name}-s{seed if table.refit else 0}")
-                made[part.name] = folder / needs[-1] / "generated.zarr"
+                paths[part.name] = folder / needs[-1] / "generated.zarr"
             elif part.name == BEST:
                 needs += [name for names in contenders.values() for name in names]
         choose = partial(best_control, folder, contenders)  # when they are scored
-        make = partial(_net, config, folder / data, (one, seed), made, choose)
+        make = partial(_net, config, folder / data, (one, seed), paths, choose)
         nets.append(Job(name, tuple(needs), make, (one, number)))
     controls = [n for n in judges.CONTROLS if n in used or f"{n}.zarr" in learnt]
     make = partial(_data, config, number, controls)
@@ -126,10 +126,10 @@ def _name(one, seed):
 
 
 def _check(config, folder, rows):
-    table, known = config.table, {*judges.CONTROLS, *config.generators, BEST}
+    table, names = config.table, {*judges.CONTROLS, *config.generators, BEST}
     for part in [part for one in rows for part in one.parts]:
-        if part.name not in known and not store.exists(part.name):
-            one_of("table.rows", part.name, (*sorted(known), "the path of a store"))
+        if part.name not in names and not store.exists(part.name):
+            one_of("table.rows", part.name, (*sorted(names), "the path of a store"))
     if not any(one.control for one in rows):
         raise UserError("table.rows has no control to compare with: add the row real")
     one_of("table.metric", table.metric, verdict.METRICS)
@@ -189,11 +189,11 @@ def _generator(config, data, model, seed):
     return base
 
 
-def _net(config, data, own, made, choose):
+def _net(config, data, own, paths, choose):
     base, (one, seed), stores = _base(config, ("ingest", "segment", "evaluate"), data), own, []
     parts = [choose().parts if part.name == BEST else [part] for part in one.parts]
     for name, skulls, pairs in itertools.chain(*parts):
-        path, split = made.get(name, name), "all"
+        path, split = paths.get(name, name), "all"
         if name in judges.CONTROLS:
             path, split, _ = judges.CONTROLS[name].split(":")
             path = data / path

@@ -90,8 +90,8 @@ def phases(specs: Specs, model: Model) -> list[Phase]:
         try:
             phase = Phase(**spec)
         except TypeError:
-            known = ", ".join(Phase._fields)
-            raise UserError(f"{where} is {spec}: its fields are {known}") from None
+            fields = ", ".join(Phase._fields)
+            raise UserError(f"{where} is {spec}: its fields are {fields}") from None
         one_of(f"{where}.step", phase.step, list(model.steps))
         whole = all(type(length) is int and length >= 0 for length in phase[1:])
         if not whole or (phase.epochs > 0) == (phase.updates > 0) or phase.batches < 1:
