@@ -51,7 +51,9 @@ def defaults(size):
     config.data.seed = 0  # of phantoms, defects and the split
     config.data.threshold = 0.3  # share of bone that makes a voxel bone
     config.data.bone_hu = 0.0  # for CTs in Hounsfield units: bone is this or more; 0: masks
-    config.data.label = 0  # of a segmentation: the value that is bone; 0: masks of one value
+    config.data.label = ""  # of a segmentation: the value, or segment's name, that is bone
+    config.data.form = ""  # of NIfTIs that contradict themselves: sform or qform; of neither: none
+    config.data.space = ""  # of NRRDs and MetaImages that say none: LPS, RAS or LAS
     config.data.test = ""  # skulls' names, comma-separated; both empty: by fraction
     config.data.validation = ""
     config.data.test_fraction = 0.15
@@ -126,7 +128,9 @@ def defaults(size):
     config.predict.net = ""  # vnet, or vnet_real (of the real pairs); "": vnet, or the only one
     config.predict.weights = ""  # whose net: a release's folder, packaged weights; "": this run's
     config.predict.bone_hu = 0.0  # for CTs in Hounsfield units: bone is this or more; 0: masks
-    config.predict.label = 0  # of a segmentation: the value that is bone; 0: a mask of one value
+    config.predict.label = ""  # the next three: as those of data
+    config.predict.form = ""
+    config.predict.space = ""
     config.predict.threshold = 0.5  # probability above which a voxel is implant
     config.predict.dust_mm3 = 2000.0  # pieces of a smaller volume are removed
     config.predict.folder = ""  # for what is made; "": predictions/ in the work directory

@@ -24,7 +24,8 @@ SNAP = 1e-3  # voxels; float32 affines put edges that coincide this far apart at
 Mask = Bool[np.ndarray, "X Y Z"]
 Affine = Float[np.ndarray, "4 4"]
 Cube = Float[np.ndarray, "D D D"]
-Share = Bool[np.ndarray, "D D D"] | Cube
+Cells = Bool[np.ndarray, "D D D"]
+Share = Cells | Cube
 Shape = tuple[int, ...]
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import jobs, plugins
 from skullgen.core.errors import UserError, in_range, one_of, plain
-from skullgen.data import controls, defects, sources, store
+from skullgen.data import controls, defects, headers, sources, store
 
 SHARD = 20  # pairs in a file: what a kill loses at most
 FORM = "(size, config) -> sources.Plan"
@@ -32,6 +32,8 @@ def check(config: ConfigDict) -> None:
         in_range(f"data.{field}", config[field], 1)
     for field in ("test_fraction", "validation_fraction"):
         in_range(f"data.{field}", config[field], 0, 1)
+    one_of("data.form", config.form, ("", *headers.FORMS))
+    one_of("data.space", config.space, ("", *headers.SPACES))
     if config.source != "store":
         planner(config.source)
         defects.kinds_of(config)

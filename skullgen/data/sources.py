@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from skullgen.core import plugins
 from skullgen.core.errors import UserError
-from skullgen.data import defects, grids, phantom, store, volumes
+from skullgen.data import defects, grids, headers, phantom, store, volumes
 from skullgen.data.grids import Affine, Mask
 from skullgen.data.store import Pair
 from skullgen.data.volumes import Volume
@@ -70,7 +70,7 @@ def _plan_skullbreak(size, config):
         _add_part(plan, root / part, size, config)
     for case in plan.cases:
         with contextlib.suppress(UserError):  # which its worker raises again
-            source = volumes.describe(case.arguments[0])
+            source = headers.describe(case.arguments[0])
             cube = _cube(source.shape, source.affine, 1)
             return plan._replace(field_mm=float(np.linalg.norm(cube[:3, :3], axis=0).mean()))
     return plan
@@ -156,7 +156,7 @@ def _plan_skulls(size, config):
     scans = volumes.scans(root)
     names = [volumes.name_of(scan) for scan in scans]
     if not names:
-        raise UserError(f"{root}: holds no skull ({', '.join(volumes.SUFFIXES)})")
+        raise UserError(f"{root}: holds no skull ({', '.join(headers.SUFFIXES)})")
     doubled = [name for name in names if names.count(name) > 1]
     if doubled:
         raise UserError(f"{root}: two files are called {doubled[0]}: rename one")
@@ -165,9 +165,9 @@ def _plan_skulls(size, config):
     files = list(scans)
     for scan in scans:
         with contextlib.suppress(UserError):  # which its worker raises again
-            files += volumes.describe(scan).files
+            files += headers.describe(scan).files
     surplus = sorted(p.name for p in root.iterdir() if p not in files)
-    problems = [f"{name} is no {', '.join(volumes.SUFFIXES)} file" for name in surplus]
+    problems = [f"{name} is no {', '.join(headers.SUFFIXES)} file" for name in surplus]
     return plan._replace(sources=_sums(root, files), problems=problems)
 
 
@@ -196,7 +196,7 @@ def _cut_plan(skulls, size, config):
 
 
 def _file(path, config):
-    return volumes.in_ras(volumes.read(path, bone_hu=config.bone_hu, label=config.label))
+    return volumes.in_ras(volumes.read(path, **volumes.options(config)))
 
 
 def _phantom(individual, config):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import grids, sources, store, volumes
+from skullgen.data import grids, headers, heads, sources, store, volumes
 from skullgen.data.grids import FIELD_MM, Affine, Mask
 from skullgen.delivery import implants, mesh, release, vault
 from skullgen.evaluation import judges, verdict
@@ -25,7 +25,7 @@ LOOSE = 0.6  # of its outline on bone: an implant with less does not close its h
 CLOSED = 0.95  # of the opening: with less, part of it stays open
 PICTURE = 128  # voxels a side of what is drawn
 # The fields of `config.predict` that determine an implant, and what they are unless they are set.
-SETTINGS = {"bone_hu": 0.0, "label": 0, "threshold": 0.5, "dust_mm3": 2000.0}
+SETTINGS = {**volumes.OPTIONS, "threshold": 0.5, "dust_mm3": 2000.0}
 
 
 class Designer(NamedTuple):
@@ -39,7 +39,10 @@ class Designer(NamedTuple):
 
 
 class Implant(NamedTuple):
-    """A designed implant and the skull it is for, on the scan's own voxels, in the file's order."""
+    """A designed implant and the skull it is for, on the scan's own voxels, in the file's order.
+
+    An implant that reaches beyond the file's grid has a larger one, of the same voxels.
+    """
 
     mask: Mask
     skull: Mask
@@ -53,6 +56,8 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
     settings = config.predict
     if settings.net:
         one_of("predict.net", settings.net, judges.NETS)
+    one_of("predict.form", settings.form, ("", *headers.FORMS))
+    one_of("predict.space", settings.space, ("", *headers.SPACES))
     skull_files(settings.file)
     if settings.weights or "segment" not in names:
         folder = release.place(settings.weights) if settings.weights else workdir
@@ -66,7 +71,7 @@ def skull_files(names: str | Sequence[str]) -> list[Path]:
         inside = volumes.scans(place) if place.exists() else []
         if not inside:
             what = "holds no skull" if place.exists() else "no such file or folder"
-            raise UserError(f"{place}: {what} (predict.file: {', '.join(volumes.SUFFIXES)})")
+            raise UserError(f"{place}: {what} (predict.file: {', '.join(headers.SUFFIXES)})")
         skulls += inside
     if not skulls:
         raise UserError("predict.file is empty: name a defective skull, --config.predict.file=FILE")
@@ -104,15 +109,24 @@ def _near(field_mm):
 
 def predict(designer: Designer, path: str | Path, settings: ConfigDict) -> Implant:
     """Designs the implant of the skull in a file, by `settings`, an experiment's `predict`."""
-    skull, affine = volumes.read(path, bone_hu=settings.bone_hu, label=settings.label)
-    turn, size = grids.to_ras(affine, skull.shape), designer.size
-    bone, ras = grids.turned(skull, turn), affine @ turn
-    cube = not designer.reframe and _near(np.linalg.norm(affine[:3, :3], axis=0) * skull.shape)
+    skull = volumes.read(path, **volumes.options(settings))
+    size, sides = designer.size, np.linalg.norm(skull.affine[:3, :3], axis=0) * skull.data.shape
+    cube, grid, notes = not designer.reframe and _near(sides), skull, []
     with sources.named(path):
-        whole = bone if cube else vault.closed(bone, ras)
+        heads.check(*volumes.in_ras(skull))
+        if cut := heads.cut(*volumes.in_ras(skull)):
+            notes.append(f"{cut}: what lies beyond was not seen")
+        if not cube:  # else the file's own cube is the frame, whatever is missing
+            closing = vault.caps(*volumes.in_ras(skull))
+            grid = volumes.holding(skull, *closing)
+        bone, ras = volumes.in_ras(grid)
+        whole = bone if cube else bone | grids.enlarge(*closing, ras, bone.shape)
         frame, share = sources.prepare(bone, ras, size, reframe=not cube, whole=whole)
     pair = np.stack([share >= designer.threshold, np.zeros(share.shape, bool)], axis=-1)
-    implant = implants.fit(designer.net(store.pack(pair)[None])[0], frame, bone, ras, settings)
+    answer = designer.net(store.pack(pair)[None])[0]
+    grid = volumes.holding(grid, answer > settings.threshold, frame)
+    bone, ras = volumes.in_ras(grid)
+    implant = implants.fit(answer, frame, bone, ras, settings)
     if not implant.any():
         raise UserError(
             f"{path}: no implant: the net found no hole of {settings.dust_mm3:g} mm^3 or more "
@@ -121,7 +135,21 @@ def predict(designer: Designer, path: str | Path, settings: ConfigDict) -> Impla
     numbers = implants.measure(implant, bone, ras, vault.middle(frame, size))
     covered = vault.covered(bone, ras, implant)
     numbers |= {"opening_covered": covered and round(covered, 3), "net": designer.about}
-    return Implant(grids.turned(implant, np.linalg.inv(turn)), skull, affine, frame, numbers)
+    mask = grids.turned(implant, np.linalg.inv(grids.to_ras(grid.affine, grid.data.shape)))
+    own = _own(skull, grid)
+    if np.count_nonzero(mask[own]) == np.count_nonzero(mask):
+        mask, grid = mask[own], skull
+    else:
+        size = " x ".join(map(str, mask.shape))
+        notes.append(f"it reaches beyond the file's voxels and is written on {size} of them")
+    numbers["notes"] = notes
+    return Implant(mask, grid.data, grid.affine, frame, numbers)
+
+
+def _own(skull, grid):
+    """Where a skull's grid lies in a larger one of the same voxels."""
+    first = np.rint(np.linalg.inv(grid.affine) @ skull.affine[:, 3]).astype(int)[:3]
+    return tuple(slice(a, a + n) for a, n in zip(first, skull.data.shape, strict=True))
 
 
 def _shares(implant):
@@ -148,7 +176,8 @@ def describe(numbers: dict[str, Any]) -> str:
         doubt = "no opening of the vault above the orbits was found; is there a hole?"
     elif share < CLOSED:
         doubt = "part of it stays open"
-    return f"{words} (warning: {doubt})" if doubt else words
+    words = f"{words} (warning: {doubt})" if doubt else words
+    return "; ".join([words, *(f"note: {note}" for note in numbers.get("notes", []))])
 
 
 def run(config: ConfigDict, workdir: Path, draw: Callable) -> None:
@@ -185,25 +214,30 @@ def run(config: ConfigDict, workdir: Path, draw: Callable) -> None:
 def _design_file(net, path, config, folder, draw):
     """Designs and saves the implant of a file where it is not there yet; returns words for it."""
     settings, name = config.predict, volumes.name_of(path)
-    own = [suffix for suffix in volumes.WRITTEN if path.name.lower().endswith(suffix)]
+    own = [suffix for suffix in headers.WRITTEN if path.name.lower().endswith(suffix)]
     endings = ".json", ".stl", ".png", *(own or [".nrrd"])
     paths = [folder / f"{name}_implant{ending}" for ending in endings]
-    content = b"".join(part.read_bytes() for part in volumes.describe(path).files)
-    source = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
-    source["settings"] = {field: settings[field] for field in SETTINGS}
-    recipe, before = {"net": net.about, "made_of": source}, files.read_json(paths[0])
+    source = headers.describe(path, settings.form, settings.space)
+    content = b"".join(part.read_bytes() for part in source.files)
+    about = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+    about["settings"] = {field: settings[field] for field in SETTINGS}
+    recipe, before = {"net": net.about, "made_of": about}, files.read_json(paths[0])
     there = [other for other in paths if other.exists()]
     if there and not before:
         raise UserError(f"{there[0]}: is there, and not ours: choose another predict.folder")
+    if before and before.get("made_of", {}).get("sha256") != about["sha256"]:
+        what = f"is the implant of another file ({before.get('made_of', {}).get('file')})"
+        raise UserError(f"{paths[0]}: {what} than {path}: choose another predict.folder")
     before = before and {field: before.get(field) for field in recipe}
     provenance.require_same(paths[0], before, recipe)
     if there == paths:
         return "is made already"
     implant, (numbers, stl, png, file) = predict(net, path, settings), paths
+    implant.numbers["notes"].extend(source.notes)
     folder.mkdir(parents=True, exist_ok=True)
     # The numbers come first: by them a call that was stopped knows its files.
     files.write_json(numbers, {"notice": NOTICE, **implant.numbers, **recipe})
-    volumes.write(file, implant.mask, implant.affine)
+    volumes.write(file, implant.mask, implant.affine, source)
     mesh.write_stl(stl, mesh.solid(implant.mask, implant.affine))
     words, title = describe(implant.numbers), f"Research only, not a medical device: {name}"
     draw(png, *_shares(implant), title=title, note=words)

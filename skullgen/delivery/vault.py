@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from skullgen.data import grids
-from skullgen.data.grids import FIELD_MM, VERTEX_MM, Affine, Mask
+from skullgen.data.grids import FIELD_MM, VERTEX_MM, Affine, Cells, Mask
 
 MIDDLE_MM = 60.0  # the braincase's middle below the vertex
 SIDE = 96  # voxels along the frame on which holes are sought
@@ -29,29 +29,28 @@ def middle(frame: Affine, size: int) -> Float[np.ndarray, " 3"]:
     return (frame @ [*place, 1])[:3]
 
 
-def closed(skull: Mask, affine: Affine) -> Mask:
-    """The skull with the holes of its vault closed, as far out as the bone around them bends.
+def caps(skull: Mask, affine: Affine) -> tuple[Cells, Affine]:
+    """What closes the holes of a skull's vault, as far out as the bone around them bends, crudely.
 
     A thin-plate spline over the directions from the braincase's middle gives the distance of the
-    outer surface. The caps, a crude 6 mm thick, are for `grids.frame`, which a hole at the vertex
-    or at the widest place moves by 10 mm.
+    outer surface. The caps, 6 mm thick, are for `grids.frame`, which a hole at the vertex or at the
+    widest place moves by 10 mm; they are on a frame of `SIDE` voxels a side.
     """
     (frame, reach), (rays, voxels, ray, far) = _view(skull, affine), _rays()
-    hole = reach == 0
-    if not hole.any() or hole.all():
-        return skull
-    # A ray beside a hole may have met only the inside of the rim.
-    whole = KDTree(rays[hole]).query(rays)[0] > 1.5 * APART
-    reach[hole] = RBFInterpolator(rays[whole], reach[whole], smoothing=1e-3)(rays[hole])
-    caps = np.zeros(SIDE**3, bool)
-    caps[voxels] = hole[ray] & (far <= reach[ray]) & (far > reach[ray] - 3 * FIELD_MM / SIDE)
-    return skull | grids.enlarge(caps.reshape((SIDE,) * 3), frame, affine, skull.shape)
+    hole, cells = reach == 0, np.zeros(SIDE**3, bool)
+    if hole.any() and not hole.all():
+        # A ray beside a hole may have met only the inside of the rim.
+        whole = KDTree(rays[hole]).query(rays)[0] > 1.5 * APART
+        reach[hole] = RBFInterpolator(rays[whole], reach[whole], smoothing=1e-3)(rays[hole])
+        within = (far <= reach[ray]) & (far > reach[ray] - 3 * FIELD_MM / SIDE)
+        cells[voxels] = hole[ray] & within
+    return cells.reshape((SIDE,) * 3), frame
 
 
 def covered(skull: Mask, affine: Affine, implant: Mask) -> float | None:
     """The share of the vault's openings that an implant covers, or None where there is none.
 
-    Of the directions from the braincase's middle, above the orbits, in which `closed` finds no
+    Of the directions from the braincase's middle, above the orbits, in which `caps` finds no
     bone, without pinholes (`LEAST`): those in which the implant lies.
     """
     frame, reach = _view(skull, affine)

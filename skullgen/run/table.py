@@ -118,6 +118,7 @@ def _fold(config, folder, rows, number):
         nets.append(Job(name, tuple(needs), make, (one, number)))
     controls = [n for n in judges.CONTROLS if n in used or f"{n}.zarr" in learnt]
     make = partial(_data, config, number, controls)
+    nets.sort(key=lambda job: any(part.name == BEST for part in job.row[0].parts))
     return [Job(data, (), make), *generators, *nets]
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skullgen.core.errors import UserError
-from skullgen.data import volumes
+from skullgen.data import headers, volumes
 from tests.conftest import SHARED
 
 TURNS = [
@@ -121,7 +121,7 @@ def _refused(path, match, **options):
     assert "\n" not in str(error.value) and path.name in str(error.value)
 
 
-@pytest.mark.parametrize("suffix", [*volumes.SUFFIXES, "dicom"])
+@pytest.mark.parametrize("suffix", [*headers.SUFFIXES, "dicom"])
 def test_every_orientation_brings_back_the_same_mask(tmp_path, suffix):
     mask = _mask((6, 6, 6))
     for turn in TURNS[:: 1 if suffix in (".nrrd", ".nii.gz") else 7]:
@@ -138,7 +138,7 @@ def test_every_orientation_brings_back_the_same_mask(tmp_path, suffix):
         np.testing.assert_allclose(own.affine, turned, atol=1e-5)
         np.testing.assert_array_equal(got.data, mask)
         np.testing.assert_allclose(got.affine, _affine(), atol=1e-5)
-        source = volumes.describe(path)
+        source = headers.describe(path)
         assert source.shape == data.shape and np.array_equal(source.affine, own.affine)
         several = {"dicom": 6, ".nhdr": 2, ".mhd": 2}.get(suffix, 1)
         assert len(source.files) == several and all(file.is_file() for file in source.files)
@@ -150,10 +150,12 @@ def test_a_ct_of_a_scanner_is_read_in_hounsfield_units(tmp_path):
     np.testing.assert_array_equal(volumes.read(folder, bone_hu=300.0).data, noise >= 300)
     assert volumes.scans(tmp_path) == volumes.scans(folder) == [folder]
     assert volumes.name_of(folder) == "scan.v2"
-    _refused(_dicom(tmp_path / "gap", noise, _affine(), skip=[1]), "one is missing", bone_hu=300.0)
+    _refused(
+        _dicom(tmp_path / "gap", noise, _affine(), skip=[1]), "a slice is missing", bone_hu=300.0
+    )
     tilted = _affine()
     tilted[1, 2] = 0.2
-    _refused(_dicom(tmp_path / "tilted", noise, tilted), "sheared", bone_hu=300.0)
+    _refused(_dicom(tmp_path / "tilted", noise, tilted), "gantry was tilted by 9", bone_hu=300.0)
     _dicom(folder, noise, _affine(), "1.2.4")
     _refused(folder, r"holds 2 DICOM series \(1\.2\.[34].*, 1\.2\.[34].*\): give a folder of one")
     (tmp_path / "empty").mkdir()
@@ -230,7 +232,7 @@ def test_links_to_files_are_followed(tmp_path):
     np.testing.assert_array_equal(_ras(inner / "a.nrrd").data, mask)
     for suffix in (".nhdr", ".mhd"):
         header = _save(inner / f"{suffix[1:]}{suffix}", mask.astype("u1"), _affine())
-        raw = volumes.describe(header).files[1]
+        raw = headers.describe(header).files[1]
         raw.rename(inner / "d.raw")
         raw.symlink_to("d.raw")
         np.testing.assert_array_equal(_ras(header).data, mask)
@@ -239,18 +241,22 @@ def test_links_to_files_are_followed(tmp_path):
 SPACES = {"LPS": (-1, -1), "RAS": (1, 1), "left-anterior-superior": (-1, 1), "": (1, 1)}
 
 
-def test_spaces_are_honoured_and_none_is_ras(tmp_path):
+def test_spaces_are_honoured_and_one_that_is_missing_is_asked_for(tmp_path):
     path, data = tmp_path / "a.nrrd", b"\1" + bytes(7)
     for space, signs in SPACES.items():
         place = f"space: {space}" if space else "space dimension: 3"
         _text_nrrd(path, *PLAIN, place, AXES, "space origin: (5,6,7)", data=data)
-        got = volumes.read(path)
+        if not space:
+            _refused(path, r"which way it faces \(no space\).*set space \(data\.space, predict")
+        got = volumes.read(path, space="" if space else "RAS")
         expected = np.array([[1.0, 0, 0, 5], [0, 1, 0, 6], [0, 0, 2, 7], [0, 0, 0, 1]])
         expected[:2] *= np.array(signs)[:, None]
         np.testing.assert_array_equal(got.affine, expected)
         assert got.data[0, 0, 0] and got.data.sum() == 1
     _text_nrrd(path, *PLAIN, "spacings: 1 2 3", data=data)
-    np.testing.assert_array_equal(volumes.read(path).affine, np.diag([1.0, 2, 3, 1]))
+    for space, signs in (("RAS", (1, 1)), ("LPS", (-1, -1)), ("LAS", (-1, 1))):
+        affine = volumes.read(path, space=space).affine
+        np.testing.assert_array_equal(affine, np.diag([*np.multiply(signs, (1.0, 2)), 3, 1]))
 
 
 @settings(max_examples=80, deadline=None)
@@ -331,7 +337,9 @@ def test_detached_headers_say_what_they_need(tmp_path):
 def test_missing_foreign_and_broken_files_are_refused(tmp_path):
     _refused(tmp_path / "none.mha", "no such file")
     (tmp_path / "a.stl").write_bytes(b"solid")
-    _refused(tmp_path / "a.stl", "unknown kind")
+    _refused(tmp_path / "a.stl", "is a surface, not voxels: .*3D Slicer")
+    (tmp_path / "a.txt").write_bytes(b"solid")
+    _refused(tmp_path / "a.txt", "unknown kind")
     path = _save(tmp_path / "a.mha", _mask((20, 20, 20)).astype("u1"), np.eye(4))
     whole = path.read_bytes()
     for length in (0, 3, 30, len(whole) // 2, len(whole) - 20):
@@ -386,7 +394,7 @@ def test_an_error_of_the_machine_is_not_taken_for_a_bad_file(tmp_path, monkeypat
 )
 def test_real_files_lie_where_nibabel_puts_them(name):
     bone_hu = 300.0 if "defect_hu" in name else 0.0
-    got, image = _ras(SHARED / name, bone_hu=bone_hu), nibabel.load(SHARED / name)
+    got, image = _ras(SHARED / name, bone_hu=bone_hu, form="none"), nibabel.load(SHARED / name)
     assert nibabel.aff2axcodes(got.affine) == ("R", "A", "S")
     values = np.asanyarray(image.dataobj)
     values = values >= bone_hu if bone_hu else values != 0
