@@ -31,6 +31,7 @@ SPACES = {  # signs of x and y against RAS mm, and NRRD's name
     "LAS": (-1, 1, "left-anterior-superior"),
 }
 MAX_VOXELS = 2**29
+DECIMALS = 6  # of affines, mm: float32 and DICOM's text hold as many
 MAX_HEAD, MAX_LINE, MAX_SKIP = 2**20, 600, 2**26  # bytes; the last before the voxels
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.05, 10.0
 MAX_APART = 0.1  # voxels between the places that the two forms of a NIfTI say
@@ -96,7 +97,8 @@ def describe(path: str | Path, form: str = "", space: str = "") -> Source:
     what = f"sizes {source.shape}: not 1 to {MAX_VOXELS} voxels"
     require(path, fits, f"{what}: crop it or mend the header")
     check_affine(path, source.affine)
-    return source
+    # Else the same scan in two kinds of files gives implants that differ where shares tie.
+    return source._replace(affine=np.round(source.affine, DECIMALS) + 0.0)
 
 
 def suffix(path: Path) -> str | None:

@@ -9,14 +9,17 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from experiments import common
 from skullgen.core.errors import UserError
-from skullgen.data import defects, grids, phantom, sources, store, volumes
+from skullgen.data import defects, grids, headers, phantom, sources, store, volumes
 from skullgen.data.grids import turned
-from skullgen.delivery import implants, predict, vault
+from skullgen.delivery import api, implants, predict, vault
 from skullgen.evaluation import verdict
 from skullgen.report import figures
+from tests.conftest import SHARED
+from tests.data.test_volumes import _dicom, _save
 
 SIDE, SIZE = 96, 32
 
@@ -292,6 +295,141 @@ def test_nothing_is_written_over(run, tmp_path):
     with pytest.raises(UserError, match=r"implant\.json: made with .*dust_mm3 500\.0, now 600"):
         run("scans", dust_mm3=600.0)
     assert run("scans") == again
+
+
+def _inputs(skull, folder):
+    """The same skull as files in this field are: name -> file."""
+    mask, affine, _ = skull
+    data, tilt = mask.astype("u1"), np.eye(4)
+    tilt[1:3, 1:3] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+    oblique, sides = tilt @ affine, grids.box(mask)
+    turned_data, permuted = _stored(data, affine, "permuted")
+    mirrored, flip = np.ascontiguousarray(data[::-1]), affine @ np.diag([-1.0, 1, 1, 1])
+    flip[:3, 3] += affine[:3, 0] * (len(data) - 1)
+    big = nibabel.Nifti1Header(endianness=">")
+    metres = nibabel.Nifti1Image(data, np.diag([1e-3, 1e-3, 1e-3, 1]) @ affine)
+    metres.header.set_xyzt_units("meter")
+    images = {
+        "oblique.nii.gz": nibabel.Nifti1Image(data, oblique),
+        "permuted.nii": nibabel.Nifti1Image(turned_data, permuted),
+        "big.nii": nibabel.Nifti1Image(data, affine, big),
+        "qfac.nii": nibabel.Nifti1Image(mirrored, flip),
+        "metres.nii": metres,
+    }
+    for name, image in images.items():
+        image.set_qform(image.affine, 1)
+        nibabel.save(image, folder / name)
+    assert images["qfac.nii"].header["pixdim"][0] == -1
+    files = {name: folder / name for name in images}
+    place = affine.copy()
+    place[:3, 3] = (affine @ [*(side.start for side in sides), 1])[:3]
+    for name, part, own in (
+        ("cropped.seg.nrrd", data[sides], place),
+        ("oblique.mha", data, oblique),
+        ("permuted.nhdr", turned_data, permuted),
+    ):
+        image = sitk.GetImageFromArray(np.ascontiguousarray(part.T))
+        lps = np.diag([-1.0, -1, 1, 1]) @ own
+        image.SetSpacing(np.linalg.norm(lps[:3, :3], axis=0).tolist())
+        image.SetDirection((lps[:3, :3] / np.linalg.norm(lps[:3, :3], axis=0)).ravel().tolist())
+        image.SetOrigin(lps[:3, 3].tolist())
+        files[name] = folder / name
+        sitk.WriteImage(image, str(files[name]))
+    return files
+
+
+def _corners(path, shape):
+    """Where SimpleITK, and nibabel where it can, put the corners of a grid: RAS mm of the file."""
+    image, corners = sitk.ReadImage(str(path)), np.indices((2, 2, 2)).reshape(3, -1).T
+    corners = (corners * (np.array(shape) - 1)).tolist()
+    yield np.array([image.TransformIndexToPhysicalPoint(corner) for corner in corners])
+    if ".nii" in path.name:
+        own = nibabel.load(path).affine
+        yield np.array(corners) @ own[:3, :3].T + own[:3, 3]
+
+
+def test_a_prediction_lies_on_its_input_in_every_program(skull, tmp_path):
+    config = common.defaults("smoke")
+    config.predict.dust_mm3 = 500.0
+    volumes_ml = set()
+    for name, file in _inputs(skull, tmp_path).items():
+        predict._design_file(
+            _mirror(), file, config, tmp_path / "out" / name, lambda *_, **__: None
+        )
+        (made,) = (tmp_path / "out" / name).glob(f"{volumes.name_of(file)}_implant.n*")
+        about = json.loads(made.with_name(f"{volumes.name_of(file)}_implant.json").read_bytes())
+        shape, larger = headers.describe(file).shape, "cropped" in name
+        assert (headers.describe(made).shape != shape) == larger, name
+        for one, other in zip(_corners(file, shape), _corners(made, shape), strict=False):
+            way = (other - one) @ np.linalg.inv(one[[4, 2, 1]] - one[0]) * (np.array(shape) - 1)
+            np.testing.assert_allclose(way, way[:1].round() + 0 * way, atol=1e-3, err_msg=name)
+            assert larger or abs(way).max() < 1e-3
+        assert len(about["notes"]) == ("metres" in name or larger)
+        volumes_ml.add(about["volume_ml"])
+    assert max(volumes_ml) < 1.05 * min(volumes_ml)  # as an oblique grid rounds
+
+
+def test_an_implant_may_reach_beyond_a_file_that_is_cropped_to_its_bone(tmp_path):
+    """A hole at the vertex: the file ends at its rim."""
+    whole, affine = phantom.skull(3, 128), phantom.affine(128)
+    places = np.argwhere(whole)
+    top = places[places[:, 2] == places[:, 2].max()].mean(0)
+    away = np.linalg.norm(np.moveaxis(np.indices(whole.shape), 0, -1) - top, axis=-1)
+    skull = whole & (away * affine[0, 0] > 40)
+    sides = grids.box(skull)
+    crop = affine.copy()
+    crop[:3, 3] = (affine @ [*(side.start for side in sides), 1])[:3]
+    implants_ = []
+    with jax.default_prng_impl("threefry2x32"):
+        for number, (mask, own) in enumerate(((skull, affine), (skull[sides], crop))):
+            volumes.write(tmp_path / f"{number}.nrrd", mask, own)
+            implants_.append(api.load("demo").predict(tmp_path / f"{number}.nrrd"))
+    points = [np.argwhere(x.mask) @ x.affine[:3, :3].T + x.affine[:3, 3] for x in implants_]
+    np.testing.assert_allclose(*points, atol=1e-6)
+    assert implants_[0].mask.shape == skull.shape and implants_[0].numbers["notes"] == []
+    assert implants_[1].mask.shape[2] > sides[2].stop - sides[2].start + 3
+    assert implants_[1].mask.shape[:2] == skull[sides].shape[:2]
+    assert (
+        "it reaches beyond the file's voxels and is written on" in implants_[1].numbers["notes"][0]
+    )
+    assert not (implants_[1].mask & implants_[1].skull).any()
+
+
+def test_another_file_of_the_same_name_replaces_nothing(run, tmp_path):
+    before = run("scans")
+    (tmp_path / "other").mkdir()
+    mask = volumes.read(tmp_path / "scans" / "good.nrrd")
+    volumes.write(tmp_path / "other" / "good.nrrd", mask.data[::-1], mask.affine)
+    match = (
+        r"good_implant\.json: is the implant of another file \(good\.nrrd\) than .*predict\.folder"
+    )
+    with pytest.raises(UserError, match=match):
+        run("other")
+    assert run("scans") == before
+
+
+REAL = SHARED / "ct" / "cranium_real_defect_hu.nii.gz"
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="real skulls (../shared/data) are not here")
+def test_a_ct_gives_the_same_implant_from_every_kind_of_file(tmp_path):
+    image = nibabel.load(REAL)
+    values = np.asanyarray(image.dataobj).astype(np.int16)
+    for suffix in (".nrrd", ".mha"):
+        _save(tmp_path / f"a{suffix}", values, image.affine)
+    _dicom(tmp_path / "series", values, image.affine)
+    with jax.default_prng_impl("threefry2x32"):
+        run = api.load("demo")
+        answers = [
+            run.predict(path, bone_hu=300.0)
+            for path in (REAL, tmp_path / "a.nrrd", tmp_path / "a.mha", tmp_path / "series")
+        ]
+    for answer in answers[1:]:
+        turn = grids.to_ras(answer.affine, answer.mask.shape)
+        first = grids.to_ras(answers[0].affine, answers[0].mask.shape)
+        np.testing.assert_array_equal(turned(answer.mask, turn), turned(answers[0].mask, first))
+        np.testing.assert_allclose(answer.affine @ turn, answers[0].affine @ first, atol=1e-3)
+        assert answer.numbers["volume_ml"] == pytest.approx(answers[0].numbers["volume_ml"], 1e-4)
 
 
 def test_what_is_named_wrong_is_one_line_before_the_run(tmp_path):
