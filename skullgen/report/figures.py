@@ -7,6 +7,7 @@ replaced whole, and its folder is made. A tile of a sheet is a picture and its c
 import io
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -20,6 +21,7 @@ ORIENTATION = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
 # Of a slice: nothing, skull, defect, both.
 KINDS = np.uint8([(0, 0, 0), (184, 184, 184), (64, 158, 250), (230, 89, 0)])
 WIDTH, GAP, LINE = 1840, 12, 26  # pixels: pictures across a sheet, between them, of text
+ENDS = "low", "mean", "high"  # of an interval
 Pairs = Shaped[np.ndarray, "N D D D 2"]
 
 
@@ -94,6 +96,50 @@ def _sheet(path, rows, title, note=""):
         y += len(row[0][0]) + LINE
     for number, line in enumerate(notes):
         _write(sheet, (GAP, y + (number + 0.5) * LINE), line, 14)
+    _save(path, sheet)
+
+
+def rows(path: Path, tests: dict[str, dict[str, Any]], lines: dict[str, str], title: str) -> None:
+    """A table's rows, a panel a test: `tests[test][row]` has a mean and its interval, low to high.
+
+    lines: row -> colour of a line through its mean, as of the floor and of the ceiling.
+    """
+    names = list(dict.fromkeys(name for panel in tests.values() for name in panel))
+    ends = [its[end] for panel in tests.values() for its in panel.values() for end in ENDS]
+    ends = [value for value in ends if value is not None]
+    low, high = np.floor(max(0, min(ends)) * 10) / 10, np.ceil(min(1, max(ends)) * 10) / 10
+    left, wide = 260, min(640, (WIDTH - 260) // len(tests)) - 4 * GAP
+    sheet = Image.new(
+        "RGB", (left + len(tests) * (wide + 4 * GAP), (len(names) + 4) * LINE), "white"
+    )
+    draw, bottom = ImageDraw.Draw(sheet), (len(names) + 3) * LINE
+    _write(sheet, (GAP, LINE / 2 + 4), title, 18)
+    for row, name in enumerate(names):
+        short = textwrap.shorten(name, 30, placeholder="...")
+        _write(sheet, (left - 2 * GAP, (row + 3) * LINE), short, 15, "rm")
+    for number, (test, panel) in enumerate(tests.items()):
+
+        def place(value, start=left + number * (wide + 4 * GAP)):
+            return start + (min(max(value, low), high) - low) / (high - low) * wide
+
+        _write(sheet, (place(low), 1.7 * LINE), test, 15)
+        for tick in np.arange(low, high + 0.01, 0.1):
+            draw.line([place(tick), 2.4 * LINE, place(tick), bottom], "#e8e8e8")
+            _write(sheet, (place(tick), bottom + LINE / 2), f"{tick:.1f}", 13, "mm")
+        for name in lines.keys() & panel.keys():
+            x = place(panel[name]["mean"])
+            draw.line([x, 2.4 * LINE, x, bottom], lines[name], 2)
+        for row, name in enumerate(names):
+            its, y = panel.get(name), (row + 3) * LINE
+            if its and its["low"] is not None:
+                draw.line([place(its["low"]), y, place(its["high"]), y], "#404fa0", 3)
+            if its:
+                x = place(its["mean"])
+                draw.ellipse([x - 5, y - 5, x + 5, y + 5], "#404fa0")
+    _save(path, sheet)
+
+
+def _save(path, sheet):
     png = io.BytesIO()
     sheet.save(png, "png")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from skullgen.core import files, plugins
 from skullgen.core.errors import UserError, in_range, one_of
 from skullgen.data import mixture, store
 from skullgen.evaluation import explore, intervals, judges, verdict
+from skullgen.report import figures as drawing
 from skullgen.report import pictures, tables
 from skullgen.run import stages
 
@@ -361,7 +362,8 @@ def _remarks(config, by_text, tests, best, done):
 
 
 def figures(config: ConfigDict, folder: Path, jobs: list[Job], done: Collection[str]) -> None:
-    """Figures 3 and 5: the generators in one map, a test case by one V-Net of each row."""
+    """The rows, drawn; figures 3 and 5: the generators in one map, a test case by every V-Net."""
+    _picture(folder, config.table.metric)
     firsts = {one.text: next(iter(folds[0])) for one, folds in _rows(jobs, done).items()}
     if FLOOR not in firsts:
         return
@@ -377,3 +379,16 @@ def figures(config: ConfigDict, folder: Path, jobs: list[Job], done: Collection[
     real = store.Store(path)
     pictures.maps(folder, real, generated, [nets[FLOOR]], config.explore)
     pictures.segmentations(folder, real, nets, config.evaluate.threshold)
+
+
+def _picture(folder, metric):
+    """The rows of `table.json`, drawn."""
+    entries, tests = files.read_json(folder / "table.json")["entries"], {}
+    for entry in entries:
+        for test, its in entry["tests"].items():
+            what = f"{test}: {len(its['skulls'])} skulls"
+            tests.setdefault(what, {})[entry["row"]] = its
+    lines = {FLOOR: "#b0b0b0"} | {e["row"]: "#e65900" for e in entries if _is_ceiling(e["row"])}
+    title = f"Mean {metric} by what a V-Net learnt from, 95 % intervals; lines: {', '.join(lines)}"
+    if tests:
+        drawing.rows(folder / "figures" / "rows.png", tests, lines, title)
