@@ -19,9 +19,11 @@ BLOCK_MM = 2.0  # skulls are measured in blocks no larger than this, where the s
 CIRCUMFERENCE_MM = 270.0, 620.0
 # Peoples' means are .7 to .87 (Howells, Papers of the Peabody Museum 67, 1973), scaphocephalic
 # heads from .55, brachycephalic ones to 1.1; and of heads that lie turned, or lack a side.
-BREADTH_OF_LENGTH = 0.5, 1.3
-HEIGHT_OF_SIZE = 0.31, 0.9  # over the root of breadth x length; real skulls' is .41 to .63
-RISE = 0.3, 0.9  # of the largest plane: planes between give the height, whatever the vertex lacks
+BREADTH_OF_LENGTH = 0.5, 1.2
+# Over the root of breadth x length: whole skulls' is .33 to .6, one that lacks its front's 1.3.
+HEIGHT_OF_SIZE = 0.31, 1.35
+USUAL = 0.5  # of that
+RISE = 0.3, 0.9  # of the largest plane: the height is measured on planes between
 VAULT = 0.55  # of its breadth: the vault reaches this far below its top
 BONE_MM = 10.0  # bone this far beneath the border of a grid closes what is open there
 OPENING_MM2 = 800.0  # less is bone that touches the border, or a loss of 2 mm above the brain
@@ -65,7 +67,8 @@ def lengths(
     """Breadth and length of the vault, and the height of the vertex over its middle, in mm.
 
     An ellipsoid's planes at a depth under its top have the share s = 1 - (1 - depth / height)^2 of
-    the largest: sqrt(1 - s) is a line, whose slope stays where a hole or a cut takes the vertex.
+    the largest: sqrt(1 - s) is a line, and three quarters lie half way down. Holes make the line
+    too steep or flat, or the way too short: the height is what agrees best with `USUAL`.
     """
     area = np.count_nonzero(piece, axis=(0, 1)) * step[0] * step[1]
     top = np.flatnonzero(area >= min(PLANE_MM2, area.max()))[-1]
@@ -76,7 +79,9 @@ def lengths(
     lack = np.sqrt(1 - share[rise])
     slope = np.polyfit(depth[rise], lack, 1)[0] if np.ptp(lack) else -math.inf
     vault = depth <= VAULT * wide.max()
-    return float(wide[vault].max()), float(long[vault].max()), float(-1 / slope)
+    breadth, length = float(wide[vault].max()), float(long[vault].max())
+    heights = -1 / slope, 2 * depth[np.argmax(share >= 0.75)], USUAL * math.sqrt(breadth * length)
+    return breadth, length, float(np.median(heights))
 
 
 def _across(flat):
@@ -125,9 +130,11 @@ def hounsfield(
         return None
     low, high = sample[0], sample[-1]
     grey = low >= 0 and high <= 255
-    air, soft = (_grey if grey else _shifted)(inside)
+    air, soft = _grey(inside) if grey else _shifted(inside)
+    if math.isnan(soft) and not grey:
+        air, soft = _shifted(sample[sample < high])  # of one value, as in drawn heads
     slope = (SOFT - AIR) / (soft - air) if grey else 1.0
-    clipped = grey and (np.mean(sample == high) > 1e-3 or (high - soft) * slope > 4000)
+    clipped = grey and (np.mean(sample == high) > 1e-3 or not (high - soft) * slope <= 4000)
     above = (bone_hu - soft) * slope
     fits = 40 < above < (math.inf if clipped else 1100) and bone_hu <= high
     if math.isnan(soft) or fits:
@@ -171,4 +178,5 @@ def _grey(inside):
     if count[soft] < 0.04 * len(inside):
         return math.nan, math.nan
     bins = np.digitize(inside, edges) - 1
-    return tuple(np.median(inside[bins == k]) for k in (np.argmax(count[: soft - 3]), soft))
+    air, soft = (inside[bins == k] for k in (np.argmax(count[: soft - 3]), soft))
+    return np.median(air) if len(air) else math.nan, np.median(soft)
