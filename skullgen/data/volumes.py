@@ -94,23 +94,6 @@ def in_ras(volume: Volume) -> Volume:
     return Volume(turned(volume.data, turn), volume.affine @ turn)
 
 
-def scans(place: Path) -> list[Path]:
-    """The skulls of a place, by name: files and DICOM folders in it, or the one that it is."""
-    inside = sorted(place.iterdir()) if place.is_dir() and not _is_series(place) else [place]
-    # A link to nothing is a skull that cannot be read: it must not be left out in silence.
-    return [p for p in inside if (_is_series(p) if p.is_dir() else _suffix(p))]
-
-
-def name_of(scan: Path) -> str:
-    """A skull's name: its file's without the suffix, or its folder's."""
-    return scan.name if scan.is_dir() else re.sub(r"\.[^.]+(\.gz)?$", "", scan.name, flags=re.I)
-
-
-def _is_series(folder):
-    slices = (np.fromfile(p, "S4", 1, offset=128) for p in folder.iterdir() if p.is_file())
-    return any(b"DICM" in magic for magic in slices)
-
-
 def _suffix(path):
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
