@@ -48,6 +48,8 @@ def _digests(skulls, config, workers):
         if isinstance(paths[0], Path):
             shapes.setdefault(_shape(paths[0]), []).append(skull)
     some = [skull for same in shapes.values() if len(same) > 1 for skull in same]
+    if not some:
+        return {}
     answers = jobs.ordered(digest, ((skull, config) for skull in some), jobs.workers(workers))
     digests = {}
     with jobs.progress(len(some), 0, "compare", "skull") as bar:

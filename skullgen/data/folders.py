@@ -25,8 +25,7 @@ def entries(place: str | Path) -> list[Path]:
     place, top = Path(place), base(place)
     depth = ANY_DEPTH if place == top / "**" else 1
     if depth == 1 and place != top:
-        places = glob.glob(str(place.relative_to(top)), root_dir=top, recursive=True)
-        inside = [path for p in sorted(places) for path in _tree(top / p, 0)]
+        inside = [path for match in _matches(place, top) for path in _tree(match, 0)]
         return [path for path in dict.fromkeys(inside) if not _is_hidden(path)]
     return list(_tree(top, depth))
 
@@ -40,7 +39,8 @@ def _tree(place, depth):
         # A link to a folder that it lies in has no end; one that is closed is told, not entered.
         entered = path.is_dir() and os.access(path, os.R_OK | os.X_OK)
         entered = entered and path.resolve() not in [p.resolve() for p in path.parents]
-        yield from _tree(path, depth - 1) if entered and (depth or is_series(path)) else [path]
+        entered = entered and (depth or is_series(path))
+        yield from (list(_tree(path, depth - 1)) if entered else []) or [path]
 
 
 def _is_hidden(path):
@@ -55,9 +55,13 @@ def base(place: str | Path) -> Path:
 
 def is_there(place: str) -> bool:
     """Whether a path or a glob names anything."""
-    parts = str(Path(place).relative_to(base(place)))
-    matches = glob.iglob(parts, root_dir=base(place), recursive=True)
-    return os.path.lexists(place) or (glob.has_magic(parts) and any(matches))
+    return os.path.lexists(place) or bool(_matches(Path(place), base(place)))
+
+
+def _matches(place, top):
+    """What a glob names, of which `top` is there."""
+    parts = glob.glob(str(place.relative_to(top)), root_dir=top, recursive=True)
+    return [top / part for part in sorted(parts) if os.path.lexists(top / part)]
 
 
 def is_scan(path: Path) -> bool:
@@ -112,9 +116,9 @@ def lines(paths: Sequence[Path], top: Path) -> list[str]:
     """What is said of paths that are no skulls: a line a sort, with the first and the count."""
     sorts = {}
     for path in paths:
-        sort = f"no skull ({', '.join(volumes.SUFFIXES)})"
+        sort = f"holds no skull ({', '.join(volumes.SUFFIXES)})"
         if path.is_dir():
-            sort = "no skull in this folder itself (FOLDER/** is read at any depth)"
+            sort = "holds no skull itself (FOLDER/** is read at any depth)"
         elif path.name.lower().endswith(SURFACES):
             sort = "a surface, no mask: voxelise it in 3D Slicer (import it as a segmentation, "
             sort += "export that as a labelmap)"

@@ -67,7 +67,7 @@ def skullbreak(root: Path) -> Layout:
         if side in SIDES and folders.is_scan(file):
             part = parts.setdefault(tuple(filter(None, above)), {side: {} for side in SIDES})
             part[side][_number(folders.name_of(file)), kind] = file
-        else:
+        elif file.is_file():
             surplus.append(file)
     for above in sorted(parts, key=lambda above: (_split(above), above)):
         skulls, implants, _ = parts[above].values()

@@ -66,14 +66,14 @@ def skull_files(names: str | Sequence[str]) -> tuple[dict[Path, str], list[str]]
     """
     skulls, lines, places = {}, [], plugins.listed(names, folders.is_there)
     for place in places:
-        inside = folders.entries(place) if folders.is_there(place) else []
-        scans, top = [path for path in inside if folders.is_scan(path)], folders.base(place)
+        if not folders.is_there(place):
+            suffixes = ", ".join(volumes.SUFFIXES)
+            raise UserError(f"{place}: no such file or folder (predict.file: {suffixes})")
+        inside, top = folders.entries(place), folders.base(place)
+        scans = [path for path in inside if folders.is_scan(path)]
         skulls |= dict.fromkeys(scans, top)
-        others = folders.lines([path for path in inside if path not in scans], top)
-        lines += others if scans else [f"{place}: holds no skull: {'; '.join(others)}"]
-        if not inside:
-            what = "holds no skull" if folders.is_there(place) else "no such file or folder"
-            raise UserError(f"{place}: {what} (predict.file: {', '.join(volumes.SUFFIXES)})")
+        lines += folders.lines([path for path in inside if path not in scans], top)
+        lines += [] if inside else [f"{place}: holds no skull"]
     if not places:
         raise UserError("predict.file is empty: name a defective skull, --config.predict.file=FILE")
     if not skulls:

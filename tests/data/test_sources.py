@@ -43,16 +43,17 @@ def plan(source, size=16, **fields):
     return sources.PLANS[source](size, config_of(source=source, **fields))
 
 
-def test_skullbreaks_missing_and_surplus_files_are_named(tmp_path):
+def test_skullbreaks_pairs_and_what_has_none_are_told(tmp_path):
     root = write_skullbreak(tmp_path)
     (root / "train" / "implant" / "bilateral" / "001.nrrd").unlink()
     (root / "train" / "notes.txt").write_bytes(b"hello")
     (root / "test" / "complete_skull" / "000.nrrd").unlink()
     planned = plan("skullbreak", root=str(root))
-    assert sorted(planned.problems) == [
-        "test/complete_skull/000.nrrd is missing",
-        "train/implant/bilateral/001.nrrd is missing",
-        "train/notes.txt is not SkullBreak's",
+    assert planned.problems == [
+        "train (defective_skull, implant): 9 pairs of 2 skulls",
+        "train/defective_skull/bilateral/001.nrrd: no implant, so no pairs of them",
+        "test (defective_skull, implant): 5 pairs of 1 skulls",
+        f"train/notes.txt: holds no skull ({', '.join(volumes.SUFFIXES)})",
     ]
     assert planned.names == ["train_000", "train_001", "test_000"]
     assert planned.split == {"train_000": 0, "train_001": 0, "test_000": 2}
@@ -87,14 +88,14 @@ def test_detached_voxels_are_part_of_their_header(tmp_path):
     planned = plan("skulls", root=str(tmp_path))
     assert sorted(planned.sources) == sorted(p.name for p in tmp_path.iterdir() if p.is_file())
     assert len(planned.sources) == 6
-    assert any(line.startswith("folder.nrrd is no") for line in planned.problems)
+    assert [line.split(":")[0] for line in planned.problems] == ["folder.nrrd"]
 
 
 def _pair(root, skull, implant, size, mm=6.4):
     paths = [root / name / "bilateral" / "000.nrrd" for name in ("defective_skull", "implant")]
     for path, mask in zip(paths, (skull, implant), strict=True):
         volumes.write(path, mask, np.diag([mm, mm, mm, 1.0]))
-    return sources._skullbreak_pair(*paths, size, config_of(threshold=0.001))
+    return sources._cut_pair(*paths, size, False, config_of(threshold=0.001))
 
 
 @pytest.mark.parametrize("mm", [1.0, 6.4])
@@ -162,11 +163,11 @@ def test_splits_by_name():
     assert _splits(["a", "b", "c"], test="c, b") == {"a": 0, "b": 2, "c": 2}
 
 
-def test_fields_that_exclude_each_other():
+def test_fields_that_exclude_each_other(tmp_path):
     with pytest.raises(UserError, match=r"data\.folds and data\.test both say"):
         _splits(["a", "b"], folds=2, test="a")
     with pytest.raises(UserError, match=r"data\.test is not for data\.source=skullbreak"):
-        plan("skullbreak", root=".", test="000")
+        plan("skullbreak", root=str(write_skullbreak(tmp_path)), test="000")
 
 
 def test_skullbreaks_cubes_of_any_size_keep_their_millimetres(tmp_path):
