@@ -163,6 +163,35 @@ def test_splits_by_name():
     assert _splits(["a", "b", "c"], test="c, b") == {"a": 0, "b": 2, "c": 2}
 
 
+def test_splits_by_names_with_commas_and_umlauts():
+    names = ["a,b", "a", "M\u00fcller", "Scha\u0308del"]  # the last as a Mac writes it
+    assert _splits(names, test="a,b, Mu\u0308ller", validation="Sch\u00e4del") == dict(
+        zip(names, (2, 0, 2, 1), strict=True)
+    )
+    with pytest.raises(UserError, match=r"names 'b': no such skull"):
+        _splits(names[1:], test="a,b")
+
+
+def test_a_folder_of_patients_is_read_and_pairs_are_no_complete_skulls(tmp_path):
+    for number, name in enumerate(("A0001/A0001_clear", "A0002/A0002_clear", "B, C/x/deep")):
+        path = tmp_path / f"{name}.nrrd"
+        volumes.write(path, phantom.skull(number, 48), phantom.affine(48))
+    for name in ("A0001/A0001.stl", "A0001/._A0001_clear.nrrd", ".DS_Store", "A0002/README.txt"):
+        (tmp_path / name).write_bytes(b"")
+    planned = plan("skulls", root=str(tmp_path), test="A0002")
+    assert planned.split == {"A0001": 0, "A0002": 2}
+    assert sorted(planned.sources) == ["A0001/A0001_clear.nrrd", "A0002/A0002_clear.nrrd"]
+    assert [line.split(": ")[0] for line in planned.problems] == [
+        *("A0001/A0001.stl", "A0002/README.txt", "B, C/x")
+    ]
+    deep = plan("skulls", root=f"{tmp_path}/**", test="B, C")
+    assert deep.split == {"A0001": 0, "A0002": 0, "B, C": 2}
+    pairs = str(write_skullbreak(tmp_path / "data"))
+    with pytest.raises(UserError, match=r"is no complete skull: data\.source=skullbreak reads"):
+        plan("skulls", root=f"{pairs}/**")
+    assert plan("skulls", root=f"{pairs}/train/complete_skull").names == ["000", "001"]
+
+
 def test_fields_that_exclude_each_other(tmp_path):
     with pytest.raises(UserError, match=r"data\.folds and data\.test both say"):
         _splits(["a", "b"], folds=2, test="a")
