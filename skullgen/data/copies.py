@@ -17,13 +17,10 @@ def together(plan: Plan, config: ConfigDict, workers: int) -> Plan:
 
     UserError where the config names them in several; where the source's own folders do, a warning.
     """
-    groups = {}
-    for name, digest in _digests(plan.skulls, config, workers).items():
-        groups.setdefault(digest, []).append(name)
-    groups = [sorted(names) for digest, names in groups.items() if digest and len(names) > 1]
-    if not groups:
-        return plan
-    lines, split = [], dict(plan.split)
+    groups, lines, split = {}, [], dict(plan.split)
+    for name, value in _digests(plan.skulls, config, workers).items():
+        groups.setdefault(value or name, []).append(name)
+    groups = sorted(sorted(names) for names in groups.values() if len(names) > 1)
     for names in groups:
         places = {store.SPLITS[split[name]]: name for name in names}
         if len(places) > 1 and (plan.settled or config.test or config.validation):
@@ -35,13 +32,14 @@ def together(plan: Plan, config: ConfigDict, workers: int) -> Plan:
             lines.append(f"warning: {line}: what is tested on it says little")
         else:
             split |= dict.fromkeys(names, split[names[0]])
-    first, more = ", ".join(min(groups)), f" and {len(groups) - 1} more" * (len(groups) > 1)
-    lines.append(f"the same skull under several names (equal voxels): {first}{more}")
+    if groups:
+        more = f" and {len(groups) - 1} more" * (len(groups) > 1)
+        lines.append(f"one skull of several names (equal voxels): {', '.join(groups[0])}{more}")
     return plan._replace(split=split, problems=[*plan.problems, *lines])
 
 
 def _digests(skulls, config, workers):
-    """The digests of those skulls' voxels that others might equal: whose files are of one shape."""
+    """The digests, by name, of those skulls whose files have the sizes of another's."""
     shapes = {}
     for skull in skulls:
         paths = skull.argument if isinstance(skull.argument, tuple) else (skull.argument,)
@@ -50,13 +48,10 @@ def _digests(skulls, config, workers):
     some = [skull for same in shapes.values() if len(same) > 1 for skull in same]
     if not some:
         return {}
-    answers = jobs.ordered(digest, ((skull, config) for skull in some), jobs.workers(workers))
-    digests = {}
+    tasks = ((skull, config) for skull in some)
     with jobs.progress(len(some), 0, "compare", "skull") as bar:
-        for skull, answer in zip(some, answers, strict=True):
-            digests[skull.name] = answer
-            bar.update()
-    return digests
+        answers = (bar.update() or x for x in jobs.ordered(digest, tasks, jobs.workers(workers)))
+        return dict(zip((skull.name for skull in some), answers, strict=True))
 
 
 def _shape(path):
@@ -75,5 +70,5 @@ def digest(skull: Skull, config: ConfigDict) -> str:
         return ""
     sums = hashlib.sha256(repr(bone.shape).encode())
     for plane in bone:
-        sums.update(np.packbits(plane).tobytes())
+        sums.update(np.packbits(plane))
     return sums.hexdigest()

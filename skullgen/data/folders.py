@@ -5,7 +5,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +105,17 @@ def names(scans: Mapping[Path, Path]) -> dict[Path, str]:
         s: next((n for n in range(start[s] + 1, len(p)) if heads[p[:n]] == 1), len(p))
         for s, p in parts.items()
     }
+    labels = {}
     for _ in range(max(map(len, parts.values()), default=0)):
         labels = {s: "_".join(p[start[s] : stop[s]]) for s, p in parts.items()}
         count = Counter(labels.values())
+        if len(count) == len(labels):
+            break
         start |= {s: max(1, start[s] - 1) for s in scans if count[labels[s]] > 1}
-    return labels if scans else {}
+    return labels
 
 
-def lines(paths: Sequence[Path], top: Path) -> list[str]:
+def lines(paths: Collection[Path], top: Path) -> list[str]:
     """What is said of paths that are no skulls: a line a sort, with the first and the count."""
     sorts = {}
     for path in paths:
@@ -126,8 +129,8 @@ def lines(paths: Sequence[Path], top: Path) -> list[str]:
     return [f"{first(some, top)}: {what}" for what, some in sorts.items()]
 
 
-def first(paths: Sequence[Path], top: Path) -> str:
+def first(paths: Collection[Path], top: Path) -> str:
     """The first of some paths, and how many more there are."""
     path = min(paths)
     name = path.relative_to(top) if path != top and path.is_relative_to(top) else path
-    return f"{name}" + f" and {len(paths) - 1} more" * (len(paths) > 1)
+    return str(name) + f" and {len(paths) - 1} more" * (len(paths) > 1)

@@ -1,7 +1,6 @@
 """Where pairs come from: files of pairs, complete skulls, phantoms, each planned as cases."""
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import unicodedata
@@ -65,38 +64,40 @@ class Plan(NamedTuple):
 
 def _plan_skullbreak(size, config):
     root = _folder(config.root, "the folder that holds SkullBreak's or SkullFix's files")
-    return _plan_pairs(triplets.skullbreak(root), size, config)
+    return _plan_pairs(*triplets.skullbreak(root), size, config)
 
 
 def _plan_triplets(size, config):
     if config.root:
         _folder(config.root, "a folder, or empty")
-    return _plan_pairs(triplets.globs(config), size, config)
+    return _plan_pairs(*triplets.globs(config), size, config)
 
 
-def _plan_pairs(layout, size, config):
-    splits = ("test", "validation", "folds") * layout.split
+def _plan_pairs(pairs, lines, size, config):
+    settled = len({one.split for one in pairs}) > 1
+    splits = ("test", "validation", "folds") * settled
     for name in filter(config.get, (*splits, "kinds", "bone_hu", "label")):
         what = f"data.{name} is not for data.source={config.source}, whose masks are cut"
         raise UserError(f"{what}{' and split' * (name in splits)} already: leave it empty")
-    pairs, root = layout.triplets, folders.base(config.root)
+    used = dict.fromkeys(one.kind for one in pairs)
+    ours = defects.KINDS * any(kind in used for kind in defects.KINDS)
+    kinds = (*ours, *(kind for kind in used if kind not in ours))
     sides, field = [_side(one.skull) for one in pairs], FIELD_MM
-    if defects.KINDS[0] in layout.kinds:  # cubes that are SkullBreak's, of any size
+    cases, skulls, numbers = [], {}, {}
+    if ours:  # SkullBreak's cubes are the frame, whatever their size
         field = next(filter(None, sides), FIELD_MM)
-    skulls, cases, numbers = {}, [], {name: n for n, name in enumerate(layout.names)}
     for one, side in zip(pairs, sides, strict=True):
         own_cube = side is not None and abs(side - field) < 0.01 * field
         reframe = config.reframe and field == FIELD_MM and not own_cube
-        arguments = one.skull, one.implant, size, reframe, config
-        kinds = (layout.kinds.index(one.kind),)
-        cases.append(Case(_cut_pair, arguments, kinds, numbers[one.name]))
         skulls.setdefault(one.name, Skull(one.name, _union, one.whole, reframe))
-    split = {one.name: one.split for one in pairs}
-    if not layout.split:
-        split = assign(layout.names, config)
-    sums = _sums(root, _files(path for one in pairs for path in (one.skull, one.implant)))
-    about = dict(field_mm=field, kinds=layout.kinds, skulls=list(skulls.values()))
-    return Plan(cases, layout.names, split, sums, layout.lines, settled=layout.split, **about)
+        arguments = one.skull, one.implant, size, reframe, config
+        number = numbers.setdefault(one.name, len(numbers))
+        cases.append(Case(_cut_pair, arguments, (kinds.index(one.kind),), number))
+    split = {one.name: one.split for one in pairs} if settled else assign(list(skulls), config)
+    files = _files(path for one in pairs for path in one[:2])
+    sums = _sums(folders.base(config.root), files)
+    plan = Plan(cases, list(skulls), split, sums, lines, field, kinds)
+    return plan._replace(skulls=list(skulls.values()), settled=settled)
 
 
 def _side(path):
@@ -161,8 +162,8 @@ def _plan_skulls(size, config):
     files, names = _files(scans), folders.names(dict.fromkeys(scans, root))
     lines = folders.lines(sorted({*entries}.difference(files)), root)
     if not scans:
-        said = "; ".join(lines) or f"give {', '.join(volumes.SUFFIXES)} files or DICOM series"
-        raise UserError(f"{root}: holds no skull: {said}")
+        what = f"{root}: holds no skull ({', '.join(volumes.SUFFIXES)}, DICOM series)"
+        raise UserError("; ".join([what, *lines]))
     for name, number in Counter(s.with_name(folders.name_of(s)) for s in scans).items():
         if number > 1:
             raise UserError(f"{root}: two files are called {name.relative_to(root)}: rename one")
@@ -289,12 +290,9 @@ def assign(names: list[str], config: ConfigDict) -> dict[str, int]:
     `config.folds`, the test skulls are fold number `config.fold` of as many.
     """
     # A Mac's files have ä in two characters, a command line in one.
-    nfc = functools.partial(unicodedata.normalize, "NFC")
-    own = {nfc(name): name for name in names}
-    lists = [
-        [own.get(nfc(name), name) for name in plugins.listed(text, lambda name: nfc(name) in own)]
-        for text in (config.validation, config.test)
-    ]
+    own = {unicodedata.normalize("NFC", name): name for name in names}
+    texts = (unicodedata.normalize("NFC", text) for text in (config.validation, config.test))
+    lists = [[own.get(name, name) for name in plugins.listed(text, own.get)] for text in texts]
     unknown = [name for chosen in lists for name in chosen if name not in names]
     if unknown:
         raise UserError(f"data.test or data.validation names {unknown[0]!r}: no such skull")

@@ -29,125 +29,90 @@ class Triplet(NamedTuple):
     split: int = 0  # index of `store.SPLITS`, by its folders
 
 
-class Layout(NamedTuple):
-    """The pairs of some folders, in the order of the store, and lines about all files."""
+def skullbreak(root: Path) -> tuple[list[Triplet], list[str]]:
+    """The pairs of SkullBreak or SkullFix, in the store's order, and lines about all files.
 
-    triplets: list[Triplet]
-    lines: list[str]
-
-    @property
-    def names(self) -> list[str]:
-        """The skulls, in the order of their first pairs."""
-        return list(dict.fromkeys(triplet.name for triplet in self.triplets))
-
-    @property
-    def split(self) -> bool:
-        """Whether the folders say the split: pairs are in more than one of them."""
-        return len({triplet.split for triplet in self.triplets}) > 1
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """SkullBreak's kinds where there is one of them, and others."""
-        names = {triplet.kind for triplet in self.triplets}
-        ours = defects.KINDS if names.intersection(defects.KINDS) else ()
-        return *ours, *sorted(names.difference(ours))
-
-
-def skullbreak(root: Path) -> Layout:
-    """The pairs of SkullBreak or SkullFix: `defective_skull/` and `implant/`, at any depth.
-
-    In both lie files of one number or, as SkullBreak has it, a folder of them for each kind. The
-    folders above say the part (`train`, `SkullBreak_evaluation`, `nrrd`). UserError without a pair.
+    In `defective_skull/` and `implant/`, at any depth, lie files of one number or, as SkullBreak
+    has it, folders of them for each kind. Folders above say the split. UserError without a pair.
     """
-    parts, surplus, triplets, lines = {}, [], [], []
+    sides, surplus, triplets, whole = {side: {} for side in SIDES}, [], [], {}
     for file in folders.entries(root / "**"):
         *above, side, kind, _ = ("", "", *file.relative_to(root).parts)
         if kind in SIDES:  # no folders of kinds
             above, side, kind = [*above, side], kind, KIND
         if side in SIDES and folders.is_scan(file):
-            part = parts.setdefault(tuple(filter(None, above)), {side: {} for side in SIDES})
-            part[side][_number(folders.name_of(file)), kind] = file
+            above = tuple(name for name in above if name not in ("", "nrrd"))
+            sides[side][above, _number(folders.name_of(file)), kind] = file
         elif file.is_file():
             surplus.append(file)
-    for above in sorted(parts, key=lambda above: (_split(above), above)):
-        skulls, implants, _ = parts[above].values()
-        pairs = _part(above, skulls, implants)
-        triplets += pairs
-        place = f"{'/'.join(above) or '.'} (defective_skull, implant)"
-        lines.append(f"{place}: {len(pairs)} pairs of {len({one.name for one in pairs})} skulls")
-        for what, some, others in (("implant", skulls, implants), ("skull", implants, skulls)):
-            lines += _alone([some[key] for key in some.keys() - others.keys()], what, root)
+    skulls, implants, _ = sides.values()
+
+    def order(key):
+        kinds = [*defects.KINDS, key[2]]
+        return _split(key[0]), key[0], folders.name_of(skulls[key]), kinds.index(key[2]), key[2]
+
+    for key in sorted(skulls.keys() & implants.keys(), key=order):
+        pair, name = (skulls[key], implants[key]), "_".join([*key[0], folders.name_of(skulls[key])])
+        whole.setdefault(name, pair)
+        triplets.append(Triplet(*pair, whole[name], name, key[2], _split(key[0])))
+    lines = _lines(triplets, [skulls.values(), implants.values()], root)
     lines += folders.lines(surplus, root)
     if not triplets:
         what = "no pair of defective_skull/KIND/NNN.nrrd and implant/KIND/NNN.nrrd, with KIND or "
-        what += f"without, in it or its folders ({'; '.join(lines) or 'they are empty'})"
+        what += f"without, in it or its folders: {'; '.join(lines)}"
         raise UserError(f"{root}: {what}: other layouts are read by data.source=triplets")
-    return Layout(triplets, lines)
-
-
-def _part(above, skulls, implants):
-    """The pairs of one part, by number and kind; a skull is the union of its first pair."""
-    kinds = {kind: number for number, kind in enumerate(defects.KINDS)}
-    keys = sorted(skulls.keys() & implants.keys(), key=lambda key: (kinds.get(key[1], 99), key[1]))
-    whole, prefix, triplets = {}, [name for name in above if name != "nrrd"], []
-    for key in sorted(keys, key=lambda key: folders.name_of(skulls[key])):
-        pair, name = (skulls[key], implants[key]), folders.name_of(skulls[key])
-        whole.setdefault(name, pair)
-        own = "_".join([*prefix, name])
-        triplets.append(Triplet(*pair, whole[name], own, key[1], _split(above)))
-    return triplets
+    return triplets, lines
 
 
 def _split(above):
     """The split that the words of folders' names say; 0 where they say none."""
-    said = [n for part in above for word, n in SPLITS.items() if word in part.lower()]
-    return said[-1] if said else 0
+    return ([n for part in above for word, n in SPLITS.items() if word in part.lower()] or [0])[-1]
 
 
-def _alone(files, what, root):
-    """In one line, that files have no counterpart."""
-    return [f"{folders.first(files, root)}: no {what}, so no pairs of them"] if files else []
+def _lines(triplets, sides, root):
+    """How many pairs there are, and a line for each side's files that are in none."""
+    lines = [f"{len(triplets)} pairs of {len({one.name for one in triplets})} skulls"]
+    for files, which, what in zip(sides, (0, 1), ("implant", "defective skull"), strict=True):
+        rest = set(files).difference(one[which] for one in triplets)
+        lines += [f"{folders.first(rest, root)}: no {what}, so no pairs of them"] if rest else []
+    return lines
 
 
-def globs(config: ConfigDict) -> Layout:
-    """The pairs of `data.triplets`: files whose paths differ only in what tells the lists apart.
-
-    UserError where a list is empty, or nothing in it has a counterpart.
-    """
-    root, wanted, lists, lines = folders.base(config.root), config.triplets, {}, []
+def globs(config: ConfigDict) -> tuple[list[Triplet], list[str]]:
+    """As `skullbreak`, the pairs of `data.triplets`: files that go together by their paths."""
+    root, wanted, lists, lines = folders.base(config.root), config.triplets, [], []
     for side in ("skull", "implant", "complete"):
-        places = plugins.listed(wanted[side], lambda name: folders.is_there(_under(root, name)))
-        entries = [path for name in places for path in folders.entries(_under(root, name))]
-        lists[side] = [path for path in dict.fromkeys(entries) if folders.is_scan(path)]
-        lines += folders.lines([path for path in entries if not folders.is_scan(path)], root)
-        if not lists[side] and (places or side != "complete"):
+
+        def under(name):
+            return str(root / os.path.expanduser(name))
+
+        places = plugins.listed(wanted[side], lambda name: folders.is_there(under(name)))
+        entries = dict.fromkeys(path for name in places for path in folders.entries(under(name)))
+        scans = dict.fromkeys(path for path in entries if folders.is_scan(path))
+        lines += folders.lines([path for path in entries if path not in scans], root)
+        if not scans and (places or side != "complete"):
             what = f"data.triplets.{side} is {wanted[side]!r}: no file of a skull is there"
             raise UserError(f"{root}: {what}; write folders or globs, from data.root on")
+        lists.append(scans)
     # A file that a wide glob and a narrower one name is the narrower one's.
-    sets = [set(paths) for paths in lists.values()]
     skulls, implants, complete = (
-        [path for path in own if not any(path in s for s in sets if len(s) < len(own))]
-        for own in lists.values()
+        [path for path in own if not any(path in some for some in lists if len(some) < len(own))]
+        for own in lists
     )
     pairs, whole = matches(skulls, implants), matches(skulls, complete)
     if not pairs:
-        what = "no file of triplets.skull has a name like one of triplets.implant"
-        raise UserError(f"{root}: {what}: {[*skulls, 'none'][0]}, {[*implants, 'none'][0]}")
+        examples = " or ".join(map(str, map(min, lists[:2])))
+        what = "no path of data.triplets.skull has the words of one of data.triplets.implant"
+        raise UserError(f"{root}: {what}, as {examples}")
     top = Path(os.path.commonpath([os.path.abspath(path.parent) for path in pairs]))
     names = folders.names(dict.fromkeys(pairs, top))
     triplets = []
     for skull, implant in pairs.items():
         files = (whole[skull],) if skull in whole else (skull, implant)
         triplets.append(Triplet(skull, implant, files, names[skull]))
-    lines.append(f"{len(pairs)} pairs of {len(skulls)} skulls and {len(implants)} implants")
-    lines += _alone([path for path in skulls if path not in pairs], "implant", root)
-    lines += _alone([path for path in implants if path not in pairs.values()], "skull", root)
-    lines += _alone([path for path in complete if path not in whole.values()], "skull", root)
-    return Layout(triplets, lines)
-
-
-def _under(root, name):
-    return str(root / os.path.expanduser(name))
+    if rest := set(complete).difference(whole.values()):
+        lines.append(f"{folders.first(rest, root)}: no defective skull")
+    return triplets, _lines(triplets, [skulls, implants], root) + lines
 
 
 def matches(ones: Sequence[Path], others: Sequence[Path]) -> dict[Path, Path]:
@@ -156,12 +121,9 @@ def matches(ones: Sequence[Path], others: Sequence[Path]) -> dict[Path, Path]:
     Such a word is in all paths of one list and in none of the other: `defective_001.nrrd` goes with
     `implant_1.nrrd`, `skulls/001` with `plates/001`, `P1/skull` with `P1/plate`.
     """
-    words = [[_words(path) for path in paths] for paths in (ones, others)]
-    if not ones or not others:
-        return {}
-    by_key = []
+    words, by_key = [list(map(_words, paths)) for paths in (ones, others)], []
     for own, other, paths in zip(words, words[::-1], (ones, others), strict=True):
-        role = set.intersection(*map(set, own)).difference(*other)
+        role = set.intersection(*map(set, own)).difference(*other) if own else set()
         role = {word for word in role if len(own) > 1 or not word.isdigit()}
         keys = [tuple(word for word in line if word not in role) for line in own]
         count = Counter(keys)

@@ -43,7 +43,7 @@ def test_copies_are_in_one_split_of_any_seed_and_are_told(root, seed):
     assert {n: s for n, s in after.split.items() if n != "z"} == {
         n: s for n, s in before.split.items() if n != "z"
     }
-    assert after.problems == ["the same skull under several names (equal voxels): a, z"]
+    assert after.problems == ["one skull of several names (equal voxels): a, z"]
 
 
 def test_copies_that_the_user_put_apart_are_an_error_before_any_work(root, tmp_path):
@@ -63,7 +63,7 @@ def test_a_store_keeps_its_split_and_is_not_compared_again(root, tmp_path, monke
     real = store.Store(tmp_path / "a.zarr")
     names = real.names(real.column("skull"))
     assert dict(zip(names, real.column("split").tolist(), strict=True)) == first.split
-    assert "note: the same skull under several names" in capsys.readouterr().out
+    assert "note: one skull of several names" in capsys.readouterr().out
     monkeypatch.setattr(copies, "digest", lambda *_: pytest.fail("read"))
     again = ingest.run(tmp_path / "a.zarr", 16, config, ONE)
     assert again.split == first.split and again.problems == first.problems

@@ -50,9 +50,8 @@ def test_skullbreaks_pairs_and_what_has_none_are_told(tmp_path):
     (root / "test" / "complete_skull" / "000.nrrd").unlink()
     planned = plan("skullbreak", root=str(root))
     assert planned.problems == [
-        "train (defective_skull, implant): 9 pairs of 2 skulls",
+        "14 pairs of 3 skulls",
         "train/defective_skull/bilateral/001.nrrd: no implant, so no pairs of them",
-        "test (defective_skull, implant): 5 pairs of 1 skulls",
         f"train/notes.txt: holds no skull ({', '.join(volumes.SUFFIXES)})",
     ]
     assert planned.names == ["train_000", "train_001", "test_000"]

@@ -52,7 +52,7 @@ def test_one_part_of_skullbreak_is_split_by_skull_wherever_it_lies(
     planned = plan("skullbreak", root=str(tmp_path))
     names = [f"{prefix}000", f"{prefix}001"]
     assert _parts(planned) == [(name, kind) for name in names for kind in defects.KINDS]
-    assert planned.problems == [f"{to or '.'} (defective_skull, implant): 10 pairs of 2 skulls"]
+    assert planned.problems == ["10 pairs of 2 skulls"]
     planned = plan("skullbreak", root=str(tmp_path), test=names[1])
     assert planned.split == {names[0]: 0, names[1]: 2}
     planned = plan("skullbreak", root=str(tmp_path), folds=2)
@@ -201,7 +201,7 @@ def test_triplets_of_any_globs_and_what_is_left(tmp_path):
     planned = ingest.run(tmp_path / "a.zarr", 16, config, ONE)
     assert planned.names == ["P0", "P1", "P2"] and planned.split == {"P0": 0, "P1": 2, "P2": 0}
     assert planned.problems == [
-        "3 pairs of 4 skulls and 3 implants",
+        "3 pairs of 3 skulls",
         "P3/defekt.nii.gz: no implant, so no pairs of them",
     ]
     # A wide glob does not take what a narrower one names; folders and lists of them are read.
