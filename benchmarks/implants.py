@@ -16,7 +16,7 @@ from pathlib import Path
 import common
 import numpy as np
 
-from skullgen.data import defects, grids, volumes
+from skullgen.data import defects, folders, grids, volumes
 from skullgen.delivery import predict, release
 from skullgen.evaluation import metrics
 from skullgen.training import methods
@@ -44,8 +44,8 @@ def main():
     print(*COLUMNS)
     wanted = set(options.skulls.split(",")) - {""}
     rows = []
-    for path in volumes.scans(options.folder):
-        if not wanted or volumes.name_of(path) in wanted:
+    for path in filter(folders.is_scan, folders.entries(options.folder)):
+        if not wanted or folders.name_of(path) in wanted:
             for number, kind in enumerate(options.kinds.split(",")):
                 rows.append(hole(net, config.predict, path, kind, options.seed + number))
                 print(*rows[-1].values(), flush=True)
@@ -70,7 +70,7 @@ def hole(net, settings, path, kind, seed):
     seconds, numbers = round(time.monotonic() - start, 1), implant.numbers
     assert np.allclose(implant.affine, affine)  # RAS: in the file's order it is `cut`'s
     values = (
-        volumes.name_of(path),
+        folders.name_of(path),
         kind,
         round(metrics.dice(implant.mask, cut), 3),
         round(np.count_nonzero(implant.mask) / np.count_nonzero(cut), 2),

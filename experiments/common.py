@@ -33,9 +33,13 @@ def defaults(size):
     config.compilation_cache = "~/.cache/skullgen"  # "": none
 
     config.data = ConfigDict()
-    config.data.source = "phantom"  # or skulls, skullbreak; store: pairs that another run ingested;
-    # package.module: a source of your own
-    config.data.root = ""  # folder of the source, or the store; phantoms have none
+    config.data.source = "phantom"  # or skulls, skullbreak (SkullFix, too), triplets; store: pairs
+    # that another run ingested; package.module: a source of your own
+    config.data.root = ""  # folder of the source, FOLDER/** at any depth; or the store
+    config.data.triplets = ConfigDict()  # folders or globs of data.source=triplets, from data.root
+    config.data.triplets.skull = ""  # the defective skulls
+    config.data.triplets.implant = ""
+    config.data.triplets.complete = ""  # the complete skulls; "": each is its pair's union
     config.data.skulls = 72  # phantoms
     config.data.variety = ConfigDict()  # of phantoms, beyond anthropometry: `data.phantom.Variety`
     config.data.variety.spread = 1.0  # standard deviations of length, breadth, height, times this

@@ -66,6 +66,9 @@ def home(tmp_path_factory):
     for number, name in enumerate(NAMES):
         skull, affine = phantom.skull(number, 32), phantom.affine(32)
         volumes.write(home / "SKULLS" / f"{name}.nii.gz", skull, affine)
+        pair = defects.cut(phantom.skull(number, 48), "random_1", number, voxel_mm=204.8 / 48)
+        for side, mask in zip(("defective", "implant"), pair, strict=True):
+            volumes.write(home / "PAIRS" / name / f"{side}.nii.gz", mask, phantom.affine(48))
         hu = np.where(skull, 900, -50).astype(np.int16)
         nibabel.save(nibabel.Nifti1Image(hu, affine), home / "CTS" / f"{name}.nii.gz")
     defective, _ = defects.cut(phantom.skull(0, 64), "bilateral", 1, voxel_mm=3.2)

@@ -41,10 +41,22 @@ def function(field: str, name: str, form: str) -> Callable[..., Any]:
     return attribute(field, name, path, needed, form)
 
 
-def listed(names: str | Iterable) -> list[str]:
-    """The names in a field, a tuple or comma-separated text (as a command line sets it)."""
-    parts = [names] if isinstance(names, str) else map(str, names)
-    return [name.strip() for part in parts for name in part.split(",") if name.strip()]
+def listed(names: str | Iterable, fits: Callable[[str], Any] | None = None) -> list[str]:
+    """The names in a field, a tuple or comma-separated text (as a command line sets it).
+
+    fits: whether there is something of a name; the longest text that fits is one, commas and all.
+    """
+    parts = [part.split(",") for part in ([names] if isinstance(names, str) else map(str, names))]
+    return [name for words in parts for name in _joined(words, fits) if name]
+
+
+def _joined(words, fits):
+    while words:
+        ends = range(len(words), 1, -1) if fits else ()
+        texts = {end: ",".join(words[:end]).strip() for end in ends}
+        end = next((end for end, text in texts.items() if text and fits(text)), 1)
+        yield ",".join(words[:end]).strip()
+        words = words[end:]
 
 
 def sums(names: Iterable[str]) -> dict[str, str]:

@@ -39,13 +39,14 @@ def plan(
         about["donors"] = provenance.digest(real.recipe)
         cases = _transplants(source, skulls, real, count, config)
         return source._replace(cases=cases, kinds=tuple(real.attrs["kinds"])), about
-    turns = math.ceil(count / (len(skulls) * len(source.kinds)))
+    kinds_of = defects.kinds_of(config)  # pairs that are cut already may have another
+    turns = math.ceil(count / (len(skulls) * len(kinds_of)))
     numbers = range(config.cuts, config.cuts + turns)  # those after the real pairs'
-    kinds = tuple(range(len(source.kinds))) * turns
+    kinds = tuple(range(len(kinds_of))) * turns
     cases = [
         Case(sources.cut_skull, (source.skulls[n], numbers, size, config), kinds, n) for n in skulls
     ]
-    return source._replace(cases=cases), about
+    return source._replace(cases=cases, kinds=kinds_of), about
 
 
 def _phantoms(size, count, config):

@@ -7,7 +7,6 @@ other), and each takes a side where a file does not say which way it faces: this
 import contextlib
 import functools
 import gzip
-import itertools
 import math
 import re
 import zlib
@@ -49,10 +48,10 @@ class Segment(NamedTuple):
 
 
 class Space(NamedTuple):
-    """The mm of an NRRD that is written: its name for them, "" for none, signs against RAS mm."""
+    """Where an NRRD lies that is written: the name of its mm, "" for none, and its own affine."""
 
-    name: str = "right-anterior-superior"
-    signs: tuple[int, int] = (1, 1)
+    name: str
+    affine: Affine
 
 
 class Source(NamedTuple):
@@ -205,9 +204,8 @@ def _itk(path, space):
     require(path, single, f"sizes {shape} are not those of one 3-D volume: save a single mask")
     require(path, min(reader.GetSpacing()) > 0, "spacings: not positive: write them in mm")
     own, name = _space(fields, nrrd), "" if nrrd else SPACES["LPS"][2]
-    what = (
-        f"its header does not say which way it faces (no {'space' if nrrd else 'TransformMatrix'})"
-    )
+    field = "space" if nrrd else "TransformMatrix"
+    what = f"its header does not say which way it faces (no {field})"
     cure = "save it again from 3D Slicer, or set space (data.space, predict.space) to LPS or RAS"
     require(path, own or space in SPACES, f"{what}: {cure}")
     x, y, long = SPACES[own or space]
@@ -215,7 +213,8 @@ def _itk(path, space):
     affine = _affine(reader, SPACES["LPS" if own else space][:2])
     notes = () if own else (f"{what}: programs may take it for another than {space}",)
     parts = (path,) if fields["data"] == "LOCAL" else (path, path.parent / fields["data"])
-    load, written = functools.partial(_itk_values, reader), Space(long if own else name, (x, y))
+    load = functools.partial(_itk_values, reader)
+    written = Space(long if own else name, np.diag([x, y, 1, 1]) @ affine)
     return Source(shape, affine, parts, load, written, segments=segments, notes=notes)
 
 
@@ -231,19 +230,11 @@ def _space(fields, nrrd):
 
 def _segments(fields):
     """The segments that 3D Slicer notes in a seg.nrrd."""
-    heads = itertools.takewhile(
-        lambda s: f"{s}_name" in fields, map("segment{}".format, range(999))
-    )
-    return tuple(
-        Segment(
-            fields[f"{head}_name"],
-            *(
-                int(fields.get(f"{head}_{key}", other))
-                for key, other in (("layer", 0), ("labelvalue", 1))
-            ),
-        )
-        for head in heads
-    )
+    segments = []
+    while (own := f"segment{len(segments)}") + "_name" in fields:
+        layer, value = (fields.get(f"{own}_{key}", "") for key in ("layer", "labelvalue"))
+        segments.append(Segment(fields[f"{own}_name"], int(layer or 0), int(value or 1)))
+    return tuple(segments)
 
 
 def _fields(path, nrrd):
@@ -322,7 +313,8 @@ def _dicom(path):
         affine[:3, 2] = _step(path, names, slices)
         shape, reader = (*slices[0].GetSize()[:2], len(slices)), sitk.ImageSeriesReader()
         reader.SetFileNames(list(map(str, names)))
-    load, space = functools.partial(_itk_values, reader), Space(SPACES["LPS"][2], (-1, -1))
+    load, space = functools.partial(_itk_values, reader), SPACES["LPS"]
+    space = Space(space[2], np.diag([*space[:2], 1, 1]) @ affine)
     return Source(shape, affine, names, load, space)
 
 

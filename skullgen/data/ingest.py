@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from skullgen.core import jobs, plugins
+from skullgen.core import jobs, plugins, provenance
 from skullgen.core.errors import UserError, in_range, one_of, plain
-from skullgen.data import controls, defects, headers, sources, store
+from skullgen.data import controls, copies, defects, folders, headers, sources, store
 
 SHARD = 20  # pairs in a file: what a kill loses at most
 FORM = "(size, config) -> sources.Plan"
@@ -54,6 +54,7 @@ def run(path: Path, size: int, config: ConfigDict, options: Options) -> sources.
         raise UserError(f"{config.source}.plan returned {type(plan).__name__}: not a sources.Plan")
     own = plugins.sums([config.source, *plan.kinds])
     plan = plan._replace(sources={**plan.sources, **own})
+    plan = _split(path, size, config, plan) or copies.together(plan, config, options.workers)
     for line in plan.problems:
         print(plain(f"note: {line}"))
     if 0 not in plan.split.values():
@@ -72,20 +73,37 @@ def control(
     _make_store(path, real.size, config, plan, options._replace(native=False), about)
 
 
-def _make_store(path, size, config, plan, options, about=None):
+def _recipe(size, config, plan, about=None):
     fields = {name: value for name, value in config.to_dict().items() if name not in FREE}
+    if config.source != "triplets":
+        fields.pop("triplets", None)
     recipe = {"data": fields, "model.resolution": size, "sources": plan.sources}
-    recipe |= {"control": about} if about else {}
+    return recipe | ({"control": about} if about else {})
+
+
+def _split(path, size, config, plan):
+    """The plan with the split of the store that was made of it; None where none was."""
+    if store.exists(path):
+        real = store.Store(path)
+        split = real.attrs.get("split", {})
+        if split.keys() == plan.split.keys():
+            if not provenance.differences(real.recipe, _recipe(size, config, plan)):
+                return plan._replace(split=split, problems=real.attrs["notes"])
+
+
+def _make_store(path, size, config, plan, options, about=None):
     attributes = {
         "voxel_mm": plan.field_mm / size,
         "kinds": list(plan.kinds),
         "names": plan.names,
+        "split": plan.split,
         "licence": config.licence or _licence(config),
         "notes": plan.problems,
         "native": options.native,
         "versions": options.versions or {},
     }
     count = sum(len(case.kinds) for case in plan.cases)
+    recipe = _recipe(size, config, plan, about)
     pairs = store.create(path, store.Shape(count, size, SHARD), attributes, recipe)
     try:
         _work(pairs, plan, config, options)
@@ -102,7 +120,7 @@ def _make_store(path, size, config, plan, options, about=None):
 
 def _licence(config):
     """The licence of a source, or that of an export in SkullBreak's layout, which says it."""
-    file = Path(config.root) / "LICENCE.txt"
+    file = folders.base(config.root) / "LICENCE.txt"
     if config.source == "skullbreak" and file.is_file():
         return plain(file.read_text("utf-8", "replace")[:1000].strip())
     licences = {"skullbreak": "CC BY-NC-SA 4.0", "phantom": "Apache-2.0"}
@@ -124,7 +142,7 @@ def _work(pairs, plan, config, options):
         answers = jobs.ordered(_make, tasks, jobs.workers(options.workers))
         for (start, case), answer in zip(todo, answers, strict=True):
             if isinstance(answer, str):
-                pairs.leave_out(start, answer.replace(f"{config.root}/", ""))
+                pairs.leave_out(start, answer.replace(f"{folders.base(config.root)}/", ""))
                 bar.write(plain(f"left out: {answer}"))
                 answer = [None] * len(case.kinds)
             ready |= dict(enumerate(answer, start))
@@ -174,7 +192,7 @@ def _summary(pairs, plan, config):
     print(f"{pairs.path}: {', '.join(parts)}")
     empty = [name for number, name in enumerate(store.SPLITS) if number not in split]
     if empty and not pairs.recipe.get("control"):
-        hint = "" if config.source == "skullbreak" else "; data.test, data.validation name skulls"
+        hint = "" if plan.settled else "; data.test, data.validation name skulls"
         print(f"note: no skull of split {', '.join(empty)}: nothing is judged on it{hint}")
     if lines:
         print(f"left out, {len(lines)} of {len(plan.cases)} cases (data.strict makes it an error):")

@@ -1,5 +1,6 @@
 """Mixtures of stores, and the batches that are drawn from them."""
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -66,7 +67,7 @@ def _of_skulls(store, rows, count, seed):
 def named(text: str, field: str = "segment.stores") -> list[tuple[str, str, str, str | None]]:
     """The parts `path:split:pairs[:skulls]` of a mixture, in four; UserError for what is none."""
     parts = []
-    for item in plugins.listed(text):
+    for item in plugins.listed(text, _is_part):
         part = re.fullmatch(r"(.+?):([a-z]+):(all|[1-9][0-9]*)(?::([1-9][0-9]*))?", item)
         if not part:
             cure = "write PATH:SPLIT:PAIRS, for example real.zarr:train:all"
@@ -74,6 +75,17 @@ def named(text: str, field: str = "segment.stores") -> list[tuple[str, str, str,
         one_of(f"the split of {item!r}", part[2], (*SPLITS, "all"))
         parts.append(part.groups())
     return parts
+
+
+def _is_part(text):
+    """Whether a text ends as a part does, and a comma in it is of its path."""
+    ends = re.findall(r":[a-z]+:(?:all|[0-9]+)(?::[0-9]+)?\s*(?:,|$)", text)
+    return len(ends) == 1 and not ends[0].endswith(",")
+
+
+def paths(text: str, folder: Path) -> list[str]:
+    """The stores that a comma-separated field names, commas in a path and all."""
+    return plugins.listed(text, lambda name: any(map(os.path.exists, (folder / name, name))))
 
 
 def require_there(names: list[str], folder: Path) -> None:

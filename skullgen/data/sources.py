@@ -1,9 +1,12 @@
-"""Where pairs come from: SkullBreak's files, complete skulls, phantoms, each planned as cases."""
+"""Where pairs come from: files of pairs, complete skulls, phantoms, each planned as cases."""
 
 import contextlib
 import hashlib
 import itertools
+import re
+import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +18,22 @@ from scipy import ndimage
 
 from skullgen.core import plugins
 from skullgen.core.errors import UserError
-from skullgen.data import defects, grids, headers, phantom, store, volumes
-from skullgen.data.grids import Affine, Mask
+from skullgen.data import (
+    defects,
+    folders,
+    grids,
+    headers,
+    heads,
+    phantom,
+    store,
+    triplets,
+    volumes,
+)
+from skullgen.data.grids import FIELD_MM, Affine, Mask
 from skullgen.data.store import Pair
 from skullgen.data.volumes import Volume
 
 NATIVE_SIDE = 128  # voxels a side at which phantoms are grown and cut
-SIDES = ("defective_skull", "implant")
 GAP_MM = 3.0  # an implant may lie this far from its skull, as ones made with a tolerance do
 OVERLAP = 0.1  # of an implant may be in its skull, too: borders of masks that were resampled
 
@@ -52,69 +64,75 @@ class Plan(NamedTuple):
     split: dict[str, int]  # name -> index of `store.SPLITS`
     sources: dict[str, str]  # file -> SHA-256
     problems: list[str]  # lines about files missing or not used
-    field_mm: float = grids.FIELD_MM  # the side of the cube that is made `D` voxels
+    field_mm: float = FIELD_MM  # the side of the cube that is made `D` voxels
     kinds: tuple[str, ...] = defects.KINDS  # names of `Case.kinds`
     skulls: Sequence[Skull] = ()  # those of `names`, for controls (`data.controls`)
+    settled: bool = False  # the source's own folders say the split
 
 
-# --- SkullBreak: the dataset's own layout, never reframed -------------------------------------
+# --- Pairs that are cut already: SkullBreak, SkullFix, triplets of files ------------------------
 
 
 def _plan_skullbreak(size, config):
-    root = _folder(config.root, "the folder that holds SkullBreak's train/ and test/")
-    for name in filter(config.get, ("test", "validation", "folds", "kinds", "bone_hu", "label")):
-        what = f"data.{name} is not for data.source=skullbreak, whose masks are cut and split"
-        raise UserError(f"{what} already: leave it empty")
-    plan = Plan([], [], {}, {}, [], skulls=[])
-    for part in ("train", "test"):
-        _add_part(plan, root / part, size, config)
-    for case in plan.cases:
-        with contextlib.suppress(UserError):  # which its worker raises again
-            source = headers.describe(case.arguments[0])
-            cube = _cube(source.shape, source.affine, 1)
-            return plan._replace(field_mm=float(np.linalg.norm(cube[:3, :3], axis=0).mean()))
-    return plan
+    root = _folder(config.root, "the folder that holds SkullBreak's or SkullFix's files")
+    return _plan_pairs(*triplets.skullbreak(root), size, config)
 
 
-def _add_part(plan, folder, size, config):
-    """Add the pairs of `train` or `test` to a plan."""
-    part = folder.name
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    sides = [f"{side}/{kind}" for side in SIDES for kind in defects.KINDS]
-    files = [p for p in map(Path, present) if p.parent.as_posix() in sides and p.suffix == ".nrrd"]
-    expected = set()
-    for number in sorted({p.stem for p in files}):
-        pairs = [[f"{side}/{kind}/{number}.nrrd" for side in SIDES] for kind in defects.KINDS]
-        expected.update([f"complete_skull/{number}.nrrd"], *pairs)
-        usable = [kind for kind, files in enumerate(pairs) if present.issuperset(files)]
-        if usable:
-            plan.names.append(f"{part}_{number}")
-            plan.split[plan.names[-1]] = 0 if part == "train" else 2
-            paths = tuple(folder / file for file in pairs[usable[0]])
-            plan.skulls.append(Skull(plan.names[-1], _union, paths, reframe=False))
-        for kind in usable:
-            paths = [folder / file for file in pairs[kind]]
-            arguments = *paths, size, config
-            plan.cases.append(Case(_skullbreak_pair, arguments, (kind,), len(plan.names) - 1))
-            plan.sources.update(_sums(folder.parent, paths))
-    for side in ("complete_skull", *sides):
-        lost = sorted(f"{part}/{f}" for f in expected - present if f.startswith(f"{side}/"))
-        more = f", and {len(lost) - 1} more of its folder" * (len(lost) > 1)
-        plan.problems.extend([f"{lost[0]} is missing{more}"] if lost else [])
-    plan.problems.extend(f"{part}/{n} is not SkullBreak's" for n in sorted(present - expected))
+def _plan_triplets(size, config):
+    if config.root:
+        _folder(config.root, "a folder, or empty")
+    return _plan_pairs(*triplets.globs(config), size, config)
 
 
-def _skullbreak_pair(defective_path, implant_path, size, config):
-    """Reduces one pair by block means; at a threshold under 0.5 bone goes to the larger share."""
+def _plan_pairs(pairs, lines, size, config):
+    settled = len({one.split for one in pairs}) > 1
+    splits = ("test", "validation", "folds") * settled
+    for name in filter(config.get, (*splits, "kinds", "bone_hu", "label")):
+        what = f"data.{name} is not for data.source={config.source}, whose masks are cut"
+        raise UserError(f"{what}{' and split' * (name in splits)} already: leave it empty")
+    used = dict.fromkeys(one.kind for one in pairs)
+    ours = defects.KINDS * any(kind in used for kind in defects.KINDS)
+    kinds = (*ours, *(kind for kind in used if kind not in ours))
+    sides, field = [_side(one.skull, config) for one in pairs], FIELD_MM
+    cases, skulls, numbers = [], {}, {}
+    if ours:  # SkullBreak's cubes are the frame, whatever their size
+        field = next(filter(None, sides), FIELD_MM)
+    for one, side in zip(pairs, sides, strict=True):
+        own_cube = side is not None and abs(side - field) < 0.01 * field
+        reframe = config.reframe and field == FIELD_MM and not own_cube
+        skulls.setdefault(one.name, Skull(one.name, _union, one.whole, reframe))
+        arguments = one.skull, one.implant, size, reframe, config
+        number = numbers.setdefault(one.name, len(numbers))
+        cases.append(Case(_cut_pair, arguments, (kinds.index(one.kind),), number))
+    split = {one.name: one.split for one in pairs} if settled else assign(list(skulls), config)
+    files, notes = _files((path for one in pairs for path in one[:2]), config)
+    sums = _sums(folders.base(config.root), files)
+    plan = Plan(cases, list(skulls), split, sums, [*lines, *notes], field, kinds)
+    return plan._replace(skulls=list(skulls.values()), settled=settled)
+
+
+def _side(path, config):
+    """The side in mm of the cube that a file's grid is; None where it is none."""
+    with contextlib.suppress(UserError):  # a file that cannot be read its worker tells
+        source = headers.describe(path, config.form, config.space)
+        cube = _cube(source.shape, source.affine, 1)
+        return float(np.linalg.norm(cube[:3, :3], axis=0).mean())
+
+
+def _cut_pair(defective_path, implant_path, size, reframe, config):
+    """Reduces one pair; at a threshold under 0.5 bone goes to the larger share."""
     threshold, paths = config.threshold, (defective_path, implant_path)
-    masks = [volumes.in_ras(volumes.read(path)) for path in paths]
+    masks = [_read(path, config) for path in paths]
+    with named(defective_path):
+        _require_head(masks[0])
     with named(implant_path):
         (one, other), affines = zip(*masks, strict=True)
         if one.shape != other.shape or not np.allclose(*affines):
             raise UserError(f"its grid is not that of {defective_path}")
-        grid, part = prepare(*masks[1], size, reframe=False)
+        whole = one | other if reframe else None
+        grid, part = prepare(*masks[1], size, reframe=reframe, whole=whole)
         rest = grids.reduce(*masks[0], grid, size)
-        _check_pair(masks, rest, part, defective_path)
+        _check_pair(masks, rest, part, np.linalg.norm(grid[:3, 0]), defective_path)
     sides = rest >= threshold, part >= threshold
     if threshold < 0.5:
         sides = grids.split_share(rest + part, part, threshold)
@@ -126,12 +144,12 @@ def _skullbreak_pair(defective_path, implant_path, size, config):
 
 
 def _union(paths, config):
-    """The complete skull of a pair's two files."""
-    (skull, affine), (implant, _) = (volumes.in_ras(volumes.read(path)) for path in paths)
-    return Volume(skull | implant, affine)
+    """The complete skull that some files are together: a pair's, or one."""
+    (skull, affine), *rest = (_read(path, config) for path in paths)
+    return Volume(np.logical_or.reduce([skull, *(other for other, _ in rest)]), affine)
 
 
-def _check_pair(masks, rest, part, defective_path):
+def _check_pair(masks, rest, part, mm, defective_path):
     """Raises UserError unless two masks, and their shares, may be a skull and its implant."""
     bone = [np.count_nonzero(mask.data) for mask in masks]
     if bone[1] > bone[0]:
@@ -140,7 +158,6 @@ def _check_pair(masks, rest, part, defective_path):
     if (rest + part).max() > 1 + 1e-5 or both > OVERLAP * bone[1]:
         raise UserError(f"overlaps {defective_path}: they are no pair")
     # On the model's grid, any bone counts: thin bone touches there, too.
-    mm = np.linalg.norm(masks[1].affine[:3, 0]) * len(masks[1].data) / len(part)
     reach = max(1, round(GAP_MM / mm))
     sides = tuple(slice(max(0, s.start - reach), s.stop + reach) for s in grids.box(part))
     near = ndimage.binary_dilation(part[sides] > 0, np.ones((3, 3, 3)), iterations=reach)
@@ -153,22 +170,22 @@ def _check_pair(masks, rest, part, defective_path):
 
 def _plan_skulls(size, config):
     root = _folder(config.root, "a folder of complete skulls (.nrrd, .nii.gz)")
-    scans = volumes.scans(root)
-    names = [volumes.name_of(scan) for scan in scans]
-    if not names:
-        raise UserError(f"{root}: holds no skull ({', '.join(headers.SUFFIXES)})")
-    doubled = [name for name in names if names.count(name) > 1]
-    if doubled:
-        raise UserError(f"{root}: two files are called {doubled[0]}: rename one")
-    skulls = [Skull(volumes.name_of(scan), _file, scan, config.reframe) for scan in scans]
+    entries = folders.entries(config.root)
+    scans = [path for path in entries if folders.is_scan(path)]
+    (files, notes), names = _files(scans, config), folders.names(dict.fromkeys(scans, root))
+    lines = [*folders.lines(sorted({*entries}.difference(files)), root), *notes]
+    if not scans:
+        what = f"{root}: holds no skull ({', '.join(headers.SUFFIXES)}, DICOM series)"
+        raise UserError("; ".join([what, *lines]))
+    for name, number in Counter(s.with_name(folders.name_of(s)) for s in scans).items():
+        if number > 1:
+            raise UserError(f"{root}: two files are called {name.relative_to(root)}: rename one")
+    if pairs := [s for s in scans if {*s.relative_to(root).parts[:-1]} & {*triplets.SIDES[:2]}]:
+        cure = "data.source=skullbreak reads pairs; else name complete_skull alone as data.root"
+        raise UserError(f"{root}: {pairs[0].relative_to(root)} is no complete skull: {cure}")
+    skulls = [Skull(names[scan], _file, scan, config.reframe) for scan in scans]
     plan = _cut_plan(skulls, size, config)
-    files = list(scans)
-    for scan in scans:
-        with contextlib.suppress(UserError):  # which its worker raises again
-            files += headers.describe(scan).files
-    surplus = sorted(p.name for p in root.iterdir() if p not in files)
-    problems = [f"{name} is no {', '.join(headers.SUFFIXES)} file" for name in surplus]
-    return plan._replace(sources=_sums(root, files), problems=problems)
+    return plan._replace(sources=_sums(root, files), problems=lines)
 
 
 def _plan_phantom(size, config):
@@ -196,7 +213,20 @@ def _cut_plan(skulls, size, config):
 
 
 def _file(path, config):
+    skull = _read(path, config)
+    _require_head(skull)
+    return skull
+
+
+def _read(path, config):
     return volumes.in_ras(volumes.read(path, **volumes.options(config)))
+
+
+def _require_head(skull):
+    """UserError unless this is a human head whose vault is there."""
+    heads.check(*skull)
+    if what := heads.cut(*skull):
+        raise UserError(what)
 
 
 def _phantom(individual, config):
@@ -271,7 +301,7 @@ def _cube(shape, affine, size):
     """The affine of `size` voxels a side over a file's own cube; UserError where it is none."""
     sides = np.linalg.norm(affine[:3, :3], axis=0) * shape
     if np.ptp(sides) > 0.01 * sides.max():
-        cure = "resample it, or set config.data.reframe of complete skulls"
+        cure = "resample it, or set config.data.reframe"
         raise UserError(f"{sides.round(1).tolist()} mm is no cube, as SkullBreak's are: {cure}")
     scale = np.array(shape) / size
     step = np.diag([*scale, 1.0])
@@ -285,7 +315,10 @@ def assign(names: list[str], config: ConfigDict) -> dict[str, int]:
     By the names in `config.test` and `config.validation`, else by seeded fractions; with
     `config.folds`, the test skulls are fold number `config.fold` of as many.
     """
-    lists = [plugins.listed(text) for text in (config.validation, config.test)]
+    # A Mac's files have ä in two characters, a command line in one.
+    own = {unicodedata.normalize("NFC", name): name for name in names}
+    texts = (unicodedata.normalize("NFC", text) for text in (config.validation, config.test))
+    lists = [[own.get(name, name) for name in plugins.listed(text, own.get)] for text in texts]
     unknown = [name for chosen in lists for name in chosen if name not in names]
     if unknown:
         raise UserError(f"data.test or data.validation names {unknown[0]!r}: no such skull")
@@ -304,7 +337,10 @@ def assign(names: list[str], config: ConfigDict) -> dict[str, int]:
     return dict.fromkeys(names, 0) | dict.fromkeys(validation, 1) | dict.fromkeys(test, 2)
 
 
-PLANS = {"skullbreak": _plan_skullbreak, "skulls": _plan_skulls, "phantom": _plan_phantom}
+PLANS = {
+    **{"phantom": _plan_phantom, "skulls": _plan_skulls},
+    **{"skullbreak": _plan_skullbreak, "triplets": _plan_triplets},
+}
 
 
 @contextlib.contextmanager
@@ -319,9 +355,9 @@ def named(path: str | Path) -> Iterator[None]:
 def _folder(root, what):
     if not root:
         raise UserError(f"data.root is empty: give {what} by --config.data.root=FOLDER")
-    if not Path(root).is_dir():
+    if not folders.is_there(root) or not folders.base(root).is_dir():
         raise UserError(f"{root}: no such folder; --config.data.root must be {what}")
-    return Path(root)
+    return folders.base(root)
 
 
 def seed(*parts: Any) -> int:
@@ -329,9 +365,25 @@ def seed(*parts: Any) -> int:
     return zlib.crc32(" ".join(map(str, parts)).encode("utf-8", "surrogateescape"))
 
 
+def _files(scans, config):
+    """Scans and the files of their voxels, and lines about those that programs differ on.
+
+    What is wrong with a file its worker tells.
+    """
+    files, notes = list(scans), {}
+    for scan in list(files):
+        with contextlib.suppress(UserError):
+            source = headers.describe(scan, config.form, config.space)
+            files += source.files
+            for note in source.notes:
+                notes.setdefault(re.sub(r"[\d.]+ mm", "some mm", note), []).append(scan)
+    top = folders.base(config.root)
+    return files, [f"{folders.first(some, top)}: {note}" for note, some in notes.items()]
+
+
 def _sums(root, paths):
     """File -> SHA-256; of one that cannot be read, which its worker says, "unreadable"."""
-    names = {path.relative_to(root).as_posix(): path for path in paths}
+    names = {(p.relative_to(root) if p.is_relative_to(root) else p).as_posix(): p for p in paths}
     sums = dict.fromkeys(names, "unreadable")
     for name, path in names.items():
         with contextlib.suppress(OSError):

@@ -357,7 +357,7 @@ def _attributes(path):
     if not isinstance(attrs, dict) or attrs.get("format") != FORMAT:
         raise UserError(f"{path}: not a store of pairs in the format {FORMAT}; make it again")
     _require(about.get("zarr_format") == 3 and about.get("node_type") == "group", path, "node_type")
-    for name, kind in {"licence": str, "trained_on": dict, "versions": dict}.items():
+    for name, kind in {"licence": str, "trained_on": dict, "versions": dict, "split": dict}.items():
         _require(isinstance(attrs.get(name, kind()), kind), path, name)
     for name in ("kinds", "names", "notes"):
         texts = attrs.get(name, [])

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files
 from skullgen.core.errors import UserError
-from skullgen.data import headers
+from skullgen.data import headers, heads
 from skullgen.data.grids import Affine, Cells, Mask, to_ras, turned
 from skullgen.data.headers import (
     WRITTEN,
@@ -56,6 +56,8 @@ def read(
     with decoding(path):
         values = source.load()
     values = values if values.ndim == 3 else values[..., layer]
+    wrong = heads.hounsfield(values, source.scale, bone_hu) if bone_hu else None
+    require(path, not wrong, wrong or "")
     scaled, mask = _scaling(values, source.scale), np.empty(source.shape[::-1], bool).T
     low, high, labels = math.inf, -math.inf, set()
     for plane, bone in zip(values.T, mask.T, strict=True):
@@ -143,23 +145,6 @@ def holding(volume: Volume, cells: Cells, frame: Affine, margin_mm: float = 8.0)
     return Volume(np.pad(mask, np.stack([before, after], axis=1)), origin)
 
 
-def scans(place: Path) -> list[Path]:
-    """The skulls of a place, by name: files and DICOM folders in it, or the one that it is."""
-    inside = sorted(place.iterdir()) if place.is_dir() and not _is_series(place) else [place]
-    # A link to nothing is a skull that cannot be read: it must not be left out in silence.
-    return [p for p in inside if (_is_series(p) if p.is_dir() else suffix(p))]
-
-
-def name_of(scan: Path) -> str:
-    """A skull's name: its file's without the suffix, or its folder's."""
-    return scan.name if scan.is_dir() else re.sub(r"\.[^.]+(\.gz)?$", "", scan.name, flags=re.I)
-
-
-def _is_series(folder):
-    slices = (np.fromfile(p, "S4", 1, offset=128) for p in folder.iterdir() if p.is_file())
-    return any(b"DICM" in magic for magic in slices)
-
-
 def write(
     path: str | Path,
     mask: Mask | UInt8[np.ndarray, "X Y Z"],
@@ -188,8 +173,10 @@ def write(
 
 def _nrrd_bytes(voxels, affine, like):
     """Not by SimpleITK, which says nothing where the disk is full at a file's end."""
-    space = like.geometry if like and isinstance(like.geometry, Space) else Space()
-    columns = (np.diag([*space.signs, 1, 1]) @ affine + 0.0)[:3].T
+    space = Space(headers.SPACES["RAS"][2], affine)
+    if like and isinstance(like.geometry, Space):
+        space = like.geometry._replace(affine=like.geometry.affine @ _way(like, affine))
+    columns = (space.affine + 0.0)[:3].T
     vectors = [f"({','.join(repr(float(v)) for v in column)})" for column in columns]
     text = "NRRD0005\ntype: uint8\ndimension: 3\n"
     text += f"space: {space.name}\n" if space.name else "space dimension: 3\n"
@@ -197,6 +184,13 @@ def _nrrd_bytes(voxels, affine, like):
     text += f"space directions: {' '.join(vectors[:3])}\nkinds: domain domain domain\n"
     text += f"encoding: gzip\nspace origin: {vectors[3]}\n\n"
     return text.encode() + gzip.compress(voxels.tobytes("F"), 3, mtime=0)
+
+
+def _way(like, affine):
+    """From voxels of a grid to those of the file that it lies on: whole ones."""
+    way = np.eye(4)
+    way[:3, 3] = (np.linalg.inv(like.affine) @ affine)[:3, 3].round()
+    return way
 
 
 def _nifti_bytes(voxels, affine, like):
@@ -211,7 +205,7 @@ def _nifti_bytes(voxels, affine, like):
     own = like.geometry
     large = own["sizeof_hdr"] == nibabel.Nifti2Header.sizeof_hdr
     image = (nibabel.Nifti2Image if large else nibabel.Nifti1Image)(voxels, None)
-    new, way = image.header, (np.linalg.inv(like.affine) @ affine)[:, 3].round()
+    new, way = image.header, _way(like, affine)[:, 3]
     for field in ("pixdim", "xyzt_units", *_PLACES):  # no other: texts may name a patient
         new[field] = own[field]
     new["pixdim"][4:] = 0

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import grids, headers, heads, sources, store, volumes
+from skullgen.data import folders, grids, headers, heads, sources, store, volumes
 from skullgen.data.grids import FIELD_MM, Affine, Mask
 from skullgen.delivery import implants, mesh, release, vault
 from skullgen.evaluation import judges, verdict
@@ -64,18 +64,26 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
         judges.choose(folder, settings.net)
 
 
-def skull_files(names: str | Sequence[str]) -> list[Path]:
-    """The scans that `predict.file` names: files, DICOM series, and folders of such."""
-    skulls = []
-    for place in map(Path, plugins.listed(names)):
-        inside = volumes.scans(place) if place.exists() else []
-        if not inside:
-            what = "holds no skull" if place.exists() else "no such file or folder"
-            raise UserError(f"{place}: {what} (predict.file: {', '.join(headers.SUFFIXES)})")
-        skulls += inside
-    if not skulls:
+def skull_files(names: str | Sequence[str]) -> tuple[dict[Path, str], list[str]]:
+    """The scans that `predict.file` names, each with its own name, and lines about other files.
+
+    It names files, DICOM series, folders of such (`FOLDER/**`: at any depth) and globs.
+    """
+    skulls, lines, places = {}, [], plugins.listed(names, folders.is_there)
+    for place in places:
+        if not folders.is_there(place):
+            suffixes = ", ".join(headers.SUFFIXES)
+            raise UserError(f"{place}: no such file or folder (predict.file: {suffixes})")
+        inside, top = folders.entries(place), folders.base(place)
+        scans = [path for path in inside if folders.is_scan(path)]
+        skulls |= dict.fromkeys(scans, top)
+        lines += folders.lines([path for path in inside if path not in scans], top)
+        lines += [] if inside else [f"{place}: holds no skull"]
+    if not places:
         raise UserError("predict.file is empty: name a defective skull, --config.predict.file=FILE")
-    return skulls
+    if not skulls:
+        raise UserError(lines[0])
+    return folders.names(skulls), lines
 
 
 def designer(config: ConfigDict, workdir: Path, net: str = "") -> Designer:
@@ -98,7 +106,7 @@ def designer(config: ConfigDict, workdir: Path, net: str = "") -> Designer:
         "voxel_mm": FIELD_MM / size,
         "source": data["source"],
     }
-    framed = data["source"] != "skullbreak" and data["reframe"]
+    framed = data["source"] not in ("skullbreak", "triplets") and data["reframe"]
     return Designer(verdict.network(net, size, 1), size, data["threshold"], framed, about)
 
 
@@ -186,7 +194,7 @@ def run(config: ConfigDict, workdir: Path, draw: Callable) -> None:
     draw: `(path, skull share, implant share, title, note)`. Files that cannot be used are listed at
     the end; UserError where none can.
     """
-    settings, todo, refused = config.predict, skull_files(config.predict.file), []
+    settings, (todo, notes), refused = config.predict, skull_files(config.predict.file), []
     folder = Path(settings.folder or workdir / "predictions")
     if settings.weights:
         workdir = release.place(settings.weights)
@@ -195,12 +203,14 @@ def run(config: ConfigDict, workdir: Path, draw: Callable) -> None:
     net = designer(config, workdir, settings.net)
     words = "{name}: voxels of {voxel_mm:.3g} mm, data.source={source}".format(**net.about)
     print(plain(f"{words}: look at each picture before you trust an implant"))
+    for note in notes:
+        print(plain(f"note: left out: {note}"))
     with jobs.progress(len(todo), 0, "predict", "skull") as bar:
-        for path in todo:
+        for path, name in todo.items():
             jobs.check()
             try:
-                words = _design_file(net, path, config, folder, draw)
-                bar.write(plain(f"{volumes.name_of(path)}: {words}"))
+                words = _design_file(net, path, folder / f"{name}_implant", config, draw)
+                bar.write(plain(f"{name}: {words}"))
             except UserError as error:
                 refused.append(str(error))
             bar.update()
@@ -211,12 +221,12 @@ def run(config: ConfigDict, workdir: Path, draw: Callable) -> None:
         print("\n".join([f"left out, {len(refused)} of {len(todo)} files:", *refused]))
 
 
-def _design_file(net, path, config, folder, draw):
-    """Designs and saves the implant of a file where it is not there yet; returns words for it."""
-    settings, name = config.predict, volumes.name_of(path)
+def _design_file(net, path, place, config, draw):
+    """Designs and saves an implant as `place` with endings, if not there yet; words for it."""
+    settings = config.predict
     own = [suffix for suffix in headers.WRITTEN if path.name.lower().endswith(suffix)]
     endings = ".json", ".stl", ".png", *(own or [".nrrd"])
-    paths = [folder / f"{name}_implant{ending}" for ending in endings]
+    paths = [place.with_name(f"{place.name}{ending}") for ending in endings]
     source = headers.describe(path, settings.form, settings.space)
     content = b"".join(part.read_bytes() for part in source.files)
     about = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
@@ -234,11 +244,11 @@ def _design_file(net, path, config, folder, draw):
         return "is made already"
     implant, (numbers, stl, png, file) = predict(net, path, settings), paths
     implant.numbers["notes"].extend(source.notes)
-    folder.mkdir(parents=True, exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     # The numbers come first: by them a call that was stopped knows its files.
     files.write_json(numbers, {"notice": NOTICE, **implant.numbers, **recipe})
     volumes.write(file, implant.mask, implant.affine, source)
     mesh.write_stl(stl, mesh.solid(implant.mask, implant.affine))
-    words, title = describe(implant.numbers), f"Research only, not a medical device: {name}"
+    words, title = describe(implant.numbers), f"Research only, not a medical device: {place.name}"
     draw(png, *_shares(implant), title=title, note=words)
     return words

@@ -27,6 +27,7 @@ LARGEST = 48  # voxels a side at which skulls are registered, at most
 INNER = 20  # iterations of an update
 BLURS = (1.5, 0.8, 0.0)  # voxels, of the images, a third of the iterations each
 ALIKE = 0.97  # Dice from which two pairs are of one skull
+LEAST = 0.1  # a smaller share of bone than this is none
 HOLE_MM = 6.0  # over which the share of hole is carried off the bone
 FIT, USE = 4, 5  # squarings
 
@@ -215,7 +216,8 @@ def make(config: ConfigDict) -> Model:
             bone = whole[skull].astype(jnp.float32)
             share = seen(sharpened(bone)[..., None], moved(flow(field[skull], USE), common))
             share = share.reshape(size, 2, size, 2, size, 2).mean((1, 3, 5))
-            solid = share >= warp.threshold(jnp.clip(share, 0, 1), bone.sum())
+            share = ridges(share)
+            solid = share >= warp.threshold(share, bone.sum())
             holes = hole(steps.unpack(bank.pairs[donor][None], size)[0])
             way = flow(field[bank.owner[donor]], USE)
             open_ = seen(holes[..., None], moved(way, moved(flow(-own, USE), places(size))))[..., 0]
@@ -233,6 +235,13 @@ def sharpened(x: Float[Array, "D D D"]) -> Float[Array, "D D D"]:
     ways = [(step, axis) for step in (-1, 1) for axis in (0, 1, 2)]
     around = sum(jnp.roll(padded, *way)[1:-1, 1:-1, 1:-1] for way in ways)
     return x - (around - 6 * x) / 12
+
+
+def ridges(share: Float[Array, "D D D"]) -> Float[Array, "D D D"]:
+    """Shares of the greatest next to each: bone thinner than a voxel does not tear between two."""
+    sides = (3, 3, 3), (1, 1, 1), "SAME"
+    most = jax.lax.reduce_window(share, -jnp.inf, jax.lax.max, *sides)
+    return jnp.where(share >= LEAST, jnp.clip(share / jnp.maximum(most, LEAST), 0, 1), 0)
 
 
 def hole(pair: Bool[Array, "D D D 2"]) -> Float[Array, "D D D"]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 COLUMNS = {"validation": "learnt from"}  # the paper's word is that of a store's split, too
+COPY = 0.99  # Dice: unseen real skulls that lie nearer to training ones are copies themselves
 DICES = {  # title -> place in the numbers of `fidelity.fidelity`
     "nearest training pair: generated": ("nearest_training_dice", "generated"),
     "nearest training pair: held-out real": ("nearest_training_dice", "held_out"),
@@ -103,6 +104,11 @@ def copies(name: str, near: dict[str, Any]) -> str:
     count = f"{len(near['generated'])} generated {name}s"
     if near["limit"] is None:
         return f"{count} were compared; without held-out real ones no Dice is known as too near."
+    if near["limit"] > COPY:
+        return (
+            f"{count} were compared, and no Dice is too near: unseen real ones lie at up to "
+            f"{max(near['held_out']):.3f} of training ones; is a {name} there under two names?"
+        )
     return (
         f"{near['share_above']:.1%} of {count} lie nearer to a training {name} (Dice above "
         f"{near['limit']:.3f}) than 95 % of {len(near['held_out'])} unseen real ones do, where 5 % "

@@ -21,7 +21,7 @@ from skullgen.core.errors import UserError, plain
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's config file.")
 AGAIN = Path(__file__).resolve().parents[2] / "experiments" / "again.py"
 # What a run is, these do not change.
-UNNAMED = ("stages=", "data.root=", "explore.", "export.", "predict.", "gallery.")
+UNNAMED = ("stages=", "data.root=", "data.triplets.", "explore.", "export.", "predict.", "gallery.")
 
 
 def parse(argv: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from skullgen.core import files, hosts, jobs, plugins, provenance
+from skullgen.core import files, hosts, jobs, provenance
 from skullgen.core.errors import UserError, plain
 from skullgen.data import ingest, mixture, store
 from skullgen.data.controls import Impossible
@@ -51,7 +51,7 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
         others = mixture.named(config.evaluate.stores, "evaluate.stores")
         mixture.require_there([name for name, *_ in others], workdir)
     if "explore" in names:
-        mixture.require_there(plugins.listed(config.explore.stores), workdir)
+        mixture.require_there(mixture.paths(config.explore.stores, workdir), workdir)
 
 
 def versions() -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _explore(config, workdir):
     nets = judges.load(config.segment, real.size, workdir) if judges.begun(workdir) else {}
     of_real = [net for net in nets.values() if all(p.store.path == real.path for p in net.parts)]
     generated = workdir / "generated.zarr"
-    paths = [mixture.find(name, workdir) for name in plugins.listed(settings.stores)]
+    paths = [mixture.find(name, workdir) for name in mixture.paths(settings.stores, workdir)]
     paths = paths or [generated] * store.exists(generated)
     stores = dict(zip(mixture.titles(paths), map(store.Store, paths), strict=True))
     pictures.maps(workdir, real, stores, of_real, settings)

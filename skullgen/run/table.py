@@ -88,7 +88,7 @@ def row(text: str) -> Row:
 def plan(config: ConfigDict, folder: Path) -> list[Job]:
     """The jobs of a config with `table`, each after those that it needs."""
     rows = [row(text) for text in dict.fromkeys(plugins.listed(config.table.rows))]
-    _check(config, folder, rows)
+    _check(config, rows)
     numbers = range(max(config.table.folds, 1))
     return [job for number in numbers for job in _fold(config, folder, rows, number)]
 
@@ -127,7 +127,7 @@ def _name(one, seed):
     return re.sub(r"[^\w.+@=-]+", "-", one.text.replace(" + ", "+")) + f"-s{seed}"
 
 
-def _check(config, folder, rows):
+def _check(config, rows):
     table, names = config.table, {*judges.CONTROLS, *config.generators, BEST}
     for part in [part for one in rows for part in one.parts]:
         if part.name not in names and not store.exists(part.name):
@@ -139,8 +139,6 @@ def _check(config, folder, rows):
         in_range(f"table.{field}", table[field], least)
     in_range("data.folds", config.data.folds, 0, 0)  # table.folds sets it
     explore.check(config.explore)
-    if "," in str(folder):
-        raise UserError(f"{folder}: no comma may be in its name: choose another --workdir")
 
 
 def best_control(folder: Path, controls: dict[Row, list[str]]) -> Row:

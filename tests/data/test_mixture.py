@@ -63,6 +63,18 @@ def test_mixtures_name_paths_splits_and_pairs(stores):
     assert mixture.parts("real.zarr:train:all", stores, 0)[0].rows.tolist() == [0, 4]
 
 
+def test_commas_in_paths_are_theirs(stores):
+    for name in ("a,b.zarr", "c, d:all:7,x.zarr", "a"):
+        fill(create(stores / name, 3))
+    text = f"a,b.zarr:all:2, real.zarr:train:all:2 ,{stores}/a,b.zarr:all:all,a:all:1"
+    names = [part[0] for part in mixture.named(text)]
+    assert names == ["a,b.zarr", "real.zarr", f"{stores}/a,b.zarr", "a"]
+    assert mixture.paths("a,b.zarr, real.zarr,a, later.zarr", stores) == [
+        *("a,b.zarr", "real.zarr", "a", "later.zarr")
+    ]
+    assert len(mixture.parts("a,b.zarr:all:2,a:all:1", stores, 0)) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

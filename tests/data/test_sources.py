@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from experiments import common
 from skullgen.core.errors import UserError
-from skullgen.data import defects, phantom, sources, volumes
+from skullgen.data import defects, headers, phantom, sources, volumes
 
 
 def config_of(**fields):
@@ -43,16 +43,16 @@ def plan(source, size=16, **fields):
     return sources.PLANS[source](size, config_of(source=source, **fields))
 
 
-def test_skullbreaks_missing_and_surplus_files_are_named(tmp_path):
+def test_skullbreaks_pairs_and_what_has_none_are_told(tmp_path):
     root = write_skullbreak(tmp_path)
     (root / "train" / "implant" / "bilateral" / "001.nrrd").unlink()
     (root / "train" / "notes.txt").write_bytes(b"hello")
     (root / "test" / "complete_skull" / "000.nrrd").unlink()
     planned = plan("skullbreak", root=str(root))
-    assert sorted(planned.problems) == [
-        "test/complete_skull/000.nrrd is missing",
-        "train/implant/bilateral/001.nrrd is missing",
-        "train/notes.txt is not SkullBreak's",
+    assert planned.problems == [
+        "14 pairs of 3 skulls",
+        "train/defective_skull/bilateral/001.nrrd: no implant, so no pairs of them",
+        f"train/notes.txt: holds no skull ({', '.join(headers.SUFFIXES)})",
     ]
     assert planned.names == ["train_000", "train_001", "test_000"]
     assert planned.split == {"train_000": 0, "train_001": 0, "test_000": 2}
@@ -87,17 +87,17 @@ def test_detached_voxels_are_part_of_their_header(tmp_path):
     planned = plan("skulls", root=str(tmp_path))
     assert sorted(planned.sources) == sorted(p.name for p in tmp_path.iterdir() if p.is_file())
     assert len(planned.sources) == 6
-    assert any(line.startswith("folder.nrrd is no") for line in planned.problems)
+    assert [line.split(":")[0] for line in planned.problems] == ["folder.nrrd"]
 
 
 def _pair(root, skull, implant, size, mm=6.4):
     paths = [root / name / "bilateral" / "000.nrrd" for name in ("defective_skull", "implant")]
     for path, mask in zip(paths, (skull, implant), strict=True):
         volumes.write(path, mask, np.diag([mm, mm, mm, 1.0]))
-    return sources._skullbreak_pair(*paths, size, config_of(threshold=0.001))
+    return sources._cut_pair(*paths, size, False, config_of(threshold=0.001))
 
 
-@pytest.mark.parametrize("mm", [1.0, 6.4])
+@pytest.mark.parametrize("mm", [4.0, 6.4])
 @pytest.mark.parametrize("thickness", [0.04, 0.12])
 def test_a_thin_implant_against_its_skull_is_a_pair_on_any_grid(tmp_path, thickness, mm):
     complete = shell(32, [15.5, 15.5, 15.5], thickness=thickness)
@@ -162,11 +162,40 @@ def test_splits_by_name():
     assert _splits(["a", "b", "c"], test="c, b") == {"a": 0, "b": 2, "c": 2}
 
 
-def test_fields_that_exclude_each_other():
+def test_splits_by_names_with_commas_and_umlauts():
+    names = ["a,b", "a", "M\u00fcller", "Scha\u0308del"]  # the last as a Mac writes it
+    assert _splits(names, test="a,b, Mu\u0308ller", validation="Sch\u00e4del") == dict(
+        zip(names, (2, 0, 2, 1), strict=True)
+    )
+    with pytest.raises(UserError, match=r"names 'b': no such skull"):
+        _splits(names[1:], test="a,b")
+
+
+def test_a_folder_of_patients_is_read_and_pairs_are_no_complete_skulls(tmp_path):
+    for number, name in enumerate(("A0001/A0001_clear", "A0002/A0002_clear", "B, C/x/deep")):
+        path = tmp_path / f"{name}.nrrd"
+        volumes.write(path, phantom.skull(number, 48), phantom.affine(48))
+    for name in ("A0001/A0001.stl", "A0001/._A0001_clear.nrrd", ".DS_Store", "A0002/README.txt"):
+        (tmp_path / name).write_bytes(b"")
+    planned = plan("skulls", root=str(tmp_path), test="A0002")
+    assert planned.split == {"A0001": 0, "A0002": 2}
+    assert sorted(planned.sources) == ["A0001/A0001_clear.nrrd", "A0002/A0002_clear.nrrd"]
+    assert [line.split(": ")[0] for line in planned.problems] == [
+        *("A0001/A0001.stl", "A0002/README.txt", "B, C/x")
+    ]
+    deep = plan("skulls", root=f"{tmp_path}/**", test="B, C")
+    assert deep.split == {"A0001": 0, "A0002": 0, "B, C": 2}
+    pairs = str(write_skullbreak(tmp_path / "data"))
+    with pytest.raises(UserError, match=r"is no complete skull: data\.source=skullbreak reads"):
+        plan("skulls", root=f"{pairs}/**")
+    assert plan("skulls", root=f"{pairs}/train/complete_skull").names == ["000", "001"]
+
+
+def test_fields_that_exclude_each_other(tmp_path):
     with pytest.raises(UserError, match=r"data\.folds and data\.test both say"):
         _splits(["a", "b"], folds=2, test="a")
     with pytest.raises(UserError, match=r"data\.test is not for data\.source=skullbreak"):
-        plan("skullbreak", root=".", test="000")
+        plan("skullbreak", root=str(write_skullbreak(tmp_path)), test="000")
 
 
 def test_skullbreaks_cubes_of_any_size_keep_their_millimetres(tmp_path):

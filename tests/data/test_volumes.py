@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skullgen.core.errors import UserError
-from skullgen.data import headers, volumes
+from skullgen.data import folders, headers, volumes
 from tests.conftest import SHARED
 
 TURNS = [
@@ -148,11 +148,10 @@ def test_a_ct_of_a_scanner_is_read_in_hounsfield_units(tmp_path):
     noise = np.random.default_rng(0).integers(-1000, 1500, (6, 5, 4)).astype(np.int16)
     folder = _dicom(tmp_path / "scan.v2", noise, _affine())
     np.testing.assert_array_equal(volumes.read(folder, bone_hu=300.0).data, noise >= 300)
-    assert volumes.scans(tmp_path) == volumes.scans(folder) == [folder]
-    assert volumes.name_of(folder) == "scan.v2"
-    _refused(
-        _dicom(tmp_path / "gap", noise, _affine(), skip=[1]), "a slice is missing", bone_hu=300.0
-    )
+    assert folders.entries(tmp_path) == folders.entries(folder) == [folder]
+    assert folders.is_scan(folder) and folders.name_of(folder) == "scan.v2"
+    gap = _dicom(tmp_path / "gap", noise, _affine(), skip=[1])
+    _refused(gap, "a slice is missing", bone_hu=300.0)
     tilted = _affine()
     tilted[1, 2] = 0.2
     _refused(_dicom(tmp_path / "tilted", noise, tilted), "gantry was tilted by 9", bone_hu=300.0)
@@ -160,7 +159,7 @@ def test_a_ct_of_a_scanner_is_read_in_hounsfield_units(tmp_path):
     _refused(folder, r"holds 2 DICOM series \(1\.2\.[34].*, 1\.2\.[34].*\): give a folder of one")
     (tmp_path / "empty").mkdir()
     _refused(tmp_path / "empty", "holds 0 DICOM series")
-    assert volumes.scans(tmp_path / "empty") == []
+    assert folders.entries(tmp_path / "empty") == []
 
 
 def test_nifti_2_of_both_endiannesses_is_read(tmp_path):

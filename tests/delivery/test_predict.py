@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 from experiments import common
 from skullgen.core.errors import UserError
-from skullgen.data import defects, grids, headers, phantom, sources, store, volumes
+from skullgen.data import defects, folders, grids, headers, phantom, sources, store, volumes
 from skullgen.data.grids import turned
 from skullgen.delivery import api, implants, predict, vault
 from skullgen.evaluation import verdict
@@ -215,7 +215,7 @@ def test_however_a_file_is_stored_the_implant_is_in_the_same_millimetres(skull, 
         stored, affine = _stored(*skull[:2], name)
         volumes.write(file, stored, affine)
         implant = predict.predict(_mirror(), file, _settings(dust_mm3=500.0))
-        volumes.write(made, implant.mask, implant.affine)
+        volumes.write(made, implant.mask, implant.affine, headers.describe(file))
         data, grid = _read(made)
         np.testing.assert_array_equal(grid, _read(file)[1])
         assert data.shape == stored.shape and not (data & stored).any()
@@ -279,6 +279,56 @@ def test_of_several_files_a_bad_one_is_listed_and_the_others_go_on(run, tmp_path
     assert "good: is made already" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"is this skull complete\?"):
         run("complete.nii.gz")
+
+
+def _files(*names):
+    """The names and lines of `predict.file`, with paths of any files."""
+    names, lines = predict.skull_files(",".join(map(str, names)))
+    return list(names.values()), lines
+
+
+def test_what_predict_file_names(tmp_path):
+    for name in (
+        "a/skull.nrrd",
+        "b/skull.nrrd",
+        "c, d/über 'x'.nii.gz",
+        "c, d/._x.nrrd",
+        "e/f/g.mha",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("notes.txt", "Thumbs.db", ".DS_Store", "plate.STL"):
+        (tmp_path / name).touch()
+    a, b = tmp_path / "a" / "skull.nrrd", tmp_path / "b" / "skull.nrrd"
+    assert _files(a) == (["skull"], [])
+    assert _files(a, b) == (["a_skull", "b_skull"], [])
+    names, lines = _files(tmp_path)
+    assert names == ["a", "b", "c, d"]
+    assert [line.split(":")[0] for line in lines] == ["e/f", "notes.txt", "plate.STL"]
+    assert "voxelise it in 3D Slicer" in lines[2]
+    assert _files(tmp_path / "**")[0] == ["a", "b", "c, d", "e"]
+    assert _files(tmp_path / "c, d" / "über 'x'.nii.gz", tmp_path / "*" / "skull.nrrd")[0] == [
+        *("über 'x'", "a", "b")
+    ]
+    names, lines = _files(tmp_path / "notes.txt", a)
+    assert names == ["skull"] and len(lines) == 1 and "notes.txt: holds no skull" in lines[0]
+    with pytest.raises(
+        UserError, match=r"plate\.STL: a surface, no mask: voxelise it in 3D Slicer"
+    ):
+        _files(tmp_path / "plate.STL")
+    with pytest.raises(UserError, match="x: no such file or folder"):
+        _files(a, tmp_path / "x")
+
+
+def test_files_of_one_name_are_designed_apart_and_others_told(run, skull, tmp_path, capsys):
+    for place in ("scans/P1", "scans/P2"):
+        volumes.write(tmp_path / place / "skull.nrrd", *skull[:2])
+    (tmp_path / "scans" / "good.nrrd").unlink()
+    (tmp_path / "scans" / "notes, of.txt").touch()
+    made = run("scans/P1/skull.nrrd", "scans/P2/skull.nrrd", "scans/notes, of.txt")
+    assert sorted(made)[::4] == ["P1_skull_implant.json", "P2_skull_implant.json"]
+    assert "notes, of.txt: holds no skull" in capsys.readouterr().out
+    assert "P2_implant.nrrd" in run("scans/**")
 
 
 def test_nothing_is_written_over(run, tmp_path):
@@ -354,10 +404,14 @@ def test_a_prediction_lies_on_its_input_in_every_program(skull, tmp_path):
     volumes_ml = set()
     for name, file in _inputs(skull, tmp_path).items():
         predict._design_file(
-            _mirror(), file, config, tmp_path / "out" / name, lambda *_, **__: None
+            _mirror(),
+            file,
+            tmp_path / "out" / name / folders.name_of(file),
+            config,
+            lambda *_, **__: None,
         )
-        (made,) = (tmp_path / "out" / name).glob(f"{volumes.name_of(file)}_implant.n*")
-        about = json.loads(made.with_name(f"{volumes.name_of(file)}_implant.json").read_bytes())
+        (made,) = (tmp_path / "out" / name).glob(f"{folders.name_of(file)}_implant.n*")
+        about = json.loads(made.with_name(f"{folders.name_of(file)}_implant.json").read_bytes())
         shape, larger = headers.describe(file).shape, "cropped" in name
         assert (headers.describe(made).shape != shape) == larger, name
         for one, other in zip(_corners(file, shape), _corners(made, shape), strict=False):

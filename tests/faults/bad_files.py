@@ -154,8 +154,8 @@ def _closed(root):
 
 
 def _nested(root):
-    (root / "inner").mkdir()
-    (root / "inner" / "a.nrrd").write_bytes(_nrrd())
+    (root / "inner" / "most").mkdir(parents=True)
+    (root / "inner" / "most" / "a.nrrd").write_bytes(_nrrd())
 
 
 DISTANCE = np.linalg.norm(np.indices((32,) * 3) - 15.5, axis=0) / 32
@@ -164,7 +164,7 @@ HOLE[8:16, :, 20:] = True
 REST, PIECE = SHELL & ~HOLE, SHELL & HOLE
 
 
-def _pair(skull=REST, implant=PIECE, steps=(6.4, 6.4)):
+def _pair(skull=REST, implant=PIECE, steps=(6.4, 6.4), **fields):
     """`make` of SkullBreak's layout with one pair; implant: a mask or bytes; steps: in mm."""
 
     def make(folder, config):
@@ -176,7 +176,7 @@ def _pair(skull=REST, implant=PIECE, steps=(6.4, 6.4)):
                 path.write_bytes(content)
             else:
                 volumes.write(path, content, np.diag([*np.broadcast_to(step, 3), 1.0]))
-        config.data.update(source="skullbreak", root=str(folder / "data"), strict=True)
+        config.data.update(source="skullbreak", root=str(folder / "data"), strict=True, **fields)
 
     return make
 
@@ -335,7 +335,10 @@ PAIRS = {
     "swapped": (_pair(PIECE, REST), f"larger than {SKULL}: are the two swapped\\?"),
     "full": (_pair(implant=_cube(0, 32)), "is bone everywhere: give a mask .*"),
     "empty": (_pair(implant=_cube(0, 0)), "holds no bone .*"),
-    "no-cube": (_pair(steps=((6.4, 6.4, 3.2),) * 2), ".* mm is no cube, as SkullBreak's are: .*"),
+    "no-cube": (
+        _pair(steps=((6.4, 6.4, 3.2),) * 2, reframe=False),
+        ".* mm is no cube, as SkullBreak's are: .*",
+    ),
     "cut": (_pair(implant=_nrrd()[:-500]), CUT),
 }
 CASES = [

@@ -11,7 +11,7 @@ from experiments import common
 from experiments import table1 as experiment
 from skullgen.core import files
 from skullgen.core.errors import UserError
-from skullgen.data import sources, store
+from skullgen.data import mixture, sources, store
 from skullgen.evaluation import intervals
 from skullgen.report import tables
 from skullgen.run import config as command
@@ -139,8 +139,15 @@ def test_sweeps_that_are_none_are_refused(tmp_path):
     for which in ("12", "-1", "some"):
         with pytest.raises(UserError, match="list, all, or a number below 9"):
             sweep.sweep(_config(), tmp_path, which, NAMED)
-    with pytest.raises(UserError, match="no comma may be in its name"):
-        table.plan(_config(), tmp_path / "a,b")
+
+
+def test_a_comma_in_the_folder_of_a_table_splits_no_store(tmp_path):
+    jobs = {job.name: job.make for job in table.plan(_config(), tmp_path / "a,b: c")}
+    stores = mixture.named(jobs["real+toy-8-s0"]().segment.stores)
+    places = [
+        str(tmp_path / "a,b: c" / name) for name in ("data/real.zarr", "toy-s0/generated.zarr")
+    ]
+    assert [part[0] for part in stores] == places
 
 
 def _metrics(folder, dice, selection=0.5, net="vnet"):
