@@ -56,7 +56,8 @@ def skullbreak(root: Path) -> tuple[list[Triplet], list[str]]:
         whole.setdefault(name, pair)
         triplets.append(Triplet(*pair, whole[name], name, key[2], _split(key[0])))
     lines = _lines(triplets, [skulls.values(), implants.values()], root)
-    lines += folders.lines(surplus, root)
+    if surplus:
+        lines += [f"{folders.first(surplus, root)}: not used, in none of {', '.join(SIDES)}"]
     if not triplets:
         what = "no pair of defective_skull/KIND/NNN.nrrd and implant/KIND/NNN.nrrd, with KIND or "
         what += f"without, in it or its folders: {'; '.join(lines)}"
