@@ -157,10 +157,8 @@ def _check_pair(masks, rest, part, mm, defective_path):
 
 def _plan_skulls(size, config):
     root = _folder(config.root, "a folder of complete skulls (.nrrd, .nii.gz)")
-    entries = folders.entries(config.root)
-    scans = [path for path in entries if folders.is_scan(path)]
+    scans, lines = folders.scans(config.root)
     files, names = _files(scans), folders.names(dict.fromkeys(scans, root))
-    lines = folders.lines(sorted({*entries}.difference(files)), root)
     if not scans:
         what = f"{root}: holds no skull ({', '.join(volumes.SUFFIXES)}, DICOM series)"
         raise UserError("; ".join([what, *lines]))
