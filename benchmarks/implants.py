@@ -44,7 +44,7 @@ def main():
     print(*COLUMNS)
     wanted = set(options.skulls.split(",")) - {""}
     rows = []
-    for path in filter(folders.is_scan, folders.entries(options.folder)):
+    for path in folders.scans(options.folder)[0]:
         if not wanted or folders.name_of(path) in wanted:
             for number, kind in enumerate(options.kinds.split(",")):
                 rows.append(hole(net, config.predict, path, kind, options.seed + number))

@@ -69,6 +69,6 @@ def digest(skull: Skull, config: ConfigDict) -> str:
     except UserError:
         return ""
     sums = hashlib.sha256(repr(bone.shape).encode())
-    for plane in bone:
+    for plane in bone.T:  # as most files have it: x fastest
         sums.update(np.packbits(plane))
     return sums.hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from skullgen.core.errors import UserError
 from skullgen.data import headers
 
 HIDDEN = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin")  # and .*
@@ -27,6 +28,25 @@ def entries(place: str | Path) -> list[Path]:
         inside = [path for match in _matches(place, top) for path in _tree(match, 0)]
         return [path for path in dict.fromkeys(inside) if not _is_hidden(path)]
     return list(_tree(top, depth))
+
+
+def scans(place: str | Path) -> tuple[list[Path], list[str]]:
+    """The skulls' files and series of a place, and a line for each sort of its other entries."""
+    inside, top, sorts = entries(place), base(place), {}
+    skulls = [path for path in inside if is_scan(path)]
+    passed = set(skulls)
+    for path in (path for path in skulls if not path.is_dir()):
+        with contextlib.suppress(UserError):  # which whoever reads it tells
+            passed.update(volumes.describe(path).files)
+    for path in (path for path in inside if path not in passed):
+        sort = f"holds no skull ({', '.join(headers.SUFFIXES)})"
+        if path.is_dir():
+            sort = "holds no skull itself (FOLDER/** is read at any depth)"
+        elif path.name.lower().endswith(headers.SURFACES):
+            sort = "a surface, no mask: voxelise it in 3D Slicer (import it as a segmentation, "
+            sort += "export that as a labelmap)"
+        sorts.setdefault(sort, []).append(path)
+    return skulls, [f"{first(some, top)}: {what}" for what, some in sorts.items()]
 
 
 def _tree(place, depth):
@@ -54,7 +74,8 @@ def base(place: str | Path) -> Path:
 
 def is_there(place: str) -> bool:
     """Whether a path or a glob names anything."""
-    return os.path.lexists(place) or bool(_matches(Path(place), base(place)))
+    place, top = Path(place), base(place)
+    return place in (top, top / "**") or bool(_matches(place, top))
 
 
 def _matches(place, top):
@@ -112,20 +133,6 @@ def names(scans: Mapping[Path, Path]) -> dict[Path, str]:
             break
         start |= {s: max(1, start[s] - 1) for s in scans if count[labels[s]] > 1}
     return labels
-
-
-def lines(paths: Collection[Path], top: Path) -> list[str]:
-    """What is said of paths that are no skulls: a line a sort, with the first and the count."""
-    sorts = {}
-    for path in paths:
-        sort = f"holds no skull ({', '.join(headers.SUFFIXES)})"
-        if path.is_dir():
-            sort = "holds no skull itself (FOLDER/** is read at any depth)"
-        elif path.name.lower().endswith(headers.SURFACES):
-            sort = "a surface, no mask: voxelise it in 3D Slicer (import it as a segmentation, "
-            sort += "export that as a labelmap)"
-        sorts.setdefault(sort, []).append(path)
-    return [f"{first(some, top)}: {what}" for what, some in sorts.items()]
 
 
 def first(paths: Collection[Path], top: Path) -> str:

@@ -170,10 +170,9 @@ def _check_pair(masks, rest, part, mm, defective_path):
 
 def _plan_skulls(size, config):
     root = _folder(config.root, "a folder of complete skulls (.nrrd, .nii.gz)")
-    entries = folders.entries(config.root)
-    scans = [path for path in entries if folders.is_scan(path)]
+    scans, lines = folders.scans(config.root)
     (files, notes), names = _files(scans, config), folders.names(dict.fromkeys(scans, root))
-    lines = [*folders.lines(sorted({*entries}.difference(files)), root), *notes]
+    lines = [*lines, *notes]
     if not scans:
         what = f"{root}: holds no skull ({', '.join(headers.SUFFIXES)}, DICOM series)"
         raise UserError("; ".join([what, *lines]))

@@ -42,7 +42,8 @@ def skullbreak(root: Path) -> tuple[list[Triplet], list[str]]:
             above, side, kind = [*above, side], kind, KIND
         if side in SIDES and folders.is_scan(file):
             above = tuple(name for name in above if name not in ("", "nrrd"))
-            sides[side][above, _number(folders.name_of(file)), kind] = file
+            key = above, _number(folders.name_of(file)), kind
+            surplus += [file] * (sides[side].setdefault(key, file) != file)
         elif file.is_file():
             surplus.append(file)
     skulls, implants, _ = sides.values()
@@ -56,7 +57,10 @@ def skullbreak(root: Path) -> tuple[list[Triplet], list[str]]:
         whole.setdefault(name, pair)
         triplets.append(Triplet(*pair, whole[name], name, key[2], _split(key[0])))
     lines = _lines(triplets, [skulls.values(), implants.values()], root)
-    lines += folders.lines(surplus, root)
+    if surplus:
+        lines += [
+            f"{folders.first(surplus, root)}: not used (not in {', '.join(SIDES)}, or there twice)"
+        ]
     if not triplets:
         what = "no pair of defective_skull/KIND/NNN.nrrd and implant/KIND/NNN.nrrd, with KIND or "
         what += f"without, in it or its folders: {'; '.join(lines)}"
@@ -87,9 +91,11 @@ def globs(config: ConfigDict) -> tuple[list[Triplet], list[str]]:
             return str(root / os.path.expanduser(name))
 
         places = plugins.listed(wanted[side], lambda name: folders.is_there(under(name)))
-        entries = dict.fromkeys(path for name in places for path in folders.entries(under(name)))
-        scans = dict.fromkeys(path for path in entries if folders.is_scan(path))
-        lines += folders.lines([path for path in entries if path not in scans], root)
+        scans = {}
+        for name in places:
+            skulls, others = folders.scans(under(name))
+            scans |= dict.fromkeys(skulls)
+            lines += others
         if not scans and (places or side != "complete"):
             what = f"data.triplets.{side} is {wanted[side]!r}: no file of a skull is there"
             raise UserError(f"{root}: {what}; write folders or globs, from data.root on")

@@ -74,11 +74,9 @@ def skull_files(names: str | Sequence[str]) -> tuple[dict[Path, str], list[str]]
         if not folders.is_there(place):
             suffixes = ", ".join(headers.SUFFIXES)
             raise UserError(f"{place}: no such file or folder (predict.file: {suffixes})")
-        inside, top = folders.entries(place), folders.base(place)
-        scans = [path for path in inside if folders.is_scan(path)]
-        skulls |= dict.fromkeys(scans, top)
-        lines += folders.lines([path for path in inside if path not in scans], top)
-        lines += [] if inside else [f"{place}: holds no skull"]
+        scans, others = folders.scans(place)
+        skulls |= dict.fromkeys(scans, folders.base(place))
+        lines += others if scans or others else [f"{place}: holds no skull"]
     if not places:
         raise UserError("predict.file is empty: name a defective skull, --config.predict.file=FILE")
     if not skulls:

@@ -14,7 +14,7 @@ def _write(root, *names):
 
 
 def _names(place):
-    scans = [path for path in folders.entries(place) if folders.is_scan(path)]
+    scans, _ = folders.scans(place)
     names = folders.names(dict.fromkeys(scans, folders.base(place)))
     return {str(path.relative_to(folders.base(place))): name for path, name in names.items()}
 
@@ -45,8 +45,7 @@ def test_deeper_folders_are_joined_as_far_as_they_must_be(tmp_path):
     names = {"P1/S1": "P1", "P2/S1": "P2_S1", "P2/S2": "P2_S2", "P3/x/y/a.nrrd": "P3"}
     assert _names(tmp_path / "**") == names
     assert _names(tmp_path) == {name: names[name] for name in ("P1/S1", "P2/S1", "P2/S2")}
-    rest = [path for path in folders.entries(tmp_path) if not folders.is_scan(path)]
-    told = folders.lines(rest, tmp_path)
+    told = folders.scans(tmp_path)[1]
     assert any(line.startswith("P3/x: holds no skull itself (FOLDER/**") for line in told)
 
 
@@ -96,6 +95,7 @@ def test_globs_and_names_of_any_characters(name, tmp_path):
 
 def test_what_is_no_skull_is_a_line_a_sort(tmp_path):
     _write(tmp_path, *(f"{n}.txt" for n in range(30)), "a.STL", "b.ply", "c.vtp")
-    lines = folders.lines(folders.entries(tmp_path), tmp_path)
+    scans, lines = folders.scans(tmp_path)
+    assert scans == []
     assert len(lines) == 2 and lines[0].startswith("0.txt and 29 more: holds no skull (.nrrd, ")
     assert lines[1].startswith("a.STL and 2 more: a surface, no mask: voxelise it in 3D Slicer")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from experiments import common
 from skullgen.core.errors import UserError
-from skullgen.data import defects, headers, phantom, sources, volumes
+from skullgen.data import defects, phantom, sources, triplets, volumes
 
 
 def config_of(**fields):
@@ -52,7 +52,7 @@ def test_skullbreaks_pairs_and_what_has_none_are_told(tmp_path):
     assert planned.problems == [
         "14 pairs of 3 skulls",
         "train/defective_skull/bilateral/001.nrrd: no implant, so no pairs of them",
-        f"train/notes.txt: holds no skull ({', '.join(headers.SUFFIXES)})",
+        f"train/notes.txt: not used (not in {', '.join(triplets.SIDES)}, or there twice)",
     ]
     assert planned.names == ["train_000", "train_001", "test_000"]
     assert planned.split == {"train_000": 0, "train_001": 0, "test_000": 2}
