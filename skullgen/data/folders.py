@@ -37,7 +37,7 @@ def scans(place: str | Path) -> tuple[list[Path], list[str]]:
     passed = set(skulls)
     for path in (path for path in skulls if not path.is_dir()):
         with contextlib.suppress(UserError):  # which whoever reads it tells
-            passed.update(volumes.describe(path).files)
+            passed.update(headers.describe(path).files)
     for path in (path for path in inside if path not in passed):
         sort = f"holds no skull ({', '.join(headers.SUFFIXES)})"
         if path.is_dir():
