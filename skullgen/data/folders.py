@@ -13,7 +13,7 @@ import numpy as np
 from skullgen.core.errors import UserError
 from skullgen.data import volumes
 
-HIDDEN = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin")  # and .*
+HIDDEN = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin")  # and .*
 SURFACES = (".stl", ".obj", ".ply", ".vtp", ".vtk")
 ANY_DEPTH = 99
 
