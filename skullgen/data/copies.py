@@ -15,7 +15,7 @@ from skullgen.data.sources import Plan, Skull
 def together(plan: Plan, config: ConfigDict, workers: int) -> Plan:
     """The plan with skulls of equal voxels in one split, and a line about them.
 
-    UserError where the config names them in several; where the source's own folders do, a warning.
+    UserError where the config names them in several, or the source's own folders do.
     """
     groups, lines, split = {}, [], dict(plan.split)
     for name, value in _digests(plan.skulls, config, workers).items():
@@ -25,13 +25,9 @@ def together(plan: Plan, config: ConfigDict, workers: int) -> Plan:
         places = {store.SPLITS[split[name]]: name for name in names}
         if len(places) > 1 and (plan.settled or config.test or config.validation):
             which = " and ".join(f"{name} of split {place}" for place, name in places.items())
-            line = f"{which} are the same skull, voxel by voxel"
-            if not plan.settled:
-                cure = "put both into one (data.test, data.validation), or remove one"
-                raise UserError(f"{line}: {cure}")
-            lines.append(f"warning: {line}: what is tested on it says little")
-        else:
-            split |= dict.fromkeys(names, split[names[0]])
+            cure = "remove one, or put both into one (data.test, data.validation)"
+            raise UserError(f"{which} are the same skull, voxel by voxel: {cure}")
+        split |= dict.fromkeys(names, split[names[0]])
     if groups:
         more = f" and {len(groups) - 1} more" * (len(groups) > 1)
         lines.append(f"one skull of several names (equal voxels): {', '.join(groups[0])}{more}")

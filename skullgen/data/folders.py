@@ -13,7 +13,7 @@ import numpy as np
 from skullgen.core.errors import UserError
 from skullgen.data import headers
 
-HIDDEN = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin")  # and .*
+HIDDEN = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin")  # and .*
 ANY_DEPTH = 99
 
 

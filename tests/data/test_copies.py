@@ -1,11 +1,13 @@
 """The same skull under several names, in whatever file, is in one split."""
 
+import shutil
+
 import nibabel
 import numpy as np
 import pytest
 
 from skullgen.core.errors import UserError
-from skullgen.data import copies, defects, ingest, phantom, sources, store, volumes
+from skullgen.data import copies, ingest, phantom, sources, store, volumes
 from tests.data.test_sources import config_of, plan, write_skullbreak
 
 ONE = ingest.Options(workers=1)
@@ -80,9 +82,13 @@ def test_files_of_other_shapes_are_not_read(root, monkeypatch):
     assert copies.together(planned, config_of(), 1) == planned
 
 
-def test_between_the_folders_of_a_split_it_is_a_warning(tmp_path):
-    config = config_of(source="skullbreak", root=str(write_skullbreak(tmp_path)))
-    planned = copies.together(sources.PLANS["skullbreak"](16, config), config, 1)
-    assert planned.split == {"train_000": 0, "train_001": 0, "test_000": 2}
-    assert planned.problems[-2].startswith("warning: test_000 of split test and train_000 of split")
-    assert len(planned.cases) == 3 * len(defects.KINDS)
+def test_between_the_folders_of_a_split_it_is_an_error(tmp_path):
+    root = write_skullbreak(tmp_path)
+    config = config_of(source="skullbreak", root=str(root))
+    planned = sources.PLANS["skullbreak"](16, config)
+    assert copies.together(planned, config, 1) == planned
+    for file in (root / "train").rglob("001.nrrd"):
+        other = root / "test" / file.relative_to(root / "train").with_name("000.nrrd")
+        shutil.copy(file, other)
+    with pytest.raises(UserError, match="are the same skull, voxel by voxel: remove one"):
+        copies.together(sources.PLANS["skullbreak"](16, config), config, 1)

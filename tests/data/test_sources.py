@@ -28,7 +28,7 @@ def write_skullbreak(root, mm=6.4):
     """A folder in SkullBreak's layout: 2 training skulls and 1 test skull at 32^3."""
     affine = np.diag([mm, mm, mm, 1.0])
     for part, number in (("train", "000"), ("train", "001"), ("test", "000")):
-        complete = shell(32, [15.5, 16 + int(number), 15])
+        complete = shell(32, [15.5, 16 + int(number), 15 + (part == "test")])
         volumes.write(root / part / "complete_skull" / f"{number}.nrrd", complete, affine)
         for shift, kind in enumerate(defects.KINDS):
             hole = np.zeros_like(complete)
