@@ -403,15 +403,10 @@ def test_a_prediction_lies_on_its_input_in_every_program(skull, tmp_path):
     config.predict.dust_mm3 = 500.0
     volumes_ml = set()
     for name, file in _inputs(skull, tmp_path).items():
-        predict._design_file(
-            _mirror(),
-            file,
-            tmp_path / "out" / name / folders.name_of(file),
-            config,
-            lambda *_, **__: None,
-        )
-        (made,) = (tmp_path / "out" / name).glob(f"{folders.name_of(file)}_implant.n*")
-        about = json.loads(made.with_name(f"{folders.name_of(file)}_implant.json").read_bytes())
+        place = tmp_path / "out" / f"{name} implant"
+        predict._design_file(_mirror(), file, place, config, lambda *_, **__: None)
+        (made,) = place.parent.glob(f"{place.name}.n*")
+        about = json.loads(place.with_name(f"{place.name}.json").read_bytes())
         shape, larger = headers.describe(file).shape, "cropped" in name
         assert (headers.describe(made).shape != shape) == larger, name
         for one, other in zip(_corners(file, shape), _corners(made, shape), strict=False):
