@@ -166,8 +166,9 @@ def _placed(path, forms, form, shape):
     corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(shape) - 1)
     places = [corners @ affine[:3, :3].T + affine[:3, 3] for affine in forms.values()]
     apart = np.linalg.norm(places[0] - places[-1], axis=1).max()
-    if not apart > MAX_APART * np.linalg.norm(forms[next(iter(forms))][:3, :3], axis=0).min():
-        return next(iter(forms.values())), ()
+    first = next(iter(forms.values()))
+    if len(forms) == 1 or apart <= MAX_APART * np.linalg.norm(first[:3, :3], axis=0).min():
+        return first, ()
     what = f"its sform and qform place it {apart:.1f} mm apart"
     cure = f"look where it lies on the scan, then set form to sform or qform {field}"
     require(path, form in forms, f"{what}: {cure}")

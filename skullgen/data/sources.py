@@ -123,8 +123,6 @@ def _cut_pair(defective_path, implant_path, size, reframe, config):
     """Reduces one pair; at a threshold under 0.5 bone goes to the larger share."""
     threshold, paths = config.threshold, (defective_path, implant_path)
     masks = [_read(path, config) for path in paths]
-    with named(defective_path):
-        _require_head(masks[0])
     with named(implant_path):
         (one, other), affines = zip(*masks, strict=True)
         if one.shape != other.shape or not np.allclose(*affines):
@@ -133,6 +131,8 @@ def _cut_pair(defective_path, implant_path, size, reframe, config):
         grid, part = prepare(*masks[1], size, reframe=reframe, whole=whole)
         rest = grids.reduce(*masks[0], grid, size)
         _check_pair(masks, rest, part, np.linalg.norm(grid[:3, 0]), defective_path)
+    with named(defective_path):
+        _require_head(masks[0])
     sides = rest >= threshold, part >= threshold
     if threshold < 0.5:
         sides = grids.split_share(rest + part, part, threshold)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import grids, mixture, store, volumes
+from skullgen.data import grids, headers, mixture, store, volumes
 from skullgen.data.grids import Affine, Mask
 from skullgen.delivery import mesh
 
@@ -154,8 +154,8 @@ def _cases(opened):
 
 def _require_grid(opened, wanted):
     """UserError where files cannot have voxels of `wanted` mm (0: the store's own)."""
-    own, least = opened.attrs["voxel_mm"], opened.size / volumes.MAX_VOXELS ** (1 / 3)
-    mm, least, most = wanted or own, least * own, min(own, volumes.MAX_VOXEL_MM)
+    own, least = opened.attrs["voxel_mm"], opened.size / headers.MAX_VOXELS ** (1 / 3)
+    mm, least, most = wanted or own, least * own, min(own, headers.MAX_VOXEL_MM)
     if not least <= mm <= most * 1.001:
         what = f"export.voxel_mm is {mm:g}: write {least:.2g} to {most:g}"
         raise UserError(f"{opened.path}: {what} (the store's own is {own:g})")

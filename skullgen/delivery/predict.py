@@ -116,18 +116,9 @@ def _near(field_mm):
 def predict(designer: Designer, path: str | Path, settings: ConfigDict) -> Implant:
     """Designs the implant of the skull in a file, by `settings`, an experiment's `predict`."""
     skull = volumes.read(path, **volumes.options(settings))
-    size, sides = designer.size, np.linalg.norm(skull.affine[:3, :3], axis=0) * skull.data.shape
-    cube, grid, notes = not designer.reframe and _near(sides), skull, []
     with sources.named(path):
         heads.check(*volumes.in_ras(skull))
-        if cut := heads.cut(*volumes.in_ras(skull)):
-            notes.append(f"{cut}: what lies beyond was not seen")
-        if not cube:  # else the file's own cube is the frame, whatever is missing
-            closing = vault.caps(*volumes.in_ras(skull))
-            grid = volumes.holding(skull, *closing)
-        bone, ras = volumes.in_ras(grid)
-        whole = bone if cube else bone | grids.enlarge(*closing, ras, bone.shape)
-        frame, share = sources.prepare(bone, ras, size, reframe=not cube, whole=whole)
+        grid, frame, share = _framed(designer, skull)
     pair = np.stack([share >= designer.threshold, np.zeros(share.shape, bool)], axis=-1)
     answer = designer.net(store.pack(pair)[None])[0]
     grid = volumes.holding(grid, answer > settings.threshold, frame)
@@ -138,24 +129,36 @@ def predict(designer: Designer, path: str | Path, settings: ConfigDict) -> Impla
             f"{path}: no implant: the net found no hole of {settings.dust_mm3:g} mm^3 or more "
             "beside bone (predict.dust_mm3, predict.threshold); is this skull complete?"
         )
-    numbers = implants.measure(implant, bone, ras, vault.middle(frame, size))
+    numbers = implants.measure(implant, bone, ras, vault.middle(frame, designer.size))
     covered = vault.covered(bone, ras, implant)
     numbers |= {"opening_covered": covered and round(covered, 3), "net": designer.about}
     mask = grids.turned(implant, np.linalg.inv(grids.to_ras(grid.affine, grid.data.shape)))
-    own = _own(skull, grid)
-    if np.count_nonzero(mask[own]) == np.count_nonzero(mask):
-        mask, grid = mask[own], skull
-    else:
-        size = " x ".join(map(str, mask.shape))
-        notes.append(f"it reaches beyond the file's voxels and is written on {size} of them")
-    numbers["notes"] = notes
+    mask, grid, notes = _kept(mask, grid, skull)
+    cut = heads.cut(*volumes.in_ras(skull))
+    numbers["notes"] = [*notes, *([cut] if cut else [])]
     return Implant(mask, grid.data, grid.affine, frame, numbers)
 
 
-def _own(skull, grid):
-    """Where a skull's grid lies in a larger one of the same voxels."""
+def _framed(designer, skull):
+    """A skull on a grid that has room for its implant; the model's frame, and its bone there."""
+    mm = np.linalg.norm(skull.affine[:3, :3], axis=0)
+    if not designer.reframe and _near(mm * skull.data.shape):  # its own cube is the frame
+        return skull, *sources.prepare(*volumes.in_ras(skull), designer.size, reframe=False)
+    caps, place = vault.caps(*volumes.in_ras(skull))
+    grid = volumes.holding(skull, caps, place)
+    bone, ras = volumes.in_ras(grid)
+    whole = bone | grids.enlarge(caps, place, ras, bone.shape)
+    return grid, *sources.prepare(bone, ras, designer.size, whole=whole)
+
+
+def _kept(mask, grid, skull):
+    """An implant and its skull on the file's voxels, or on more where it reaches beyond these."""
     first = np.rint(np.linalg.inv(grid.affine) @ skull.affine[:, 3]).astype(int)[:3]
-    return tuple(slice(a, a + n) for a, n in zip(first, skull.data.shape, strict=True))
+    own = tuple(slice(a, a + n) for a, n in zip(first, skull.data.shape, strict=True))
+    if np.count_nonzero(mask[own]) == np.count_nonzero(mask):
+        return mask[own], skull, []
+    size = " x ".join(map(str, mask.shape))
+    return mask, grid, [f"it reaches beyond the file's voxels and is written on {size} of them"]
 
 
 def _shares(implant):
@@ -183,7 +186,7 @@ def describe(numbers: dict[str, Any]) -> str:
     elif share < CLOSED:
         doubt = "part of it stays open"
     words = f"{words} (warning: {doubt})" if doubt else words
-    return "; ".join([words, *(f"note: {note}" for note in numbers.get("notes", []))])
+    return "; note: ".join([words, *numbers.get("notes", [])])
 
 
 def run(config: ConfigDict, workdir: Path, draw: Callable) -> None:

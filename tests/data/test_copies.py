@@ -51,7 +51,7 @@ def test_copies_are_in_one_split_of_any_seed_and_are_told(root, seed):
 def test_copies_that_the_user_put_apart_are_an_error_before_any_work(root, tmp_path):
     for fields in (dict(test="z"), dict(test="a", validation="z")):
         with pytest.raises(
-            UserError, match="are the same skull, voxel by voxel: put both into one"
+            UserError, match="are the same skull, voxel by voxel: remove one, or put both"
         ):
             ingest.run(tmp_path / "a.zarr", 16, _config(root, **fields), ONE)
         assert not store.exists(tmp_path / "a.zarr")

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 from experiments import common
 from skullgen.core.errors import UserError
-from skullgen.data import defects, folders, grids, headers, phantom, sources, store, volumes
+from skullgen.data import defects, grids, headers, phantom, sources, store, volumes
 from skullgen.data.grids import turned
 from skullgen.delivery import api, implants, predict, vault
 from skullgen.evaluation import verdict
