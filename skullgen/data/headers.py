@@ -200,7 +200,9 @@ def _itk(path, space):
     nrrd = suffix(path) in (".nrrd", ".nhdr")
     fields = _fields(path, nrrd)
     reader = _reader("NrrdImageIO" if nrrd else "MetaImageIO", path)
-    shape, segments = reader.GetSize(), _segments(fields)
+    shape = reader.GetSize()
+    with decoding(path):
+        segments = _segments(fields)
     single = len(shape) == 3 and (reader.GetNumberOfComponents() == 1 or segments)
     require(path, single, f"sizes {shape} are not those of one 3-D volume: save a single mask")
     require(path, min(reader.GetSpacing()) > 0, "spacings: not positive: write them in mm")
@@ -221,10 +223,9 @@ def _itk(path, space):
 
 def _space(fields, nrrd):
     """Which of `SPACES` a text header says, "" where it says none."""
-    if not nrrd:  # whose mm are LPS where it has directions
-        return "LPS" * (
-            not fields.keys().isdisjoint(("transformmatrix", "rotation", "orientation"))
-        )
+    if not nrrd:
+        directions = {"transformmatrix", "rotation", "orientation"} & fields.keys()
+        return "LPS" if directions else ""
     space = fields.get("space", "").lower()
     return next((s for s, names in SPACES.items() if space in (s.lower(), names[2])), "")
 
