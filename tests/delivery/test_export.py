@@ -28,14 +28,15 @@ def _affine(turn=0.0):
 
 
 def _pairs(count):
-    """Shells, each with a cap cut off elsewhere."""
+    """Shells, thicker from the sixth on, each with a cap cut off elsewhere."""
     grid = np.mgrid[:SIZE, :SIZE, :SIZE] - (SIZE - 1) / 2
     far = np.sqrt((grid**2).sum(0))
-    shell = (far < 7) & (far > 4.5)
+    shells = [(far < 7) & (far > (4.5 if number < 5 else 4)) for number in range(count)]
     towards = np.random.default_rng(0).normal(size=(count, 3))
     towards /= np.linalg.norm(towards, axis=1, keepdims=True)
     caps = [np.tensordot(t, grid, 1) > 0.6 * far for t in towards]
-    return np.stack([np.stack([shell & ~cap, shell & cap], -1) for cap in caps])
+    pairs = zip(shells, caps, strict=True)
+    return np.stack([np.stack([shell & ~cap, shell & cap], -1) for shell, cap in pairs])
 
 
 def _store(path, count, turn=0.0, pairs=None, **columns):

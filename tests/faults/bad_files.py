@@ -272,7 +272,7 @@ NIFTI = {
     "sizes-negative": (_nifti(dim=(3, 48, -48, 48, 1, 1, 1, 1)), VOXELS),
     "terabytes": (_nifti(dim=(3, 32767, 32767, 32767, 1, 1, 1, 1)), VOXELS),
     "too-many-voxels": (_nifti(dim=(3, 4096, 4096, 4096, 1, 1, 1, 1)), VOXELS),
-    "spacing-zero": (_nifti(codes=(0, 1), pixdim=(0,) * 8), MILLIMETRES),
+    "spacing-zero": (_nifti(codes=(1, 0), pixdim=(0,) * 8), MILLIMETRES),
     "rows-nan": (_nifti(rows=(np.nan, *PLAIN_ROWS[1:])), "its affine is not finite: .*"),
     "singular": (_nifti(rows=(MM, MM, 0, 0, *PLAIN_ROWS[:2], 0, 0, 0, 0, MM, 0)), AXES),
     "sheared": (_nifti(rows=(MM, 1, 0, 0, 0, *PLAIN_ROWS[5:])), AXES),
