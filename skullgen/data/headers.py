@@ -134,7 +134,9 @@ def _nifti(path, form):
         header = kind(block[: kind.sizeof_hdr], check=False)
         shape, dtype = list(map(int, header.get_data_shape())), header.get_data_dtype()
         slope, inter = header.get_slope_inter()
-        forms = {"sform": header.get_sform(coded=True)[0], "qform": header.get_qform(coded=True)[0]}
+        if header["pixdim"][0] == 0:  # of older programs; the standard takes it for 1
+            header["pixdim"][0] = 1
+        forms = {"sform": header.get_sform(coded=True)[0], "qform": _qform(header)}
         base, offset = header.get_base_affine(), float(header["vox_offset"])
     single = header["sizeof_hdr"] == kind.sizeof_hdr and header["magic"].item()[:2] == b"n+"
     while len(shape) > 3 and shape[-1] == 1:
@@ -155,6 +157,16 @@ def _nifti(path, form):
     return Source(tuple(shape), affine, (path,), load, header, scale, notes=notes)
 
 
+def _qform(header):
+    """The qform, None where there is none, NaN where its quaternion is no rotation."""
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        return header.get_qform(coded=True)[0]
+    except (HeaderDataError, ValueError):
+        return np.full((4, 4), np.nan)
+
+
 def _placed(path, forms, form, shape):
     """The affine of a NIfTI by its forms, in mm, and what programs make of them."""
     field = "(data.form, predict.form)"
@@ -169,7 +181,7 @@ def _placed(path, forms, form, shape):
     first = next(iter(forms.values()))
     if len(forms) == 1 or apart <= MAX_APART * np.linalg.norm(first[:3, :3], axis=0).min():
         return first, ()
-    what = f"its sform and qform place it {apart:.1f} mm apart"
+    what = f"its sform and qform place it {apart:.1f} mm apart"  # nan: the qform is no rotation
     cure = f"look where it lies on the scan, then set form to sform or qform {field}"
     require(path, form in forms, f"{what}: {cure}")
     return forms[form], (

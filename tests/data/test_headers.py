@@ -94,6 +94,22 @@ def test_forms_that_agree_or_one_alone_need_no_word(tmp_path):
             _same_place(path, tmp_path / "b.nii")
 
 
+def test_a_qform_of_older_programs_or_one_that_is_none(tmp_path):
+    """qfac 0 is 1; a quaternion that is no rotation differs from any sform."""
+    path = _forms(tmp_path / "a.nii", _affine(), _affine())
+    raw = bytearray(path.read_bytes())
+    raw[76:80] = np.float32(0).tobytes()
+    path.write_bytes(raw)
+    np.testing.assert_allclose(headers.describe(path).affine, _affine(), atol=1e-5)
+    raw[256:268] = np.float32([1, 1, 1]).tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=r"nan mm apart: .* set form to sform"):
+        headers.describe(path)
+    np.testing.assert_allclose(headers.describe(path, "sform").affine, _affine(), atol=1e-5)
+    with pytest.raises(UserError, match="not finite"):
+        headers.describe(path, "qform")
+
+
 def test_a_nifti_without_forms_is_read_by_name_only(tmp_path):
     path = _forms(tmp_path / "a.nii", None, None)
     plain = nibabel.load(path).affine
