@@ -132,7 +132,7 @@ def _cut_pair(defective_path, implant_path, size, reframe, config):
         rest = grids.reduce(*masks[0], grid, size)
         _check_pair(masks, rest, part, np.linalg.norm(grid[:3, 0]), defective_path)
     with named(defective_path):
-        _require_head(masks[0])
+        _require_head(one | other, masks[0].affine)
     sides = rest >= threshold, part >= threshold
     if threshold < 0.5:
         sides = grids.split_share(rest + part, part, threshold)
@@ -213,7 +213,7 @@ def _cut_plan(skulls, size, config):
 
 def _file(path, config):
     skull = _read(path, config)
-    _require_head(skull)
+    _require_head(*skull)
     return skull
 
 
@@ -221,10 +221,11 @@ def _read(path, config):
     return volumes.in_ras(volumes.read(path, **volumes.options(config)))
 
 
-def _require_head(skull):
-    """UserError unless this is a human head whose vault is there."""
-    heads.check(*skull)
-    if what := heads.cut(*skull):
+def _require_head(skull, affine):
+    """UserError unless this is a human head whose vault is there, whatever is empty around it."""
+    bone = skull[grids.box(skull)]
+    heads.check(bone, affine)
+    if what := heads.cut(bone, affine):
         raise UserError(what)
 
 

@@ -200,3 +200,13 @@ def test_fields_that_exclude_each_other(tmp_path):
 
 def test_skullbreaks_cubes_of_any_size_keep_their_millimetres(tmp_path):
     assert plan("skullbreak", root=str(write_skullbreak(tmp_path, 1.0))).field_mm == 32
+
+
+def test_a_vault_that_a_scan_cut_open_is_no_complete_skull_whatever_was_padded():
+    whole, affine = phantom.skull(1, 128), phantom.affine(128)
+    top = np.flatnonzero(whole.any(axis=(0, 1)))[-1]
+    sources._require_head(whole, affine)
+    sources._require_head(whole[:, :, : top + 1], affine)
+    for mask in (whole[:, :, : top - 9], whole & (np.arange(128) < top - 9)):  # 16 mm
+        with pytest.raises(UserError, match=r"cuts the top of the vault, .* \(\d+ mm\^2\)"):
+            sources._require_head(mask, affine)
