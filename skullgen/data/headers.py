@@ -34,7 +34,7 @@ DECIMALS = 6  # of affines, mm: float32 and DICOM's text hold as many
 MAX_HEAD, MAX_LINE, MAX_SKIP = 2**20, 600, 2**26  # bytes; the last before the voxels
 MIN_VOXEL_MM, MAX_VOXEL_MM = 0.05, 10.0
 MAX_APART = 0.1  # voxels between the places that the two forms of a NIfTI say
-MAX_UNEVEN_MM = 0.05  # between the steps from slice to slice of a DICOM series
+MAX_UNEVEN_MM = 0.05  # between a DICOM series' steps, or a tenth of one: places are rounded
 MAX_TILT = 1e-3  # radians between the slices' normal and the way from one to the next
 _NIFTI_UNITS = {1: 1e3, 2: 1.0, 3: 1e-3}  # xyzt_units & 7; 0 (unknown) is taken as mm
 
@@ -110,13 +110,17 @@ def check_affine(path: Path, affine: Affine) -> None:
     finite = np.isfinite(affine).all()
     require(path, finite, "its affine is not finite: write voxel size and origin in mm")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    size = " x ".join(f"{mm:.4g}" for mm in spacing)
+    size = _text(spacing)
     bounds = f"not {MIN_VOXEL_MM} to {MAX_VOXEL_MM}; are they metres or microns? Write mm"
     sound = MIN_VOXEL_MM <= spacing.min() and spacing.max() <= MAX_VOXEL_MM
     require(path, sound, f"voxels of {size} mm, {bounds}")
     axes = affine[:3, :3] / spacing
     square = np.abs(axes.T @ axes - np.eye(3)).max() <= 1e-3
     require(path, square, "its axes are sheared or singular: resample to a plain grid")
+
+
+def _text(mm):
+    return " x ".join(f"{value:.4g}" for value in mm)
 
 
 # --- NIfTI ---------------------------------------------------------------------------------------
@@ -148,6 +152,17 @@ def _nifti(path, form):
     unit = _NIFTI_UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
     forms = {name: np.diag([unit] * 3 + [1]) @ x for name, x in forms.items() if x is not None}
     affine, notes = _placed(path, forms or {"none": base * unit}, form, shape)
+    if "sform" in forms:  # of which ITK takes the directions, and the voxel size from pixdim
+        says, mm = (
+            np.abs(header["pixdim"][1:4]) * unit,
+            np.linalg.norm(forms["sform"][:3, :3], axis=0),
+        )
+        apart = np.abs(says - mm) * shape
+        what = f"its sform says voxels of {_text(mm)} mm, its pixdim {_text(says)} mm"
+        cure = "save it again, or set form to sform (data.form, predict.form)"
+        agree = (apart <= MAX_APART * np.maximum(mm, 1e-3)).all()
+        require(path, agree or form, f"{what}: programs differ on it: {cure}")
+        notes += () if agree else (f"{what}, which ITK goes by",)
     if unit != 1:
         notes += (f"its unit is {unit:g} mm, which nibabel and FSL read as 1 mm",)
     # Some writers leave vox_offset at 0; voxels never begin inside the header and its four bytes.
@@ -256,8 +271,9 @@ def _fields(path, nrrd):
     with open(path, "rb") as file:
         text = file.read(MAX_HEAD).decode("utf-8", "replace").replace("\r\n", "\n")
     text = re.match(r".*?\n\n|.*" if nrrd else r".*?ElementDataFile[^\n]*|.*", text, re.S)[0]
-    pairs = re.findall(r"^([\w ]+?) *(?::=|: |=) *(.*)$", text, re.M)
-    fields = {name.replace(" ", "").lower(): value.strip() for name, value in reversed(pairs)}
+    pairs = re.findall(r"^([\w ]+?) *(?:: |=) *(.*)$|^(Segment\w+):=(.*)$", text, re.M)
+    pairs = [(a or b, (c or d).strip()) for a, c, b, d in reversed(pairs)]
+    fields = {name.replace(" ", "").lower(): value for name, value in pairs}
     local = "" if path.suffix.lower() == ".nhdr" else "LOCAL"
     data = fields.get("datafile", fields.get("elementdatafile", local))
     names = ("spacedirections", "spacings", "elementspacing", "elementsize")
@@ -336,15 +352,20 @@ def _series(path):
     """The files of the one series in a folder, in the order of their places."""
     import SimpleITK as sitk
 
-    reader, counts = sitk.ImageSeriesReader, []
-    series = {
-        u: reader.GetGDCMSeriesFileNames(str(path), u) for u in reader.GetGDCMSeriesIDs(str(path))
-    }
-    for uid, names in series.items():
-        counts.append(f"{uid}: {len(names)} files, {Path(names[0]).name} first" if names else uid)
-    what = f"holds {len(series)} DICOM series ({'; '.join(counts)})"
+    reader = sitk.ImageSeriesReader
+    found = [
+        reader.GetGDCMSeriesFileNames(str(path), u) for u in reader.GetGDCMSeriesIDs(str(path))
+    ]
+    series = [tuple(map(Path, names)) for names in found]
+    counts = "; ".join(f"{len(names)} files, {names[0].name} first" for names in series if names)
+    what = f"holds {len(series)} DICOM series ({counts})"
     require(path, len(series) == 1, f"{what}: give a folder of one")
-    return tuple(map(Path, *series.values()))
+    ending, inside = series[0][0].suffix, set(path.iterdir()) - set(series[0])
+    inside = [p for p in inside if p.is_file() and p.name[0] != "." and p.name != "DICOMDIR"]
+    rest = sorted(p.name for p in inside if p.suffix == ending)
+    what = f"{' and '.join(rest[:2])} ({len(rest)} in all) are no slices of its series"
+    require(path, not rest, f"{what}: cut short? Copy them again, or move them away")
+    return series[0]
 
 
 def _step(path, names, slices):
@@ -360,7 +381,7 @@ def _step(path, names, slices):
     usual = steps[np.argsort(np.linalg.norm(steps, axis=1))[(len(steps) - 1) // 2]]
     normal = np.reshape(slices[0].GetDirection(), (3, 3))[:, 2]
     for step, *pair in zip(steps, names, names[1:], strict=False):
-        uneven = np.abs(step - usual).max() > MAX_UNEVEN_MM
+        uneven = np.linalg.norm(step - usual) > max(MAX_UNEVEN_MM, 0.1 * np.linalg.norm(usual))
         what = f"{pair[0].name} and {pair[1].name} are {np.linalg.norm(step):.2f} mm apart"
         cure = f"the others {np.linalg.norm(usual):.2f}: a slice is missing, or one too many"
         again = "export the whole series, or resample it evenly"

@@ -21,6 +21,7 @@ CIRCUMFERENCE_MM = 270.0, 620.0
 # heads from .55, brachycephalic ones to 1.1; and of heads that lie turned, or lack a side.
 BREADTH_OF_LENGTH = 0.5, 1.2
 # Over the root of breadth x length: whole skulls' is .33 to .6, one that lacks its front's 1.3.
+WHOLE = 0.85  # height / size of whole skulls, at most: real ones' is .41 to .63
 HEIGHT_OF_SIZE = 0.31, 1.35
 USUAL = 0.5  # of that
 RISE = 0.3, 0.9  # of the largest plane: the height is measured on planes between
@@ -33,14 +34,17 @@ NEAR = 100.0  # HU on both sides of a peak, with its noise
 SAMPLE = 2**20  # voxels that are looked at
 
 
-def check(mask: Mask, affine: Affine) -> None:
-    """UserError unless a skull is a human braincase by its size and proportions."""
+def check(mask: Mask, affine: Affine, highest: float = HEIGHT_OF_SIZE[1]) -> None:
+    """UserError unless a skull is a human braincase by its size and proportions.
+
+    highest: of height / size; `WHOLE` where the skull has no hole that stretches it.
+    """
     piece, step = _piece(mask, affine)
     breadth, length, height = lengths(piece, step)
     for name, value, (low, high), digits in (
         ("circumference", math.pi * (breadth + length) / 2, CIRCUMFERENCE_MM, 0),
         ("breadth / length", breadth / length, BREADTH_OF_LENGTH, 2),
-        ("height / size", height / math.sqrt(breadth * length), HEIGHT_OF_SIZE, 2),
+        ("height / size", height / math.sqrt(breadth * length), (HEIGHT_OF_SIZE[0], highest), 2),
     ):
         if not low <= value <= high:
             sizes = f"{breadth:.0f} mm broad, {length:.0f} long, {height:.0f} high over its middle"

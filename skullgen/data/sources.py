@@ -94,7 +94,7 @@ def _plan_pairs(pairs, lines, size, config):
     ours = defects.KINDS * any(kind in used for kind in defects.KINDS)
     kinds = (*ours, *(kind for kind in used if kind not in ours))
     sides, field = [_side(one.skull, config) for one in pairs], FIELD_MM
-    cases, skulls, numbers = [], {}, {}
+    cases, skulls, numbers, odd = [], {}, {}, []
     if ours:  # SkullBreak's cubes are the frame, whatever their size
         field = next(filter(None, sides), FIELD_MM)
     for one, side in zip(pairs, sides, strict=True):
@@ -104,6 +104,11 @@ def _plan_pairs(pairs, lines, size, config):
         arguments = one.skull, one.implant, size, reframe, config
         number = numbers.setdefault(one.name, len(numbers))
         cases.append(Case(_cut_pair, arguments, (kinds.index(one.kind),), number))
+        if ours and side and abs(side - FIELD_MM) > 0.01 * FIELD_MM:
+            odd.append(one.skull)
+    if odd:
+        what = f"a cube of other sides than SkullBreak's {FIELD_MM} mm: check the voxel size"
+        lines = [*lines, f"{folders.first(odd, folders.base(config.root))}: {what}"]
     split = {one.name: one.split for one in pairs} if settled else assign(list(skulls), config)
     files, notes = _files((path for one in pairs for path in one[:2]), config)
     sums = _sums(folders.base(config.root), files)
@@ -172,7 +177,7 @@ def _plan_skulls(size, config):
     root = _folder(config.root, "a folder of complete skulls (.nrrd, .nii.gz)")
     scans, lines = folders.scans(config.root)
     (files, notes), names = _files(scans, config), folders.names(dict.fromkeys(scans, root))
-    lines = [*lines, *notes]
+    lines = [*lines, *notes, *_shared(scans, root)]
     if not scans:
         what = f"{root}: holds no skull ({', '.join(headers.SUFFIXES)}, DICOM series)"
         raise UserError("; ".join([what, *lines]))
@@ -185,6 +190,14 @@ def _plan_skulls(size, config):
     skulls = [Skull(names[scan], _file, scan, config.reframe) for scan in scans]
     plan = _cut_plan(skulls, size, config)
     return plan._replace(sources=_sums(root, files), problems=lines)
+
+
+def _shared(scans, root):
+    """A line where folders hold several skulls, which may be one patient's."""
+    inside = Counter(scan.parent for scan in scans if scan.parent != root)
+    several = [scan for scan in scans if inside[scan.parent] > 1]
+    what = "several skulls in one folder: if they are one patient's, name them all in data.test or"
+    return [f"{folders.first(several, root)}: {what} none"] if several else []
 
 
 def _plan_phantom(size, config):
@@ -224,7 +237,7 @@ def _read(path, config):
 def _require_head(skull, affine):
     """UserError unless this is a human head whose vault is there, whatever is empty around it."""
     bone = skull[grids.box(skull)]
-    heads.check(bone, affine)
+    heads.check(bone, affine, heads.WHOLE)
     if what := heads.cut(bone, affine):
         raise UserError(what)
 
@@ -349,7 +362,7 @@ def named(path: str | Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise error if str(error).startswith(str(path)) else UserError(f"{path}: {error}") from None
 
 
 def _folder(root, what):

@@ -14,7 +14,8 @@ from skullgen.core.errors import UserError
 from skullgen.data import defects, folders
 
 SIDES = ("defective_skull", "implant", "complete_skull")
-SPLITS = {"train": 0, "val": 1, "test": 2, "eval": 2}  # words in folders' names; the last one wins
+SPLITS = {"train": 0, "training": 0, "val": 1, "validation": 1}  # words in folders' names; the
+SPLITS |= {"test": 2, "testing": 2, "eval": 2, "evaluation": 2}  # last one wins
 KIND = "defect"  # of pairs whose folders name none
 
 
@@ -70,7 +71,8 @@ def skullbreak(root: Path) -> tuple[list[Triplet], list[str]]:
 
 def _split(above):
     """The split that the words of folders' names say; 0 where they say none."""
-    return ([n for part in above for word, n in SPLITS.items() if word in part.lower()] or [0])[-1]
+    words = [word for part in above for word in re.findall("[a-z]+", part.lower())]
+    return ([SPLITS[word] for word in words if word in SPLITS] or [0])[-1]
 
 
 def _lines(triplets, sides, root):

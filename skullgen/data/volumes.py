@@ -25,6 +25,7 @@ from skullgen.data.headers import (
 )
 
 MAX_LABELS = 64  # more distinct values than this are a scan, not labels
+MAX_SCALED = 1024  # distinct values, of labels that were scaled
 # By which a file is read: fields of `config.data` and `config.predict`, and what says nothing.
 OPTIONS = {"bone_hu": 0.0, "label": "", "form": "", "space": ""}
 _PLACES = (
@@ -55,7 +56,10 @@ def read(
     layer, value = _segment(path, source, label)
     with decoding(path):
         values = source.load()
-    values = values if values.ndim == 3 else values[..., layer]
+    values = values if values.ndim == 4 else values[..., None]
+    what = f"its segment is in layer {layer}, of {values.shape[3]}: save it again from 3D Slicer"
+    require(path, 0 <= layer < values.shape[3], what)
+    values = values[..., layer]
     wrong = heads.hounsfield(values, source.scale, bone_hu) if bone_hu else None
     require(path, not wrong, wrong or "")
     scaled, mask = _scaling(values, source.scale), np.empty(source.shape[::-1], bool).T
@@ -111,8 +115,8 @@ def _scaling(values, scale):
         return lambda plane: plane
     some = set()
     for plane in values.T:
-        some.update(np.unique(plane)[: MAX_LABELS + 1].tolist())
-        if len(some) > MAX_LABELS or abs(slope) >= 0.5:
+        some.update(np.unique(plane).tolist())
+        if len(some) > MAX_SCALED or abs(slope) >= 0.5:
             return scaled
     labels = scaled(np.array(sorted(some), float))
     whole = np.abs(labels - np.rint(labels)).max() <= 1.001 * abs(slope)

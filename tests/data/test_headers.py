@@ -18,6 +18,8 @@ def _forms(path, sform, qform, codes=(1, 1), kind=nibabel.Nifti1Image, order="<"
             getattr(image, f"set_{form}")(place, code)
         else:
             image.header[f"{form}_code"] = 0
+    if qform is None and sform is not None:
+        image.header["pixdim"][1:4] = np.linalg.norm(sform[:3, :3], axis=0)
     image.header["descrip"] = image.header["aux_file"] = b"Anna"
     nibabel.save(image, path)
     return path
@@ -108,6 +110,36 @@ def test_a_qform_of_older_programs_or_one_that_is_none(tmp_path):
     np.testing.assert_allclose(headers.describe(path, "sform").affine, _affine(), atol=1e-5)
     with pytest.raises(UserError, match="not finite"):
         headers.describe(path, "qform")
+
+
+def test_an_sform_that_pixdim_contradicts_is_asked_about(tmp_path):
+    """As nibabel writes it where only set_sform is called; ITK goes by pixdim."""
+    path = _forms(tmp_path / "a.nii", _affine(), None)
+    image = nibabel.load(path)
+    image.header["pixdim"][1:4] = 1
+    nibabel.save(nibabel.Nifti1Image(_mask().astype("u1"), None, image.header), path)
+    assert np.abs(_itk_affine(path) - nibabel.load(path).affine).max() > 0.2
+    with pytest.raises(UserError, match=r"voxels of 0\.5 x 0\.75 x 1\.25 mm, its pixdim 1 x 1 x 1"):
+        headers.describe(path)
+    source = headers.describe(path, "sform")
+    np.testing.assert_allclose(source.affine, _affine())
+    assert "which ITK goes by" in source.notes[0]
+
+
+def test_a_segment_of_a_layer_that_is_not_there_is_refused(tmp_path):
+    flat = np.zeros((4, 5, 6), "u1")
+    flat[1:3, 1, 1] = 1
+    for layers, layer in ((flat, 1), (flat, -1), (np.stack([flat, flat], -1), 2)):
+        path = _seg(tmp_path / "a.seg.nrrd", layers, ("Skull", layer, 1))
+        with pytest.raises(UserError, match=f"its segment is in layer {layer}, of"):
+            volumes.read(path, label="Skull")
+
+
+def test_files_of_a_series_that_are_no_slices_are_refused(tmp_path):
+    folder = _dicom(tmp_path / "a", _mask().astype("i2") * 500, _affine())
+    (folder / "z.dcm").touch()
+    with pytest.raises(UserError, match=r"z\.dcm \(1 in all\) are no slices of its series"):
+        headers.describe(folder)
 
 
 def test_a_nifti_without_forms_is_read_by_name_only(tmp_path):
