@@ -152,17 +152,10 @@ def _nifti(path, form):
     unit = _NIFTI_UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
     forms = {name: np.diag([unit] * 3 + [1]) @ x for name, x in forms.items() if x is not None}
     affine, notes = _placed(path, forms or {"none": base * unit}, form, shape)
-    if "sform" in forms:  # of which ITK takes the directions, and the voxel size from pixdim
-        says, mm = (
-            np.abs(header["pixdim"][1:4]) * unit,
-            np.linalg.norm(forms["sform"][:3, :3], axis=0),
-        )
-        apart = np.abs(says - mm) * shape
-        what = f"its sform says voxels of {_text(mm)} mm, its pixdim {_text(says)} mm"
-        cure = "save it again, or set form to sform (data.form, predict.form)"
-        agree = (apart <= MAX_APART * np.maximum(mm, 1e-3)).all()
-        require(path, agree or form, f"{what}: programs differ on it: {cure}")
-        notes += () if agree else (f"{what}, which ITK goes by",)
+    check_affine(path, affine)
+    if "sform" in forms:
+        pixdim = np.abs(header["pixdim"][1:4]) * unit
+        notes += _sizes(path, forms["sform"], pixdim, form, shape)
     if unit != 1:
         notes += (f"its unit is {unit:g} mm, which nibabel and FSL read as 1 mm",)
     # Some writers leave vox_offset at 0; voxels never begin inside the header and its four bytes.
@@ -170,6 +163,17 @@ def _nifti(path, form):
     load = functools.partial(_nifti_values, path, tuple(shape), dtype, offset)
     scale = float(1 if slope is None else slope), float(inter or 0)
     return Source(tuple(shape), affine, (path,), load, header, scale, notes=notes)
+
+
+def _sizes(path, sform, pixdim, form, shape):
+    """What programs make of an sform whose voxels are not of pixdim's size, by which ITK goes."""
+    mm = np.linalg.norm(sform[:3, :3], axis=0)
+    if (np.abs(pixdim - mm) * shape <= MAX_APART * mm).all():
+        return ()
+    what = f"its sform says voxels of {_text(mm)} mm, its pixdim {_text(pixdim)} mm"
+    cure = "save it again, or set form to sform (data.form, predict.form)"
+    require(path, form, f"{what}: programs differ on it: {cure}")
+    return (f"{what}, which ITK goes by",)
 
 
 def _qform(header):
