@@ -357,10 +357,10 @@ def _series(path):
     import SimpleITK as sitk
 
     reader = sitk.ImageSeriesReader
-    found = [
-        reader.GetGDCMSeriesFileNames(str(path), u) for u in reader.GetGDCMSeriesIDs(str(path))
+    series = [
+        tuple(map(Path, reader.GetGDCMSeriesFileNames(str(path), uid)))
+        for uid in reader.GetGDCMSeriesIDs(str(path))
     ]
-    series = [tuple(map(Path, names)) for names in found]
     counts = "; ".join(f"{len(names)} files, {names[0].name} first" for names in series if names)
     what = f"holds {len(series)} DICOM series ({counts})"
     require(path, len(series) == 1, f"{what}: give a folder of one")

@@ -256,20 +256,23 @@ def gather(
 
 
 def _entry(folder, text, folds, metric, net="vnet"):
-    """One row's numbers: for each test a number a skull and seed, the folds' skulls together."""
+    """One row's numbers: for each test a number a skull and seed.
+
+    A skull of `evaluate.stores`, which all folds are tested on, has their mean: it is one.
+    """
     seeds, tests = min(map(len, folds)), {}
     runs = {name: _verdict(folder / name) for fold in folds for name in fold[:seeds]}
     columns = dict.fromkeys(case["column"] for its in runs.values() for case in its["cases"])
     for column in [name for name in columns if name.startswith("test")]:
-        by_seed = [{} for _ in range(seeds)]
-        for number, fold in enumerate(folds):
-            for one, name in zip(by_seed, fold, strict=False):
-                means = _skulls(runs[name], column, metric, net)
-                one |= {f"{number} {skull}": value for skull, value in means.items()}
-        values = [[one[skull] for one in by_seed] for skull in by_seed[0]]
+        skulls = {}  # -> for each seed, a number a fold
+        for fold in folds:
+            for seed, name in enumerate(fold[:seeds]):
+                for skull, value in _skulls(runs[name], column, metric, net).items():
+                    skulls.setdefault(skull, [[] for _ in range(seeds)])[seed].append(value)
+        values = [[float(np.mean(some)) for some in by_seed] for by_seed in skulls.values()]
         if values:
             its = intervals.interval(np.array(values))._asdict()
-            tests[column] = {"skulls": list(by_seed[0]), "values": values, **its}
+            tests[column] = {"skulls": list(skulls), "values": values, **its}
 
     def mean(column, of):
         """The mean of the runs' means: each seed may have pairs of its own."""

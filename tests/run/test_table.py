@@ -189,7 +189,7 @@ def test_rows_by_hand(tmp_path):
     test = {text: entry["tests"]["test"] for text, entry in entries.items()}
     assert test["real"]["mean"] == pytest.approx(0.6)
     assert entries["real"]["seed_sd"] == pytest.approx(0)
-    assert test["real"]["skulls"] == ["0 x", "0 y", "0 z"]
+    assert test["real"]["skulls"] == ["x", "y", "z"]
     np.testing.assert_allclose(test["real"]["values"], [[0.5, 0.7], [0.6, 0.6], [0.7, 0.5]])
     minus = test["fresh"]["minus_floor"]
     assert (minus["mean"], minus["low"]) == pytest.approx((0.1, 0.1))
@@ -248,9 +248,10 @@ def test_folds_and_tests_stand_side_by_side(tmp_path):
         result["verdict"]["cases"].append({**other, "dice_512": 0.1 * fold})
         files.write_json(path / "metrics.json", result)
     result, (entry,) = _gather(config, tmp_path)
-    assert entry["tests"]["test"]["skulls"] == ["0 x", "0 y", "1 z"]
+    assert entry["tests"]["test"]["skulls"] == ["x", "y", "z"]
     assert entry["tests"]["test"]["mean"] == pytest.approx(0.6)
-    assert entry["tests"]["test ct"]["mean"] == pytest.approx(0.05)
+    ct = entry["tests"]["test ct"]  # one skull, tested on in both folds
+    assert ct["skulls"] == ["c"] and ct["values"] == [[pytest.approx(0.05)]]
     assert "test ct [95 %]" in result.columns
 
 
