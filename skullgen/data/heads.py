@@ -16,8 +16,8 @@ BLOCK_MM = 2.0  # skulls are measured in blocks no larger than this, where the s
 # Of bone, from below a newborn's head with its scalp (WHO Child Growth Standards, 2007: girls' mean
 # of 339 mm less three deviations) to beyond adults' (Bushby et al., Arch. Dis. Child. 67, 1992).
 CIRCUMFERENCE_MM = 270.0, 620.0
-# Of 392 children with sagittal synostosis 95 % have .57 to .90 (Plast. Reconstr. Surg. 140, 2017),
-# Korean infants a mean of .91 (Ann. Rehabil. Med. 45, 2021); and of heads turned, or without a side.
+# Of 392 children with sagittal synostosis 95 % have .57 to .90 (PubMed 28654600), Korean infants a
+# mean of .91 (Ann. Rehabil. Med. 45, 2021); and of heads that lie turned, or lack a side.
 BREADTH_OF_LENGTH = 0.5, 1.2
 # Over the root of breadth x length: whole skulls' is .33 to .6, one that lacks its front's 1.3.
 WHOLE = 0.85  # height / size of whole skulls, at most: real ones' is .41 to .63
