@@ -83,3 +83,15 @@ def test_fidelity_says_what_copies():
         "0.750.",
         "5 generated pairs were compared; without held-out real ones no Dice is known as too near.",
     ]
+
+
+def test_a_limit_that_unseen_copies_set_is_said_to_tell_nothing():
+    near = {"limit": 0.995, "held_out": [0.7, 1.0], "generated": [0.8], "share_above": 0.0}
+    says = tables.copies("skull", {**near, "closest": [{"dice": 0.8}]})
+    assert says == (
+        "1 generated skulls were compared, and no Dice is too near: unseen real ones lie at up to "
+        "1.000 of training ones; is a skull there under two names?"
+    )
+    assert "lie nearer" in tables.copies(
+        "skull", {**near, "limit": 0.9, "closest": [{"dice": 0.8}]}
+    )
