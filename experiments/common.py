@@ -9,6 +9,8 @@ paper   128^3, SkullBreak, the hyper-parameters of section 4.3: needs a GPU, the
 
 from ml_collections import ConfigDict
 
+from skullgen.data import measures
+
 SIZES = ("smoke", "demo", "paper")
 
 
@@ -83,6 +85,10 @@ def defaults(size):
     config.generate.weights = ""  # "": this run's; packaged ones, as demo; a run or release folder
     config.generate.first = 0  # number of the first sample
     config.generate.seed = config.get_oneway_ref("seed")
+    config.generate.where = ConfigDict()  # of which pairs alone, by `data.measures`: LOW,HIGH, a
+    # word (left; temporal), or real: at most what 95 % of the real pairs have; "": all
+    for name in measures.NAMES:
+        config.generate.where[name] = ""
     config.generate.batch_size = 32  # samples a device decodes at once
     config.generate.channels = ""  # independent or exclusive; "": as model.head
     config.generate.threshold = 0.5
@@ -159,6 +165,8 @@ def defaults(size):
     config.export.voxel_mm = 0.0  # a finer grid, interpolated; 0: the store's own
     config.export.dataset = "Dataset501_Skullgen"  # nnU-Net's folder of it
 
+    if size == "demo":  # no torn piece, no copy
+        config.generate.where.update(pieces="1", pinholes="real", nearest_skull="real")
     if size == "demo":  # a judge that converges in minutes: blocks of voxels, augmentation, decay
         config.segment.controls = ("real", "transplants", "ceiling")
         config.segment.model.augment = True

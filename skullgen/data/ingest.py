@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import jobs, plugins, provenance
 from skullgen.core.errors import UserError, in_range, one_of, plain
-from skullgen.data import controls, copies, defects, folders, headers, sources, store
+from skullgen.data import controls, copies, defects, folders, headers, measures, sources, store
 
 SHARD = 20  # pairs in a file: what a kill loses at most
 FORM = "(size, config) -> sources.Plan"
@@ -136,7 +136,8 @@ def _work(pairs, plan, config, options):
         labels += [(split, kind, case.skull) for kind in case.kinds]
         if not rows.isdisjoint(range(start, len(labels))):
             todo.append((start, case))
-    tasks = ((case, config.strict) for _, case in todo)
+    grid = pairs.size, pairs.attrs["voxel_mm"]
+    tasks = ((case, grid, config.strict) for _, case in todo)
     total = sum(map(len, pairs.shards(options.share)))
     with jobs.progress(total, total - len(rows), "ingest", "pair") as bar:
         answers = jobs.ordered(_make, tasks, jobs.workers(options.workers))
@@ -154,8 +155,8 @@ def _work(pairs, plan, config, options):
                 bar.update(len(shard))
 
 
-def _make(case, strict):
-    """The pairs of a case, or in one line why it has none, which is an error where `strict`."""
+def _make(case, grid, strict):
+    """The pairs of a case, each with its measures; or why it has none, an error where `strict`."""
     try:
         pairs = case.make(*case.arguments)
     except UserError as error:
@@ -165,18 +166,23 @@ def _make(case, strict):
     if len(pairs) != len(case.kinds):
         what = f"{case.make.__qualname__} made {len(pairs)} pairs"
         raise UserError(f"{what} of a case with {len(case.kinds)} kinds")
-    return pairs
+    size, voxel_mm = grid
+    masks = (store.unpack(pair.bits, size) for pair in pairs)
+    values = [measures.measure(mask, voxel_mm) for mask in masks]
+    return list(zip(pairs, values, strict=True))
 
 
 def _write(pairs, shard, parts, labels, native):
-    """Writes a shard: for each row its pair, None where the case was left out, and its labels."""
-    nothing = sources.Pair(np.zeros(pairs.size**3 * 2 // 8, np.uint8), np.eye(4))
+    """Writes a shard: for each row its pair and measures, None where its case was left out."""
+    empty = sources.Pair(np.zeros(pairs.size**3 * 2 // 8, np.uint8), np.eye(4))
+    nothing = empty, np.full(len(measures.NAMES), np.nan, np.float32)
     split, kind, skull = np.transpose(labels)
     split[[pair is None for pair in parts]] = store.LEFT_OUT
-    parts = [pair or nothing for pair in parts]
+    parts, values = zip(*(pair or nothing for pair in parts), strict=True)
     affine, removed = np.stack([pair.affine for pair in parts]), np.zeros((len(parts), 3))
     columns = dict(split=split, kind=kind, skull=skull, affine=affine, removed=removed)
     bits = np.stack([pair.bits for pair in parts])
+    columns["measures"] = np.stack(values)
     pairs.write(shard.start, bits, columns, [pair.native for pair in parts] * native)
 
 

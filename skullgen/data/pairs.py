@@ -3,8 +3,9 @@
 import hashlib
 import operator
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float32
@@ -12,6 +13,7 @@ from jaxtyping import Float32
 from skullgen.core import provenance
 from skullgen.core.errors import UserError, one_of
 from skullgen.data import store
+from skullgen.data import where as wanted
 
 
 class Pairs:
@@ -21,11 +23,18 @@ class Pairs:
     skull, and `defect`, the implant. It can be pickled, and forked.
 
     path: the store. split: `train`, `validation` or `test`; None: all, as for generated pairs.
-    kind: of defect, one of `skullgen.data.defects.KINDS`; None: all. Attributes: `path`; `rows`,
+    kind: of defect, one of `skullgen.data.defects.KINDS`; None: all. where: bounds of measures
+    (`data.measures`), as `{"side": "left", "area_cm2": (40, 90)}`. Attributes: `path`; `rows`,
     those of the pairs in the store, without `leave_out.txt`'s; `voxel_mm`.
     """
 
-    def __init__(self, path: str | Path, split: str | None = None, kind: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        split: str | None = None,
+        kind: str | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = Path(os.path.expanduser(path))
         self._store = store.Store(self.path)
         self._store.require_whole()
@@ -37,8 +46,12 @@ class Pairs:
             kinds = self._store.attrs["kinds"]
             number = kinds.index(one_of("kind", kind, kinds))
             self.rows = self.rows[self._store.column("kind")[self.rows] == number]
+        if where:
+            bounds = wanted.bounds(where, self._store)
+            self.rows = self.rows[wanted.passes(self._store.column("measures")[self.rows], bounds)]
         if not len(self.rows):
-            raise UserError(f"{path}: no pair of split {split} and kind {kind} (None: all)")
+            what = f"no pair of split {split} and kind {kind} (None: all)"
+            raise UserError(f"{path}: {what}{f' where {where}' if where else ''}")
         self.voxel_mm = self._store.attrs["voxel_mm"]
         self._recipe = provenance.digest(self._store.recipe).encode()
 

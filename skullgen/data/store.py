@@ -21,8 +21,9 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, Zstd
 
 from skullgen.core import files, provenance
 from skullgen.core.errors import UserError, plain
+from skullgen.data import measures
 
-FORMAT = "skullgen-pairs-2"
+FORMAT = "skullgen-pairs-3"
 COLUMNS = {
     # 0 train, 1 validation, 2 test; -1 for generated pairs; -2 for a case left out: no pair
     "split": ("int8", ()),
@@ -31,6 +32,8 @@ COLUMNS = {
     "affine": ("float64", (4, 4)),  # model voxel to RAS mm of the source
     # What post-processing removed: voxels of overlap (eq. 6), of skull dust, of defect dust.
     "removed": ("int32", (3,)),
+    "sample": ("int64", ()),  # of generated pairs: its number, from which it can be made again
+    "measures": ("float32", (len(measures.NAMES),)),  # `data.measures`; NaN where unknown
     "voxels": ("int32", (2,)),  # of each channel; written last, and checked when pairs are read
 }
 SPLITS = ("train", "validation", "test")
@@ -212,7 +215,7 @@ class Store:
         return self.path / name / array.metadata.encode_chunk_key(chunk)
 
     def write(self, start: int, bits: Packed, columns: Columns, natives: Natives = ()) -> None:
-        """Writes one shard, from its first row on; columns [n, ...] that are left out are -1."""
+        """Writes one shard, from its first row on; of columns [n, ...] left out all is unknown."""
         stop = start + len(bits)
         group = zarr.open_group(self.path, mode="r+")
         for name in reversed(self._arrays):  # Zarr would read a last shard that is not full
@@ -226,7 +229,8 @@ class Store:
             group["pairs"][start:stop] = unpack(bits, self.size)
             columns = {**columns, "voxels": voxels(bits)}
             for name, (dtype, shape) in COLUMNS.items():
-                unknown = np.full((len(bits), *shape), -1, dtype)
+                nothing = np.nan if name == "measures" else -1
+                unknown = np.full((len(bits), *shape), nothing, dtype)
                 group[name][start:stop] = columns.get(name, unknown)
 
     def native(self, row: int) -> Native | None:

@@ -4,6 +4,7 @@ Sample i's latent is keyed by i, and the device always runs whole, aligned batch
 any range of samples can be made alone, bit-equal for one kind of device, versions and batch size.
 """
 
+import collections
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -17,9 +18,9 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Integer, Shaped, UInt8
 from ml_collections import ConfigDict
 
 from skullgen.core import hosts, jobs, provenance
-from skullgen.core.errors import in_range, one_of
+from skullgen.core.errors import UserError, in_range, one_of
 from skullgen.core.types import Model, State
-from skullgen.data import store
+from skullgen.data import store, where
 from skullgen.generation import postprocess
 from skullgen.generation.postprocess import Rules
 from skullgen.models import steps
@@ -28,6 +29,8 @@ from skullgen.training import parallel
 from skullgen.training.methods import Trained
 
 SHARD = 64  # pairs in a file
+CANDIDATES = 64_000  # samples that a shard is chosen from; fewer than 1 in 1,000 are too few
+FEW = 5_000  # of them, before that is said
 Binary = tuple[UInt8[Array, "n bytes"], Int32[Array, " n"]]
 Rows = Shaped[np.ndarray, "n width"]
 Share = tuple[int, int]  # (k, n): the k-th of n runs of the shards
@@ -40,6 +43,11 @@ def check(settings: ConfigDict) -> None:
     in_range("generate.threshold", settings.threshold, 0.001, 1)
     in_range("generate.dust_mm3", settings.dust_mm3, 0)
     one_of("generate.channels", settings.channels, ("", "independent", "exclusive"))
+    if where.bounds(dict(settings.where), field="generate.where"):
+        if settings.first % SHARD:
+            what = f"generate.first is {settings.first}: where pairs are chosen"
+            raise UserError(f"{what} (generate.where) it must be a multiple of {SHARD}")
+        in_range("generate.first + generate.count", settings.first + settings.count, 1, 2_000_000)
 
 
 def rules(settings: ConfigDict, channels: str, voxel_mm: float) -> Rules:
@@ -130,12 +138,18 @@ class Plan(NamedTuple):
     channels: str
     attributes: dict[str, Any]
     recipe: provenance.Recipe
+    train: postprocess.Part | None  # the pairs that a pair's nearest ones are looked for among
+    bounds: where.Bounds  # of samples' measures; none: all are taken
 
 
 def run(
     generator: Trained, path: Path, settings: ConfigDict, plan: Plan, workers: int, share: Share
 ) -> None:
-    """Generates samples `first` on of `config.generate` into share k of n of a store's shards."""
+    """Generates samples `first` on of `config.generate` into share k of n of a store's shards.
+
+    Where there are bounds, shard k (of all stores of a seed) holds the first of samples 64,000 k on
+    that keep them: whatever was stopped, or made by others, it is the same.
+    """
     if hosts.lead():
         shape = store.Shape(settings.count, plan.size, SHARD)
         store.create(path, shape, plan.attributes, plan.recipe)
@@ -146,14 +160,56 @@ def run(
         print(f"{path}: all {total} pairs are there")
         return
     how = rules(settings, plan.channels, plan.attributes["voxel_mm"])
+    source = postprocess.Source(generated, how, plan.train, plan.bounds)
     draw = functools.partial(sampler(generator, how, settings.batch_size), seed=settings.seed)
-    batch = settings.batch_size * jax.local_device_count()
-    answers = batches(draw, shards, settings.first, batch)
-    tasks = ((generated, shard.start, bits, overlap, how) for shard, bits, overlap in answers)
-    workers = min(jobs.workers(workers), len(shards))
+    batch, first = settings.batch_size * jax.local_device_count(), settings.first
     with jobs.progress(total, total - sum(map(len, shards)), "generate", "pair") as bar:
-        for count in jobs.ordered(postprocess.finish, tasks, workers):
+        if plan.bounds:
+            _choose(source, draw, shards, (first, batch), jobs.workers(workers), bar)
+            return
+        tasks = (
+            (source, shard.start, range(first + shard.start, first + shard.stop), bits, overlap)
+            for shard, bits, overlap in batches(draw, shards, first, batch)
+        )
+        for count in jobs.ordered(
+            postprocess.finish, tasks, min(jobs.workers(workers), len(shards))
+        ):
             bar.update(count)
+
+
+def _choose(source, draw, shards, place, workers, bar):
+    """Writes the first samples of each shard's candidates that keep the bounds."""
+    (first, batch), kept, order = place, dict.fromkeys(shards, 0), collections.deque()
+
+    def tasks():
+        for shard in shards:
+            begin = (first + shard.start) // SHARD * CANDIDATES
+            for start in range(begin, begin + CANDIDATES, batch):
+                if kept[shard] >= len(shard):  # of what is drawn ahead nothing is used
+                    break
+                samples = range(start, min(start + batch, begin + CANDIDATES))
+                bits, overlap = (np.asarray(part)[: len(samples)] for part in draw(start))
+                order.append((shard, samples.stop - begin, len(samples)))
+                yield source, samples, bits, overlap
+
+    found, total, chosen = [], 0, 0
+    for bits, columns in jobs.ordered(postprocess.measured, tasks(), workers):
+        shard, drawn, count = order.popleft()
+        room = len(shard) - kept[shard]
+        if not room:
+            continue
+        found.append((bits[:room], {name: column[:room] for name, column in columns.items()}))
+        total, chosen = total + count, chosen + len(bits)
+        bar.set_postfix(kept=f"{chosen / total:.1%} of the samples", refresh=False)
+        bar.update(len(bits[:room]))
+        kept[shard] += len(bits[:room])
+        if kept[shard] == len(shard):
+            parts = {name: np.concatenate([own[name] for _, own in found]) for name in columns}
+            source.generated.write(shard.start, np.concatenate([one for one, _ in found]), parts)
+            found.clear()
+        elif drawn >= FEW and 1000 * kept[shard] < drawn:
+            what = f"of {drawn} samples {kept[shard]} keep {where.text(source.bounds)}"
+            raise UserError(f"generate.where: {what}: fewer than one in a thousand: ask for less")
 
 
 def removed(generated: store.Store) -> dict[str, Any]:

@@ -1,14 +1,19 @@
 """Section 4.4 after binarising: equation 6 and dust. Workers import it, so it imports no jax."""
 
+import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cc3d
 import numpy as np
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Integer, UInt8
 
-from skullgen.data import grids, store
+from skullgen.data import grids, measures, store, where
+from skullgen.data.where import Bounds
 
 Counts = Integer[np.ndarray, " n"]
+Part = tuple[Path, tuple[int, ...]]  # a store, and rows of it
+NEAREST = [measures.NAMES.index(name) for name in ("nearest_skull", "nearest_pair")]
 Image = Bool[np.ndarray, "X Y Z"] | Integer[np.ndarray, "X Y Z"]
 
 
@@ -46,15 +51,43 @@ def clean(bits: store.Packed, size: int, rules: Rules) -> store.Packed:
     return np.stack([store.pack(image[..., None].view(bool)) for image in images])
 
 
-def finish(
-    generated: store.Store, start: int, bits: store.Packed, overlap: Counts, rules: Rules
-) -> int:
-    """Removes dust from the shard that begins at pair `start` and writes it: a worker's task."""
-    size, voxel_mm = generated.size, generated.attrs["voxel_mm"]
-    clear = clean(bits, size, rules)
-    removed = np.column_stack([overlap, store.voxels(bits) - store.voxels(clear)])
+class Source(NamedTuple):
+    """What makes pairs of samples' bits: the store to write, rules, training pairs to keep from."""
+
+    generated: store.Store
+    rules: Rules
+    train: Part | None  # of which `nearest_*` are measured
+    bounds: Bounds  # what a pair must keep
+
+
+def measured(
+    source: Source, samples: range, bits: store.Packed, overlap: Counts
+) -> tuple[UInt8[np.ndarray, "_ bytes"], store.Columns]:
+    """The pairs of some samples without dust that pass, and their columns: a worker's task."""
+    size, voxel_mm = source.generated.size, source.generated.attrs["voxel_mm"]
+    clear = clean(bits, size, source.rules)
+    values = [measures.measure(pair, voxel_mm) for pair in store.unpack(clear, size)]
+    values = np.stack(values)
+    if source.train:
+        values[:, NEAREST] = measures.nearest(clear, _training(*source.train))
     affine = np.diag([voxel_mm] * 3 + [1.0])
     affine[:3, 3] = voxel_mm * (1 - size) / 2  # the cube's centre is the origin
-    columns = {"removed": removed, "affine": np.broadcast_to(affine, (len(bits), 4, 4))}
-    generated.write(start, clear, columns)
+    columns = {
+        "removed": np.column_stack([overlap, store.voxels(bits) - store.voxels(clear)]),
+        "affine": np.broadcast_to(affine, (len(bits), 4, 4)),
+        "sample": np.array(samples),
+        "measures": values,
+    }
+    keep = where.passes(values, source.bounds)
+    return clear[keep], {name: column[keep] for name, column in columns.items()}
+
+
+def finish(source: Source, start: int, samples: range, bits: store.Packed, overlap: Counts) -> int:
+    """Writes the shard that begins at pair `start`, where all samples pass: a worker's task."""
+    source.generated.write(start, *measured(source, samples, bits, overlap))
     return len(bits)
+
+
+@functools.lru_cache(1)
+def _training(path, rows):
+    return store.Store(path).load(list(rows))

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files, hosts, jobs, provenance
 from skullgen.core.errors import UserError, plain
-from skullgen.data import ingest, mixture, store
+from skullgen.data import ingest, mixture, store, where
 from skullgen.data.controls import Impossible
 from skullgen.delivery import export, predict, release
 from skullgen.evaluation import explore, fidelity, judges, metrics, verdict
@@ -135,8 +135,16 @@ def _generate(config, workdir):
     newest = hosts.first(checkpoint.newest(folder / "checkpoints" / config.model_name))
     net = methods.generator(config, folder, int(newest))
     about, settings = release.about(folder, config.model_name), as_json(config.generate)
-    count = settings.pop("count")
+    count, real, train = settings.pop("count"), None, None
     del settings["weights"]  # their sum tells what they are
+    if store.exists(workdir / "real.zarr"):
+        real = store.Store(workdir / "real.zarr")
+        rows = loop.training_rows(workdir, config.model_name)
+        train = real.path.resolve(), tuple(rows.tolist())
+    bounds = where.bounds(dict(config.generate.where), real, "generate.where")
+    settings["where"] = {name: list(ends) for name, ends in bounds.items()}
+    if unknown := [n for n, text in config.generate.where.items() if text and n not in bounds]:
+        print(f"note: generate.where: {', '.join(unknown)} as real: no real.zarr here: not asked")
     recipe = {
         **methods.recipe(config.model_name, config.model),
         **{"step": int(net.state.step), "weights": checkpoint.fingerprint(net.state)},
@@ -145,7 +153,8 @@ def _generate(config, workdir):
     licence = f"as of the pairs that it was trained on: {about['licence']}"
     attributes = {**about, "names": [], "licence": licence, "versions": versions()}
     size, channels = config.model.resolution, methods.channels(config)
-    plan, path = generate.Plan(size, channels, attributes, recipe), workdir / "generated.zarr"
+    plan = generate.Plan(size, channels, attributes, recipe, train, bounds)
+    path = workdir / "generated.zarr"
     generate.run(net, path, config.generate, plan, config.workers, _share())
     _wait(path)
     total = len(store.Store(path).every())

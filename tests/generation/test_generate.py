@@ -8,7 +8,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from skullgen.data import store
+from experiments import common
+from skullgen.core.errors import UserError
+from skullgen.data import store, where
 from skullgen.generation import generate, postprocess
 from skullgen.networks.modules import binarise
 from skullgen.training.methods import Trained
@@ -32,11 +34,12 @@ def one_key_a_sample(monkeypatch):
         yield
 
 
-def _run(generator, path, count=10, workers=1, **fields):
+def _run(generator, path, count=10, workers=1, bounds=None, share=(0, 1), **fields):
     base = dict(first=0, seed=5, batch_size=2, threshold=0.5, dust_mm3=0.0)
     settings = ml_collections.ConfigDict({"count": count, **base, **fields})
-    plan = generate.Plan(SIZE, "independent", {"voxel_mm": MM}, {"step": 0})
-    generate.run(generator, path, settings, plan, workers, (0, 1))
+    about = {"voxel_mm": MM}, {"step": 0}
+    plan = generate.Plan(SIZE, "independent", *about, None, bounds or {})
+    generate.run(generator, path, settings, plan, workers, share)
     return store.Store(path).load(np.arange(count))
 
 
@@ -62,6 +65,49 @@ def test_an_interrupted_store_goes_on_and_ends_equal(generator, whole, tmp_path)
 
 def test_workers_write_the_same_store(generator, whole, tmp_path):
     np.testing.assert_array_equal(_run(generator, tmp_path / "b.zarr", workers=2), whole)
+
+
+@pytest.fixture
+def few_candidates(monkeypatch):
+    monkeypatch.setattr(generate, "CANDIDATES", 40)
+    monkeypatch.setattr(generate, "FEW", 10)
+
+
+LARGE = {"volume_ml": (400.0, 1e6)}  # as a part of the toy's defects
+
+
+def test_pairs_that_are_asked_for_are_the_first_of_each_shards_samples(
+    generator, tmp_path, few_candidates
+):
+    path = tmp_path / "a.zarr"
+    every = _run(generator, tmp_path / "every.zarr", count=80)
+    measured = store.Store(tmp_path / "every.zarr").column("measures")
+    good = np.flatnonzero(where.passes(measured, LARGE))
+    assert 8 < len(good) < 72
+    chosen = _run(generator, path, count=8, bounds=LARGE)
+    expected = np.concatenate([good[good < 40][:4], good[good >= 40][:4]])
+    assert store.Store(path).column("sample").tolist() == expected.tolist()
+    np.testing.assert_array_equal(chosen, every[expected])
+    np.testing.assert_array_equal(store.Store(path).column("measures"), measured[expected])
+    # Another's part of them, more workers, after a stop: the same.
+    second = _run(generator, tmp_path / "b.zarr", count=4, first=4, bounds=LARGE, workers=2)
+    np.testing.assert_array_equal(second, chosen[4:])
+    (path / "voxels" / "c" / "0" / "0").unlink()
+    np.testing.assert_array_equal(_run(generator, path, count=8, bounds=LARGE), chosen)
+
+
+def test_what_hardly_a_sample_keeps_is_said_in_a_line(generator, tmp_path, few_candidates):
+    says = "generate.where: of 12 samples 0 keep volume_ml 9000 to 9000.*one in a thousand"
+    with pytest.raises(UserError, match=says):
+        _run(generator, tmp_path / "a.zarr", bounds={"volume_ml": (9000.0, 9000.0)})
+
+
+def test_a_job_of_chosen_pairs_begins_at_a_shard():
+    settings = common.defaults("demo").generate
+    generate.check(settings)
+    settings.first = 5
+    with pytest.raises(UserError, match=r"generate.first is 5: .*a multiple of 4"):
+        generate.check(settings)
 
 
 def _by_hand(probability, dust):

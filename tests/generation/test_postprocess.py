@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from skullgen.data import store
+from skullgen.data import measures, store
 from skullgen.generation import postprocess
 
 
@@ -51,7 +51,8 @@ def test_a_shard_is_cleaned_channel_by_channel_and_what_went_is_counted(tmp_path
     pairs[3, :, :, 4:] = [False, True]  # half skull, half defect: they touch
     opened = store.create(tmp_path / "s.zarr", store.Shape(4, size, 4), {"voxel_mm": 2}, {})
     overlap, rules = np.arange(4), postprocess.Rules("independent", 0.5, 5)
-    assert postprocess.finish(opened, 0, store.pack(pairs), overlap, rules) == 4
+    source = postprocess.Source(opened, rules, None, {})
+    assert postprocess.finish(source, 0, range(7, 11), store.pack(pairs), overlap) == 4
     expected = np.stack([[_scipys(x, 5) for x in np.moveaxis(pair, -1, 0)] for pair in pairs])
     expected = np.moveaxis(expected, 1, -1)
     assert expected[0].any((0, 1, 2)).all() and expected[3].all(-1).sum() == 0
@@ -59,6 +60,9 @@ def test_a_shard_is_cleaned_channel_by_channel_and_what_went_is_counted(tmp_path
     gone = (pairs & ~expected).sum((1, 2, 3))
     np.testing.assert_array_equal(opened.column("voxels"), expected.sum((1, 2, 3)))
     np.testing.assert_array_equal(opened.column("removed"), np.column_stack([overlap, gone]))
+    assert opened.column("sample").tolist() == [7, 8, 9, 10]
+    values = np.stack([measures.measure(pair, 2.0) for pair in expected])
+    np.testing.assert_array_equal(opened.column("measures"), values)
     assert gone[0].all() and not gone[2:].any()
     affine = [[2, 0, 0, -7], [0, 2, 0, -7], [0, 0, 2, -7], [0, 0, 0, 1]]
     np.testing.assert_array_equal(opened.column("affine")[0], affine)
