@@ -74,6 +74,14 @@ def nearest(bits: Packed, train: UInt8[np.ndarray, "m bytes"]) -> Float32[np.nda
     return np.stack([_nearest(_filled(bits), _filled(train)), _nearest(bits, train)], -1)
 
 
+def words(values: Float32[np.ndarray, " names"]) -> dict[str, str]:
+    """Measures by name in words and numbers, "" where unknown."""
+    texts = {name: "" if np.isnan(x) else f"{x:.4g}" for name, x in zip(NAMES, values, strict=True)}
+    for name, own in WORDS.items():
+        texts[name] = own[int(texts[name])] if texts[name] else ""
+    return texts
+
+
 def region(azimuth: float, elevation: float) -> str:
     """The part of the vault, one of `REGIONS`, in which a direction (degrees) lies."""
     turn = abs(azimuth)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, plugins, provenance
 from skullgen.core.errors import UserError, one_of, plain
-from skullgen.data import grids, headers, mixture, store, volumes
+from skullgen.data import grids, headers, measures, mixture, store, volumes
 from skullgen.data.grids import Affine, Mask
 from skullgen.delivery import mesh
 
@@ -99,9 +99,9 @@ def write(path: Path, folder: Path, name: str, settings: ConfigDict, workers: in
     tasks, lines = _tasks(opened, folder, entries, settings.voxel_mm), []
     answers = jobs.ordered(write_pair, tasks, min(jobs.workers(workers), len(entries)))
     with jobs.progress(len(entries), 0, f"export {name}", "pair") as bar:
-        for entry, measures in zip(entries, answers, strict=True):
+        for entry, voxels in zip(entries, answers, strict=True):
             paths = {f"{role}_file": file for role, file in entry.files.items()}
-            lines.append({"index": entry.row, **paths, **entry.about, **measures})
+            lines.append({"index": entry.row, **paths, **entry.about, **voxels})
             bar.update()
     _write_papers(opened, folder, lines)
     if name == "nnunet":
@@ -125,11 +125,13 @@ def plan(opened: store.Store, name: str, settings: ConfigDict) -> tuple[list[Ent
     filled, (first, stop) = opened.column("voxels").all(1), _range(settings.rows, opened.count)
     rows = [row for row in opened.rows(settings.split or None).tolist() if first <= row < stop]
     names, cases, entries = opened.names(opened.column("skull")), _cases(opened), []
+    values = opened.column("measures")
     for row in (row for row in rows if filled[row]):
         part, tag = ("test", "Ts") if splits[row] == "test" else ("train", "Tr")
         words = dict(row=row, part=part, tag=tag, case=cases[row], kind=kinds[row] or "random_1")
         paths = {role: form.format(**words) for role, form in FORMATS[name].items()}
         about = {"split": splits[row], "kind": kinds[row], "skull": names[row]}
+        about |= measures.words(values[row])
         entries.append(Entry(row, paths, about))
     if not entries:
         why = "check export.rows, export.split"

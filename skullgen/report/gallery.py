@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core import files, jobs, provenance
 from skullgen.core.errors import UserError, plain
-from skullgen.data import mixture, store
+from skullgen.data import measures, mixture, store
 from skullgen.report import html
 
 CHUNK = 100  # pairs of a file
@@ -44,12 +44,14 @@ def write(pairs: store.Store, folder: Path, most: int) -> Path:
             files.replace(folder / f"pairs-{number:03d}.js", script.encode())
             bar.update(len(part))
     unwanted = np.setdiff1d(every, pairs.rows()).tolist()
-    names = "row", "split", "kind", "skull", "skull_cm3", "defect"
-    cm3 = pairs.column("voxels")[rows] * pairs.attrs["voxel_mm"] ** 3 / 1000
-    columns = rows, *(pairs.column(name)[rows] for name in names[1:4]), *cm3.round(3).T
-    facts = zip(*(column.tolist() for column in columns), strict=True)
+    names = "row", "split", "kind", "skull", "values"
+    values = [[float(f"{x:.5g}") if x == x else None for x in v] for v in _measures(pairs)[rows]]
+    columns = rows, *(pairs.column(name)[rows] for name in names[1:4])
+    facts = zip(*(column.tolist() for column in columns), values, strict=True)
     data = {
         "pairs": [dict(zip(names, row, strict=True)) for row in facts],
+        "measures": [*measures.NAMES, "skull_ml"],
+        "words": measures.WORDS,
         "all": len(every),
         "size": pairs.size,
         "chunk": CHUNK,
@@ -63,3 +65,9 @@ def write(pairs: store.Store, folder: Path, most: int) -> Path:
     title = f"Pairs of {pairs.path.name}, {pairs.path.resolve().parent.name}"
     files.replace(folder / "index.html", html.fill("gallery.html", {"title": title, "data": data}))
     return folder / "index.html"
+
+
+def _measures(pairs):
+    """The measures of all pairs, and ml of the skull's bone."""
+    bone = pairs.column("voxels")[:, :1] * pairs.attrs["voxel_mm"] ** 3 / 1000
+    return np.concatenate([pairs.column("measures"), bone], axis=1)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float32
 from markupsafe import Markup
+from scipy import stats
 
 from skullgen.core import files
-from skullgen.data import store
+from skullgen.data import measures, store
 from skullgen.report import html, tables
 from skullgen.report.tables import Table
 from skullgen.training import logs
@@ -59,10 +61,10 @@ def write(workdir: Path) -> Path:
         "By kind of defect": [kinds(verdict.get("summary", []))],
         "What pairs are worth": [_table(table, table.get("title", ""))],
         "Sweep": [_table(sweep, "Its runs, seeds together")],
-        "Copies": [
-            Plot(f"Dice to the nearest training {name}", "histogram", quality["copies"][name])
-            for name in ("skull", "pair") * bool(quality)
-        ],
+        "Copies": [_nearness(name, quality["copies"][name]) for name in ("skull", "pair")]
+        if quality
+        else [],
+        "Generated pairs beside real ones": distributions(*stores) if len(stores) == 2 else [],
         "Generated pairs in numbers": [tables.fidelity(quality)] if quality else [],
         "Maps": [Plot(one["title"], "map", one["points"]) for one in maps.get("maps", [])],
         "Pictures": list(map(picture, sorted(workdir.glob("figures/*.png")))),
@@ -76,6 +78,41 @@ def write(workdir: Path) -> Path:
     path = workdir / "report.html"
     files.replace(path, html.fill("page.html", {"title": title, "sections": content}))
     return path
+
+
+def _nearness(name, copies):
+    groups = {"generated": copies["generated"], "held-out real": copies["held_out"] or []}
+    figure = {"groups": groups, "limit": copies["limit"]}
+    return Plot(f"Dice to the nearest training {name}", "histogram", figure)
+
+
+def distributions(real: store.Store, generated: store.Store) -> list[Plot]:
+    """A histogram of each measure, of real training pairs and of generated ones."""
+    rows = {"real": real.rows("train"), "generated": generated.rows()}
+    values = [one.column("measures")[rows[one.path.stem]] for one in (real, generated)]
+    plots = []
+    for name, ours, theirs in zip(measures.NAMES, *(x.T for x in values), strict=True):
+        ours, theirs = ours[~np.isnan(ours)], theirs[~np.isnan(theirs)]
+        if len(ours) and len(theirs) and name not in measures.WORDS:
+            pairs = {"generated": np.round(theirs, 3).tolist(), "real": np.round(ours, 3).tolist()}
+            figure = {"groups": pairs, "limit": None}
+            title = f"{name.replace('_', ' ')}: {distance(ours, theirs)}"
+            plots.append(Plot(title, "histogram", figure))
+    return plots
+
+
+def distance(real: Float32[np.ndarray, " n"], generated: Float32[np.ndarray, " m"]) -> str:
+    """How far two distributions are apart, in words: the earth mover's, in real deviations."""
+    apart = stats.wasserstein_distance(real, generated)
+    deviation = float(real.std())
+    if not apart:
+        return "alike"
+    if not deviation:
+        return f"apart by {apart:.3g}, where real ones do not differ"
+    share, way = apart / deviation, "larger" if generated.mean() > real.mean() else "smaller"
+    bounds = {0.1: "alike", 0.3: "a little apart", 0.8: "apart", np.inf: "far apart"}
+    word = next(word for bound, word in bounds.items() if share < bound)
+    return f"{word} ({share:.2f} standard deviations; generated ones {way} in the mean)"
 
 
 def curves(records: list[Row], log: str) -> list[Plot]:

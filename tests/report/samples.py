@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from skullgen.data import store
+from skullgen.data import measures, store
 from tests.shapes import holed_shell
 
 HOSTILE = (
@@ -50,5 +50,7 @@ def pairs(path, ways=WAYS, names=(), size=16, **columns):
     made = store.create(path, shape, attributes, {"sources": {HOSTILE: "0123abcd"}})
     for at in range(0, len(ways), 4):
         part = {name: np.array(values[at : at + 4]) for name, values in columns.items()}
+        own = [measures.measure(pair, 204.8 / size) for pair in shells[at : at + 4]]
+        part["measures"] = np.stack(own)
         made.write(at, store.pack(shells[at : at + 4]), part)
     return shells

@@ -86,11 +86,17 @@ def test_a_browser_leafs_filters_sorts_and_marks_offline(tmp_path):
         assert marked() == "1\n4\n5"
         for name in ("split", "kind", "skull"):
             shown.locator(f"#{name}").select_option("any")
-        volumes = {pair["row"]: pair["defect"] for pair in _data(index)["pairs"]}
+        volumes = _volumes(index)
         order = sorted(volumes, key=lambda row: (-volumes[row], row))
-        shown.get_by_label("Sort by").select_option("size of the defect")
+        shown.get_by_label("Sort by").select_option("volume, ml")
         shown.get_by_label("Order").select_option("largest first")
         assert tiles() == list(map(str, order))
+        shown.get_by_label("Measure").select_option("volume, ml")
+        shown.get_by_label("Smallest value").fill(str(volumes[order[0]]))
+        assert tiles() == [str(row) for row in order if volumes[row] == volumes[order[0]]]
+        assert len(tiles()) < 6
+        shown.get_by_label("Smallest value").fill("")
+        assert "left" in shown.locator("#facts").inner_text()
         shown.get_by_label("only those that are left out").check()
         assert sorted(tiles()) == ["1", "4", "5"]
         shown.get_by_label("only those that are left out").uncheck()
@@ -107,6 +113,12 @@ def test_a_browser_leafs_filters_sorts_and_marks_offline(tmp_path):
     assert store.Store(tmp_path / "run" / "real.zarr").rows().tolist() == [0, 2, 3]
 
 
+def _volumes(index):
+    data = _data(index)
+    place = data["measures"].index("volume_ml")
+    return {pair["row"]: pair["values"][place] for pair in data["pairs"]}
+
+
 def _picture(shown, what):
     return np.asarray(Image.open(io.BytesIO(shown.locator(what).screenshot())).convert("RGB"), int)
 
@@ -119,9 +131,9 @@ def test_files_hold_the_pairs(tmp_path):
         held = json.loads(script.removeprefix('bits("000",').removesuffix(")"))
         bits = [np.frombuffer(zlib.decompress(base64.b64decode(one)), np.uint8) for one in held]
         np.testing.assert_array_equal(store.unpack(np.stack(bits), SIZE), pairs)
-    for pair in _data(pages / "real" / "index.html")["pairs"]:
-        volume = real[pair["row"], ..., 1].sum() * 12.8**3 / 1000
-        assert pair["defect"] == pytest.approx(volume, abs=1e-3)
+    for row, volume in _volumes(pages / "real" / "index.html").items():
+        expected = real[row, ..., 1].sum() * 12.8**3 / 1000
+        assert volume == pytest.approx(expected, rel=1e-4)
     assert HOSTILE not in (pages / "real" / "index.html").read_text("utf-8")
     assert 'href="gallery/real/index.html"' in page.write(tmp_path / "run").read_text("utf-8")
 

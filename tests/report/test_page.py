@@ -17,8 +17,8 @@ from tests.report.samples import HOSTILE, WAYS
 NETS = ("vnet", "vnet_real", f"net {HOSTILE}")
 SECTIONS = (
     *("warnings", "what-was-run", "pairs-to-leaf-through", "verdict"),
-    *("by-kind-of-defect", "what-pairs-are-worth", "copies", "generated-pairs-in-numbers", "maps"),
-    *("pictures", "training"),
+    *("by-kind-of-defect", "what-pairs-are-worth", "copies", "generated-pairs-beside-real-ones"),
+    *("generated-pairs-in-numbers", "maps", "pictures", "training"),
 )
 
 
@@ -112,3 +112,13 @@ def test_long_logs_are_thinned_and_keep_their_extremes():
     x, y, low, high = plot.figure["phases"]["a"]
     assert len(x) <= 300 and max(high) == 500 and set(low) == {1.0} and max(y) < 30
     assert plot.title == "train: loss"
+
+
+def test_distances_are_told_in_words():
+    real = np.arange(100, dtype=np.float32)  # whose deviation is 28.9
+    assert page.distance(real, real) == "alike"
+    says = page.distance(real, real + np.float32(5.0))
+    assert says == "a little apart (0.17 standard deviations; generated ones larger in the mean)"
+    assert page.distance(real, real - np.float32(40.0)).startswith("far apart (1.39 standard")
+    one = np.ones(9, np.float32)
+    assert page.distance(one, 3 * one) == "apart by 2, where real ones do not differ"
