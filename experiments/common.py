@@ -76,6 +76,7 @@ def defaults(size):
     config.model.latent = 48
     config.model.precision = "float32"  # or bfloat16, for GPUs
     config.model.head = "exclusive"  # or independent
+    config.model.condition = False  # True: on the defect's kind, side and area
     config.model.groups = 8  # of group norm
     config.model.occupancy = (0.07, 0.006)  # where the head's bias starts: shares of voxels
     config.model.latents = "aggregate"  # or prior: what samples are drawn from
@@ -85,6 +86,7 @@ def defaults(size):
     config.generate.weights = ""  # "": this run's; packaged ones, as demo; a run or release folder
     config.generate.first = 0  # number of the first sample
     config.generate.seed = config.get_oneway_ref("seed")
+    config.generate.labels = ""  # of a conditional model: KIND:WEIGHT,...; "": as it learnt
     config.generate.where = ConfigDict()  # of which pairs alone, by `data.measures`: LOW,HIGH, a
     # word (left; temporal), or real: at most what 95 % of the real pairs have; "": all
     for name in measures.NAMES:

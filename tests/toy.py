@@ -20,8 +20,8 @@ def make(config):
         return State(jnp.zeros((), jnp.int32), key, {"toy": net})
 
     def step(state, batch):
-        noise = steps.normal(steps.keys(state, 0, batch.shape[1]), 2).mean(axis=0)
-        share = batch.astype(jnp.float32).mean(axis=(0, 1, 2, 3, 4))
+        noise = steps.normal(steps.keys(state, 0, batch.pairs.shape[1]), 2).mean(axis=0)
+        share = batch.pairs.astype(jnp.float32).mean(axis=(0, 1, 2, 3, 4))
 
         def loss(params):
             wrong = jax.nn.sigmoid(params["logit"]) - share + 0.01 * noise

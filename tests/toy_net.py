@@ -16,7 +16,7 @@ def make(config):
         return State(jnp.zeros((), jnp.int32), key, {"toy": Net(params, {}, tx.init(params))})
 
     def step(state, batch):
-        target = batch[0, ..., 1].astype(jnp.float32)
+        target = batch.pairs[0, ..., 1].astype(jnp.float32)
 
         def loss(params):
             logits = jnp.broadcast_to(params["logit"], target.shape)

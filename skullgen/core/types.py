@@ -13,7 +13,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 Metrics = Mapping[str, jax.Array]
 Pairs = Shaped[Array, "B D D D 2"]  # bool or float, 0 or 1; generated ones between
-Batch = Bool[Array, "batches B D D D 2"]
+
+
+class Batch(NamedTuple):
+    """What an update takes; labels: `data.measures.labels`, of which most models see nothing."""
+
+    pairs: Bool[Array, "batches B D D D 2"]
+    labels: Float[Array, "batches B labels"]
 
 
 @no_type_check  # jax fills trees with whatever it maps: shapes, shardings
@@ -70,4 +76,5 @@ class Model(NamedTuple):
     predict: Callable[[State, Shaped[Array, "B D D D"]], Float[Array, "B D D D"]] | None = None
     features: Callable[[State, Pairs], Float[Array, "B F"]] | None = None  # maps are drawn from
     notes: Callable[[list[dict]], list[str]] | None = None  # on an epoch's records of a phase
+    conditional: bool = False  # the last `data.measures.LABELS` of its latents are labels
     drafts: Mapping[str, Decode] | None = None  # step -> shown for `decode` while that trains

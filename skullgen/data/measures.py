@@ -6,7 +6,7 @@ the pair's own grid: coarse voxels hold more bone than there is.
 
 import cc3d
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int, UInt8
 from scipy import spatial
 
 from skullgen.data.grids import box
@@ -31,6 +31,9 @@ NAMES = (
     "nearest_pair",  # and with a training pair, of both channels
 )
 SIDES = "left", "both", "right"
+KINDS = 8  # of defects that labels tell apart: the first of a store's
+LABELS = KINDS + 2
+AREA_CM2 = 50.0  # whose label is 0
 REGIONS = "frontal", "parietal", "temporal", "occipital", "orbital rim"
 WORDS = {"side": SIDES, "region": REGIONS}
 ONE_SIDE = 0.85  # share of a defect that lies in one half of the head; else it is on both sides
@@ -72,6 +75,19 @@ def measure(pair: Bool[np.ndarray, "D D D 2"], voxel_mm: float) -> Float32[np.nd
 def nearest(bits: Packed, train: UInt8[np.ndarray, "m bytes"]) -> Float32[np.ndarray, "n 2"]:
     """`nearest_skull` and `nearest_pair` of packed pairs, among some training pairs."""
     return np.stack([_nearest(_filled(bits), _filled(train)), _nearest(bits, train)], -1)
+
+
+def labels(
+    kind: Int[np.ndarray, " n"], values: Float32[np.ndarray, "n names"]
+) -> Float32[np.ndarray, "n labels"]:
+    """What models are conditioned on: the kind, one-hot; the side, -1, 0 or 1; log(area / 50 cm^2).
+
+    What is unknown is 0.
+    """
+    side, area = (values[:, NAMES.index(name)] for name in ("side", "area_cm2"))
+    logs = np.log(np.clip(area, 1.0, 1000.0) / AREA_CM2)
+    rest = np.nan_to_num(np.stack([side - 1, logs], -1))
+    return np.concatenate([kind[:, None] == np.arange(KINDS), rest], 1).astype(np.float32)
 
 
 def words(values: Float32[np.ndarray, " names"]) -> dict[str, str]:

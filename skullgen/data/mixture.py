@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Float32, Int, Int32
 
 from skullgen.core import plugins
 from skullgen.core.errors import UserError, one_of
+from skullgen.data import measures
 from skullgen.data.store import SPLITS, Store
 
 Rows = Int32[np.ndarray, "batches size"]
@@ -94,6 +95,17 @@ def require_there(names: list[str], folder: Path) -> None:
         path = find(name, folder)
         if name not in OWN and path.parent.absolute() != Path(folder).absolute():
             Store(path)
+
+
+def labels(parts: list[Part]) -> Float32[np.ndarray, "n labels"]:
+    """The labels (`measures.labels`) of all pairs of a mixture, by the kinds of its first part."""
+    names, rows = parts[0].store.attrs.get("kinds", []), []
+    for store, own in parts:
+        kinds = store.attrs.get("kinds", [])
+        number = np.array([names.index(kind) if kind in names else -1 for kind in kinds] + [-1])
+        kind = number[store.column("kind")[own]]  # -1 is the last, too
+        rows.append(measures.labels(kind, store.column("measures")[own]))
+    return np.concatenate(rows)
 
 
 def titles(paths: list[Path]) -> list[str]:

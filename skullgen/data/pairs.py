@@ -39,8 +39,10 @@ class Pairs:
         self._store = store.Store(self.path)
         self._store.require_whole()
         one_of("split", split, (*store.SPLITS, None))
-        if (split or kind) and (self._store.column("split") == -1).all():
-            raise UserError(f"{path}: generated pairs have no split and no kind: leave them out")
+        if split and (self._store.column("split") == -1).all():
+            raise UserError(f"{path}: generated pairs have no split: leave it out")
+        if kind and (self._store.column("kind") == -1).all():
+            raise UserError(f"{path}: its pairs have no kind: leave it out")
         self.rows = self._store.rows(split)
         if kind is not None:
             kinds = self._store.attrs["kinds"]

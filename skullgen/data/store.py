@@ -33,6 +33,7 @@ COLUMNS = {
     # What post-processing removed: voxels of overlap (eq. 6), of skull dust, of defect dust.
     "removed": ("int32", (3,)),
     "sample": ("int64", ()),  # of generated pairs: its number, from which it can be made again
+    "asked": ("float32", (measures.LABELS,)),  # of a conditional model: the label; else NaN
     "measures": ("float32", (len(measures.NAMES),)),  # `data.measures`; NaN where unknown
     "voxels": ("int32", (2,)),  # of each channel; written last, and checked when pairs are read
 }
@@ -229,7 +230,7 @@ class Store:
             group["pairs"][start:stop] = unpack(bits, self.size)
             columns = {**columns, "voxels": voxels(bits)}
             for name, (dtype, shape) in COLUMNS.items():
-                nothing = np.nan if name == "measures" else -1
+                nothing = np.nan if dtype == "float32" else -1
                 unknown = np.full((len(bits), *shape), nothing, dtype)
                 group[name][start:stop] = columns.get(name, unknown)
 

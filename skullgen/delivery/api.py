@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float32
 from ml_collections import ConfigDict
 
 from skullgen.core.errors import UserError, one_of
-from skullgen.data import store
+from skullgen.data import measures, store
 from skullgen.delivery import predict, release
 from skullgen.evaluation import explore, judges
 from skullgen.generation import generate, postprocess
@@ -66,21 +66,51 @@ class Run:
         channels = methods.channels(self.config)
         return generate.rules(self.config.generate, channels, self.about["voxel_mm"])
 
-    def sample(self, seed: int = 0, count: int = 8, first: int = 0) -> Pairs:
+    def sample(
+        self,
+        seed: int = 0,
+        count: int = 8,
+        first: int = 0,
+        *,
+        kind: str | None = None,
+        side: str | None = None,
+        area_cm2: float | None = None,
+    ) -> Pairs:
         """Samples `first` to `first + count` of a seed, whatever is drawn with them.
 
-        Bit-equal to those that the stage `generate` writes for this seed, on one kind and number
-        of devices and one `run.config.generate.batch_size`; a smaller one takes less memory.
+        Bit-equal to those that the stage `generate` writes for this seed (of chosen ones the column
+        `sample` has the number), on one kind and number of devices and one
+        `run.config.generate.batch_size`; a smaller one takes less memory.
+
+        kind, side (`left`, `both`, `right`), area_cm2: what a conditional model is asked for.
         """
         _require_range(seed=seed, first=first)
         _require_range(count=count, least=1)
         _require_threads()
         rules, batch = self._rules, self.config.generate.batch_size
         draw = self._sampler(rules._replace(dust=0), batch)  # dust is removed later
-        draw, block = functools.partial(draw, seed=seed), batch * jax.local_device_count()
-        (_, bits, _), *_ = generate.batches(draw, [range(count)], first, block)
+        asked = self._asked(kind, side, area_cm2)
+        draw = functools.partial(draw, seed=seed, asked=asked)
+        block = batch * jax.local_device_count()
+        (_, bits, *_), *_ = generate.batches(draw, [range(count)], first, block)
         size = self.config.model.resolution
         return store.unpack(postprocess.clean(bits, size, rules), size)
+
+    def _asked(self, kind, side, area_cm2):
+        wanted = {"kind": kind, "side": side, "area_cm2": area_cm2}
+        if set(wanted.values()) - {None} and not self._generator.model.conditional:
+            names = ", ".join(name for name, value in wanted.items() if value is not None)
+            raise UserError(f"{names}: this model was trained without labels (model.condition)")
+        asked = generate.asked(kind or "", self.about["kinds"], "kind")
+        if side is not None:
+            asked = asked._replace(
+                side=measures.SIDES.index(one_of("side", side, measures.SIDES)) - 1
+            )
+        if area_cm2 is not None:
+            if not 0 < area_cm2 < 1000:
+                raise UserError(f"area_cm2 is {area_cm2!r}: it must be a number of cm^2")
+            asked = asked._replace(area=float(np.log(area_cm2 / measures.AREA_CM2)))
+        return asked
 
     def stream(self, seed: int = 0, batch: int = 8) -> Iterator[Pairs]:
         """Endless batches: batch k is `sample(seed, batch, k * batch)`.

@@ -7,7 +7,8 @@ any range of samples can be made alone, bit-equal for one kind of device, versio
 import collections
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +18,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Integer, Shaped, UInt8
 from ml_collections import ConfigDict
 
-from skullgen.core import hosts, jobs, provenance
+from skullgen.core import hosts, jobs, plugins, provenance
 from skullgen.core.errors import UserError, in_range, one_of
 from skullgen.core.types import Model, State
-from skullgen.data import store, where
+from skullgen.data import measures, store, where
 from skullgen.generation import postprocess
 from skullgen.generation.postprocess import Rules
-from skullgen.models import steps
+from skullgen.models import labels, steps
 from skullgen.networks import modules
 from skullgen.training import parallel
 from skullgen.training.methods import Trained
@@ -57,11 +58,34 @@ def rules(settings: ConfigDict, channels: str, voxel_mm: float) -> Rules:
 
 
 def latents(
-    model: Model, state: State, seed: int | Integer[Array, ""], index: Int[Array, " n"]
+    model: Model,
+    state: State,
+    seed: int | Integer[Array, ""],
+    index: Int[Array, " n"],
+    asked: labels.Asked = labels.ANY,
 ) -> Float[Array, "n Z"]:
-    """z of the samples numbered `index`: each by its own key, whatever is drawn beside it."""
+    """z of the samples numbered `index`: each by its own key, whatever is drawn beside it.
+
+    asked: of a conditional model's labels; others are as they were learnt from.
+    """
     key = jax.random.fold_in(jax.random.key(seed), 0)
-    return model.latents(state, jax.vmap(lambda i: jax.random.fold_in(key, i))(index))
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    z = model.latents(state, keys)
+    if not model.conditional:
+        return z
+    return z.at[:, -measures.LABELS :].set(labels.draw(state, keys, asked))
+
+
+def asked(text: str, kinds: Sequence[str], field: str = "generate.labels") -> labels.Asked:
+    """The weights of kinds that `KIND:WEIGHT,...` says; "" asks for none."""
+    weights = np.zeros(measures.KINDS, np.float32)
+    for item in plugins.listed(text):
+        kind, _, weight = item.partition(":")
+        number = list(kinds).index(one_of(field, kind, list(kinds)[: measures.KINDS]))
+        if not re.fullmatch(r"\d*\.?\d+", weight or "1") or not float(weight or 1):
+            raise UserError(f"{field}: {item!r}: write KIND:WEIGHT, for example {kind}:0.5")
+        weights[number] = float(weight or 1)
+    return labels.ANY._replace(kinds=weights)
 
 
 def binary(probability: Float[Array, "n D D D 2"], rules: Rules) -> Binary:
@@ -81,32 +105,40 @@ def pairs(probability: Float[Any, "n D D D 2"], rules: Rules) -> Bool[np.ndarray
 
 
 def drawer(model: Model, rules: Rules) -> Callable:
-    """`draw(state, index int [devices, n], seed=0)`: `binary` of the samples, [devices, n, ...]."""
+    """`draw(state, index int [devices, n], seed=0, asked=ANY)`, [devices, n, ...] of each part.
 
-    def draw(state, seed, index):
-        return binary(model.decode(state, latents(model, state, seed, index)), rules)
+    The parts are those of `binary` of the samples, and their labels (of width 0 without any).
+    """
 
-    here = jax.local_devices()
-    mapped = jax.pmap(draw, axis_name=modules.AXIS, in_axes=(None, None, 0), devices=here)
-    return lambda state, index, seed=0: mapped(state, np.uint32(seed), index)
+    def draw(state, seed, asked, index):
+        z = latents(model, state, seed, index, asked)
+        return *binary(model.decode(state, z), rules), z[:, z.shape[1] - width :]
+
+    here, width = jax.local_devices(), measures.LABELS * model.conditional
+    axes = (None, None, None, 0)
+    mapped = jax.pmap(draw, axis_name=modules.AXIS, in_axes=axes, devices=here)
+    return lambda state, index, seed=0, asked=labels.ANY: mapped(
+        state, np.uint32(seed), labels.Asked(*map(np.float32, asked)), index
+    )
 
 
 def sampler(generator: Trained, rules: Rules, batch: int) -> Callable:
-    """`draw(first, seed)`: `binary` of samples `first` on, `batch` of them on each local device."""
+    """`draw(first, seed, asked=ANY)`: samples `first` on, `batch` of them on each local device."""
     devices, state = jax.local_device_count(), parallel.resident(generator.state)
     draw = drawer(generator.model, rules)
 
-    def run(first, seed):
+    def run(first, seed, asked=labels.ANY):
         index = jnp.arange(first, first + devices * batch).reshape(devices, batch)
-        return [part.reshape(devices * batch, *part.shape[2:]) for part in draw(state, index, seed)]
+        parts = draw(state, index, seed, asked)
+        return [part.reshape(devices * batch, *part.shape[2:]) for part in parts]
 
     return run
 
 
 def batches(
-    draw: Callable[[int], tuple], shards: list[range], first: int, batch: int
-) -> Iterator[tuple[range, Shaped[np.ndarray, "n bytes"], Integer[np.ndarray, " n"]]]:
-    """Each of `shards`, which rise, with its bits and overlap; `draw` runs one call ahead."""
+    draw: Callable[[int], Sequence], shards: list[range], first: int, batch: int
+) -> Iterator[tuple[range, Shaped[np.ndarray, "n bytes"], Integer[np.ndarray, " n"], Any]]:
+    """Each of `shards`, which rise, with the parts of its draws; `draw` runs one call ahead."""
     needs = [range((first + x.start) // batch * batch, first + x.stop, batch) for x in shards]
     calls = ((start, draw(start)) for start in dict.fromkeys(itertools.chain(*needs)))
     ahead, ready = next(calls, None), {}
@@ -115,9 +147,9 @@ def batches(
         while need[-1] not in ready:
             (start, answer), ahead = ahead, next(calls, None)
             ready[start] = [np.asarray(part) for part in answer]
-        bits, overlap = (np.concatenate([ready[s][k] for s in need]) for k in (0, 1))
         rows = slice(first + shard.start - need[0], first + shard.stop - need[0])
-        yield shard, bits[rows], overlap[rows]
+        parts = zip(*(ready[start] for start in need), strict=True)
+        yield shard, *(np.concatenate(part)[rows] for part in parts)
 
 
 def whole_batches(run: Callable, rows: Rows, batch: int) -> Shaped[np.ndarray, "n ..."]:
@@ -140,6 +172,7 @@ class Plan(NamedTuple):
     recipe: provenance.Recipe
     train: postprocess.Part | None  # the pairs that a pair's nearest ones are looked for among
     bounds: where.Bounds  # of samples' measures; none: all are taken
+    asked: labels.Asked = labels.ANY
 
 
 def run(
@@ -161,15 +194,16 @@ def run(
         return
     how = rules(settings, plan.channels, plan.attributes["voxel_mm"])
     source = postprocess.Source(generated, how, plan.train, plan.bounds)
-    draw = functools.partial(sampler(generator, how, settings.batch_size), seed=settings.seed)
+    draw = sampler(generator, how, settings.batch_size)
+    draw = functools.partial(draw, seed=settings.seed, asked=plan.asked)
     batch, first = settings.batch_size * jax.local_device_count(), settings.first
     with jobs.progress(total, total - sum(map(len, shards)), "generate", "pair") as bar:
         if plan.bounds:
             _choose(source, draw, shards, (first, batch), jobs.workers(workers), bar)
             return
         tasks = (
-            (source, shard.start, range(first + shard.start, first + shard.stop), bits, overlap)
-            for shard, bits, overlap in batches(draw, shards, first, batch)
+            (source, shard.start, range(first + shard.start, first + shard.stop), *parts)
+            for shard, *parts in batches(draw, shards, first, batch)
         )
         for count in jobs.ordered(
             postprocess.finish, tasks, min(jobs.workers(workers), len(shards))
@@ -188,9 +222,9 @@ def _choose(source, draw, shards, place, workers, bar):
                 if kept[shard] >= len(shard):  # of what is drawn ahead nothing is used
                     break
                 samples = range(start, min(start + batch, begin + CANDIDATES))
-                bits, overlap = (np.asarray(part)[: len(samples)] for part in draw(start))
+                parts = (np.asarray(part)[: len(samples)] for part in draw(start))
                 order.append((shard, samples.stop - begin, len(samples)))
-                yield source, samples, bits, overlap
+                yield source, samples, *parts
 
     found, total, chosen = [], 0, 0
     for bits, columns in jobs.ordered(postprocess.measured, tasks(), workers):

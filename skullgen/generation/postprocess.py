@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 
 import cc3d
 import numpy as np
-from jaxtyping import Bool, Integer, UInt8
+from jaxtyping import Bool, Float32, Integer, UInt8
 
 from skullgen.data import grids, measures, store, where
+from skullgen.data.measures import KINDS
 from skullgen.data.where import Bounds
 
 Counts = Integer[np.ndarray, " n"]
 Part = tuple[Path, tuple[int, ...]]  # a store, and rows of it
+Labels = Float32[np.ndarray, "n labels"]
 NEAREST = [measures.NAMES.index(name) for name in ("nearest_skull", "nearest_pair")]
 Image = Bool[np.ndarray, "X Y Z"] | Integer[np.ndarray, "X Y Z"]
 
@@ -61,7 +63,7 @@ class Source(NamedTuple):
 
 
 def measured(
-    source: Source, samples: range, bits: store.Packed, overlap: Counts
+    source: Source, samples: range, bits: store.Packed, overlap: Counts, labels: Labels
 ) -> tuple[UInt8[np.ndarray, "_ bytes"], store.Columns]:
     """The pairs of some samples without dust that pass, and their columns: a worker's task."""
     size, voxel_mm = source.generated.size, source.generated.attrs["voxel_mm"]
@@ -78,14 +80,17 @@ def measured(
         "sample": np.array(samples),
         "measures": values,
     }
+    if labels.shape[1]:
+        columns["asked"] = labels
+        columns["kind"] = np.where(labels[:, :KINDS].any(1), labels[:, :KINDS].argmax(1), -1)
     keep = where.passes(values, source.bounds)
     return clear[keep], {name: column[keep] for name, column in columns.items()}
 
 
-def finish(source: Source, start: int, samples: range, bits: store.Packed, overlap: Counts) -> int:
+def finish(source: Source, start: int, samples: range, *parts: Any) -> int:
     """Writes the shard that begins at pair `start`, where all samples pass: a worker's task."""
-    source.generated.write(start, *measured(source, samples, bits, overlap))
-    return len(bits)
+    source.generated.write(start, *measured(source, samples, *parts))
+    return len(samples)
 
 
 @functools.lru_cache(1)

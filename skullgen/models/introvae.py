@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core.errors import one_of
 from skullgen.core.types import Batch, Model, State
-from skullgen.models import steps, vae
+from skullgen.models import labels, steps, vae
 from skullgen.networks import losses, modules
 
 FAKES = ("reconstruction", "prior")  # s = rec, p in equations 4 and 5
@@ -18,26 +18,31 @@ ng = jax.lax.stop_gradient
 
 
 def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
-    """Equations 4 and 5 of `(encoder, decoder, pairs, noise, prior, alpha)`: means over a batch."""
+    """Equations 4 and 5 of `(encoder, decoder, given, noise, prior, alpha)`, means over a batch.
+
+    given: its pairs and labels.
+    """
     module = vae.autoencoder(config)
 
-    def encode(params, pairs):
-        return module.encoder.apply({"params": params}, pairs)
+    def encode(params, pairs, known):
+        return module.encoder.apply({"params": params}, pairs, known)
 
-    def forward(encoder, decoder, pairs, noise, prior):
-        mean, log_variance = encode(encoder, pairs)
+    def forward(encoder, decoder, given, noise, prior):
+        (mean, log_variance), known = encode(encoder, *given), given[1]
         latents = mean + jnp.exp(0.5 * log_variance) * noise, prior
+        latents = [jnp.concatenate([z, known], -1) for z in latents]
         fakes = [module.decoder.apply({"params": decoder}, z) for z in latents]
-        error = losses.squared_error(fakes[0], pairs, config.channel_weights)
+        error = losses.squared_error(fakes[0], given[0], config.channel_weights)
         return (mean, log_variance), fakes, error
 
-    def divergences(encoder, fakes):
-        return losses.kl(*encode(encoder, jnp.concatenate(fakes))).reshape(2, -1)
+    def divergences(encoder, fakes, known):
+        both = jnp.concatenate(fakes), jnp.concatenate([known, known])
+        return losses.kl(*encode(encoder, *both)).reshape(2, -1)
 
-    def encoder_loss(encoder, decoder, pairs, noise, prior, alpha):
-        posterior, fakes, error = forward(encoder, decoder, pairs, noise, prior)
+    def encoder_loss(encoder, decoder, given, noise, prior, alpha):
+        posterior, fakes, error = forward(encoder, decoder, given, noise, prior)
         real = losses.kl(*posterior)
-        fake = divergences(encoder if alpha else ng(encoder), ng(fakes))
+        fake = divergences(encoder if alpha else ng(encoder), ng(fakes), given[1])
         loss = losses.introspective_encoder(real, fake, error, alpha, config.beta, config.margin)
         share = jnp.clip(fakes[0], 0, 1).mean(axis=(0, 1, 2, 3))
         metrics = {"reconstruction": error.mean(), "kl_real": real.mean()}
@@ -47,9 +52,9 @@ def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
             metrics[f"hinge_active_{name}"] = jnp.mean(kl < config.margin, dtype=jnp.float32)
         return loss.mean(), (posterior, metrics)
 
-    def decoder_loss(encoder, decoder, pairs, noise, prior, alpha):
-        _, fakes, error = forward(ng(encoder), decoder, pairs, noise, prior)
-        fake = divergences(ng(encoder), fakes if alpha else ng(fakes))
+    def decoder_loss(encoder, decoder, given, noise, prior, alpha):
+        _, fakes, error = forward(ng(encoder), decoder, given, noise, prior)
+        fake = divergences(ng(encoder), fakes if alpha else ng(fakes), given[1])
         return losses.introspective_generator(fake, error, alpha, config.beta).mean()
 
     return encoder_loss, decoder_loss
@@ -73,22 +78,24 @@ def advice(config: ConfigDict, records: list[dict]) -> list[str]:
 def make(config: ConfigDict) -> Model:
     """Steps `vae` (alpha = 0) and `intro`: the encoder, then the decoder by the new encoder."""
     one_of("model.head", config.head, ("linear",))
-    module = vae.autoencoder(config)
+    module, width = vae.autoencoder(config), labels.width(config)
     encoder_loss, decoder_loss = objectives(config)
     tx = optax.adam(config.learning_rate)
 
     def init(key):
-        pair, z = jnp.zeros((1, *(config.resolution,) * 3, 2)), jnp.zeros((1, config.latent))
-        encoder = steps.new_net(module.encoder, tx, jax.random.fold_in(key, 0), pair)
+        pair, none = jnp.zeros((1, *(config.resolution,) * 3, 2)), jnp.zeros((1, width))
+        z = jnp.zeros((1, config.latent + width))
+        encoder = steps.new_net(module.encoder, tx, jax.random.fold_in(key, 0), pair, none)
         encoder = encoder.replace(stats=vae.unknown(config.latent))
         decoder = steps.new_net(module.decoder, tx, jax.random.fold_in(key, 1), z)
-        return steps.begin(key, {"encoder": encoder, "decoder": decoder})
+        nets = {"encoder": encoder, "decoder": decoder, **labels.begin(config)}
+        return steps.begin(key, nets)
 
     def step(state: State, batch: Batch, alpha: float):
         encoder, decoder = state.nets["encoder"], state.nets["decoder"]
-        pairs = batch[0].astype(jnp.float32)
+        pairs, known = batch.pairs[0].astype(jnp.float32), labels.of(config, state, batch)
         keys = [steps.keys(state, stream, len(pairs)) for stream in (steps.NOISE, steps.Z)]
-        data = pairs, *(steps.normal(key, config.latent) for key in keys), alpha
+        data = (pairs, known), *(steps.normal(key, config.latent) for key in keys), alpha
 
         def judge(params):
             loss, (posterior, metrics) = encoder_loss(params, decoder.params, *data)
@@ -101,17 +108,18 @@ def make(config: ConfigDict) -> Model:
             return decoder_loss(encoder.params, params, *data), (decoder.stats, {})
 
         decoder, more = steps.descend(decoder, tx, generate, "decoder")
+        state = labels.remember(state, batch)
         return steps.advance(state, encoder=encoder, decoder=decoder), {**metrics, **more}
 
     def decode(state, z):
         output = module.decoder.apply({"params": state.nets["decoder"].params}, z)
         return modules.probabilities(output, config.head)
 
-    def encode(state, pairs):
-        params = {"params": state.nets["encoder"].params}
-        return module.encoder.apply(params, pairs.astype(jnp.float32))[0]
+    def posterior(state, *given):
+        return module.encoder.apply({"params": state.nets["encoder"].params}, *given)
 
     alphas = {"vae": 0.0, "intro": config.alpha}
     by_name = {name: functools.partial(step, alpha=alpha) for name, alpha in alphas.items()}
     latents, notes = vae.sampler(config, "encoder"), functools.partial(advice, config)
-    return Model(init, by_name, latents, decode, encode, notes=notes)
+    more = dict(notes=notes, conditional=bool(width))
+    return Model(init, by_name, latents, decode, vae.means(config, posterior), **more)

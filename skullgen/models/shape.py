@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 
 from skullgen.core.types import Batch, Model, Net, State
 from skullgen.data.grids import FIELD_MM
-from skullgen.models import steps
+from skullgen.data.measures import LABELS
+from skullgen.models import labels, steps
 from skullgen.networks import modules, warp
 
 COARSE, FINE = 8, 16  # points a side of a velocity's two parts
@@ -36,16 +37,20 @@ Velocity = Float[Array, "f f f 3"]
 
 
 class Bank(NamedTuple):
-    """The training pairs, packed, and of which skull each is (-1: no pair yet)."""
+    """The training pairs, packed, of which skull each is (-1: no pair yet), and their labels."""
 
     pairs: UInt8[Array, "P bytes"]
     owner: Int[Array, " P"]
+    labels: Float[Array, "P labels"]
 
 
-def collect(bank: Bank, bits: UInt8[Array, "B bytes"], skulls: int) -> Bank:
+def collect(
+    bank: Bank, bits: UInt8[Array, "B bytes"], known: Float[Array, "B labels"], skulls: int
+) -> Bank:
     """Adds the pairs that are new, while there is room for them and for their skulls."""
 
-    def add(bank, pair):
+    def add(bank, new):
+        pair, label = new
         there = bank.owner >= 0
         whole, ours = ((x | x >> 1) & 0x55 for x in (bank.pairs, pair))  # channels alternate
         count = jax.lax.population_count
@@ -56,10 +61,10 @@ def collect(bank: Bank, bits: UInt8[Array, "B bytes"], skulls: int) -> Bank:
         twice = (there & (bank.pairs == pair).all(1)).any()
         room = ~twice & ~there.all() & (number < skulls)
         place = jnp.where(room, there.sum(), len(there))  # out of bounds is dropped
-        pairs = bank.pairs.at[place].set(pair, mode="drop")
-        return Bank(pairs, bank.owner.at[place].set(number, mode="drop")), None
+        new = Bank(pair, number, label)
+        return jax.tree.map(lambda old, x: old.at[place].set(x, mode="drop"), bank, new), None
 
-    return jax.lax.scan(add, bank, bits)[0]
+    return jax.lax.scan(add, bank, (bits, known))[0]
 
 
 def wholes(bank: Bank, skulls: int, size: int) -> tuple[Bool[Array, "M D D D"], Bool[Array, " M"]]:
@@ -161,13 +166,16 @@ def make(config: ConfigDict) -> Model:
         sides = {"coarse": COARSE, "fine": FINE}
         params = {name: jnp.zeros((skulls, *(side,) * 3, 3)) for name, side in sides.items()}
         pairs = jnp.zeros((config.pairs, size**3 * 2 // 8), jnp.uint8)
-        bank = Bank(pairs, jnp.full(config.pairs, -1, jnp.int32))
-        return steps.begin(key, {"shape": Net(params, bank._asdict(), tx.init(params))})
+        none = jnp.zeros((config.pairs, LABELS))
+        bank = Bank(pairs, jnp.full(config.pairs, -1, jnp.int32), none)
+        net = Net(params, bank._asdict(), tx.init(params))
+        return steps.begin(key, {"shape": net, **labels.begin(config)})
 
     def collect_step(state: State, batch: Batch):
         net = state.nets["shape"]
-        bits = jax.lax.all_gather(steps.pack(batch[0]), modules.AXIS, tiled=True)
-        bank = collect(Bank(**net.stats), bits, skulls)
+        new = steps.pack(batch.pairs[0]), batch.labels[0]
+        new = jax.lax.all_gather(new, modules.AXIS, tiled=True)
+        bank, state = collect(Bank(**net.stats), *new, skulls), labels.remember(state, batch)
         metrics = {"skulls": bank.owner.max() + 1.0, "pairs": (bank.owner >= 0).sum() * 1.0}
         return steps.advance(state, shape=net.replace(stats=bank._asdict())), metrics
 
@@ -196,21 +204,26 @@ def make(config: ConfigDict) -> Model:
             mixed = jax.random.normal(noise, (skulls * NOISE**3,))
             return jnp.concatenate([mixed, jax.random.uniform(choice, (2,))])
 
-        return jax.vmap(draw)(keys)
+        return labels.drawn(config, state, jax.vmap(draw)(keys), keys)
 
     def decode(state, z):
         net = state.nets["shape"]
         bank, axis = Bank(**net.stats), mixtures(FINE)
         whole, there = wholes(bank, skulls, size)
         field = velocities(net.params, there)
-        count = jnp.maximum(there.sum(), 2)
+        count, pairs = jnp.maximum(there.sum(), 2), (bank.owner >= 0).sum()
 
         def one(z):
+            z, wanted = jnp.split(z, [len(z) - labels.width(config)])
             noise = z[:-2].reshape(skulls, NOISE, NOISE, NOISE)
             noise = noise * there[:, None, None, None]
             mixed = jnp.einsum("mabc,xa,yb,zc->mxyz", noise, axis, axis, axis)
             own = spread / jnp.sqrt(count - 1.0) * (mixed[..., None] * field).sum(0)
-            skull, donor = (z[-2:] * jnp.array([there.sum(), (bank.owner >= 0).sum()])).astype(int)
+            skull, donor = (z[-2:] * jnp.array([there.sum(), pairs])).astype(int)
+            if labels.width(config):  # of the pairs that have nearly such a label, one by chance
+                chance = (z[-1] + 0.618 * jnp.arange(len(bank.owner))) % 1
+                away = jnp.abs(bank.labels - wanted).sum(1) + 0.1 * chance
+                donor = jnp.where(bank.owner >= 0, away, jnp.inf).argmin()
             fine = 2 * size
             common = moved(flow(-own, USE), places(fine))
             bone = whole[skull].astype(jnp.float32)
@@ -226,7 +239,8 @@ def make(config: ConfigDict) -> Model:
 
         return jax.lax.map(one, z)
 
-    return Model(init, {"collect": collect_step, "register": register}, latents, decode)
+    by_name, conditional = {"collect": collect_step, "register": register}, labels.width(config) > 0
+    return Model(init, by_name, latents, decode, conditional=conditional)
 
 
 def sharpened(x: Float[Array, "D D D"]) -> Float[Array, "D D D"]:

@@ -19,8 +19,8 @@ from skullgen.networks import augment, modules
 Loss = Callable[[Any], tuple[Float[Array, ""], tuple[Any, Metrics]]]  # of params; stats, metrics
 Optimiser = optax.GradientTransformation
 Update = int | Int[Array, ""]
-# Streams of random draws: latents, the penalty's u, a VAE's own posterior's noise, augmentation.
-Z, U, NOISE, AUGMENT = 0, 1, 2, 3
+# Streams of random draws: latents, the penalty's u, a posterior's noise, augmentation, labels.
+Z, U, NOISE, AUGMENT, LABEL = 0, 1, 2, 3, 4
 
 
 def dtype(precision: str, section: str = "model") -> jnp.dtype:
@@ -91,10 +91,11 @@ def augmented(step: Step, config: ConfigDict) -> Step:
 
     def run(state, batch):
         def anew(update):
-            own = keys(state, AUGMENT, batch.shape[1], update)
-            return augment.augment(own, batch[update], *amounts)
+            own = keys(state, AUGMENT, batch.pairs.shape[1], update)
+            return augment.augment(own, batch.pairs[update], *amounts)
 
-        return step(state, jax.lax.map(anew, jnp.arange(len(batch))))
+        pairs = jax.lax.map(anew, jnp.arange(len(batch.pairs)))
+        return step(state, batch._replace(pairs=pairs))
 
     return run
 

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from skullgen.core.errors import one_of
 from skullgen.core.types import Batch, Model, State
-from skullgen.models import steps
+from skullgen.models import labels, steps
 from skullgen.networks import losses, modules
 
-Latents = modules.Latents
+Latents, Labels = modules.Latents, modules.Labels
 Moments = dict[str, Float[Array, "..."]]
 
 
@@ -24,9 +24,9 @@ class Autoencoder(nn.Module):
     encoder: modules.Encoder
     decoder: modules.Generator
 
-    def __call__(self, pairs: modules.Pairs) -> Float[Array, "B D D D logits"]:
+    def __call__(self, pairs: modules.Pairs, labels: Labels) -> Float[Array, "B D D D logits"]:
         """The head's output for the posterior's mean."""
-        return self.decoder(self.encoder(pairs)[0])
+        return self.decoder(jnp.concatenate([self.encoder(pairs, labels)[0], labels], -1))
 
 
 def autoencoder(config: ConfigDict) -> Autoencoder:
@@ -38,9 +38,9 @@ def autoencoder(config: ConfigDict) -> Autoencoder:
 
 
 def posteriors(config: ConfigDict) -> Callable:
-    """`posterior(params, pairs) -> mean, log-variance`; params: of an `Autoencoder`."""
+    """`posterior(params, pairs, labels) -> mean, log-variance`; params: of an `Autoencoder`."""
     encoder = autoencoder(config).encoder
-    return lambda params, pairs: encoder.apply({"params": params["encoder"]}, pairs)
+    return lambda params, *given: encoder.apply({"params": params["encoder"]}, *given)
 
 
 def unknown(latent: int) -> Moments:
@@ -72,9 +72,27 @@ def aggregate(stats: Moments, keys: Key[Array, " B"]) -> Latents:
 def sampler(config: ConfigDict, source: str) -> Callable:
     """`Model.latents` from `config.latents`; source: the role whose stats hold the aggregate."""
     one_of("model.latents", config.latents, ("prior", "aggregate"))
-    if config.latents == "prior":
-        return lambda state, keys: steps.normal(keys, config.latent)
-    return lambda state, keys: aggregate(state.nets[source].stats, keys)
+
+    def latents(state, keys):
+        prior = config.latents == "prior"
+        z = (
+            steps.normal(keys, config.latent)
+            if prior
+            else aggregate(state.nets[source].stats, keys)
+        )
+        return labels.drawn(config, state, z, keys)
+
+    return latents
+
+
+def means(config: ConfigDict, posterior: Callable) -> Callable:
+    """`Model.encode` of `posterior(state, pairs, labels)`: of a pair no label is known."""
+
+    def encode(state, pairs):
+        none = jnp.zeros((len(pairs), labels.width(config)))
+        return jnp.concatenate([posterior(state, pairs.astype(jnp.float32), none)[0], none], -1)
+
+    return encode
 
 
 def make(config: ConfigDict) -> Model:
@@ -84,20 +102,23 @@ def make(config: ConfigDict) -> Model:
     distance = losses.squared_error if config.head == "linear" else losses.reconstruction
 
     def init(key):
-        pair = jnp.zeros((1, *(config.resolution,) * 3, 2))
-        net = steps.new_net(module, tx, jax.random.fold_in(key, 0), pair)
-        return steps.begin(key, {"vae": net.replace(stats=unknown(config.latent))})
+        pair = jnp.zeros((1, *(config.resolution,) * 3, 2)), jnp.zeros((1, labels.width(config)))
+        net = steps.new_net(module, tx, jax.random.fold_in(key, 0), *pair)
+        net = net.replace(stats=unknown(config.latent))
+        return steps.begin(key, {"vae": net, **labels.begin(config)})
 
     def output(params, z):
         return module.decoder.apply({"params": params["decoder"]}, z)
 
     def step(state: State, batch: Batch):
-        net, pairs = state.nets["vae"], batch[0].astype(jnp.float32)
+        net, pairs = state.nets["vae"], batch.pairs[0].astype(jnp.float32)
         noise = steps.normal(steps.keys(state, steps.NOISE, len(pairs)), config.latent)
+        known = labels.of(config, state, batch)
 
         def loss(params):
-            mean, log_variance = posterior(params, pairs)
-            logits = output(params, mean + jnp.exp(0.5 * log_variance) * noise)
+            mean, log_variance = posterior(params, pairs, known)
+            z = mean + jnp.exp(0.5 * log_variance) * noise
+            logits = output(params, jnp.concatenate([z, known], -1))
             error = distance(logits, pairs, config.channel_weights).mean()
             divergence = losses.kl(mean, log_variance).mean()
             share = modules.probabilities(logits, config.head).mean(axis=(0, 1, 2, 3))
@@ -106,12 +127,11 @@ def make(config: ConfigDict) -> Model:
             return error + config.kl_weight * divergence, (stats, metrics)
 
         net, metrics = steps.descend(net, tx, loss, "vae")
-        return steps.advance(state, vae=net), metrics
+        return steps.advance(labels.remember(state, batch), vae=net), metrics
 
     def decode(state, z):
         return modules.probabilities(output(state.nets["vae"].params, z), config.head)
 
-    def encode(state, pairs):
-        return posterior(state.nets["vae"].params, pairs.astype(jnp.float32))[0]
-
-    return Model(init, {"vae": step}, sampler(config, "vae"), decode, encode)
+    encode = means(config, lambda state, *given: posterior(state.nets["vae"].params, *given))
+    latents, conditional = sampler(config, "vae"), bool(labels.width(config))
+    return Model(init, {"vae": step}, latents, decode, encode, conditional=conditional)

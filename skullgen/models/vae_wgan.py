@@ -8,21 +8,22 @@ from ml_collections import ConfigDict
 
 from skullgen.core.errors import UserError
 from skullgen.core.types import Model
-from skullgen.models import steps, vae, wgan_gp
+from skullgen.models import labels, steps, vae, wgan_gp
 
 
-def from_posterior(posterior: Callable) -> Callable:
+def from_posterior(posterior: Callable, width: int) -> Callable:
     """The bridge's latents: posteriors of the next batch, or pair: none meets its own output."""
 
     def latents(state, batch, update, keys):
-        if batch.shape[:2] == (1, 1):
+        if batch.pairs.shape[:2] == (1, 1):
             what = "one pair a device and `batches` of 1 compare it with its own posterior"
             cure = "set `batches` to 2 or more, or a larger batch_size"
             raise UserError(f"phases: step `bridge`: {what}: {cure}")
-        pairs = batch[(update + 1) % len(batch)].astype(jnp.float32)
-        if len(batch) == 1:
-            pairs = jnp.roll(pairs, 1, axis=0)
-        mean, log_variance = posterior(state.nets["vae"].params, pairs)
+        count = len(batch.pairs)
+        pairs, known = (part[(update + 1) % count].astype(jnp.float32) for part in batch)
+        if count == 1:
+            pairs, known = (jnp.roll(part, 1, axis=0) for part in (pairs, known))
+        mean, log_variance = posterior(state.nets["vae"].params, pairs, known[:, :width])
         return mean + jnp.exp(0.5 * log_variance) * steps.normal(keys, mean.shape[-1])
 
     return latents
@@ -33,7 +34,10 @@ def make(config: ConfigDict) -> Model:
     if config.warm_start and config.generator_norm != "group":
         cure = "set it to 'group', as model.warm_start begins with the VAE's decoder"
         raise UserError(f"model.generator_norm is {config.generator_norm!r}: {cure}")
-    baseline, from_pairs = vae.make(config), from_posterior(vae.posteriors(config))
+    baseline, from_pairs = (
+        vae.make(config),
+        from_posterior(vae.posteriors(config), labels.width(config)),
+    )
     gan_nets, gan_step, decode = wgan_gp.adversarial(config)
 
     def init(key):
@@ -56,4 +60,6 @@ def make(config: ConfigDict) -> Model:
 
     by_name = {"vae": pretrain, "bridge": bridge, "wgan": wgan}
     drafts = None if config.warm_start else {"vae": baseline.decode}
-    return Model(init, by_name, baseline.latents, decode, baseline.encode, drafts=drafts)
+    latents, conditional = baseline.latents, baseline.conditional
+    more = dict(conditional=conditional, drafts=drafts)
+    return Model(init, by_name, latents, decode, baseline.encode, **more)

@@ -144,7 +144,7 @@ def make(config: ConfigDict) -> Model:
         return steps.begin(key, {"vnet": net})
 
     def step(state: State, batch: Batch):
-        net, pairs = state.nets["vnet"], batch[0]
+        net, pairs = state.nets["vnet"], batch.pairs[0]
         skulls, target = pairs[..., 0], pairs[..., 1]
 
         def loss(params):

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from skullgen.core.errors import one_of
 from skullgen.core.types import Batch, Decode, Model, State
-from skullgen.models import steps
+from skullgen.models import labels, steps
 from skullgen.networks import losses, modules
 
 
@@ -25,16 +25,17 @@ def networks(config: ConfigDict) -> tuple[modules.Generator, modules.Critic]:
 
 def adversarial(config: ConfigDict) -> tuple[Callable, Callable, Decode]:
     """`init(key) -> nets`, `step(state, batch, latents(state, batch, update, keys))`, `decode`."""
-    generator, critic = networks(config)
+    (generator, critic), width = networks(config), labels.width(config)
     rates = {"generator": config.learning_rate, "critic": config.critic_learning_rate}
     tx = {role: optax.adam(rate, b1=config.b1, b2=config.b2) for role, rate in rates.items()}
 
     def init(key):
         keys = jax.random.split(key)
-        z, pair = jnp.zeros((1, config.latent)), jnp.zeros((1, *(config.resolution,) * 3, 2))
+        none, pair = jnp.zeros((1, width)), jnp.zeros((1, *(config.resolution,) * 3, 2))
+        z = jnp.zeros((1, config.latent + width))
         return {
             "generator": steps.new_net(generator, tx["generator"], keys[0], z, False),
-            "critic": steps.new_net(critic, tx["critic"], keys[1], pair),
+            "critic": steps.new_net(critic, tx["critic"], keys[1], pair, none),
         }
 
     def generate(net, params, z):
@@ -42,10 +43,11 @@ def adversarial(config: ConfigDict) -> tuple[Callable, Callable, Decode]:
         logits, stats = generator.apply(variables, z, mutable=["stats"])
         return modules.probabilities(logits), stats.get("stats", {})
 
-    def update_critic(net, real, fake, u):
+    def update_critic(net, real, fake, u, known):
         def loss(params):
             def score(pairs):
-                return critic.apply({"params": params}, pairs)
+                own = jnp.tile(known, (len(pairs) // len(known), 1))
+                return critic.apply({"params": params}, pairs, own)
 
             scores = score(jnp.concatenate([fake, real])).reshape(2, len(real)).mean(axis=1)
             penalty, norm = losses.gradient_penalty(score, real, fake, u)
@@ -56,33 +58,37 @@ def adversarial(config: ConfigDict) -> tuple[Callable, Callable, Decode]:
 
         return steps.descend(net, tx["critic"], loss, "critic")
 
-    def update_generator(net, critic_net, z):
+    def update_generator(net, critic_net, z, known):
         def loss(params):
             fake, stats = generate(net, params, z)
-            score = critic.apply({"params": critic_net.params}, fake).mean()
+            score = critic.apply({"params": critic_net.params}, fake, known).mean()
             share = fake.mean(axis=(0, 1, 2, 3))
             return -score, (stats, {"generator_loss": -score, **steps.occupancy(share)})
 
         return steps.descend(net, tx["generator"], loss, "generator")
 
     def step(state: State, batch: Batch, latents: Callable):
-        net = state.nets["generator"]
-        updates, count = batch.shape[:2]
+        net, state = state.nets["generator"], labels.remember(state, batch)
+        updates, count = batch.pairs.shape[:2]
 
         def critic_step(critic_net, update):
-            real = batch[update].astype(jnp.float32)
+            real = batch.pairs[update].astype(jnp.float32)
             z = latents(state, batch, update, steps.keys(state, steps.Z, count, update))
+            known = labels.of(config, state, batch, update)
+            z = jnp.concatenate([z[:, : config.latent], known], -1)  # those of the real pairs
             # Batch statistics, and their running update discarded.
             fake, _ = generate(net, net.params, z)
             u = steps.uniform(steps.keys(state, steps.U, count, update))
-            return update_critic(critic_net, real, fake, u)
+            return update_critic(critic_net, real, fake, u, known)
 
         critic_net, metrics = jax.lax.scan(critic_step, state.nets["critic"], jnp.arange(updates))
         # The last of the critic's updates, but the largest norm: one bad update must be seen.
         last = {name: value[-1] for name, value in metrics.items()}
         last["critic_update_norm"] = metrics["critic_update_norm"].max()
         z = latents(state, batch, 0, steps.keys(state, steps.Z, count, updates))
-        net, more = update_generator(net, critic_net, z)
+        known = labels.of(config, state, batch)
+        z = jnp.concatenate([z[:, : config.latent], known], -1)
+        net, more = update_generator(net, critic_net, z, known)
         return steps.advance(state, generator=net, critic=critic_net), {**last, **more}
 
     def decode(state, z):
@@ -99,12 +105,12 @@ def make(config: ConfigDict) -> Model:
     nets, step, decode = adversarial(config)
 
     def init(key):
-        return steps.begin(key, nets(jax.random.fold_in(key, 0)))
+        return steps.begin(key, nets(jax.random.fold_in(key, 0)) | labels.begin(config))
 
     def prior(state, keys):
-        return steps.normal(keys, config.latent)
+        return labels.drawn(config, state, steps.normal(keys, config.latent), keys)
 
     def wgan(state, batch):
         return step(state, batch, lambda state, batch, update, keys: prior(state, keys))
 
-    return Model(init, {"wgan": wgan}, prior, decode)
+    return Model(init, {"wgan": wgan}, prior, decode, conditional=bool(labels.width(config)))

@@ -19,6 +19,7 @@ Grid = Float[Array, "B X Y Z C"]
 Convolved = Float[Array, "B x y z c"]
 Pairs = Float[Array, "B D D D 2"]
 Latents = Float[Array, "B Z"]
+Labels = Float[Array, "B labels"]
 Probability = Float[Array | np.ndarray, "*grid 2"]
 Pair = Bool[Array | np.ndarray, "*grid 2"]
 
@@ -150,12 +151,16 @@ class Critic(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, pairs: Pairs) -> Float[Array, " B"]:
-        """How real each pair is."""
+    def __call__(self, pairs: Pairs, labels: Labels | None = None) -> Float[Array, " B"]:
+        """How real each pair is, with its labels: these are projected (Miyato and Koyama 2018)."""
         x = pairs
         for width in self.widths:
             x = nn.leaky_relu(Norm(self.norm, self.groups)(Down(width, self.dtype)(x)), 0.2)
-        return nn.Dense(1, dtype=jnp.float32)(x.reshape(len(x), -1).astype(jnp.float32))[:, 0]
+        x = x.astype(jnp.float32)
+        score = nn.Dense(1, dtype=jnp.float32)(x.reshape(len(x), -1))[:, 0]
+        if labels is None or not labels.shape[-1]:
+            return score
+        return score + (nn.Dense(x.shape[-1], name="labels")(labels) * x.mean((1, 2, 3))).sum(-1)
 
 
 class Encoder(nn.Module):
@@ -168,13 +173,14 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, pairs: Pairs) -> tuple[Latents, Latents]:
-        """Mean and log-variance of the posterior."""
+    def __call__(self, pairs: Pairs, labels: Labels | None = None) -> tuple[Latents, Latents]:
+        """Mean and log-variance of the posterior, given the labels."""
         x = pairs
         for width in self.widths:
             x = nn.leaky_relu(Norm("group", self.groups)(Down(width, self.dtype)(x)), 0.2)
         x = x.astype(jnp.float32)
         x = x.mean((1, 2, 3)) if self.pool == "average" else x.reshape(len(x), -1)
+        x = x if labels is None else jnp.concatenate([x, labels], -1)
         mean = nn.Dense(self.latent, name="mean")(x)
         # Narrow at first: a posterior of variance 1 would drown the mean in noise.
         small = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
@@ -183,6 +189,8 @@ class Encoder(nn.Module):
 
 class Generator(nn.Module):
     """The generator (norm `batch`) and the VAE's decoder (norm `group`) of section 4.2.
+
+    The last of its latents are labels, where it is conditional.
 
     head: `independent` (the paper's two channels), `exclusive` (softmax over background, skull,
     defect) or `linear`. occupancy: shares of skull and defect, where the head's bias starts: else

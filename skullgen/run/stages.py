@@ -142,6 +142,10 @@ def _generate(config, workdir):
         rows = loop.training_rows(workdir, config.model_name)
         train = real.path.resolve(), tuple(rows.tolist())
     bounds = where.bounds(dict(config.generate.where), real, "generate.where")
+    asked = generate.asked(config.generate.labels, about["kinds"])
+    if config.generate.labels and not net.model.conditional:
+        cure = "train it with --config.model.condition=True, or leave generate.labels empty"
+        raise UserError(f"generate.labels: {config.model_name} was trained without labels: {cure}")
     settings["where"] = {name: list(ends) for name, ends in bounds.items()}
     if unknown := [n for n, text in config.generate.where.items() if text and n not in bounds]:
         print(f"note: generate.where: {', '.join(unknown)} as real: no real.zarr here: not asked")
@@ -153,7 +157,7 @@ def _generate(config, workdir):
     licence = f"as of the pairs that it was trained on: {about['licence']}"
     attributes = {**about, "names": [], "licence": licence, "versions": versions()}
     size, channels = config.model.resolution, methods.channels(config)
-    plan = generate.Plan(size, channels, attributes, recipe, train, bounds)
+    plan = generate.Plan(size, channels, attributes, recipe, train, bounds, asked)
     path = workdir / "generated.zarr"
     generate.run(net, path, config.generate, plan, config.workers, _share())
     _wait(path)

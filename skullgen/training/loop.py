@@ -265,19 +265,21 @@ def _batches(run, span, first):
     needed = _count(run.parts) * run.parts[0].store.size ** 3 * 2 // 8
     if needed <= run.options.budget_mb * 2**20 and jax.process_count() == 1:
         data = np.concatenate([part.store.load(part.rows) for part in run.parts])
+        data = data, mixture.labels(run.parts)
         data = parallel.resident(data, parallel.sharing(run.options.batch))
         yield from ((data, index) for index in draws)
         return
+    labels = mixture.labels(run.parts)
     with ThreadPoolExecutor(4) as pool:
         ahead = collections.deque()
         for index in draws:
-            ahead.append(pool.submit(_read, run.parts, index))
+            ahead.append(pool.submit(_read, run.parts, labels, index))
             if len(ahead) > 4:
                 yield ahead.popleft().result()
         yield from (task.result() for task in ahead)
 
 
-def _read(parts, index):
+def _read(parts, labels, index):
     """The pairs of one draw; of several processes, each reads only its own columns of it."""
     mine = hosts.columns(index.shape[1])
     wanted = index[:, mine].ravel()
@@ -288,4 +290,4 @@ def _read(parts, index):
         bits[owner == number] = part.store.load(rows[owner == number])
     local = np.zeros_like(index)
     local[:, mine] = np.arange(len(rows)).reshape(len(index), -1)
-    return bits, local
+    return (bits, labels[wanted]), local

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from skullgen.core import files, plugins, provenance
+from skullgen.core import files, plugins, provenance, types
 from skullgen.core.errors import UserError, one_of
 from skullgen.core.types import Model, Phase, State
-from skullgen.data import mixture
+from skullgen.data import measures, mixture
 from skullgen.models import steps
 from skullgen.networks import modules
 from skullgen.training import checkpoint
@@ -163,7 +163,13 @@ def check_shapes(model: Model, name: str, size: int, batches: Mapping[str, int])
         raise UserError(f"{name}: init must return a State whose step is int32 []")
     for step, function in model.steps.items():
         of_device = jax.vmap(function, in_axes=(None, 0), axis_name=modules.AXIS)
-        answer = ask(of_device, state, shape((1, batches.get(step, 1), *pairs.shape), bool))
+        lead = 1, batches.get(step, 1)
+        bits, known = (
+            shape((*lead, *pairs.shape), bool),
+            shape((*lead, B, measures.LABELS), "float32"),
+        )
+        batch = types.Batch(bits, known)
+        answer = ask(of_device, state, batch)
         answer = jax.tree.map(lambda x: shape(x.shape[1:], x.dtype), answer)
         if not isinstance(answer, tuple) or len(answer) != 2 or not hasattr(answer[1], "items"):
             raise UserError(f"{name}: step `{step}` must return (State, metrics by name)")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from skullgen.core.types import Metrics, State, Step
+from skullgen.core.types import Batch, Metrics, State, Step
 from skullgen.models import steps
 from skullgen.networks.modules import AXIS
 
@@ -18,13 +18,19 @@ def data_parallel(
 ) -> Callable[..., tuple[State, Metrics]]:
     """`run(state, data, index)`: a step on pairs of `size` voxels a side, over `devices` (or all).
 
-    data: uint8 [N, bytes], packed pairs, on every device. index: int32 [batches, B], rows of them,
-    split over the devices; each process reads its own (`hosts.columns`). `state` is donated.
+    data: on every device, packed pairs, uint8 [N, bytes], and their labels, [N, labels]. index:
+    int32 [batches, B], rows of them, split over the devices; each process reads its own
+    (`hosts.columns`). `state` is donated.
     """
+
+    def mapped(state, data, index):
+        bits, labels = data
+        return step(state, Batch(steps.unpack(bits[index], size), labels[index]))
+
     devices = devices or jax.devices()
     here = [device.process_index == jax.process_index() for device in devices]
     mapped = jax.pmap(
-        lambda state, data, index: step(state, steps.unpack(data[index], size)),
+        mapped,
         axis_name=AXIS,
         in_axes=(None, None, 0),
         out_axes=(None, None),

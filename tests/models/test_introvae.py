@@ -149,7 +149,8 @@ def test_decoder_is_updated_on_outputs_of_the_new_encoder(data):
         return one(jnp.zeros(1))[0]
 
     _, decoder_loss = introvae_model.objectives(config.model)
-    rest = before.nets["decoder"].params, pairs, draw(steps.NOISE), draw(steps.Z)
+    given = pairs, jnp.zeros((len(pairs), 0))
+    rest = before.nets["decoder"].params, given, draw(steps.NOISE), draw(steps.Z)
     moment = jax.tree.map(lambda m: m / 0.1, after.nets["decoder"].opt[0].mu)
     errors = []
     for state in (after, before):

@@ -29,6 +29,9 @@ def _shells():
     return np.stack(pairs)
 
 
+LABELS = np.arange(60, dtype=np.float32).reshape(6, 10)
+
+
 @pytest.fixture(scope="module")
 def model():
     settings = experiment.get_config("smoke").model
@@ -44,7 +47,7 @@ def states(model):
     for step, draws in (("collect", [[0, 1, 2, 0], [3, 4, 5, 1]]), ("register", [[0] * 4] * 3)):
         run = parallel.data_parallel(model.steps[step], SIZE, jax.local_devices()[:2])
         for rows in draws:
-            state, metrics = run(state, bits, np.array([rows]))
+            state, metrics = run(state, (bits, LABELS), np.array([rows]))
         found.append((jax.device_get(state.nets["shape"]), dict(metrics)))
         state = jax.tree.map(jnp.copy, state)
     return state, found
@@ -55,6 +58,7 @@ def test_every_pair_is_collected_once_with_its_skull(states):
     assert (logged["skulls"], logged["pairs"]) == (3, 6)
     assert net.stats["owner"].tolist() == [0, 0, 1, 1, 2, 2, -1, -1]
     kept = store.unpack(net.stats["pairs"][:6], SIZE)
+    np.testing.assert_array_equal(net.stats["labels"][:6], LABELS)
     wanted = _shells()[[0, 1, 2, 3, 4, 5]]
     np.testing.assert_array_equal(kept, wanted)
 

@@ -43,7 +43,8 @@ def pairs():
 def _run(model, state, pairs, updates=1):
     run = parallel.data_parallel(model.steps["segment"], SIZE, jax.local_devices()[:1])
     for _ in range(updates):
-        state, logged = run(state, store.pack(pairs), np.arange(len(pairs))[None])
+        data = store.pack(pairs), np.zeros((len(pairs), 0), np.float32)
+        state, logged = run(state, data, np.arange(len(pairs))[None])
     return state, logged
 
 

@@ -96,7 +96,7 @@ def test_a_browser_leafs_filters_sorts_and_marks_offline(tmp_path):
         assert tiles() == [str(row) for row in order if volumes[row] == volumes[order[0]]]
         assert len(tiles()) < 6
         shown.get_by_label("Smallest value").fill("")
-        assert "left" in shown.locator("#facts").inner_text()
+        assert "volume, ml" in shown.locator("#facts").inner_text()
         shown.get_by_label("only those that are left out").check()
         assert sorted(tiles()) == ["1", "4", "5"]
         shown.get_by_label("only those that are left out").uncheck()

@@ -17,12 +17,16 @@ def test_each_device_has_a_run_of_samples():
     def step(state, batch):
         return state + 1, jax.lax.all_gather(batch, AXIS, axis=1, tiled=True)
 
+    labels = np.arange(12.0).reshape(6, 2)
+
     for data, devices in (
         (parallel.resident(store.pack(pairs)), None),
         (store.pack(pairs), jax.local_devices()[:1]),
     ):
-        state, batch = parallel.data_parallel(step, 2, devices)(jnp.zeros(()), data, index)
-        np.testing.assert_array_equal(batch, pairs[index])
+        run = parallel.data_parallel(step, 2, devices)
+        state, batch = run(jnp.zeros(()), (data, labels), index)
+        np.testing.assert_array_equal(batch.pairs, pairs[index])
+        np.testing.assert_array_equal(batch.labels, labels[index])
         assert state == 1
 
 
