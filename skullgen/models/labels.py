@@ -51,8 +51,8 @@ def remember(state: State, batch: Batch) -> State:
     """The state after it has seen the labels of a batch."""
     if "labels" not in state.nets:
         return state
-    own = batch.labels.reshape(-1, batch.labels.shape[-1])
-    new = jax.lax.all_gather(own, modules.AXIS, tiled=True)[-BANK:]
+    new = jax.lax.all_gather(batch.labels, modules.AXIS, axis=1, tiled=True)
+    new = new.reshape(-1, LABELS)[-BANK:]
     stats = state.nets["labels"].stats
     place = (stats["seen"].astype(jnp.int32) + jnp.arange(len(new))) % BANK
     stats = {"bank": stats["bank"].at[place].set(new), "seen": stats["seen"] + len(new)}

@@ -52,7 +52,8 @@ def test_a_shard_is_cleaned_channel_by_channel_and_what_went_is_counted(tmp_path
     opened = store.create(tmp_path / "s.zarr", store.Shape(4, size, 4), {"voxel_mm": 2}, {})
     overlap, rules = np.arange(4), postprocess.Rules("independent", 0.5, 5)
     source = postprocess.Source(opened, rules, None, {})
-    assert postprocess.finish(source, 0, range(7, 11), store.pack(pairs), overlap) == 4
+    parts = store.pack(pairs), overlap, np.zeros((4, 0), np.float32)
+    assert postprocess.finish(source, 0, range(7, 11), *parts) == 4
     expected = np.stack([[_scipys(x, 5) for x in np.moveaxis(pair, -1, 0)] for pair in pairs])
     expected = np.moveaxis(expected, 1, -1)
     assert expected[0].any((0, 1, 2)).all() and expected[3].all(-1).sum() == 0

@@ -28,11 +28,12 @@ def _start(config):
 
 @pytest.fixture(scope="module")
 def arguments(data):
-    """Of both losses, but alpha: encoder, decoder, pairs, noise, prior."""
+    """Of both losses, but alpha: encoder, decoder, (pairs, labels), noise, prior."""
     _, state = _start(_config())
     noise, prior = (jax.random.normal(jax.random.key(number), (4, 4)) for number in (2, 3))
     pairs = jnp.asarray(store.unpack(data[:4], SIZE), jnp.float32)
-    return (*(state.nets[role].params for role in ("encoder", "decoder")), pairs, noise, prior)
+    given = pairs, jnp.zeros((4, 0))
+    return (*(state.nets[role].params for role in ("encoder", "decoder")), given, noise, prior)
 
 
 def _losses(**fields):
@@ -55,7 +56,7 @@ def _norm(tree):
 
 def test_both_losses_are_made_of_the_networks_outputs_as_equations_4_and_5_say(arguments):
     """From the modules' own outputs, sample by sample, in numpy."""
-    encoder, decoder, pairs, noise, prior = arguments
+    encoder, decoder, (pairs, _), noise, prior = arguments
     module = introvae_model.vae.autoencoder(_config().model)
     encode, decode = (jax.jit(part.apply) for part in (module.encoder, module.decoder))
     pairs, noise = np.asarray(pairs), np.asarray(noise)
@@ -93,7 +94,7 @@ def test_both_losses_are_made_of_the_networks_outputs_as_equations_4_and_5_say(a
 def test_margin_term_has_no_gradient_for_the_decoder_nor_through_the_fakes(arguments):
     """With beta = 0 the decoder enters equation 4 by the margin term alone. The encoder's gradient
     is that of its judgement of fixed fakes: not of the z that one of them was made from."""
-    encoder, decoder, pairs, noise, prior = arguments
+    encoder, decoder, (pairs, _), noise, prior = arguments
     encoder_loss, _ = _losses(beta=0.0, margin=1e3)
     module = introvae_model.vae.autoencoder(_config().model)
 

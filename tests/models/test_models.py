@@ -8,7 +8,7 @@ import pytest
 
 from experiments import introvae, vae, vae_wgan, vnet, wgan_gp
 from skullgen.core.errors import UserError
-from skullgen.core.types import Net, State
+from skullgen.core.types import Batch, Net, State
 from skullgen.data import store
 from skullgen.models import steps
 from skullgen.models import vae as vae_model
@@ -158,12 +158,13 @@ def _bridge_latents(batches, count):
     """What feeds each update: the number of the pair that it is the posterior of."""
     pairs = jnp.arange(float(batches * count)).reshape(batches, count, 1, 1, 1, 1)
 
-    def posterior(params, pairs):  # the pair's number, without noise
+    def posterior(params, pairs, known):  # the pair's number, without noise
         return pairs.mean((1, 2, 3)), jnp.full((len(pairs), 2), -jnp.inf)
 
     state = State(jnp.int32(0), KEY, {"vae": Net({}, {}, {})})
-    latents = vae_wgan_model.from_posterior(posterior)
+    latents = vae_wgan_model.from_posterior(posterior, 0)
     batch, keys = pairs * jnp.ones((1, 1, 1, 1, 1, 2)), jax.random.split(KEY, count)
+    batch = Batch(batch, jnp.zeros((*batch.shape[:2], 10)))
     return [latents(state, batch, update, keys)[:, 0].tolist() for update in range(batches)]
 
 
