@@ -49,7 +49,10 @@ class Pairs:
             number = kinds.index(one_of("kind", kind, kinds))
             self.rows = self.rows[self._store.column("kind")[self.rows] == number]
         if where:
-            bounds = wanted.bounds(where, self._store)
+            bounds = wanted.bounds(where)
+            if unknown := [name for name in where if name not in bounds]:
+                what = f"where.{unknown[0]} is {where[unknown[0]]!r}"
+                raise UserError(f"{what}: which pairs are real is not known: write LOW,HIGH")
             self.rows = self.rows[wanted.passes(self._store.column("measures")[self.rows], bounds)]
         if not len(self.rows):
             what = f"no pair of split {split} and kind {kind} (None: all)"

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from skullgen.evaluation import asked
+
 COLUMNS = {"validation": "learnt from"}  # the paper's word is that of a store's split, too
 COPY = 0.99  # Dice: unseen real skulls that lie nearer to training ones are copies themselves
 DICES = {  # title -> place in the numbers of `fidelity.fidelity`
@@ -95,6 +97,7 @@ def fidelity(quality: dict[str, Any]) -> Table:
         shares = (one["occupancy"][who] for one in channels.values())
         rows.append([f"occupancy, {who}", *(f"{share:.2%}" for share in shares)])
     notes = [copies(name, quality["copies"][name]) for name in ("skull", "pair")]
+    notes += [asked.text(quality["asked"])] if "asked" in quality else []
     title = f"{quality['removed']['pairs']} generated pairs: {removal(quality['removed'])}"
     return Table(title, [f"Dice, {quality['compared']} pairs", "skull", "defect"], rows, notes)
 

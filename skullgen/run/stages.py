@@ -15,7 +15,7 @@ from skullgen.core.errors import UserError, plain
 from skullgen.data import ingest, mixture, store, where
 from skullgen.data.controls import Impossible
 from skullgen.delivery import export, predict, release
-from skullgen.evaluation import explore, fidelity, judges, metrics, verdict
+from skullgen.evaluation import asked, explore, fidelity, judges, metrics, verdict
 from skullgen.generation import generate
 from skullgen.report import card, figures, gallery, page, pictures, preview, tables
 from skullgen.run.config import as_json
@@ -142,7 +142,7 @@ def _generate(config, workdir):
         rows = loop.training_rows(workdir, config.model_name)
         train = real.path.resolve(), tuple(rows.tolist())
     bounds = where.bounds(dict(config.generate.where), real, "generate.where")
-    asked = generate.asked(config.generate.labels, about["kinds"])
+    wanted = generate.asked(config.generate.labels, about["kinds"])
     if config.generate.labels and not net.model.conditional:
         cure = "train it with --config.model.condition=True, or leave generate.labels empty"
         raise UserError(f"generate.labels: {config.model_name} was trained without labels: {cure}")
@@ -157,7 +157,7 @@ def _generate(config, workdir):
     licence = f"as of the pairs that it was trained on: {about['licence']}"
     attributes = {**about, "names": [], "licence": licence, "versions": versions()}
     size, channels = config.model.resolution, methods.channels(config)
-    plan = generate.Plan(size, channels, attributes, recipe, train, bounds, asked)
+    plan = generate.Plan(size, channels, attributes, recipe, train, bounds, wanted)
     path = workdir / "generated.zarr"
     generate.run(net, path, config.generate, plan, config.workers, _share())
     _wait(path)
@@ -179,6 +179,8 @@ def _evaluate(config, workdir):
         pairs, rows = store.Store(path), loop.training_rows(workdir, config.model_name)
         result["generated"] = {"recipe": pairs.recipe, "pairs": pairs.count}
         result["quality"] = fidelity.fidelity(real, pairs, config.evaluate.pairs, rows)
+        if got := asked.asked(real, pairs):
+            result["quality"]["asked"] = got
         lines += tables.text(tables.fidelity(result["quality"]))
     try:
         if judges.begun(workdir):

@@ -10,7 +10,7 @@ import pytest
 
 from skullgen import Pairs
 from skullgen.core.errors import UserError
-from skullgen.data import store
+from skullgen.data import measures, store
 
 SIZE = 8
 PAIRS = np.random.default_rng(0).random((7, SIZE, SIZE, SIZE, 2)) < 0.3
@@ -74,9 +74,22 @@ def test_generated_pairs_have_no_split_and_no_kind(path):
     attributes, other = {"names": [], "kinds": ["left"], "voxel_mm": 25.6}, path.with_name("b.zarr")
     store.create(other, store.Shape(7, SIZE, 7), attributes, {}).write(0, store.pack(PAIRS), {})
     assert len(Pairs(other)) == 7
-    for options in (dict(split="train"), dict(kind="left")):
-        with pytest.raises(UserError, match="generated pairs have no split and no kind"):
+    for options, says in ((dict(split="train"), "no split"), (dict(kind="left"), "no kind")):
+        with pytest.raises(UserError, match=f"pairs have {says}: leave it out"):
             Pairs(other, **options)
+
+
+def test_pairs_are_chosen_by_their_measures(path):
+    other, values = path.with_name("b.zarr"), np.full((7, len(measures.NAMES)), np.nan)
+    values[:, measures.NAMES.index("side")] = [0, 0, 2, 0, 1, 2, np.nan]
+    values[:, measures.NAMES.index("area_cm2")] = [10, 50, 60, 80, 50, 70, 60]
+    made = store.create(other, store.Shape(7, SIZE, 7), {"names": [], "voxel_mm": 25.6}, {})
+    made.write(0, store.pack(PAIRS), {"measures": values})
+    assert Pairs(other, where={"side": "left", "area_cm2": (40, 90)}).rows.tolist() == [1, 3]
+    with pytest.raises(UserError, match=r"where\.area_cm2 is 'real': .* write LOW,HIGH"):
+        Pairs(other, where={"area_cm2": "real"})
+    with pytest.raises(UserError, match="no pair of split None.*where {'side': 'right', 'area"):
+        Pairs(other, where={"side": "right", "area_cm2": 50})
 
 
 def test_other_pairs_have_another_name(path, monkeypatch):

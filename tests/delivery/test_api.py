@@ -20,9 +20,11 @@ from experiments import common, vae_wgan
 from skullgen.core import files, provenance
 from skullgen.core.errors import UserError
 from skullgen.data import store
+from skullgen.data.measures import KINDS, LABELS
 from skullgen.delivery import api
 from skullgen.evaluation import explore
 from skullgen.generation import generate
+from skullgen.models import labels
 from skullgen.networks import modules
 from skullgen.run import workdir
 from skullgen.training import checkpoint, methods
@@ -54,9 +56,9 @@ def hybrid_config(stages, **fields):
     return config
 
 
-def hybrid(folder, stages="generate"):
+def hybrid(folder, stages="generate", **fields):
     """A work directory of the VAE/WGAN-GP with random weights that make pairs of many voxels."""
-    config = hybrid_config(stages)
+    config = hybrid_config(stages, **fields)
     config.segment.model_name, config.segment.updates = "tests.toy_net", 3
     config.segment.model = ConfigDict({"learning_rate": 0.1, "augment": False})
     real_store(folder)
@@ -209,3 +211,29 @@ def test_jax_is_not_imported_before_it_is_used():
     assert ask.stdout.strip() == "False"
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = skullgen.lode
+
+
+def test_a_conditional_model_is_asked_by_name(tmp_path):
+    config, _ = hybrid(tmp_path / "run", **{"model.condition": True})
+    run = skullgen.load(tmp_path / "run")
+    model, state, _ = run._generator
+    asked = labels.Asked(np.float32(np.arange(KINDS) == 1), -1.0, float(np.log(60 / 50)))
+    draw = jax.jit(functools.partial(generate.latents, model))
+    z = draw(state, 0, np.arange(config.generate.batch_size), asked)
+    np.testing.assert_allclose(z[:, -LABELS:][:, [1, KINDS]], [[1, -1]] * 4)
+    pairs = run.sample(count=4, kind="right", side="left", area_cm2=60)
+    made = generate.pairs(jax.jit(model.decode)(state, z), run._rules)
+    np.testing.assert_array_equal(pairs, made)
+    assert not np.array_equal(pairs, run.sample(count=4))
+    made = store.Store(tmp_path / "run" / "generated.zarr")
+    assert made.column("sample").tolist() == list(range(12))
+    assert made.column("asked").shape == (12, LABELS)
+    with pytest.raises(UserError, match="kind is 'top'"):
+        run.sample(kind="top")
+    with pytest.raises(UserError, match="area_cm2 is -1"):
+        run.sample(area_cm2=-1)
+
+
+def test_a_model_without_labels_is_asked_in_vain(hybrid_run):
+    with pytest.raises(UserError, match="kind, side: this model was trained without labels"):
+        skullgen.load(hybrid_run[0]).sample(kind="left", side="left")
