@@ -88,7 +88,7 @@ def test_pairs_are_chosen_by_their_measures(path):
     assert Pairs(other, where={"side": "left", "area_cm2": (40, 90)}).rows.tolist() == [1, 3]
     with pytest.raises(UserError, match=r"where\.area_cm2 is 'real': .* write LOW,HIGH"):
         Pairs(other, where={"area_cm2": "real"})
-    with pytest.raises(UserError, match="no pair of split None.*where {'side': 'right', 'area"):
+    with pytest.raises(UserError, match=r"no pair of split None.*where {'side': 'right', 'area"):
         Pairs(other, where={"side": "right", "area_cm2": 50})
 
 
