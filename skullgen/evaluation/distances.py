@@ -35,7 +35,7 @@ def apart(skulls: Skulls) -> Bool[np.ndarray, "n n"]:
 def mmd(a: Sample, b: Sample, resamples: int = 1000, seed: int = 0) -> Interval:
     """Squared MMD, unbiased, with KID's kernel (x.y / F + 1)^3 (Binkowski et al. 2018, section 4).
 
-    The interval: 95 % percentile bootstrap over the skulls of both sets.
+    The interval: 95 % percentile bootstrap over the skulls of both sets; of equal sets too wide.
     """
     rng = np.random.default_rng(seed)
     u, v = (np.vstack([np.ones(len(s.skulls)), draws(s.skulls, resamples, rng)]) for s in (a, b))
@@ -83,11 +83,11 @@ def _within(sample):
 
 
 def nearest_accuracy(a: Sample, b: Sample) -> float:
-    """Leave-one-out accuracy of 1-NN that tells `a` from `b`: .5 for equal sets, less for copies.
+    """Leave-one-out accuracy of 1-NN that tells `a` from `b`: .5 of equal sets, less of copies.
 
     A pair has fewer possible neighbours in its own set, whose own skull does not count. The other
     set is cut down to as many: the mean over all such choices (Lopez-Paz & Oquab 2017 have n - 1
-    beside n, which is below .5 for equal sets).
+    beside n, which is below .5 of equal sets). Of few skulls it stays below: .45 of six.
     """
     across, right = cdist(a.features, b.features), []
     for sample, other in ((a, across), (b, across.T)):
@@ -105,11 +105,16 @@ def frechet(a: Float[np.ndarray, "n F"], b: Float[np.ndarray, "m F"]) -> float:
     return float(mean @ mean + spread)
 
 
-def frechet_bias(sample: Sample, count: int = 50, seed: int = 0) -> float:
-    """What `frechet` gives of a set and itself: the mean over two bootstraps over its skulls."""
-    weights = draws(sample.skulls, 2 * count, np.random.default_rng(seed))
-    drawn = [np.repeat(sample.features, times, axis=0) for times in weights]
-    return float(np.mean([frechet(*two) for two in zip(drawn[::2], drawn[1::2], strict=True)]))
+def frechet_bias(sample: Sample, count: int = 20, seed: int = 0) -> float:
+    """About what `frechet` gives of two sets that are equal, with as many skulls and pairs as this.
+
+    The mean of random halves by skull, halved, since the bias goes as 1 / n: of 27 and 57 drawn
+    skulls 2 to 5 % too little, of six a third.
+    """
+    names, rng, x = np.unique(sample.skulls), np.random.default_rng(seed), sample.features
+    picks = [rng.permutation(names)[: len(names) // 2] for _ in range(count)]
+    halves = [np.isin(sample.skulls, pick) for pick in picks]
+    return float(np.mean([frechet(x[half], x[~half]) for half in halves]) / 2)
 
 
 def ms_ssim(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64, Int
 from ml_collections import ConfigDict
 from skimage.measure import block_reduce
 
@@ -44,7 +44,9 @@ class Group(NamedTuple):
     cases: list[str]
 
 
-def skulls_first(opened: store.Store, rows: store.Rows, count: int, seed: int) -> store.Rows:
+def skulls_first(
+    opened: store.Store, rows: store.Rows, count: int, seed: int
+) -> Int[np.ndarray, " k"]:
     """At most `count` of some rows of a store, at random, one a skull first."""
     rows = np.random.default_rng(seed).permutation(rows)
     turns, counts = [], collections.Counter()

@@ -118,7 +118,7 @@ def distances(beside: dict[str, Any]) -> list[Table]:
             cells = [skulls, span(row["mmd"]), *(number(row[k]) for k in ("frechet", *NUMBERS))]
             lines.append([f"{GROUPS[name]}; {title}", *cells])
         bias = number(part["frechet_bias"])
-        notes.append(f"{title}: two draws of these real pairs, by skull, have a Frechet of {bias}")
+        notes.append(f"{title}: a Frechet of about {bias} is bias, of sets as small as these")
     count, skulls = beside["pairs"], beside["skulls"]["reference"]
     title = (
         f"distance from {count} real training pairs ({skulls} skulls), {count} pairs of each; "
