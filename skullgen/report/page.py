@@ -65,7 +65,7 @@ def write(workdir: Path) -> Path:
         ],
         "Generated pairs in numbers": [
             *([tables.fidelity(quality)] if quality else []),
-            *tables.distances((quality or {}).get("distances")),
+            *tables.distances((quality or {}).get("distances", {})),
         ],
         "Maps": [Plot(one["title"], "map", one["points"]) for one in maps.get("maps", [])],
         "Pictures": list(map(picture, sorted(workdir.glob("figures/*.png")))),
