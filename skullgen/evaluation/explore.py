@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64, Int
 from ml_collections import ConfigDict
 from skimage.measure import block_reduce
 
@@ -44,6 +44,18 @@ class Group(NamedTuple):
     cases: list[str]
 
 
+def skulls_first(
+    opened: store.Store, rows: store.Rows, count: int, seed: int
+) -> Int[np.ndarray, " k"]:
+    """At most `count` of some rows of a store, at random, one a skull first."""
+    rows = np.random.default_rng(seed).permutation(rows)
+    turns, counts = [], collections.Counter()
+    for number in opened.column("skull")[rows].tolist():
+        turns.append(counts[number])
+        counts[number] += 1
+    return rows[np.argsort(turns, kind="stable")][:count]
+
+
 def pick(
     opened: store.Store, splits: tuple[str, ...], count: int, seed: int
 ) -> tuple[store.Packed, list[str]]:
@@ -51,12 +63,7 @@ def pick(
     opened.require_whole()
     skull, kind = opened.column("skull"), opened.column("kind")
     rows = np.concatenate([opened.rows(split) for split in splits or (None,)])
-    rows = np.random.default_rng(seed).permutation(np.sort(rows))
-    turns, counts = [], collections.Counter()
-    for number in skull[rows].tolist():
-        turns.append(counts[number])
-        counts[number] += 1
-    rows, cases = rows[np.argsort(turns, kind="stable")][:count], []
+    rows, cases = skulls_first(opened, np.sort(rows), count, seed), []
     for row, name in zip(rows.tolist(), opened.names(skull[rows]), strict=True):
         words = [name] if name else []
         words += [opened.attrs["kinds"][kind[row]]] if kind[row] >= 0 else []

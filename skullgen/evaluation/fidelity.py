@@ -1,18 +1,35 @@
 """What generated pairs look like beside real ones, in numbers; and which of them are copies."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 
 from skullgen.core.errors import UserError
-from skullgen.data import store
+from skullgen.data import mixture, store
+from skullgen.evaluation import distances, explore
+from skullgen.evaluation.distances import Sample
 from skullgen.generation import generate
+from skullgen.models import steps
+from skullgen.networks import augment
 
+COMPONENTS = 16  # of features, at most: many more than a covariance of some dozens of pairs has
+LEAST = 8  # pairs of a group; fewer tell nothing
+LOOKS = 60  # comparisons of two volumes that a mean MS-SSIM is of, at most
 CHANNELS = ("skull", "defect")
 A, B = UInt8[np.ndarray, "n bytes"], UInt8[np.ndarray, "m bytes"]  # packed pairs
 Rows = Int[np.ndarray, " n"]
 Some = UInt8[np.ndarray, "_ bytes"]
+Features = Callable[[store.Packed], Float[np.ndarray, "n F"]]
+
+
+class Group(NamedTuple):
+    """Pairs that are judged, and the number of each one's skull."""
+
+    bits: store.Packed
+    skulls: distances.Skulls
 
 
 def dice_matrix(a: A, b: B, size: int) -> Float32[np.ndarray, "2 n m"]:
@@ -114,3 +131,119 @@ def _mean_apart(dice):
     """The mean of a square matrix without its diagonal; None where that is all."""
     values = dice[~np.eye(len(dice), dtype=bool)]
     return float(values.mean()) if len(values) else None
+
+
+def beside(
+    real: store.Store,
+    made: dict[str, store.Store],
+    features: dict[str, Features],
+    amounts: tuple[float, float, float],
+    pairs: int = 200,
+    source_rows: Rows | None = None,
+) -> dict[str, Any]:
+    """Groups of pairs, as many of each, beside real training pairs; {} where skulls are too few.
+
+    made: stores by the group's name, and held-out real pairs and training pairs augmented by
+    `amounts`. features: by title, besides the volumes' own. One half of the training skulls is what
+    all are compared with; principal components (and their unit) are fitted on the other half, so
+    that the reference is as new to them as held-out pairs are.
+    """
+    source_rows = real.rows("train") if source_rows is None else source_rows
+    skulls = _skulls(mixture.Part(real, source_rows))
+    names = np.random.default_rng(0).permutation(np.unique(skulls))
+    first = np.isin(skulls, names[: len(names) // 2])
+    unseen = np.concatenate([real.rows(split) for split in ("validation", "test")])
+    parts = {"reference": mixture.Part(real, source_rows[~first])}
+    parts |= {"held_out": mixture.Part(real, np.sort(unseen))}
+    parts |= {name: mixture.Part(one, one.rows()) for name, one in made.items()}
+    parts |= {"augmentation": mixture.Part(real, source_rows)}
+    parts = {name: part for name, part in parts.items() if _enough(part)}
+    fit = mixture.Part(real, source_rows[first])
+    if "reference" not in parts or not _enough(fit):
+        return {}
+    count = min(pairs, *(len(part.rows) for part in parts.values()))
+    groups = {name: _group(part, count) for name, part in parts.items()}
+    bits = _augmented(groups["augmentation"].bits, real.size, amounts)
+    groups["augmentation"] = groups["augmentation"]._replace(bits=bits)
+    volumes = {"PCA of the volumes": lambda bits: explore.volumes(bits, real.size)}
+    apart = {}
+    for title, run in (features | volumes).items():
+        if samples := _samples(run, _group(fit, pairs), groups):
+            reference = samples.pop("reference")
+            rows = {name: _distances(one, reference) for name, one in samples.items()}
+            bias = distances.frechet_bias(reference)
+            apart[title] = {"frechet_bias": bias, "groups": rows}
+    return {
+        "pairs": count,
+        "skulls": {name: len(np.unique(group.skulls)) for name, group in groups.items()},
+        "features": apart,
+        "variety": {name: _variety(group, real.size) for name, group in groups.items()},
+    }
+
+
+def _skulls(part):
+    """The number of each pair's skull; one that is not known is of a skull of its own."""
+    known = part.store.column("skull")[part.rows]
+    return np.where(known < 0, -1 - np.arange(len(known)), known)
+
+
+def _enough(part):
+    """Whether pairs are enough to be compared, and of more than one skull."""
+    return len(part.rows) >= LEAST and len(np.unique(_skulls(part))) > 1
+
+
+def _group(part, count):
+    rows = np.sort(explore.skulls_first(part.store, part.rows, count, 0))
+    return Group(part.store.load(rows), _skulls(part._replace(rows=rows)))
+
+
+def _augmented(bits, size, amounts):
+    """Pairs, each augmented once."""
+
+    def one(own):
+        pair = steps.unpack(own[0][None], size)
+        return steps.pack(augment.augment(own[1][None], pair, *amounts))[0]
+
+    keys = jax.random.split(jax.random.key(0), len(bits))
+    return np.asarray(jax.jit(lambda *both: jax.lax.map(one, both))(bits, keys))
+
+
+def _samples(run, fit, groups):
+    """The principal components of groups' features, in their unit; {} where all are alike."""
+    from sklearn.decomposition import PCA
+
+    known = run(fit.bits)
+    if not np.ptp(known, axis=0).any():
+        return {}
+    most = min(COMPONENTS, len(known) - 1, known.shape[1])
+    pca = PCA(most, random_state=0).fit(known.astype(float))
+    unit = np.sqrt(pca.explained_variance_.mean())
+    return {
+        name: Sample(pca.transform(run(group.bits).astype(float)) / unit, group.skulls)
+        for name, group in groups.items()
+    }
+
+
+def _distances(sample, reference):
+    return {
+        "mmd": distances.mmd(sample, reference)._asdict(),
+        "frechet": distances.frechet(sample.features, reference.features),
+        **distances.manifold(sample, reference),
+        "nearest_accuracy": distances.nearest_accuracy(sample, reference),
+    }
+
+
+def _variety(group, size):
+    """Of two pairs of different skulls, each channel: mean Dice, and MS-SSIM of some of them."""
+    different = distances.apart(group.skulls)
+    dice = [one[different].mean() for one in dice_matrix(group.bits, group.bits, size)]
+    both = np.argwhere(np.triu(different))
+    both = np.random.default_rng(0).permutation(both)[:LOOKS]
+    volumes = explore.volumes(group.bits, size)
+    side = round((volumes.shape[1] / 2) ** (1 / 3))
+    looks = volumes.reshape(-1, side, side, side, 2)[both]
+    result = {}
+    for channel, name in enumerate(CHANNELS):
+        similar = distances.ms_ssim(looks[:, 0, ..., channel], looks[:, 1, ..., channel])
+        result[name] = {"dice": float(dice[channel]), "ms_ssim": float(similar.mean())}
+    return result

@@ -84,10 +84,15 @@ def keys(state: State, stream: int, count: int, update: Update = 0) -> Key[Array
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
+def augmentation(config: ConfigDict) -> tuple[float, float, float]:
+    """What `augment.augment` is to take from a model's fields: degrees, scaling, voxels."""
+    shift = config.shift_mm * config.resolution / FIELD_MM
+    return config.rotation_degrees, config.scaling, shift
+
+
 def augmented(step: Step, config: ConfigDict) -> Step:
     """A step that sees each pair flipped, turned, scaled and shifted, another way every time."""
-    shift = config.shift_mm * config.resolution / FIELD_MM
-    amounts = config.rotation_degrees, config.scaling, shift
+    amounts = augmentation(config)
 
     def run(state, batch):
         def anew(update):

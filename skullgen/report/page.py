@@ -65,7 +65,10 @@ def write(workdir: Path) -> Path:
         if quality
         else [],
         "Generated pairs beside real ones": distributions(*stores) if len(stores) == 2 else [],
-        "Generated pairs in numbers": [tables.fidelity(quality)] if quality else [],
+        "Generated pairs in numbers": [
+            *([tables.fidelity(quality)] if quality else []),
+            *tables.distances((quality or {}).get("distances", {})),
+        ],
         "Maps": [Plot(one["title"], "map", one["points"]) for one in maps.get("maps", [])],
         "Pictures": list(map(picture, sorted(workdir.glob("figures/*.png")))),
         "Training": [plot for path in records for plot in curves(logs.read(path), path.stem)],

@@ -16,6 +16,14 @@ DICES = {  # title -> place in the numbers of `fidelity.fidelity`
     "two generated pairs": ("pairwise_dice", "generated"),
     "two training pairs": ("pairwise_dice", "training"),
 }
+GROUPS = {  # what is compared with real training pairs, in the order of the rows
+    "generated": "generated",
+    "held_out": "held-out real",
+    "augmentation": "training, augmented",
+    "fresh": "fresh defects",
+    "transplants": "transplants",
+}
+NUMBERS = ("precision", "recall", "density", "coverage", "nearest_accuracy")
 
 
 class Table(NamedTuple):
@@ -100,6 +108,33 @@ def fidelity(quality: dict[str, Any]) -> Table:
     notes += [asked.text(quality["asked"])] if "asked" in quality else []
     title = f"{quality['removed']['pairs']} generated pairs: {removal(quality['removed'])}"
     return Table(title, [f"Dice, {quality['compared']} pairs", "skull", "defect"], rows, notes)
+
+
+def distances(beside: dict[str, Any]) -> list[Table]:
+    """The two tables of `fidelity.beside`: how far groups are from real pairs; how varied."""
+    if not beside:
+        return []
+    groups, lines, notes = [name for name in GROUPS if name in beside["skulls"]], [], []
+    for title, part in beside["features"].items():
+        for name in groups:
+            row, skulls = part["groups"][name], str(beside["skulls"][name])
+            cells = [skulls, span(row["mmd"]), *(number(row[k]) for k in ("frechet", *NUMBERS))]
+            lines.append([f"{GROUPS[name]}; {title}", *cells])
+        bias = number(part["frechet_bias"])
+        notes.append(f"{title}: a Frechet of about {bias} is bias, of sets as small as these")
+    count, skulls = beside["pairs"], beside["skulls"]["reference"]
+    title = (
+        f"distance from {count} real training pairs ({skulls} skulls), {count} pairs of each; "
+        "equal sets: MMD 0, 1-NN .5, the four others about 1"
+    )
+    names = "pairs; features, skulls, MMD, Frechet, precision, recall, density, coverage, 1-NN"
+    rows = []
+    for name, its in beside["variety"].items():
+        values = (its[channel][k] for k in ("ms_ssim", "dice") for channel in ("skull", "defect"))
+        rows.append([GROUPS.get(name, "training"), *map(number, values)])
+    columns = ["pairs", "MS-SSIM, skull", "MS-SSIM, defect", "Dice, skull", "Dice, defect"]
+    likeness = "likeness of two pairs of different skulls: more than of real ones is less variety"
+    return [Table(title, names.split(", "), lines, notes), Table(likeness, columns, rows)]
 
 
 def copies(name: str, near: dict[str, Any]) -> str:

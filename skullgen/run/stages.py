@@ -17,6 +17,7 @@ from skullgen.data.controls import Impossible
 from skullgen.delivery import export, predict, release
 from skullgen.evaluation import asked, explore, fidelity, judges, metrics, verdict
 from skullgen.generation import generate
+from skullgen.models import steps
 from skullgen.report import card, figures, gallery, page, pictures, preview, tables
 from skullgen.run.config import as_json
 from skullgen.training import checkpoint, logs, loop, methods
@@ -175,20 +176,23 @@ def _segment(config, workdir):
 def _evaluate(config, workdir):
     real, path = store.Store(workdir / "real.zarr"), workdir / "generated.zarr"
     result, lines, notes, nets = {}, [], [], {}
-    if store.exists(path):
-        pairs, rows = store.Store(path), loop.training_rows(workdir, config.model_name)
-        result["generated"] = {"recipe": pairs.recipe, "pairs": pairs.count}
-        result["quality"] = fidelity.fidelity(real, pairs, config.evaluate.pairs, rows)
-        if got := asked.asked(real, pairs):
-            result["quality"]["asked"] = got
-        lines += tables.text(tables.fidelity(result["quality"]))
     try:
         if judges.begun(workdir):
             nets = judges.load(config.segment, real.size, workdir)
     except judges.Unfinished as error:
-        if not result:
+        if not store.exists(path):
             raise
         notes = [f"no verdict: {error}"]
+    if store.exists(path):
+        pairs, rows = store.Store(path), loop.training_rows(workdir, config.model_name)
+        result["generated"] = {"recipe": pairs.recipe, "pairs": pairs.count}
+        result["quality"] = fidelity.fidelity(real, pairs, config.evaluate.pairs, rows)
+        result["quality"]["distances"] = _distances(config, workdir, nets, rows)
+        if got := asked.asked(real, pairs):
+            result["quality"]["asked"] = got
+        lines += tables.text(tables.fidelity(result["quality"]))
+        for table in tables.distances(result["quality"]["distances"]):
+            lines += ["", *tables.text(table)]
     if nets:
         parts = mixture.parts(config.evaluate.stores, workdir, 0, "evaluate.stores")
         titles = mixture.titles([part.store.path for part in parts])
@@ -203,6 +207,27 @@ def _evaluate(config, workdir):
     files.write_json(workdir / "metrics.json", result)
     lines += [f"warning: {line}" for line in result["warnings"]]
     print("\n".join(map(plain, lines)))
+
+
+def _distances(config, workdir, nets, rows):
+    """`fidelity.beside` of what the work directory holds."""
+    real, made = store.Store(workdir / "real.zarr"), {}
+    for name in ("generated", "fresh", "transplants"):
+        if store.exists(path := workdir / f"{name}.zarr"):
+            made[name] = store.Store(path)
+            made[name].require_whole()
+    seen, features = set(real.rows("train").tolist()), {}
+    for net in _of_real(nets, real)[:1]:
+        if net.model.features and all(seen.issuperset(part.rows.tolist()) for part in net.parts):
+            run = partial(explore.network_features, net, size=real.size, batch=8)
+            features["the V-Net's bottleneck"] = run
+    amounts = steps.augmentation(config.model)
+    return fidelity.beside(real, made, features, amounts, config.evaluate.pairs, rows)
+
+
+def _of_real(nets, real):
+    """The networks that saw real pairs only."""
+    return [net for net in nets.values() if all(p.store.path == real.path for p in net.parts)]
 
 
 def _notes(config, workdir, real):
@@ -220,12 +245,11 @@ def _notes(config, workdir, real):
 def _explore(config, workdir):
     settings, real = config.explore, store.Store(workdir / "real.zarr")
     nets = judges.load(config.segment, real.size, workdir) if judges.begun(workdir) else {}
-    of_real = [net for net in nets.values() if all(p.store.path == real.path for p in net.parts)]
     generated = workdir / "generated.zarr"
     paths = [mixture.find(name, workdir) for name in mixture.paths(settings.stores, workdir)]
     paths = paths or [generated] * store.exists(generated)
     stores = dict(zip(mixture.titles(paths), map(store.Store, paths), strict=True))
-    pictures.maps(workdir, real, stores, of_real, settings)
+    pictures.maps(workdir, real, stores, _of_real(nets, real), settings)
     pictures.segmentations(workdir, real, nets, config.evaluate.threshold)
     if config.model_name:
         config, folder = release.chosen(config, workdir)
