@@ -24,8 +24,9 @@ PACKAGED = Path(__file__).parent / "weights"
 README = Path(__file__).parent / "release.md"  # a template
 ABOUT = ("voxel_mm", "kinds", "licence", "trained_on")
 PRIVATE = (
-    "data.root data.test data.validation stores generate.weights segment.stores evaluate.stores "
-    "explore.stores export.store export.folder predict.file predict.folder predict.weights"
+    "data.root data.test data.validation stores init_from generate.weights segment.stores "
+    "segment.init_from evaluate.stores explore.stores export.store export.folder predict.file "
+    "predict.folder predict.weights"
 ).split()
 
 

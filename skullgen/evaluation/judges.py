@@ -4,6 +4,7 @@
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from skullgen.data import mixture, store
 from skullgen.evaluation import metrics
 from skullgen.generation import generate
 from skullgen.models import steps
-from skullgen.training import checkpoint, logs, loop, methods
+from skullgen.training import checkpoint, initial, logs, loop, methods
 from skullgen.training.methods import Trained
 
 CONTROLS = {  # what pairs must beat, and what none can: name -> pairs
@@ -30,6 +31,7 @@ CONTROLS = {  # what pairs must beat, and what none can: name -> pairs
 }
 NETS = ("vnet", *(f"vnet_{name}" for name in CONTROLS))
 CURVE_PAIRS, CURVE_BATCH = 40, 8  # of the split `validation`, at most, for a learning curve
+Find = Callable[[str], Path]  # from `init_from` to its folder: `release.place`
 RISE = 0.01  # of Dice in the last quarter of training: with more, a net has not converged
 
 
@@ -60,9 +62,12 @@ def controls(config: ConfigDict) -> list[str]:
     return [name for name in every if name != "real"]
 
 
-def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
+def check(
+    settings: ConfigDict, size: int, workdir: Path, options: loop.Options, find: Find = Path
+) -> None:
     """UserError for what the stage `segment` would find wrong with `config.segment`."""
-    _load(settings, size)
+    model, *_ = _load(settings, size)
+    _start(settings, model, _folder(workdir, "vnet"), find)
     methods.check(settings.model_name, _sized(settings, size), section="segment.")
     in_range("segment.updates", settings.updates, 1)
     in_range("segment.control_pairs", settings.control_pairs, 1)
@@ -91,7 +96,21 @@ def _load(settings, size):
     return model, methods.recipe(name, own, "segment."), plan
 
 
-def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
+def _start(settings, model, folder, find):
+    """What a network in `folder` starts from: all from the same one, to be compared."""
+    where = settings.get("init_from", "")
+
+    def read():
+        source = find(where)
+        theirs = methods.load_config(source)
+        return newest(theirs.segment, theirs.model.resolution, source, choose(source)).state
+
+    return initial.begin(folder, model, f"segment.init_from={where}", read) if where else None
+
+
+def train(
+    settings: ConfigDict, size: int, workdir: Path, options: loop.Options, find: Find = Path
+) -> None:
     """Trains what is not trained yet, or goes on; options: the run's own."""
     model, network, plan = _load(settings, size)
     nets = mixtures(settings, workdir)
@@ -103,7 +122,8 @@ def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
         done = hosts.first(checkpoint.newest(folder)) == settings.updates
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
         log, scores = workdir / f"segment-{name}.jsonl", _scorer(model, workdir, size)
-        place = loop.Place(log, folder, network, scores=scores)
+        start = _start(settings, model, folder, find)
+        place = loop.Place(log, folder, network, scores=scores, start=start)
         loop.train(model, plan, parts, place, _own(settings, options))
 
 
@@ -133,6 +153,8 @@ def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
         folder = _folder(workdir, name)
         now = loop.recipe(plan, parts, network, settings.seed, settings.batch_size)
         before, updates = provenance.read(folder), checkpoint.newest(folder)
+        if start := settings.get("init_from", ""):  # `train` has compared its sum
+            now["init_from"] = (before or {}).get("init_from", start)
         if updates and before and (other := provenance.differences(before, now)):
             cure = "set it back, or delete this folder and run the stage `segment` again"
             raise Unfinished(f"{folder}: trained with another {', '.join(other)}: {cure}")
@@ -163,6 +185,7 @@ def about(settings: ConfigDict, nets: dict[str, Trained], workdir: Path) -> dict
     """What trained networks are made of, and how they learnt, in words for `metrics.json`."""
     shared, result = {"updates": settings.updates, "seed": settings.seed}, {}
     shared["augment"] = settings.model.get("augment", False)
+    shared["init_from"] = settings.get("init_from", "")
     for name, net in nets.items():
         stores = [{"path": str(part.store.path), "pairs": len(part.rows)} for part in net.parts]
         log = logs.read(workdir / f"segment-{name}.jsonl")

@@ -19,7 +19,7 @@ from skullgen.evaluation import explore, fidelity, judges, metrics, verdict
 from skullgen.generation import generate
 from skullgen.report import card, figures, gallery, page, pictures, preview, tables
 from skullgen.run.config import as_json
-from skullgen.training import checkpoint, logs, loop, methods
+from skullgen.training import checkpoint, initial, logs, loop, methods
 
 
 def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
@@ -39,8 +39,10 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
         loop.check(_options(config))
         mixture.require_there([part[0] for part in mixture.named(config.stores, "stores")], workdir)
         methods.check(config.model_name, config.model, config.phases)
+        _start(config, workdir, methods.load_model(config.model_name, config.model))
     if "segment" in names:
-        judges.check(config.segment, config.model.resolution, workdir, _options(config))
+        size = config.model.resolution
+        judges.check(config.segment, size, workdir, _options(config), release.place)
     own = {"generate": generate, "evaluate": metrics, "explore": explore}
     for stage in [name for name in own if name in names]:
         own[stage].check(config[stage])
@@ -117,6 +119,18 @@ def link(source: Path, path: Path, size: int) -> None:
         raise UserError(f"{path} is not {source}: choose another --workdir")
 
 
+def _start(config, workdir, model):
+    """What the generator starts from; None: random weights."""
+    where = config.get("init_from", "")
+
+    def read():
+        folder = release.place(where)
+        return methods.generator(methods.load_config(folder), folder).state
+
+    folder = workdir / "checkpoints" / config.model_name
+    return initial.begin(folder, model, f"init_from={where}", read) if where else None
+
+
 def _train(config, workdir):
     name, real = config.model_name, store.Store(workdir / "real.zarr")
     real.require_whole("ingest")
@@ -126,7 +140,8 @@ def _train(config, workdir):
     model, folder = methods.load_model(name, config.model), workdir / "checkpoints" / name
     sheets = preview.watcher(model, workdir / "figures" / "training", config)
     network = methods.recipe(name, config.model)
-    place = loop.Place(workdir / "train.jsonl", folder, network, sheets)
+    start = _start(config, workdir, model)
+    place = loop.Place(workdir / "train.jsonl", folder, network, sheets, start=start)
     loop.train(model, methods.phases(config.phases, model), parts, place, _options(config))
 
 
@@ -156,7 +171,8 @@ def _generate(config, workdir):
 
 
 def _segment(config, workdir):
-    judges.train(config.segment, config.model.resolution, workdir, _options(config))
+    size = config.model.resolution
+    judges.train(config.segment, size, workdir, _options(config), release.place)
 
 
 def _evaluate(config, workdir):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -86,8 +87,13 @@ def release(folder: Path, state: State) -> None:
         note.unlink()
 
 
-def begin(folder: Path, model: Model, seed: int) -> State:
-    """The State to train from in every process: process 0's newest checkpoint, or a new one."""
+def begin(
+    folder: Path, model: Model, seed: int, put: Callable[[State], State] | None = None
+) -> State:
+    """The State to train from in every process: process 0's newest checkpoint, or a new one.
+
+    put: what a new one starts from, put into it (`initial.Start`).
+    """
     step = newest(folder) if hosts.lead() else 0
     if step:
         state = read(folder, model, step)
@@ -97,6 +103,7 @@ def begin(folder: Path, model: Model, seed: int) -> State:
         # rbg for the weights: threefry takes XLA seconds to compile for every shape drawn.
         state = jax.jit(model.init)(jax.random.key(seed, impl="rbg"))
         state = state.replace(key=jax.random.key(seed))
+        state = put(state) if put else state
     return _keyed(hosts.first(_plain(state)))
 
 
