@@ -98,7 +98,9 @@ def defaults(size):
     # them; varied `phantoms`; `ceiling`, fresh defects in the test skulls too. Ingest makes those
     # that are named here or in `stores` (fresh.zarr, ...)
     config.segment.control_pairs = 300  # in each of them, about
-    config.segment.init_from = ""  # the same for all V-Nets of the run: from its `vnet`, or only one
+    config.segment.init_from = (
+        ""  # the same for all V-Nets of the run: from its `vnet`, or only one
+    )
     config.segment.seed = config.get_oneway_ref("seed")
     config.segment.updates = 800
     config.segment.batch_size = 4  # over all devices, or as many as have equal parts of it

@@ -53,7 +53,10 @@ def about(folder: Path, name: str = "") -> dict[str, Any]:
     source = real.recipe.get("data", {}).get("source", "unknown")
     skulls = len(np.unique(real.column("skull")[rows]))
     origin = {"source": source, "pairs": len(rows), "skulls": skulls}
-    return {**{name: real.attrs[name] for name in ABOUT[:-1]}, "trained_on": origin}
+    result = {**{name: real.attrs[name] for name in ABOUT[:-1]}, "trained_on": origin}
+    if any("init_from" in (provenance.read(net) or {}) for net in folder.glob("checkpoints/*")):
+        result["licence"] += "; and that of the weights that it started from (init_from)"
+    return result
 
 
 def chosen(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path]:

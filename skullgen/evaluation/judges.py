@@ -4,7 +4,6 @@
 """
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from skullgen.data import mixture, store
 from skullgen.evaluation import metrics
 from skullgen.generation import generate
 from skullgen.models import steps
-from skullgen.training import checkpoint, initial, logs, loop, methods
+from skullgen.training import checkpoint, logs, loop, methods
 from skullgen.training.methods import Trained
 
 CONTROLS = {  # what pairs must beat, and what none can: name -> pairs
@@ -31,7 +30,7 @@ CONTROLS = {  # what pairs must beat, and what none can: name -> pairs
 }
 NETS = ("vnet", *(f"vnet_{name}" for name in CONTROLS))
 CURVE_PAIRS, CURVE_BATCH = 40, 8  # of the split `validation`, at most, for a learning curve
-Find = Callable[[str], Path]  # from `init_from` to its folder: `release.place`
+Start = loop.Start | None
 RISE = 0.01  # of Dice in the last quarter of training: with more, a net has not converged
 
 
@@ -63,11 +62,12 @@ def controls(config: ConfigDict) -> list[str]:
 
 
 def check(
-    settings: ConfigDict, size: int, workdir: Path, options: loop.Options, find: Find = Path
+    settings: ConfigDict, size: int, workdir: Path, options: loop.Options, start: Start = None
 ) -> None:
     """UserError for what the stage `segment` would find wrong with `config.segment`."""
     model, *_ = _load(settings, size)
-    _start(settings, model, _folder(workdir, "vnet"), find)
+    if start:
+        start(_folder(workdir, NETS[0]), model)
     methods.check(settings.model_name, _sized(settings, size), section="segment.")
     in_range("segment.updates", settings.updates, 1)
     in_range("segment.control_pairs", settings.control_pairs, 1)
@@ -96,22 +96,10 @@ def _load(settings, size):
     return model, methods.recipe(name, own, "segment."), plan
 
 
-def _start(settings, model, folder, find):
-    """What a network in `folder` starts from: all from the same one, to be compared."""
-    where = settings.get("init_from", "")
-
-    def read():
-        source = find(where)
-        theirs = methods.load_config(source)
-        return newest(theirs.segment, theirs.model.resolution, source, choose(source)).state
-
-    return initial.begin(folder, model, f"segment.init_from={where}", read) if where else None
-
-
 def train(
-    settings: ConfigDict, size: int, workdir: Path, options: loop.Options, find: Find = Path
+    settings: ConfigDict, size: int, workdir: Path, options: loop.Options, start: Start = None
 ) -> None:
-    """Trains what is not trained yet, or goes on; options: the run's own."""
+    """Trains what is not trained yet, or goes on; options: the run's own; start: of all nets."""
     model, network, plan = _load(settings, size)
     nets = mixtures(settings, workdir)
     for name in plugins.listed(settings.controls):
@@ -122,7 +110,6 @@ def train(
         done = hosts.first(checkpoint.newest(folder)) == settings.updates
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
         log, scores = workdir / f"segment-{name}.jsonl", _scorer(model, workdir, size)
-        start = _start(settings, model, folder, find)
         place = loop.Place(log, folder, network, scores=scores, start=start)
         loop.train(model, plan, parts, place, _own(settings, options))
 

@@ -21,6 +21,7 @@ from skullgen.core import files, hosts
 from skullgen.core.errors import UserError
 from skullgen.core.types import Model, State
 
+Put = Callable[[State], State] | None
 DELETED = "deleted.partial"  # `files.clear` knows it by its ending
 KEEP = 2  # newest checkpoints that stay, should one be damaged
 DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND")  # what tensorstore says of changed files
@@ -87,13 +88,8 @@ def release(folder: Path, state: State) -> None:
         note.unlink()
 
 
-def begin(
-    folder: Path, model: Model, seed: int, put: Callable[[State], State] | None = None
-) -> State:
-    """The State to train from in every process: process 0's newest checkpoint, or a new one.
-
-    put: what a new one starts from, put into it (`initial.Start`).
-    """
+def begin(folder: Path, model: Model, seed: int, put: Put = None) -> State:
+    """The State to train from everywhere: process 0's newest checkpoint, or a new one, `put`."""
     step = newest(folder) if hosts.lead() else 0
     if step:
         state = read(folder, model, step)
