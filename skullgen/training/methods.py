@@ -19,6 +19,7 @@ from skullgen.models import steps
 from skullgen.networks import modules
 from skullgen.training import checkpoint
 
+TWINS = "vae/params/decoder/", "generator/params/"  # one network: where one lacks, the other does
 B = 2  # samples of the shapes that are tried
 Specs = Sequence[Any]  # of a config: dicts with the fields of a Phase
 
@@ -164,7 +165,11 @@ def start(where: str, read: Callable[[], State], folder: Path, model: Model) -> 
 
 def fitting(where: str, source: State, model: Model) -> Start:
     """What `source` has under the names and in the shapes of `model`; UserError for nothing."""
-    mine, theirs = map(_arrays, (jax.eval_shape(model.init, jax.random.key(0)), source))
+    mine = _arrays(jax.eval_shape(model.init, jax.random.key(0)))
+    # Older releases, the packaged one too, have zeros where they left a network out.
+    theirs = {name: array for name, array in _arrays(source).items() if np.any(array)}
+    for one, other in (TWINS, TWINS[::-1]):
+        theirs = {name.replace(one, other): array for name, array in theirs.items()} | theirs
     taken, rest, digest = {}, [], hashlib.sha256()
     for name, array in mine.items():
         form, there = _form(array), _form(theirs.get(name))

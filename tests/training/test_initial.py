@@ -13,7 +13,9 @@ from experiments import vae, vae_wgan
 from skullgen.core import jobs, provenance
 from skullgen.core.errors import UserError
 from skullgen.core.types import Phase
+from skullgen.delivery import release
 from skullgen.training import checkpoint, logs, methods
+from tests.models.common import assert_close
 from tests.training import test_loop
 from tests.training.test_loop import TOY, same
 
@@ -42,9 +44,10 @@ def test_what_fits_is_the_sources_and_the_rest_as_without_it(source, tmp_path):
     now, plain = _begun(tmp_path, model, start), checkpoint.begin(tmp_path, model, 3)
     theirs, own = source.nets["vae"], now.nets["vae"]
     wanted = own.replace(params=theirs.params, stats=theirs.stats, opt=plain.nets["vae"].opt)
-    same(now, plain.replace(nets={**plain.nets, "vae": wanted}))
+    twin = plain.nets["generator"].replace(params=theirs.params["decoder"])
+    same(now, plain.replace(nets={**plain.nets, "vae": wanted, "generator": twin}))
     assert int(now.step) == 0 and (own.stats["mean"] == 1).all()
-    assert "init_from=x: 23 of 41 arrays are taken, 18 begin anew" in start.line
+    assert "init_from=x: 33 of 41 arrays are taken, 8 begin anew" in start.line
     assert "(critic/params/Dense_0/bias [1], there nothing; " in start.line
 
 
@@ -135,3 +138,17 @@ def test_it_begins_better_than_from_scratch_and_other_weights_are_refused(works,
     for folder in (warm / "none", cold / "ck"):
         with pytest.raises(UserError, match=r"^init_from=whole: whole: no such folder"):
             _start(_gone)(folder, model)
+
+
+def test_zeros_of_an_older_release_are_not_taken_and_a_decoder_is_its_generator():
+    """The packaged hybrid lacks its critic and its VAE's decoder, which learn nothing as 0."""
+    demo = release.place("demo")
+    source = methods.generator(methods.load_config(demo), demo).state
+    assert not any(map(np.any, jax.tree.leaves(source.nets["vae"].params["decoder"])))
+    model = _model("vae", vae.get_config())
+    start = methods.fitting("init_from=demo", source, model)
+    assert start.line == "init_from=demo: 29 of 29 arrays are taken"
+    own = start.put(model.init(jax.random.key(0))).nets["vae"].params["decoder"]
+    assert_close(own, source.nets["generator"].params, rtol=0, atol=0)
+    hybrid = methods.fitting("", source, _model("vae_wgan", vae_wgan.get_config()))
+    assert len(hybrid.arrays) == 42 and not any("critic" in name for name in hybrid.arrays)
