@@ -25,6 +25,8 @@ def defaults(size):
     config.seed = 0  # generate.seed, segment.seed and explore.seed are this one unless they are set
     config.stores = ""  # what a generator learns from: PATH:SPLIT:PAIRS, comma-separated, of any
     # run, or of the controls below (transplants.zarr:all:all); "": the training pairs
+    config.init_from = ""  # weights that the generator starts from, as far as names and shapes fit:
+    # a run's or a release's folder, or packaged ones, as demo; "": random
     config.batch_size = 16  # over all devices, or as many as have equal parts of it
     config.workers = 0  # processes for ingest and generate; 0: one a core
     config.log_every = 20  # updates between fetches of the metrics
@@ -104,6 +106,9 @@ def defaults(size):
     # them; varied `phantoms`; `ceiling`, fresh defects in the test skulls too. Ingest makes those
     # that are named here or in `stores` (fresh.zarr, ...)
     config.segment.control_pairs = 300  # in each of them, about
+    config.segment.init_from = (
+        ""  # the same for all V-Nets of the run: from its `vnet`, or only one
+    )
     config.segment.seed = config.get_oneway_ref("seed")
     config.segment.updates = 800
     config.segment.batch_size = 4  # over all devices, or as many as have equal parts of it

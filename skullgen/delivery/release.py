@@ -24,8 +24,9 @@ PACKAGED = Path(__file__).parent / "weights"
 README = Path(__file__).parent / "release.md"  # a template
 ABOUT = ("voxel_mm", "kinds", "licence", "trained_on")
 PRIVATE = (
-    "data.root data.test data.validation stores generate.weights segment.stores evaluate.stores "
-    "explore.stores export.store export.folder predict.file predict.folder predict.weights"
+    "data.root data.test data.validation stores init_from generate.weights segment.stores "
+    "segment.init_from evaluate.stores explore.stores export.store export.folder predict.file "
+    "predict.folder predict.weights"
 ).split()
 
 
@@ -52,7 +53,10 @@ def about(folder: Path, name: str = "") -> dict[str, Any]:
     source = real.recipe.get("data", {}).get("source", "unknown")
     skulls = len(np.unique(real.column("skull")[rows]))
     origin = {"source": source, "pairs": len(rows), "skulls": skulls}
-    return {**{name: real.attrs[name] for name in ABOUT[:-1]}, "trained_on": origin}
+    result = {**{name: real.attrs[name] for name in ABOUT[:-1]}, "trained_on": origin}
+    if any("init_from" in (provenance.read(net) or {}) for net in folder.glob("checkpoints/*")):
+        result["licence"] += "; and that of the weights that it started from (init_from)"
+    return result
 
 
 def chosen(config: ConfigDict, workdir: Path) -> tuple[ConfigDict, Path]:

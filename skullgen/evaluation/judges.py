@@ -30,6 +30,7 @@ CONTROLS = {  # what pairs must beat, and what none can: name -> pairs
 }
 NETS = ("vnet", *(f"vnet_{name}" for name in CONTROLS))
 CURVE_PAIRS, CURVE_BATCH = 40, 8  # of the split `validation`, at most, for a learning curve
+Start = loop.Start | None
 RISE = 0.01  # of Dice in the last quarter of training: with more, a net has not converged
 
 
@@ -60,9 +61,13 @@ def controls(config: ConfigDict) -> list[str]:
     return [name for name in every if name != "real"]
 
 
-def check(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
+def check(
+    settings: ConfigDict, size: int, workdir: Path, options: loop.Options, start: Start = None
+) -> None:
     """UserError for what the stage `segment` would find wrong with `config.segment`."""
-    _load(settings, size)
+    model, *_ = _load(settings, size)
+    if start:
+        start(_folder(workdir, NETS[0]), model)
     methods.check(settings.model_name, _sized(settings, size), section="segment.")
     in_range("segment.updates", settings.updates, 1)
     in_range("segment.control_pairs", settings.control_pairs, 1)
@@ -91,8 +96,10 @@ def _load(settings, size):
     return model, methods.recipe(name, own, "segment."), plan
 
 
-def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options) -> None:
-    """Trains what is not trained yet, or goes on; options: the run's own."""
+def train(
+    settings: ConfigDict, size: int, workdir: Path, options: loop.Options, start: Start = None
+) -> None:
+    """Trains what is not trained yet, or goes on; options: the run's own; start: of all nets."""
     model, network, plan = _load(settings, size)
     nets = mixtures(settings, workdir)
     for name in plugins.listed(settings.controls):
@@ -103,7 +110,7 @@ def train(settings: ConfigDict, size: int, workdir: Path, options: loop.Options)
         done = hosts.first(checkpoint.newest(folder)) == settings.updates
         print(f"{name}: {settings.updates} updates on {pairs} pairs{' are done' * done}")
         log, scores = workdir / f"segment-{name}.jsonl", _scorer(model, workdir, size)
-        place = loop.Place(log, folder, network, scores=scores)
+        place = loop.Place(log, folder, network, scores=scores, start=start)
         loop.train(model, plan, parts, place, _own(settings, options))
 
 
@@ -133,6 +140,8 @@ def load(settings: ConfigDict, size: int, workdir: Path) -> dict[str, Trained]:
         folder = _folder(workdir, name)
         now = loop.recipe(plan, parts, network, settings.seed, settings.batch_size)
         before, updates = provenance.read(folder), checkpoint.newest(folder)
+        if start := settings.get("init_from", ""):  # `train` has compared its sum
+            now["init_from"] = (before or {}).get("init_from", start)
         if updates and before and (other := provenance.differences(before, now)):
             cure = "set it back, or delete this folder and run the stage `segment` again"
             raise Unfinished(f"{folder}: trained with another {', '.join(other)}: {cure}")
@@ -163,6 +172,7 @@ def about(settings: ConfigDict, nets: dict[str, Trained], workdir: Path) -> dict
     """What trained networks are made of, and how they learnt, in words for `metrics.json`."""
     shared, result = {"updates": settings.updates, "seed": settings.seed}, {}
     shared["augment"] = settings.model.get("augment", False)
+    shared["init_from"] = settings.get("init_from", "")
     for name, net in nets.items():
         stores = [{"path": str(part.store.path), "pairs": len(part.rows)} for part in net.parts]
         log = logs.read(workdir / f"segment-{name}.jsonl")

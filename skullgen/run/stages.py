@@ -40,8 +40,12 @@ def check(config: ConfigDict, names: list[str], workdir: Path) -> None:
         loop.check(_options(config))
         mixture.require_there([part[0] for part in mixture.named(config.stores, "stores")], workdir)
         methods.check(config.model_name, config.model, config.phases)
+        if start := _start(config):
+            model = methods.load_model(config.model_name, config.model)
+            start(workdir / "checkpoints" / config.model_name, model)
     if "segment" in names:
-        judges.check(config.segment, config.model.resolution, workdir, _options(config))
+        size, start = config.model.resolution, _start(config, "segment.")
+        judges.check(config.segment, size, workdir, _options(config), start)
     own = {"generate": generate, "evaluate": metrics, "explore": explore}
     for stage in [name for name in own if name in names]:
         own[stage].check(config[stage])
@@ -118,6 +122,39 @@ def link(source: Path, path: Path, size: int) -> None:
         raise UserError(f"{path} is not {source}: choose another --workdir")
 
 
+def _start(config, section=""):
+    """How the generator, or all V-Nets, get what they start from; None: random weights."""
+    where = (config.segment if section else config).get("init_from", "")
+
+    def read():
+        folder = release.place(where)
+        theirs = methods.load_config(folder)
+        if not section:
+            return methods.generator(theirs, folder).state
+        name, size = judges.choose(folder), theirs.model.resolution
+        return judges.newest(theirs.segment, size, folder, name).state
+
+    return partial(methods.start, f"{section}init_from={where}", read) if where else None
+
+
+def _seen(config, workdir):
+    """Warnings of weights to start from that have learnt from skulls that are for test here."""
+    mine, lines = workdir / "real.zarr", []
+    for where in {config.get("init_from", ""), config.segment.get("init_from", "")} - {""}:
+        theirs = Path(os.path.expanduser(where), "real.zarr")
+        both = store.exists(mine) and store.exists(theirs)
+        if seen := both and _skulls(mine, "test") & _skulls(theirs, "train"):
+            what = f"{where} has learnt from {len(seen)} of the test skulls, as {min(seen)}"
+            cure = f"that run's own are data.test={','.join(sorted(_skulls(theirs, 'test')))}"
+            lines.append(f"{what}: no score on them is a test; {cure}")
+    return lines
+
+
+def _skulls(path, split):
+    pairs = store.Store(path)
+    return set(pairs.names(pairs.column("skull")[pairs.every(split)])) - {""}
+
+
 def _train(config, workdir):
     name, real = config.model_name, store.Store(workdir / "real.zarr")
     real.require_whole("ingest")
@@ -127,7 +164,8 @@ def _train(config, workdir):
     model, folder = methods.load_model(name, config.model), workdir / "checkpoints" / name
     sheets = preview.watcher(model, workdir / "figures" / "training", config)
     network = methods.recipe(name, config.model)
-    place = loop.Place(workdir / "train.jsonl", folder, network, sheets)
+    place = loop.Place(workdir / "train.jsonl", folder, network, sheets, start=_start(config))
+    print(*(f"warning: {plain(line)}\n" for line in _seen(config, workdir)), sep="", end="")
     loop.train(model, methods.phases(config.phases, model), parts, place, _options(config))
 
 
@@ -170,7 +208,9 @@ def _generate(config, workdir):
 
 
 def _segment(config, workdir):
-    judges.train(config.segment, config.model.resolution, workdir, _options(config))
+    size, start = config.model.resolution, _start(config, "segment.")
+    print(*(f"warning: {plain(line)}\n" for line in _seen(config, workdir)), sep="", end="")
+    judges.train(config.segment, size, workdir, _options(config), start)
 
 
 def _evaluate(config, workdir):
@@ -232,11 +272,11 @@ def _of_real(nets, real):
 
 def _notes(config, workdir, real):
     """The warnings of the model's own log, and of the store."""
-    records, notes = logs.read(workdir / "train.jsonl"), []
+    records, notes = logs.read(workdir / "train.jsonl"), _seen(config, workdir)
     if records:
         model = methods.load_model(config.model_name, config.model)
         lines = loop.notes(model, loop.epochs(records))
-        notes = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
+        notes += [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
     if count := len(real.every("test")) - len(real.rows("test")):
         notes.append(f"{count} test pairs that {real.path.name}/leave_out.txt lists are not judged")
     return notes

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from skullgen.core import files, hosts
 from skullgen.core.errors import UserError
 from skullgen.core.types import Model, State
 
+Put = Callable[[State], State] | None
 DELETED = "deleted.partial"  # `files.clear` knows it by its ending
 KEEP = 2  # newest checkpoints that stay, should one be damaged
 DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND")  # what tensorstore says of changed files
@@ -86,8 +88,8 @@ def release(folder: Path, state: State) -> None:
         note.unlink()
 
 
-def begin(folder: Path, model: Model, seed: int) -> State:
-    """The State to train from in every process: process 0's newest checkpoint, or a new one."""
+def begin(folder: Path, model: Model, seed: int, put: Put = None) -> State:
+    """The State to train from everywhere: process 0's newest checkpoint, or a new one, `put`."""
     step = newest(folder) if hosts.lead() else 0
     if step:
         state = read(folder, model, step)
@@ -97,6 +99,7 @@ def begin(folder: Path, model: Model, seed: int) -> State:
         # rbg for the weights: threefry takes XLA seconds to compile for every shape drawn.
         state = jax.jit(model.init)(jax.random.key(seed, impl="rbg"))
         state = state.replace(key=jax.random.key(seed))
+        state = put(state) if put else state
     return _keyed(hosts.first(_plain(state)))
 
 

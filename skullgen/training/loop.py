@@ -22,9 +22,10 @@ from skullgen.core import hosts, jobs, provenance
 from skullgen.core.errors import Diverged, UserError, in_range
 from skullgen.core.types import Model, Phase, State
 from skullgen.data import mixture, store
-from skullgen.training import checkpoint, logs, parallel
+from skullgen.training import checkpoint, logs, methods, parallel
 
 POINTS = 8  # of a learning curve, evenly over a phase
+Start = Callable[[Path, Model], methods.Start]
 Parts, Plan, Recipe = list[mixture.Part], list[Phase], provenance.Recipe
 
 
@@ -48,6 +49,7 @@ class Place(NamedTuple):
     sheets: Callable[[State, str], None] | None = None
     # `state -> metrics` for its log, at `POINTS` updates of each phase: a learning curve.
     scores: Callable[[State], Mapping[str, float]] | None = None
+    start: Start | None = None  # None: from random weights
 
 
 class Span(NamedTuple):
@@ -92,12 +94,17 @@ def train(model: Model, plan: Plan, parts: Parts, place: Place, options: Options
     UserError where `place` holds another network; jobs.Stopped, after a checkpoint, on a signal.
     """
     lead, whole = hosts.lead(), spans(plan, _count(parts), options.batch)
+    start, network = place.start and place.start(place.folder, model), place.recipe
+    network = {**network, "init_from": start.sum} if start else network
     if lead:
-        _claim(place.folder, recipe(plan, parts, place.recipe, options.seed, options.batch))
+        _claim(place.folder, recipe(plan, parts, network, options.seed, options.batch))
     # Placed as the steps return it, or the first one is compiled twice.
     devices = parallel.sharing(options.batch)
-    state = parallel.resident(checkpoint.begin(place.folder, model, options.seed), devices)
+    state = checkpoint.begin(place.folder, model, options.seed, start and start.put)
+    state = parallel.resident(state, devices)
     first = int(state.step)
+    if start and not (first and start.arrays):
+        print(start.line)
     if 0 < first < whole[-1].end:
         print(f"training: goes on from the checkpoint of update {first}")
     own = checkpoint.manager(place.folder) if lead else None

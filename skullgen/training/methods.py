@@ -1,12 +1,14 @@
 """Methods by their names: found, checked by shapes before any work, and read with their weights."""
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from skullgen.core import files, plugins, provenance, types
@@ -17,6 +19,7 @@ from skullgen.models import steps
 from skullgen.networks import modules
 from skullgen.training import checkpoint
 
+TWINS = "vae/params/decoder/", "generator/params/"  # one network: where one lacks, the other does
 B = 2  # samples of the shapes that are tried
 Specs = Sequence[Any]  # of a config: dicts with the fields of a Phase
 
@@ -27,6 +30,20 @@ class Trained(NamedTuple):
     model: Model
     state: State
     parts: Sequence[mixture.Part] = ()  # what a V-Net learnt from
+
+
+class Start(NamedTuple):
+    """What a network starts from: arrays by their place in `State.nets`, their sum, in words."""
+
+    arrays: Mapping[str, np.ndarray]
+    sum: str  # SHA-256, for the recipe
+    line: str
+
+    def put(self, state: State) -> State:
+        """A new State with the arrays in it; optimisers and step stay as `init` made them."""
+        own = self.arrays
+        nets = jax.tree.map_with_path(lambda path, x: own.get(_name(path), x), state.nets)
+        return state.replace(nets=nets)
 
 
 def load_config(folder: Path) -> ConfigDict:
@@ -130,6 +147,58 @@ def restore(folder: Path, model: Model, network: provenance.Recipe, step: int) -
         before = {field: before[field] for field in network if field in before}
     provenance.require_same(folder, before, network)
     return Trained(model, checkpoint.read(folder, model, step))
+
+
+def start(where: str, read: Callable[[], State], folder: Path, model: Model) -> Start:
+    """What `model` takes of another network (`fitting`), unless `folder` has a checkpoint of it.
+
+    where: the field and its value, for people. UserError for weights that cannot be read.
+    """
+    begun = (provenance.read(folder) or {}) if checkpoint.newest(folder) else {}
+    try:
+        return fitting(where, read(), model)
+    except UserError as error:
+        if "init_from" not in begun:
+            raise UserError(f"{where}: {error}") from None
+        return Start({}, begun["init_from"], f"note: {where}: {error}; it is not needed any more")
+
+
+def fitting(where: str, source: State, model: Model) -> Start:
+    """What `source` has under the names and in the shapes of `model`; UserError for nothing."""
+    mine = _arrays(jax.eval_shape(model.init, jax.random.key(0)))
+    # Older releases, the packaged one too, have zeros where they left a network out.
+    theirs = {name: array for name, array in _arrays(source).items() if np.any(array)}
+    for one, other in (TWINS, TWINS[::-1]):
+        theirs = {name.replace(one, other): array for name, array in theirs.items()} | theirs
+    taken, rest, digest = {}, [], hashlib.sha256()
+    for name, array in mine.items():
+        form, there = _form(array), _form(theirs.get(name))
+        if form == there:
+            taken[name] = np.asarray(theirs[name])
+            digest.update(f"{name} {form}".encode() + taken[name].tobytes())
+        else:
+            rest.append(f"{name} {form}, there {there}")
+    what = f"{len(taken)} of {len(mine)} arrays are taken"
+    if rest:
+        what += f", {len(rest)} begin anew ({'; '.join(rest[:3])}{'; ...' * (len(rest) > 3)})"
+    if not taken:
+        raise UserError(f"{what}: name weights of this method and resolution")
+    return Start(taken, digest.hexdigest(), f"{where}: {what}")
+
+
+def _arrays(state):
+    nets = {role: {"params": net.params, "stats": net.stats} for role, net in state.nets.items()}
+    return {_name(path): array for path, array in jax.tree.leaves_with_path(nets)}
+
+
+def _name(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _form(array):
+    if array is None:
+        return "nothing"
+    return f"{list(array.shape)} {array.dtype}".removesuffix(" float32")
 
 
 def require_generates(name: str, model: Model) -> None:

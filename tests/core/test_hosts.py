@@ -142,3 +142,17 @@ def test_mistakes_are_one_line(arguments, words, tmp_path):
     code, said = _ends([_start([*TOY, "--workdir", tmp_path / "run", *arguments])])
     assert code == 2 and words in said[0][1] and said[0][1].count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_start_from_weights_as_one_does(two, tmp_path):
+    """Both read them; process 0's count."""
+    work, _, command, *_ = two
+    begun, logs_ = [*command, "--config.stages=train", f"--config.init_from={work}"], []
+    for folder, run in (("two", _two), ("one", lambda words: [_start(words, devices=2)])):
+        shutil.copytree(work / "real.zarr", tmp_path / folder / "real.zarr")
+        code, said = _ends(run([*begun, "--workdir", tmp_path / folder]))
+        assert code == 0 and " arrays are taken" in said[0][0], said
+        logs_.append(_log(tmp_path / folder))
+    for here, there, scratch in zip(*logs_, _log(work), strict=True):
+        numbers = [[x for x in one.values() if isinstance(x, float)] for one in (here, there)]
+        assert numbers[0] == pytest.approx(numbers[1]) and here != scratch

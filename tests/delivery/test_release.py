@@ -10,7 +10,7 @@ import pytest
 
 import skullgen
 from experiments import vae_wgan
-from skullgen.core import files
+from skullgen.core import files, provenance
 from skullgen.core.errors import UserError
 from skullgen.data import store
 from skullgen.delivery import predict, release
@@ -70,6 +70,7 @@ def test_it_holds_weights_without_optimisers_and_tells_no_path_and_no_skull(made
     config = config.copy_and_resolve_references()
     config.data.update(root="/home/patient_7/skulls", test="patient_7,patient_8")
     config.segment.stores = "/home/patient_7/a.zarr:all:all"
+    config.init_from = config.segment.init_from = "/home/patient_7/run"
     assert "patient_7" not in str(release._public(config, path))
 
 
@@ -135,6 +136,18 @@ def test_a_release_of_v_nets_alone_promises_no_samples(made, tmp_path):
         assert word in both
     with pytest.raises(UserError, match="model_name is ''"):
         skullgen.load(work / "release").sample()
+
+
+def test_weights_that_started_from_others_have_their_licence_too(made, tmp_path):
+    work = shutil.copytree(made[0], tmp_path / "run")
+    before = release.about(work, "vae_wgan")
+    recipe = provenance.read(work / "checkpoints" / "vae_wgan")
+    provenance.write(work / "checkpoints" / "vae_wgan", {**recipe, "init_from": "a sum"})
+    after = release.about(work, "vae_wgan")
+    assert (
+        after["licence"] == "Apache-2.0; and that of the weights that it started from (init_from)"
+    )
+    assert before == {**after, "licence": "Apache-2.0"}
 
 
 def test_a_second_release_is_the_first_or_is_refused(made, tmp_path, capsys):

@@ -1,13 +1,17 @@
 """The networks that judge: mixtures, resuming, and what is refused."""
 
+import functools
+import shutil
+
 import ml_collections
 import numpy as np
 import pytest
 
+from skullgen.core import provenance
 from skullgen.core.errors import UserError
 from skullgen.data import store
 from skullgen.evaluation import judges, metrics
-from skullgen.training import logs, loop
+from skullgen.training import logs, loop, methods
 from tests.models.common import assert_close
 
 SIZE = 8
@@ -155,3 +159,42 @@ def test_without_a_split_to_select_on_there_is_no_curve(work):
     judges.train(settings, SIZE, work, OPTIONS)
     about = judges.about(settings, judges.load(settings, SIZE, work), work)["vnet"]
     assert (about["curve"], about["rise"], about["converged"]) == ([], None, None)
+
+
+def test_all_nets_start_from_one_and_need_its_folder_no_more_once_they_have_begun(work, tmp_path):
+    """Also `load`, which compares no source, and a net that never had one, or had another."""
+    old_settings, source = _settings(stores="real.zarr:train:all"), tmp_path / "source"
+    source.mkdir()
+    (source / "real.zarr").symlink_to(work / "real.zarr")
+    judges.train(old_settings, SIZE, source, OPTIONS)
+    old = judges.load(old_settings, SIZE, source)["vnet"].state
+    settings = _settings(init_from="source", updates=2)
+
+    def read():
+        if not source.exists():
+            raise UserError("source: no such folder")
+        return judges.newest(old_settings, SIZE, source, judges.choose(source)).state
+
+    def train(settings):
+        start = functools.partial(methods.start, "segment.init_from=source", read)
+        judges.check(settings, SIZE, work, OPTIONS, start)
+        judges.train(settings, SIZE, work, OPTIONS, start)
+
+    train(settings)
+    sums = {provenance.read(work / "checkpoints" / name)["init_from"] for name in judges.NETS[:2]}
+    assert len(sums) == 1
+    log = logs.read(work / "segment-vnet_real.jsonl")
+    assert log[0]["loss"] < logs.read(source / "segment-vnet.jsonl")[-1]["loss"] + 0.01
+    shutil.move(source, tmp_path / "moved")
+    train(_settings(init_from="source", updates=3))
+    nets = judges.load(_settings(init_from="elsewhere", updates=3), SIZE, work)
+    assert judges.about(settings, nets, work)["vnet_real"]["init_from"] == "source"
+    for net in nets.values():
+        assert int(net.state.step) == 3 and not np.array_equal(
+            net.state.nets["toy"].params["logit"], old.nets["toy"].params["logit"]
+        )
+    with pytest.raises(judges.Unfinished, match="trained with another init_from"):
+        judges.load(_settings(updates=3), SIZE, work)
+    shutil.rmtree(work / "checkpoints")
+    with pytest.raises(UserError, match=r"^segment\.init_from=source: "):
+        train(settings)

@@ -9,6 +9,7 @@ import pytest
 from skullgen.core import files, provenance
 from skullgen.core.errors import UserError
 from skullgen.data import sources, store
+from skullgen.delivery import release
 from skullgen.report import page
 from skullgen.run import config as command
 from skullgen.run import workdir
@@ -212,3 +213,35 @@ def test_pairs_that_grew_are_described_though_no_net_judged_them(copy, capsys):
     assert "vnet: trained with another stores.0." in out
     result = files.read_json(copy / "metrics.json")
     assert "verdict" not in result and result["quality"]["compared"] == 80
+
+
+def test_more_skulls_a_new_run_that_starts_from_the_old_one(work, tmp_path, capsys):
+    old, new = store.Store(work / "real.zarr"), tmp_path / "new"
+    (test,) = set(old.names(old.column("skull")[old.rows("test")]))
+    fields = {"init_from": str(work), "data.skulls": 6, "data.test": test}
+    for wrong, words in (
+        ({"init_from": "nowhere"}, "^init_from=nowhere: nowhere: no such folder"),
+        ({"init_from": "demo"}, "^init_from=demo: 0 of 1 arrays are taken, 1 begin"),
+        ({"segment.init_from": str(work)}, r"^segment\.init_from=.*vnet: no checkpoint"),
+    ):
+        with pytest.raises(UserError, match=words):
+            workdir.run(_toy("ingest", "train", "segment", **{**fields, **wrong}), new)
+        assert not (new / "real.zarr").exists()  # before any work
+    workdir.run(_toy("ingest", "train", **fields), new)
+    out = capsys.readouterr().out
+    assert f"init_from={work}: 1 of 1 arrays are taken" in out and "warning" not in out
+    assert provenance.read(new / "checkpoints" / "tests.toy")["init_from"]
+    assert "and that of the weights that it started" in release.about(new, "tests.toy")["licence"]
+
+
+def test_test_skulls_that_the_old_run_has_learnt_from_are_told(work, tmp_path, capsys):
+    """As drawn anew where a skull is added, or named."""
+    old = store.Store(work / "real.zarr")
+    seen, (test,) = (set(old.names(old.column("skull")[old.rows(s)])) for s in ("train", "test"))
+    fields = {"init_from": str(work), "data.test": min(seen)}
+    workdir.run(_toy("ingest", "train", "generate", "evaluate", **fields), tmp_path / "new")
+    words = f"{work} has learnt from 1 of the test skulls, as {min(seen)}: no score on them "
+    words += f"is a test; that run's own are data.test={test}"
+    assert f"warning: {words}" in capsys.readouterr().out
+    warnings = files.read_json(tmp_path / "new" / "metrics.json")["warnings"]
+    assert words in warnings

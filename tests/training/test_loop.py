@@ -29,12 +29,13 @@ def make_store(path, count=10, train_pairs=8):
     return real
 
 
-def train(work, plan=PLAN, stores=("real.zarr",), change=lambda model: model, **fields):
+def train(work, plan=PLAN, stores=("real.zarr",), change=lambda model: model, start=None, **fields):
     config = ConfigDict(TOY)
     config.update({name: fields.pop(name) for name in list(fields) if name in config})
     places = [work / name for name in stores]
     every = [store.Store(p) if p.exists() else make_store(p, len(p.name)) for p in places]
-    place = loop.Place(work / "train.jsonl", work / "ck", methods.recipe("tests.toy", config))
+    network = methods.recipe("tests.toy", config)
+    place = loop.Place(work / "train.jsonl", work / "ck", network, start=start)
     return loop.train(
         change(methods.load_model("tests.toy", config)),
         plan,
