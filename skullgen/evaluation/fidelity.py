@@ -137,14 +137,14 @@ def beside(
     real: store.Store,
     made: dict[str, store.Store],
     features: dict[str, Features],
-    amounts: tuple[float, float, float],
+    amounts: tuple[float, float, float] | None,
     pairs: int = 200,
     source_rows: Rows | None = None,
 ) -> dict[str, Any]:
     """Groups of pairs, as many of each, beside real training pairs; {} where skulls are too few.
 
     made: stores by the group's name, and held-out real pairs and training pairs augmented by
-    `amounts`. features: by title, besides the volumes' own. One half of the training skulls is what
+    `amounts` (None: none are). features: by title, besides the volumes' own. One half of the training skulls is what
     all are compared with; principal components (and their unit) are fitted on the other half, so
     that the reference is as new to them as held-out pairs are.
     """
@@ -156,15 +156,17 @@ def beside(
     parts = {"reference": mixture.Part(real, source_rows[~first])}
     parts |= {"held_out": mixture.Part(real, np.sort(unseen))}
     parts |= {name: mixture.Part(one, one.rows()) for name, one in made.items()}
-    parts |= {"augmentation": mixture.Part(real, source_rows)}
+    if amounts:
+        parts |= {"augmentation": mixture.Part(real, source_rows)}
     parts = {name: part for name, part in parts.items() if _enough(part)}
     fit = mixture.Part(real, source_rows[first])
     if "reference" not in parts or not _enough(fit):
         return {}
     count = min(pairs, *(len(part.rows) for part in parts.values()))
     groups = {name: _group(part, count) for name, part in parts.items()}
-    bits = _augmented(groups["augmentation"].bits, real.size, amounts)
-    groups["augmentation"] = groups["augmentation"]._replace(bits=bits)
+    if group := groups.get("augmentation"):
+        bits = _augmented(group.bits, real.size, amounts)
+        groups["augmentation"] = group._replace(bits=bits)
     volumes = {"PCA of the volumes": lambda bits: explore.volumes(bits, real.size)}
     apart = {}
     for title, run in (features | volumes).items():

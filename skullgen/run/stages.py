@@ -261,7 +261,7 @@ def _distances(config, workdir, nets, rows):
         if net.model.features and all(seen.issuperset(part.rows.tolist()) for part in net.parts):
             run = partial(explore.network_features, net, size=real.size, batch=8)
             features["the V-Net's bottleneck"] = run
-    amounts = steps.augmentation(config.model)
+    amounts = steps.augmentation(config.model) if "shift_mm" in config.model else None
     return fidelity.beside(real, made, features, amounts, config.evaluate.pairs, rows)
 
 
