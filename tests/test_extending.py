@@ -144,7 +144,7 @@ def test_a_metric_of_ones_own_is_in_the_verdict_and_in_the_report(lab):
 
 def test_noise_in_a_step_is_drawn_as_shown(tmp_path, monkeypatch):
     [line] = re.findall(r"```python\n(noise = .*)\n```", TEXT)
-    model, after = dict(FILES)["mylab/autoencoder.py"], "this device's share\n        net, pairs"
+    model, after = dict(FILES)["mylab/autoencoder.py"], "batch.labels\n        net, pairs"
     noisy = re.sub(rf"({after}.*\n)", rf"\1        {line}\n", model)
     noisy = noisy.replace("z = code(params, pairs)", "z = code(params, pairs) + noise")
     noisy = noisy.replace('{"error": error}', '{"error": error, "spread": noise.std(0).min()}')
@@ -157,7 +157,8 @@ def test_noise_in_a_step_is_drawn_as_shown(tmp_path, monkeypatch):
     method = methods.load_model("noiselab.noisy", config)
     update = parallel.data_parallel(method.steps["reconstruct"], 16, jax.local_devices()[:1])
     bits = np.zeros((4, 16**3 // 4), np.uint8)
-    _, measured = update(method.init(jax.random.key(0)), bits, np.arange(4)[None])
+    data = bits, np.zeros((4, 10), np.float32)
+    _, measured = update(method.init(jax.random.key(0)), data, np.arange(4)[None])
     assert measured["spread"] > 0.01  # each sample has its own
 
 

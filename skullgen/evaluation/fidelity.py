@@ -144,9 +144,9 @@ def beside(
     """Groups of pairs, as many of each, beside real training pairs; {} where skulls are too few.
 
     made: stores by the group's name, and held-out real pairs and training pairs augmented by
-    `amounts` (None: none are). features: by title, besides the volumes' own. One half of the training skulls is what
-    all are compared with; principal components (and their unit) are fitted on the other half, so
-    that the reference is as new to them as held-out pairs are.
+    `amounts` (None: none are). features: by title, besides the volumes' own. One half of the
+    training skulls is what all are compared with; principal components (and their unit) are fitted
+    on the other half, so that the reference is as new to them as held-out pairs are.
     """
     source_rows = real.rows("train") if source_rows is None else source_rows
     skulls = _skulls(mixture.Part(real, source_rows))
