@@ -140,11 +140,11 @@ def _start(config, section=""):
 def _seen(config, workdir):
     """Warnings of weights to start from that have learnt from skulls that are for test here."""
     mine, lines = workdir / "real.zarr", []
-    for where in {config.get("init_from", ""), config.segment.get("init_from", "")} - {""}:
-        theirs = Path(os.path.expanduser(where), "real.zarr")
+    for weights in {config.get("init_from", ""), config.segment.get("init_from", "")} - {""}:
+        theirs = Path(os.path.expanduser(weights), "real.zarr")
         both = store.exists(mine) and store.exists(theirs)
         if seen := both and _skulls(mine, "test") & _skulls(theirs, "train"):
-            what = f"{where} has learnt from {len(seen)} of the test skulls, as {min(seen)}"
+            what = f"{weights} has learnt from {len(seen)} of the test skulls, as {min(seen)}"
             cure = f"that run's own are data.test={','.join(sorted(_skulls(theirs, 'test')))}"
             lines.append(f"{what}: no score on them is a test; {cure}")
     return lines
