@@ -13,9 +13,12 @@ which no patient is in; halves of each.
 
 from ml_collections import ConfigDict
 
-from experiments import shape, vae_wgan, vnet
+from experiments import introvae, shape, vae, vae_wgan, vnet, wgan_gp
 
-GENERATORS = {"shape": shape, "vae_wgan": vae_wgan, "vae_wgan_transplants": vae_wgan}
+BOTH = {"wgan_gp": wgan_gp, "vae": vae, "vae_wgan": vae_wgan, "introvae": introvae}
+GENERATORS = {"shape": shape}
+for name, module in BOTH.items():  # of the fixed pairs; of transplants, augmented
+    GENERATORS |= {name: module, f"{name}_transplants": module}
 
 
 def get_config(size="demo"):
@@ -40,6 +43,7 @@ def get_config(size="demo"):
     config.generators = ConfigDict(
         {name: module.get_config(size) for name, module in GENERATORS.items()}
     )
-    config.generators.vae_wgan_transplants.stores = "transplants.zarr:all:all"
-    config.generators.vae_wgan_transplants.model.augment = True
+    for name in BOTH:
+        own = config.generators[f"{name}_transplants"]
+        own.stores, own.model.augment = "transplants.zarr:all:all", True
     return config
