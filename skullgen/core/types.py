@@ -76,5 +76,7 @@ class Model(NamedTuple):
     predict: Callable[[State, Shaped[Array, "B D D D"]], Float[Array, "B D D D"]] | None = None
     features: Callable[[State, Pairs], Float[Array, "B F"]] | None = None  # maps are drawn from
     notes: Callable[[list[dict]], list[str]] | None = None  # on an epoch's records of a phase
-    conditional: bool = False  # the last `data.measures.LABELS` of its latents are labels
+    # The last `data.measures.LABELS` of its latents are labels; `latents` takes, after the keys,
+    # which are asked for (`models.labels.Asked`).
+    conditional: bool = False
     drafts: Mapping[str, Decode] | None = None  # step -> shown for `decode` while that trains

@@ -70,10 +70,7 @@ def latents(
     """
     key = jax.random.fold_in(jax.random.key(seed), 0)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-    z = model.latents(state, keys)
-    if not model.conditional:
-        return z
-    return z.at[:, -measures.LABELS :].set(labels.draw(state, keys, asked))
+    return model.latents(state, keys, *[asked] * model.conditional)
 
 
 def asked(text: str, kinds: Sequence[str], field: str = "generate.labels") -> labels.Asked:

@@ -86,7 +86,7 @@ def make(config: ConfigDict) -> Model:
         pair, none = jnp.zeros((1, *(config.resolution,) * 3, 2)), jnp.zeros((1, width))
         z = jnp.zeros((1, config.latent + width))
         encoder = steps.new_net(module.encoder, tx, jax.random.fold_in(key, 0), pair, none)
-        encoder = encoder.replace(stats=vae.unknown(config.latent))
+        encoder = encoder.replace(stats=vae.unknown(config.latent + width))
         decoder = steps.new_net(module.decoder, tx, jax.random.fold_in(key, 1), z)
         nets = {"encoder": encoder, "decoder": decoder, **labels.begin(config)}
         return steps.begin(key, nets)
@@ -99,7 +99,8 @@ def make(config: ConfigDict) -> Model:
 
         def judge(params):
             loss, (posterior, metrics) = encoder_loss(params, decoder.params, *data)
-            stats = vae.follow(encoder.stats, *posterior, config.posterior_momentum)
+            own = vae.beside(*posterior, batch.labels[0, :, :width])
+            stats = vae.follow(encoder.stats, *own, config.posterior_momentum)
             return loss, (stats, metrics)
 
         encoder, metrics = steps.descend(encoder, tx, judge, "encoder")

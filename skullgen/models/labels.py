@@ -68,11 +68,9 @@ def of(config: ConfigDict, state: State, batch: Batch, update: steps.Update = 0)
     return labels * (steps.uniform(keys) >= UNKNOWN)[:, None]
 
 
-def drawn(
-    config: ConfigDict, state: State, z: Float[Array, "B Z"], keys: Key[Array, " B"]
-) -> Float[Array, "B z"]:
-    """Latents with labels as they were learnt from, of a conditional model."""
-    return jnp.concatenate([z, draw(state, keys, ANY)], -1) if width(config) else z
+def wanted(config: ConfigDict, state: State, keys: Key[Array, " B"], asked: Asked) -> Labels:
+    """The labels that samples get (`draw`), of width 0 where a model sees none."""
+    return draw(state, keys, asked) if width(config) else jnp.zeros((len(keys), 0))
 
 
 def draw(state: State, keys: Key[Array, " B"], asked: Asked) -> Labels:

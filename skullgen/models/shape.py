@@ -198,13 +198,14 @@ def make(config: ConfigDict) -> Model:
         metrics = {"misfit": losses[-1], "shift_mm": jnp.abs(velocities(params, there)).mean()}
         return steps.advance(state, shape=Net(params, net.stats, opt)), metrics
 
-    def latents(state, keys):
+    def latents(state, keys, asked=labels.ANY):
         def draw(key):
             noise, choice = jax.random.split(key)
             mixed = jax.random.normal(noise, (skulls * NOISE**3,))
             return jnp.concatenate([mixed, jax.random.uniform(choice, (2,))])
 
-        return labels.drawn(config, state, jax.vmap(draw)(keys), keys)
+        known = labels.wanted(config, state, keys, asked)
+        return jnp.concatenate([jax.vmap(draw)(keys), known], -1)
 
     def decode(state, z):
         net = state.nets["shape"]

@@ -58,29 +58,45 @@ def follow(stats: Moments, mean: Latents, log_variance: Latents, momentum: float
     return jax.tree.map(lambda old, now: momentum * old + (1 - momentum) * now, stats, new)
 
 
-def aggregate(stats: Moments, keys: Key[Array, " B"]) -> Latents:
-    """Draws from the Gaussian with the aggregate posterior's moments; N(0, I) at first."""
+def beside(mean: Latents, log_variance: Latents, known: Labels) -> tuple[Latents, Latents]:
+    """A posterior of latents and labels, these without variance: whose moments `follow` follows."""
+    widths = (0, 0), (0, known.shape[1])
+    certain = jnp.pad(log_variance, widths, constant_values=-jnp.inf)
+    return jnp.concatenate([mean, known], -1), certain
+
+
+def aggregate(stats: Moments, keys: Key[Array, " B"], known: Labels) -> Latents:
+    """Draws from the Gaussian with the aggregate posterior's moments, given labels.
+
+    N(0, I) at first. A latent tells of side and place, too: one drawn without regard to the labels
+    would contradict them.
+    """
     begun = stats["weight"] > 0
     weight = jnp.where(begun, stats["weight"], 1)
     mean = stats["mean"] / weight
     covariance = stats["square"] / weight - jnp.outer(mean, mean)
     covariance = jnp.where(begun, covariance, jnp.eye(len(mean)))
-    root = jnp.linalg.cholesky(covariance + 1e-6 * jnp.eye(len(mean)))
-    return mean + steps.normal(keys, len(mean)) @ root.T
+    size = len(mean) - known.shape[1]
+    own, middle = covariance[:size, :size], mean[:size]
+    if known.shape[1]:
+        ridge = covariance[size:, size:] + 1e-3 * jnp.eye(known.shape[1])
+        slope = jnp.linalg.solve(ridge, covariance[size:, :size])
+        own, middle = own - covariance[:size, size:] @ slope, middle + (known - mean[size:]) @ slope
+    root = jnp.linalg.cholesky(own + 1e-6 * jnp.eye(size))
+    return middle + steps.normal(keys, size) @ root.T
 
 
 def sampler(config: ConfigDict, source: str) -> Callable:
     """`Model.latents` from `config.latents`; source: the role whose stats hold the aggregate."""
     one_of("model.latents", config.latents, ("prior", "aggregate"))
 
-    def latents(state, keys):
-        prior = config.latents == "prior"
-        z = (
-            steps.normal(keys, config.latent)
-            if prior
-            else aggregate(state.nets[source].stats, keys)
-        )
-        return labels.drawn(config, state, z, keys)
+    def latents(state, keys, asked=labels.ANY):
+        known = labels.wanted(config, state, keys, asked)
+        if config.latents == "prior":
+            z = steps.normal(keys, config.latent)
+        else:
+            z = aggregate(state.nets[source].stats, keys, known)
+        return jnp.concatenate([z, known], -1)
 
     return latents
 
@@ -104,7 +120,7 @@ def make(config: ConfigDict) -> Model:
     def init(key):
         pair = jnp.zeros((1, *(config.resolution,) * 3, 2)), jnp.zeros((1, labels.width(config)))
         net = steps.new_net(module, tx, jax.random.fold_in(key, 0), *pair)
-        net = net.replace(stats=unknown(config.latent))
+        net = net.replace(stats=unknown(config.latent + labels.width(config)))
         return steps.begin(key, {"vae": net, **labels.begin(config)})
 
     def output(params, z):
@@ -123,7 +139,8 @@ def make(config: ConfigDict) -> Model:
             divergence = losses.kl(mean, log_variance).mean()
             share = modules.probabilities(logits, config.head).mean(axis=(0, 1, 2, 3))
             metrics = {"reconstruction": error, "kl": divergence, **steps.occupancy(share)}
-            stats = follow(net.stats, mean, log_variance, config.posterior_momentum)
+            own = beside(mean, log_variance, batch.labels[0, :, : labels.width(config)])
+            stats = follow(net.stats, *own, config.posterior_momentum)
             return error + config.kl_weight * divergence, (stats, metrics)
 
         net, metrics = steps.descend(net, tx, loss, "vae")

@@ -107,8 +107,9 @@ def make(config: ConfigDict) -> Model:
     def init(key):
         return steps.begin(key, nets(jax.random.fold_in(key, 0)) | labels.begin(config))
 
-    def prior(state, keys):
-        return labels.drawn(config, state, steps.normal(keys, config.latent), keys)
+    def prior(state, keys, asked=labels.ANY):
+        known = labels.wanted(config, state, keys, asked)
+        return jnp.concatenate([steps.normal(keys, config.latent), known], -1)
 
     def wgan(state, batch):
         return step(state, batch, lambda state, batch, update, keys: prior(state, keys))

@@ -170,7 +170,9 @@ def test_decode_is_the_clipped_output_and_latents_may_be_the_aggregate_posterior
     assert raw.min() < 0
     np.testing.assert_allclose(model.decode(state, z), np.clip(raw, 0, 1), atol=1e-5)
     keys = jax.random.split(common.threefry(), 4)
-    expected = introvae_model.vae.aggregate(state.nets["encoder"].stats, keys)
+    expected = introvae_model.vae.aggregate(
+        state.nets["encoder"].stats, keys, jnp.zeros((len(keys), 0))
+    )
     np.testing.assert_array_equal(model.latents(state, keys), expected)
 
 

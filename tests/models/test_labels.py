@@ -12,6 +12,7 @@ from skullgen.data import measures, store
 from skullgen.data.measures import KINDS, LABELS
 from skullgen.generation import generate
 from skullgen.models import labels
+from skullgen.models import vae as vae_model
 from tests.models import common
 from tests.models.common import SIZE
 
@@ -103,6 +104,22 @@ def test_a_vae_makes_what_it_is_asked_for():
         assert (front > 3 * back) == ahead and (back > 3 * front) != ahead
     encoded = jax.jit(model.encode)(state, pairs[:2].astype(np.float32))
     assert encoded.shape == z[:2].shape and not np.asarray(encoded)[:, LAST].any()
+
+
+def test_latents_are_drawn_given_their_labels():
+    """Latents that are twice the label and a little noise: the moments know it."""
+    known = jax.random.normal(jax.random.key(5), (4000, 1))
+    noise = 0.1 * jax.random.normal(jax.random.key(6), (4000, 2))
+    mean = jnp.concatenate([2 * known, jnp.zeros_like(known)], 1) + noise
+    joint = vae_model.beside(mean, jnp.full(mean.shape, -jnp.inf), known)
+    follow = jax.vmap(
+        lambda *own: vae_model.follow(*own, 0.0), (None, 0, 0), None, axis_name="batch"
+    )
+    stats = follow(vae_model.unknown(3), *(part[None] for part in joint))
+    label = jnp.repeat(jnp.array([[-1.0], [3.0]]), 200, 0)
+    z = np.asarray(vae_model.aggregate(stats, _keys(400), label))
+    np.testing.assert_allclose(z.reshape(2, 200, 2).mean(1), [[-2, 0], [6, 0]], atol=0.05)
+    np.testing.assert_allclose(z.reshape(2, 200, 2).std(1), 0.1, rtol=0.3)
 
 
 def test_a_shape_model_takes_the_donor_that_fits_best():
