@@ -15,6 +15,7 @@ from skullgen.models import labels, steps
 from skullgen.networks import losses, modules
 
 Latents, Labels = modules.Latents, modules.Labels
+Both = Float[Array, "B both"]
 Moments = dict[str, Float[Array, "..."]]
 
 
@@ -58,7 +59,7 @@ def follow(stats: Moments, mean: Latents, log_variance: Latents, momentum: float
     return jax.tree.map(lambda old, now: momentum * old + (1 - momentum) * now, stats, new)
 
 
-def beside(mean: Latents, log_variance: Latents, known: Labels) -> tuple[Latents, Latents]:
+def beside(mean: Latents, log_variance: Latents, known: Labels) -> tuple[Both, Both]:
     """A posterior of latents and labels, these without variance: whose moments `follow` follows."""
     widths = (0, 0), (0, known.shape[1])
     certain = jnp.pad(log_variance, widths, constant_values=-jnp.inf)
