@@ -47,11 +47,13 @@ Packed = UInt8[np.ndarray, "n bytes"]
 
 
 def _directions():
-    """Unit vectors on a golden spiral."""
+    """Unit vectors, half of a golden spiral and its mirror image."""
     turn = np.pi * (3 - np.sqrt(5)) * np.arange(COUNT)
     height = LOWEST + (1 - LOWEST) * (np.arange(COUNT) + 0.5) / COUNT
     flat = np.sqrt(1 - height**2)
-    return np.stack([flat * np.cos(turn), flat * np.sin(turn), height], -1)
+    rays = np.stack([flat * np.cos(turn), flat * np.sin(turn), height], -1)
+    right = rays[rays[:, 0] > 0]
+    return np.concatenate([right, right * [-1, 1, 1]])
 
 
 RAYS = _directions()
@@ -62,9 +64,12 @@ def measure(pair: Bool[np.ndarray, "D D D 2"], voxel_mm: float) -> Float32[np.nd
     whole, defect = pair[..., 0] | pair[..., 1], pair[..., 1]
     values = dict.fromkeys(NAMES, np.nan)
     if whole.any():
-        middle = _middle(whole, voxel_mm)
+        pieces = cc3d.connected_components(whole, connectivity=26)
+        counts = np.bincount(pieces.ravel())[1:]
+        head = pieces == counts.argmax() + 1  # a speck elsewhere moves nothing
+        middle = _middle(head, voxel_mm)
         bone, hole = _met(pair, voxel_mm, middle)
-        values |= _of_skull(whole, voxel_mm, middle)
+        values |= {**_of_skull(head, voxel_mm, middle), "skull_pieces": len(counts)}
         values["pinholes"] = 100 * (~(bone | hole)[RAYS[:, 2] > DOME]).mean()
         if defect.any():
             values |= _of_defect(whole, defect, voxel_mm, middle)
@@ -108,24 +113,23 @@ def region(azimuth: float, elevation: float) -> str:
     return "occipital" if elevation < 35 else "parietal"
 
 
-def _middle(whole, mm):
+def _middle(head, mm):
     """Of the braincase, in mm from the cube's corner: as the frame has it, whatever the cube."""
-    top = box(whole)[2].stop * mm
-    across = box(whole[:, :, max(0, int((top - BELOW_MM) / mm)) :])[:2]
+    top = box(head)[2].stop * mm
+    across = box(head[:, :, max(0, int((top - BELOW_MM) / mm)) :])[:2]
     return np.array([*((side.start + side.stop) / 2 * mm for side in across), top - BELOW_MM])
 
 
-def _of_skull(whole, mm, middle):
-    places, rays = _seen(whole, mm, middle)
+def _of_skull(head, mm, middle):
+    places, rays = _seen(head, mm, middle)
     dome, upper = rays[:, 2] > DOME, places[(places[:, 2] + 0.5) * mm > middle[2]]
     breadth, length, _ = (np.ptp(upper, axis=0) + 1) * mm
-    area = _outer_faces(whole, places[dome], rays[dome]) * mm**2
+    area = _outer_faces(head, places[dome], rays[dome]) * mm**2
     return {
         "length_mm": length,
         "breadth_mm": breadth,
         "height_mm": (np.ptp(places[:, 2]) + 1) * mm,
         "vault_mm": dome.sum() * mm**3 / area if area else np.nan,
-        "skull_pieces": _pieces(whole),
     }
 
 

@@ -49,8 +49,12 @@ class Pairs:
             number = kinds.index(one_of("kind", kind, kinds))
             self.rows = self.rows[self._store.column("kind")[self.rows] == number]
         if where:
+            if not isinstance(where, Mapping):
+                raise UserError(f"where is {where!r}: it must be a dict of bounds by measure")
             bounds = wanted.bounds(where)
-            if unknown := [name for name in where if name not in bounds]:
+            if unknown := [
+                name for name, text in where.items() if text == "real" and name not in bounds
+            ]:
                 what = f"where.{unknown[0]} is {where[unknown[0]]!r}"
                 raise UserError(f"{what}: which pairs are real is not known: write LOW,HIGH")
             self.rows = self.rows[wanted.passes(self._store.column("measures")[self.rows], bounds)]

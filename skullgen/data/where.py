@@ -1,7 +1,8 @@
 """Which pairs are wanted: bounds of their measures (`data.measures`), as fields say them.
 
-A bound is `LOW,HIGH`, one number, a word (`left`, `temporal`), or `real`: at most what 95 % of the
-real training pairs have, and of `nearest_*` what 95 % of the unseen ones have.
+A bound is `LOW,HIGH` (one of them may be empty), one number, a word (`left`, `temporal`), or
+`real`: at most what 95 % of the real training pairs have, and of `nearest_*` what 95 % of the
+unseen ones have. An azimuth from LOW to a smaller HIGH goes around the back.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from skullgen.core.errors import UserError, one_of
 from skullgen.data import measures, store
 
 MOST = 1e6  # of any measure
+TWO_SIDED = "azimuth", "elevation", "rim_on_bone", *measures.WORDS  # of which `real` says nothing
 Bounds = dict[str, tuple[float, float]]  # lowest and highest value of a measure
 Measures = Float32[np.ndarray, "n names"]
 
@@ -27,11 +29,15 @@ def bounds(
     """
     result = {}
     for name, text in wanted.items():
-        if text is None or text == "":
+        if text is None or (isinstance(text, str) and not text.strip()):
             continue
         one_of(f"a measure of {field}", name, measures.NAMES)
-        if text != "real":
+        if not (isinstance(text, str) and text.strip() == "real"):
             result[name] = _bound(f"{field}.{name}", name, text)
+        elif name in TWO_SIDED:
+            raise UserError(
+                f"{field}.{name} is 'real', at most what most have: write LOW,HIGH or a word"
+            )
         elif real:
             result[name] = -MOST, _usual(real, name)
     return result
@@ -42,7 +48,8 @@ def passes(values: Measures, bounds: Bounds) -> Bool[np.ndarray, " n"]:
     keep = np.ones(len(values), bool)
     for name, (low, high) in bounds.items():
         value = values[:, measures.NAMES.index(name)]
-        keep &= (value >= low) & (value <= high)
+        above, below = value >= low, value <= high
+        keep &= above & below if low <= high else above | below
     return keep
 
 
@@ -60,14 +67,18 @@ def _bound(field, name, value):
     words, text = measures.WORDS.get(name, ()), str(value).strip()
     if text in words:
         return (words.index(text),) * 2
-    ends = value if isinstance(value, tuple | list) else text.split(",")
+    ends = [*value] if isinstance(value, tuple | list | np.ndarray) else text.split(",")
+    ends = ends if len(ends) == 2 else [*ends, *ends]
     try:
-        low, high = (float(end) for end in (ends if len(ends) == 2 else [*ends, *ends]))
-    except ValueError:
-        low, high = 1, 0
-    if not low <= high or words:
+        pairs = zip(ends, (-MOST, MOST), strict=True)
+        low, high = (float(most if end in (None, "") else end) for end, most in pairs)
+    except (TypeError, ValueError):
+        low, high = np.nan, np.nan
+    if words or np.isnan([low, high]).any():
         example = f"one of {', '.join(words)}" if words else "LOW,HIGH, one number, or real"
         raise UserError(f"{field} is {value!r}: write {example}")
+    if low > high and name != "azimuth":
+        raise UserError(f"{field} is {value!r}: LOW is more than HIGH: no pair has that")
     return low, high
 
 

@@ -8,6 +8,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import numbers
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from skullgen.data import measures, store
 from skullgen.delivery import predict, release
 from skullgen.evaluation import explore, judges
 from skullgen.generation import generate, postprocess
-from skullgen.models import steps
+from skullgen.models import labels, steps
 from skullgen.training import checkpoint, methods
 
 BATCH = 8  # pairs that are encoded or decoded at once
@@ -101,14 +102,18 @@ class Run:
         if set(wanted.values()) - {None} and not self._generator.model.conditional:
             names = ", ".join(name for name, value in wanted.items() if value is not None)
             raise UserError(f"{names}: this model was trained without labels (model.condition)")
-        asked = generate.asked(kind or "", self.about["kinds"], "kind")
+        kinds = self.about["kinds"]
+        asked = labels.ANY if kind is None else generate.asked(one_of("kind", kind, kinds), kinds)
         if side is not None:
             asked = asked._replace(
                 side=measures.SIDES.index(one_of("side", side, measures.SIDES)) - 1
             )
         if area_cm2 is not None:
-            if not 0 < area_cm2 < 1000:
-                raise UserError(f"area_cm2 is {area_cm2!r}: it must be a number of cm^2")
+            least, most = labels.areas(self._generator.state)
+            number = isinstance(area_cm2, numbers.Real) and not isinstance(area_cm2, bool)
+            if not number or not 0.9 * least <= area_cm2 <= 1.1 * most:
+                what = f"a number, {least:.0f} to {most:.0f}: the model has seen no others"
+                raise UserError(f"area_cm2 is {area_cm2!r}: it must be {what}")
             asked = asked._replace(area=float(np.log(area_cm2 / measures.AREA_CM2)))
         return asked
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from skullgen.core.types import Batch, Net, State
-from skullgen.data.measures import KINDS, LABELS
+from skullgen.data.measures import AREA_CM2, KINDS, LABELS
 from skullgen.models import steps
 from skullgen.networks import modules
 
@@ -71,6 +71,13 @@ def of(config: ConfigDict, state: State, batch: Batch, update: steps.Update = 0)
 def wanted(config: ConfigDict, state: State, keys: Key[Array, " B"], asked: Asked) -> Labels:
     """The labels that samples get (`draw`), of width 0 where a model sees none."""
     return draw(state, keys, asked) if width(config) else jnp.zeros((len(keys), 0))
+
+
+def areas(state: State) -> tuple[float, float]:
+    """The least and the largest area, in cm^2, of the labels that a model has seen."""
+    stats = state.nets["labels"].stats
+    own = AREA_CM2 * np.exp(np.asarray(stats["bank"])[: int(stats["seen"]), KINDS + 1])
+    return float(own.min(initial=np.inf)), float(own.max(initial=0.0))
 
 
 def draw(state: State, keys: Key[Array, " B"], asked: Asked) -> Labels:

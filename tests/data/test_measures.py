@@ -73,10 +73,10 @@ def test_pieces_of_both_and_a_rim_in_the_air():
 
 
 def test_pinholes_are_the_open_share_of_the_dome():
-    closed, open_ = (_of(*_pair(64, [1.0, 0, 0], 10, pinhole=p))["pinholes"] for p in (None, 8))
+    closed, open_ = (_of(*_pair(64, [1.0, 0, 0], 10, pinhole=p))["pinholes"] for p in (None, 12))
     assert closed == 0
     # Seen from the middle: tan of its angle is flattened like the ellipsoid.
-    seen = np.cos(np.arctan(np.tan(np.deg2rad(8)) / 0.725))
+    seen = np.cos(np.arctan(np.tan(np.deg2rad(12)) / 0.725))
     assert open_ == pytest.approx(100 * (1 - seen) / (1 - measures.DOME), rel=0.15)
 
 
@@ -121,8 +121,13 @@ def test_bounds_in_words_and_numbers():
 @pytest.mark.parametrize(
     "field, says",
     [
+        (
+            {"side": "real"},
+            "where.side is 'real', at most what most have: write LOW,HIGH or a word",
+        ),
+        ({"area_cm2": (1, 2, 3)}, "where.area_cm2 is (1, 2, 3): write LOW,HIGH"),
         ({"side": "top"}, "where.side is 'top': write one of left, both, right"),
-        ({"area_cm2": "90,40"}, "where.area_cm2 is '90,40': write LOW,HIGH"),
+        ({"area_cm2": "90,40"}, "where.area_cm2 is '90,40': LOW is more than HIGH"),
         ({"pieces": "one"}, "where.pieces is 'one': write LOW,HIGH"),
         ({"region": "1"}, "where.region is '1': write one of frontal"),
         ({"weight": "1"}, "a measure of where is 'weight'"),
@@ -132,6 +137,31 @@ def test_mistakes_in_bounds_are_said(field, says):
     with pytest.raises(UserError) as error:
         where.bounds(field)
     assert says in str(error.value)
+
+
+def test_open_ends_and_around_the_back():
+    fields = {"area_cm2": (None, 60), "volume_ml": "20,", "azimuth": "170,-170", "pieces": None}
+    got = where.bounds(fields)
+    assert got == {
+        "area_cm2": (-where.MOST, 60),
+        "volume_ml": (20, where.MOST),
+        "azimuth": (170, -170),
+    }
+    values = np.full((4, len(measures.NAMES)), 50, np.float32)
+    values[:, measures.NAMES.index("azimuth")] = [175, -175, 0, np.nan]
+    assert where.passes(values, got).tolist() == [True, True, False, False]
+
+
+def test_a_mirror_image_differs_by_its_side_alone_and_a_speck_by_the_pieces():
+    pair, mm = _pair(32, [0.7, 0.5, 0.4], 25, pinhole=9)
+    one, other = _of(pair, mm), _of(pair[::-1], mm)
+    assert (one.pop("side"), other.pop("side")) == (2, 0)
+    assert one.pop("azimuth") == pytest.approx(-other.pop("azimuth"), abs=0.01)
+    assert other == pytest.approx(one, rel=1e-3, nan_ok=True)
+    pair[0, 0, 31, 0] = True
+    speck = _of(pair, mm)
+    assert speck.pop("skull_pieces") == one.pop("skull_pieces") + 1
+    assert {name: speck[name] for name in one} == pytest.approx(one, rel=1e-3, nan_ok=True)
 
 
 def test_real_is_what_most_real_pairs_have(tmp_path):

@@ -11,6 +11,7 @@ import sys
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -217,6 +218,11 @@ def test_a_conditional_model_is_asked_by_name(tmp_path):
     config, _ = hybrid(tmp_path / "run", **{"model.condition": True})
     run = skullgen.load(tmp_path / "run")
     model, state, _ = run._generator
+    bank = np.zeros((labels.BANK, LABELS), np.float32)
+    bank[:2, 1], bank[:2, -1] = 1, np.log([40 / 50, 90 / 50])
+    seen = state.nets["labels"].replace(stats={"bank": jnp.asarray(bank), "seen": jnp.float32(2)})
+    state = state.replace(nets={**state.nets, "labels": seen})
+    vars(run)["_generator"] = Trained(model, state)
     asked = labels.Asked(np.float32(np.arange(KINDS) == 1), -1.0, float(np.log(60 / 50)))
     draw = jax.jit(functools.partial(generate.latents, model))
     z = draw(state, 0, np.arange(config.generate.batch_size), asked)
@@ -230,8 +236,11 @@ def test_a_conditional_model_is_asked_by_name(tmp_path):
     assert made.column("asked").shape == (12, LABELS)
     with pytest.raises(UserError, match="kind is 'top'"):
         run.sample(kind="top")
-    with pytest.raises(UserError, match="area_cm2 is -1"):
-        run.sample(area_cm2=-1)
+    for area in (0.001, True, 120.0, float("nan")):
+        with pytest.raises(UserError, match=r"area_cm2 is .*: it must be a number, 40 to 90"):
+            run.sample(area_cm2=area)
+    with pytest.raises(UserError, match="kind is ''"):
+        run.sample(kind="")
 
 
 def test_a_model_without_labels_is_asked_in_vain(hybrid_run):
