@@ -65,7 +65,10 @@ def test_mistakes_in_what_is_asked_for(text):
         generate.asked(text, ["a", "b", "c"])
 
 
-@pytest.mark.parametrize("module", [vae_wgan, introvae])
+@pytest.mark.parametrize(
+    "module",
+    [vae, *(pytest.param(m, marks=pytest.mark.slow) for m in (vae_wgan, introvae))],
+)
 def test_two_devices_remember_and_learn_what_one_does(module):
     states, data = [], common.packed_pairs()
     for devices in (1, 2):

@@ -175,9 +175,6 @@ def test_bridge_feeds_on_other_pairs_than_those_compared():
         _bridge_latents(1, 1)
 
 
-NONE = jnp.zeros((1, 0))
-
-
 def test_aggregate_posterior_has_the_mixtures_moments():
     rng = np.random.default_rng(0)
     mean = rng.normal(size=(16, 3)) @ rng.normal(size=(3, 3)) + 1
@@ -185,7 +182,9 @@ def test_aggregate_posterior_has_the_mixtures_moments():
     stats, keys = vae_model.unknown(3), jax.random.split(common.threefry(), 20000)
     # Before any update it is the prior.
     np.testing.assert_allclose(
-        vae_model.aggregate(stats, keys[:4], NONE), steps.normal(keys[:4], 3), rtol=1e-5
+        vae_model.aggregate(stats, keys[:4], jnp.zeros((4, 0))),
+        steps.normal(keys[:4], 3),
+        rtol=1e-5,
     )
 
     def follow(stats, mean, log_variance):
@@ -195,7 +194,7 @@ def test_aggregate_posterior_has_the_mixtures_moments():
 
     for _ in range(3):
         stats = follow(stats, jnp.asarray(mean), jnp.asarray(log_variance))
-    z = np.asarray(vae_model.aggregate(stats, keys, NONE))
+    z = np.asarray(vae_model.aggregate(stats, keys, jnp.zeros((len(keys), 0))))
     covariance = np.cov(mean.T, bias=True) + np.diag(np.exp(log_variance).mean(0))
     np.testing.assert_allclose(z.mean(0), mean.mean(0), atol=0.06)
     np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.15 * np.abs(covariance).max())
