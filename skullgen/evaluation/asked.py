@@ -24,17 +24,17 @@ def asked(real: store.Store, generated: store.Store) -> dict[str, Any] | None:
     """
     rows = generated.rows()
     labels, values = (generated.column(name)[rows] for name in ("asked", "measures"))
-    known = ~np.isnan(labels).any(1) & ~np.isnan(values[:, NAMES.index("area_cm2")])
-    if not known.any():
+    there = ~np.isnan(labels).any(1) & ~np.isnan(values[:, NAMES.index("area_cm2")])
+    if not there.any():
         return None
-    labels, values, train = labels[known], values[known], real.rows("train")
+    labels, values, train = labels[there], values[there], real.rows("train")
     own = regions(real.column("kind")[train], real.column("measures")[train])
     random = np.random.default_rng(0)
     shuffled = [hits(random.permutation(labels), values, own) for _ in range(SHUFFLES)]
     result = {}
     for name, share in hits(labels, values, own).items():
         result[name] = {"got": share, "chance": float(np.mean([one[name] for one in shuffled]))}
-    return {"pairs": int(known.sum()), **result}
+    return {"pairs": int(there.sum()), **result}
 
 
 def regions(kinds: Int[np.ndarray, " n"], values: Values) -> Regions:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from skullgen.core.errors import UserError
-from skullgen.data import mixture, store
+from skullgen.data import measures, mixture, store
 from skullgen.evaluation import distances, explore
 from skullgen.evaluation.distances import Sample
 from skullgen.generation import generate
@@ -61,17 +61,16 @@ def mean_pair(bits: A, size: int) -> UInt8[np.ndarray, "1 bytes"]:
     return store.pack(mask.reshape(1, size, size, size, 2))
 
 
-def training_dice(bits: A, train: B, size: int) -> dict[str, Float32[np.ndarray, "n m"]]:
+def training_dice(bits: A, train: B) -> dict[str, Float32[np.ndarray, "n m"]]:
     """Dice with every training pair: of `skull` (the patient: both channels) and of `pair`."""
-    skulls = [(x | x >> 1) & 0x55 for x in (bits, train)]  # channels alternate: bit 2 v is skull
-    counts = {"skull": _overlaps(*skulls, size), "pair": _overlaps(bits, train, size)}
-    return {name: _dice(*(x.sum(axis=0) for x in parts)) for name, parts in counts.items()}
+    whole = measures.dice(measures.whole(bits), measures.whole(train))
+    return {"skull": whole, "pair": measures.dice(bits, train)}
 
 
 def copies(train: Some, unseen: Some, generated: Some, size: int, names: list[str]) -> dict:
     """How near generated pairs lie to training ones; limit: what 95 % of the unseen pairs keep."""
     result = {"compared": len(generated)}
-    dice, apart = (training_dice(bits, train, size) for bits in (generated, unseen))
+    dice, apart = (training_dice(bits, train) for bits in (generated, unseen))
     for name in ("skull", "pair"):
         near, unseen_near = dice[name].max(axis=1), apart[name].max(axis=1)
         nearest = dice[name].argmax(axis=1).tolist()
@@ -185,8 +184,8 @@ def beside(
 
 def _skulls(part):
     """The number of each pair's skull; one that is not known is of a skull of its own."""
-    known = part.store.column("skull")[part.rows]
-    return np.where(known < 0, -1 - np.arange(len(known)), known)
+    skull = part.store.column("skull")[part.rows]
+    return np.where(skull < 0, -1 - np.arange(len(skull)), skull)
 
 
 def _enough(part):

@@ -231,7 +231,7 @@ def _choose(source, draw, shards, place, workers, bar):
             continue
         found.append((bits[:room], {name: column[:room] for name, column in columns.items()}))
         total, chosen = total + count, chosen + len(bits)
-        bar.set_postfix(kept=f"{chosen / total:.1%} of the samples", refresh=False)
+        bar.set_postfix(share=f"{chosen / total:.1%} of the samples", refresh=False)
         bar.update(len(bits[:room]))
         kept[shard] += len(bits[:room])
         if kept[shard] == len(shard):

@@ -24,19 +24,19 @@ def objectives(config: ConfigDict) -> tuple[Callable, Callable]:
     """
     module = vae.autoencoder(config)
 
-    def encode(params, pairs, known):
-        return module.encoder.apply({"params": params}, pairs, known)
+    def encode(params, pairs, label):
+        return module.encoder.apply({"params": params}, pairs, label)
 
     def forward(encoder, decoder, given, noise, prior):
-        (mean, log_variance), known = encode(encoder, *given), given[1]
+        (mean, log_variance), label = encode(encoder, *given), given[1]
         latents = mean + jnp.exp(0.5 * log_variance) * noise, prior
-        latents = [jnp.concatenate([z, known], -1) for z in latents]
+        latents = [jnp.concatenate([z, label], -1) for z in latents]
         fakes = [module.decoder.apply({"params": decoder}, z) for z in latents]
         error = losses.squared_error(fakes[0], given[0], config.channel_weights)
         return (mean, log_variance), fakes, error
 
-    def divergences(encoder, fakes, known):
-        both = jnp.concatenate(fakes), jnp.concatenate([known, known])
+    def divergences(encoder, fakes, label):
+        both = jnp.concatenate(fakes), jnp.concatenate([label, label])
         return losses.kl(*encode(encoder, *both)).reshape(2, -1)
 
     def encoder_loss(encoder, decoder, given, noise, prior, alpha):
@@ -93,9 +93,9 @@ def make(config: ConfigDict) -> Model:
 
     def step(state: State, batch: Batch, alpha: float):
         encoder, decoder = state.nets["encoder"], state.nets["decoder"]
-        pairs, known = batch.pairs[0].astype(jnp.float32), labels.of(config, state, batch)
+        pairs, label = batch.pairs[0].astype(jnp.float32), labels.of(config, state, batch)
         keys = [steps.keys(state, stream, len(pairs)) for stream in (steps.NOISE, steps.Z)]
-        data = (pairs, known), *(steps.normal(key, config.latent) for key in keys), alpha
+        data = (pairs, label), *(steps.normal(key, config.latent) for key in keys), alpha
 
         def judge(params):
             loss, (posterior, metrics) = encoder_loss(params, decoder.params, *data)

@@ -45,7 +45,7 @@ class Bank(NamedTuple):
 
 
 def collect(
-    bank: Bank, bits: UInt8[Array, "B bytes"], known: Float[Array, "B labels"], skulls: int
+    bank: Bank, bits: UInt8[Array, "B bytes"], label: Float[Array, "B labels"], skulls: int
 ) -> Bank:
     """Adds the pairs that are new, while there is room for them and for their skulls."""
 
@@ -64,7 +64,7 @@ def collect(
         new = Bank(pair, number, label)
         return jax.tree.map(lambda old, x: old.at[place].set(x, mode="drop"), bank, new), None
 
-    return jax.lax.scan(add, bank, (bits, known))[0]
+    return jax.lax.scan(add, bank, (bits, label))[0]
 
 
 def wholes(bank: Bank, skulls: int, size: int) -> tuple[Bool[Array, "M D D D"], Bool[Array, " M"]]:
@@ -204,8 +204,8 @@ def make(config: ConfigDict) -> Model:
             mixed = jax.random.normal(noise, (skulls * NOISE**3,))
             return jnp.concatenate([mixed, jax.random.uniform(choice, (2,))])
 
-        known = labels.wanted(config, state, keys, asked)
-        return jnp.concatenate([jax.vmap(draw)(keys), known], -1)
+        label = labels.wanted(config, state, keys, asked)
+        return jnp.concatenate([jax.vmap(draw)(keys), label], -1)
 
     def decode(state, z):
         net = state.nets["shape"]

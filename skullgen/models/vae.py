@@ -59,14 +59,14 @@ def follow(stats: Moments, mean: Latents, log_variance: Latents, momentum: float
     return jax.tree.map(lambda old, now: momentum * old + (1 - momentum) * now, stats, new)
 
 
-def beside(mean: Latents, log_variance: Latents, known: Labels) -> tuple[Both, Both]:
+def beside(mean: Latents, log_variance: Latents, label: Labels) -> tuple[Both, Both]:
     """A posterior of latents and labels, these without variance: whose moments `follow` follows."""
-    widths = (0, 0), (0, known.shape[1])
+    widths = (0, 0), (0, label.shape[1])
     certain = jnp.pad(log_variance, widths, constant_values=-jnp.inf)
-    return jnp.concatenate([mean, known], -1), certain
+    return jnp.concatenate([mean, label], -1), certain
 
 
-def aggregate(stats: Moments, keys: Key[Array, " B"], known: Labels) -> Latents:
+def aggregate(stats: Moments, keys: Key[Array, " B"], label: Labels) -> Latents:
     """Draws from the Gaussian with the aggregate posterior's moments, given labels.
 
     N(0, I) at first. A latent tells of side and place, too: one drawn without regard to the labels
@@ -77,12 +77,12 @@ def aggregate(stats: Moments, keys: Key[Array, " B"], known: Labels) -> Latents:
     mean = stats["mean"] / weight
     covariance = stats["square"] / weight - jnp.outer(mean, mean)
     covariance = jnp.where(begun, covariance, jnp.eye(len(mean)))
-    size = len(mean) - known.shape[1]
+    size = len(mean) - label.shape[1]
     own, middle = covariance[:size, :size], mean[:size]
-    if known.shape[1]:
-        ridge = covariance[size:, size:] + 1e-3 * jnp.eye(known.shape[1])
+    if label.shape[1]:
+        ridge = covariance[size:, size:] + 1e-3 * jnp.eye(label.shape[1])
         slope = jnp.linalg.solve(ridge, covariance[size:, :size])
-        own, middle = own - covariance[:size, size:] @ slope, middle + (known - mean[size:]) @ slope
+        own, middle = own - covariance[:size, size:] @ slope, middle + (label - mean[size:]) @ slope
     root = jnp.linalg.cholesky(own + 1e-6 * jnp.eye(size))
     return middle + steps.normal(keys, size) @ root.T
 
@@ -92,12 +92,12 @@ def sampler(config: ConfigDict, source: str) -> Callable:
     one_of("model.latents", config.latents, ("prior", "aggregate"))
 
     def latents(state, keys, asked=labels.ANY):
-        known = labels.wanted(config, state, keys, asked)
+        label = labels.wanted(config, state, keys, asked)
         if config.latents == "prior":
             z = steps.normal(keys, config.latent)
         else:
-            z = aggregate(state.nets[source].stats, keys, known)
-        return jnp.concatenate([z, known], -1)
+            z = aggregate(state.nets[source].stats, keys, label)
+        return jnp.concatenate([z, label], -1)
 
     return latents
 
@@ -130,12 +130,12 @@ def make(config: ConfigDict) -> Model:
     def step(state: State, batch: Batch):
         net, pairs = state.nets["vae"], batch.pairs[0].astype(jnp.float32)
         noise = steps.normal(steps.keys(state, steps.NOISE, len(pairs)), config.latent)
-        known = labels.of(config, state, batch)
+        label = labels.of(config, state, batch)
 
         def loss(params):
-            mean, log_variance = posterior(params, pairs, known)
+            mean, log_variance = posterior(params, pairs, label)
             z = mean + jnp.exp(0.5 * log_variance) * noise
-            logits = output(params, jnp.concatenate([z, known], -1))
+            logits = output(params, jnp.concatenate([z, label], -1))
             error = distance(logits, pairs, config.channel_weights).mean()
             divergence = losses.kl(mean, log_variance).mean()
             share = modules.probabilities(logits, config.head).mean(axis=(0, 1, 2, 3))

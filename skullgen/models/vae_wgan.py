@@ -20,10 +20,10 @@ def from_posterior(posterior: Callable, width: int) -> Callable:
             cure = "set `batches` to 2 or more, or a larger batch_size"
             raise UserError(f"phases: step `bridge`: {what}: {cure}")
         count = len(batch.pairs)
-        pairs, known = (part[(update + 1) % count].astype(jnp.float32) for part in batch)
+        pairs, label = (part[(update + 1) % count].astype(jnp.float32) for part in batch)
         if count == 1:
-            pairs, known = (jnp.roll(part, 1, axis=0) for part in (pairs, known))
-        mean, log_variance = posterior(state.nets["vae"].params, pairs, known[:, :width])
+            pairs, label = (jnp.roll(part, 1, axis=0) for part in (pairs, label))
+        mean, log_variance = posterior(state.nets["vae"].params, pairs, label[:, :width])
         return mean + jnp.exp(0.5 * log_variance) * steps.normal(keys, mean.shape[-1])
 
     return latents

@@ -43,10 +43,10 @@ def adversarial(config: ConfigDict) -> tuple[Callable, Callable, Decode]:
         logits, stats = generator.apply(variables, z, mutable=["stats"])
         return modules.probabilities(logits), stats.get("stats", {})
 
-    def update_critic(net, real, fake, u, known):
+    def update_critic(net, real, fake, u, label):
         def loss(params):
             def score(pairs):
-                own = jnp.tile(known, (len(pairs) // len(known), 1))
+                own = jnp.tile(label, (len(pairs) // len(label), 1))
                 return critic.apply({"params": params}, pairs, own)
 
             scores = score(jnp.concatenate([fake, real])).reshape(2, len(real)).mean(axis=1)
@@ -58,10 +58,10 @@ def adversarial(config: ConfigDict) -> tuple[Callable, Callable, Decode]:
 
         return steps.descend(net, tx["critic"], loss, "critic")
 
-    def update_generator(net, critic_net, z, known):
+    def update_generator(net, critic_net, z, label):
         def loss(params):
             fake, stats = generate(net, params, z)
-            score = critic.apply({"params": critic_net.params}, fake, known).mean()
+            score = critic.apply({"params": critic_net.params}, fake, label).mean()
             share = fake.mean(axis=(0, 1, 2, 3))
             return -score, (stats, {"generator_loss": -score, **steps.occupancy(share)})
 
@@ -74,21 +74,21 @@ def adversarial(config: ConfigDict) -> tuple[Callable, Callable, Decode]:
         def critic_step(critic_net, update):
             real = batch.pairs[update].astype(jnp.float32)
             z = latents(state, batch, update, steps.keys(state, steps.Z, count, update))
-            known = labels.of(config, state, batch, update)
-            z = jnp.concatenate([z[:, : config.latent], known], -1)  # those of the real pairs
+            label = labels.of(config, state, batch, update)
+            z = jnp.concatenate([z[:, : config.latent], label], -1)  # those of the real pairs
             # Batch statistics, and their running update discarded.
             fake, _ = generate(net, net.params, z)
             u = steps.uniform(steps.keys(state, steps.U, count, update))
-            return update_critic(critic_net, real, fake, u, known)
+            return update_critic(critic_net, real, fake, u, label)
 
         critic_net, metrics = jax.lax.scan(critic_step, state.nets["critic"], jnp.arange(updates))
         # The last of the critic's updates, but the largest norm: one bad update must be seen.
         last = {name: value[-1] for name, value in metrics.items()}
         last["critic_update_norm"] = metrics["critic_update_norm"].max()
         z = latents(state, batch, 0, steps.keys(state, steps.Z, count, updates))
-        known = labels.of(config, state, batch)
-        z = jnp.concatenate([z[:, : config.latent], known], -1)
-        net, more = update_generator(net, critic_net, z, known)
+        label = labels.of(config, state, batch)
+        z = jnp.concatenate([z[:, : config.latent], label], -1)
+        net, more = update_generator(net, critic_net, z, label)
         return steps.advance(state, generator=net, critic=critic_net), {**last, **more}
 
     def decode(state, z):
@@ -108,8 +108,8 @@ def make(config: ConfigDict) -> Model:
         return steps.begin(key, nets(jax.random.fold_in(key, 0)) | labels.begin(config))
 
     def prior(state, keys, asked=labels.ANY):
-        known = labels.wanted(config, state, keys, asked)
-        return jnp.concatenate([steps.normal(keys, config.latent), known], -1)
+        label = labels.wanted(config, state, keys, asked)
+        return jnp.concatenate([steps.normal(keys, config.latent), label], -1)
 
     def wgan(state, batch):
         return step(state, batch, lambda state, batch, update, keys: prior(state, keys))

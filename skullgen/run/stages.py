@@ -251,18 +251,18 @@ def _evaluate(config, workdir):
 
 def _distances(config, workdir, nets, rows):
     """`fidelity.beside` of what the work directory holds."""
-    real, made = store.Store(workdir / "real.zarr"), {}
+    real, stores = store.Store(workdir / "real.zarr"), {}
     for name in ("generated", "fresh", "transplants"):
         if store.exists(path := workdir / f"{name}.zarr"):
-            made[name] = store.Store(path)
-            made[name].require_whole()
+            stores[name] = store.Store(path)
+            stores[name].require_whole()
     seen, features = set(real.rows("train").tolist()), {}
     for net in _of_real(nets, real)[:1]:
         if net.model.features and all(seen.issuperset(part.rows.tolist()) for part in net.parts):
             run = partial(explore.network_features, net, size=real.size, batch=8)
             features["the V-Net's bottleneck"] = run
     amounts = steps.augmentation(config.model) if "shift_mm" in config.model else None
-    return fidelity.beside(real, made, features, amounts, config.evaluate.pairs, rows)
+    return fidelity.beside(real, stores, features, amounts, config.evaluate.pairs, rows)
 
 
 def _of_real(nets, real):

@@ -233,11 +233,11 @@ def check_shapes(model: Model, name: str, size: int, batches: Mapping[str, int])
     for step, function in model.steps.items():
         of_device = jax.vmap(function, in_axes=(None, 0), axis_name=modules.AXIS)
         lead = 1, batches.get(step, 1)
-        bits, known = (
+        bits, label = (
             shape((*lead, *pairs.shape), bool),
             shape((*lead, B, measures.LABELS), "float32"),
         )
-        batch = types.Batch(bits, known)
+        batch = types.Batch(bits, label)
         answer = ask(of_device, state, batch)
         answer = jax.tree.map(lambda x: shape(x.shape[1:], x.dtype), answer)
         if not isinstance(answer, tuple) or len(answer) != 2 or not hasattr(answer[1], "items"):

@@ -5,7 +5,7 @@ import pytest
 
 from skullgen.core.errors import UserError
 from skullgen.data import measures, store, where
-from skullgen.evaluation import fidelity
+from skullgen.evaluation import fidelity, metrics
 
 OUTER, INNER = 80.0, 66.0  # mm
 
@@ -95,12 +95,20 @@ def test_the_cube_need_not_be_the_frame():
     np.testing.assert_allclose(measures.measure(moved, mm), measures.measure(pair, mm), rtol=1e-5)
 
 
-def test_nearest_is_that_of_copies():
+def test_nearest_is_the_greatest_dice_by_hand():
     rng = np.random.default_rng(0)
-    bits, train = (store.pack(rng.random((n, 8, 8, 8, 2)) < 0.3) for n in (5, 7))
-    dice = fidelity.training_dice(bits, train, 8)
-    expected = np.stack([dice["skull"].max(1), dice["pair"].max(1)], -1)
-    np.testing.assert_allclose(measures.nearest(bits, train), expected, rtol=1e-6)
+    pairs, train = (rng.random((n, 8, 8, 8, 2)) < 0.3 for n in (5, 7))
+    got = measures.nearest(store.pack(pairs), store.pack(train))
+    for row, pair in zip(got, pairs, strict=True):
+        whole = max(metrics.dice(pair.any(-1), other.any(-1)) for other in train)
+        assert row == pytest.approx(
+            [
+                whole,
+                max(
+                    metrics.dice(pair.reshape(8, 8, 16), other.reshape(8, 8, 16)) for other in train
+                ),
+            ]
+        )
 
 
 # --- Bounds -------------------------------------------------------------------------------------
@@ -175,7 +183,7 @@ def test_real_is_what_most_real_pairs_have(tmp_path):
     fields = {"pinholes": "real", "nearest_skull": "real", "nearest_pair": ""}
     got = where.bounds(fields, opened)
     assert got["pinholes"][1] == 19.0  # of 0 to 20
-    dice = fidelity.training_dice(store.pack(pairs[21:]), store.pack(pairs[:21]), 8)["skull"]
+    dice = fidelity.training_dice(store.pack(pairs[21:]), store.pack(pairs[:21]))["skull"]
     assert got["nearest_skull"][1] == pytest.approx(np.percentile(dice.max(1), 95))
     assert where.bounds(fields) == {}  # without real pairs nothing is known
     assert where.text(got).startswith("pinholes at most 19")
